@@ -1,0 +1,21 @@
+"""The sizes of the RecIS seq2seq example with the corrected objective: the starting point for real logs.
+
+Each position predicts the next event's item; padding and repeats of the same item are no negatives;
+the newest events are kept. `recis.py` derives from it and flips each correction back.
+"""
+
+from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig, TrainConfig
+
+
+def get_config() -> Config:
+    return Config(
+        io=IOConfig(data_paths="data", batch_size=16, thread_num=4, prefetch=4),
+        features=(
+            FeatureConfig(name="item_id", hash_bucket_size=2_048_000),
+            FeatureConfig(name="cate_id", hash_bucket_size=2_048),
+            FeatureConfig(name="behavior_id", hash_type="murmur", hash_bucket_size=2_048),
+            FeatureConfig(name="timestamp", hash_type="murmur", hash_bucket_size=2_048_000),
+        ),
+        model=ModelConfig(dtype="bfloat16"),
+        train=TrainConfig(output_dir="runs/base", train_epoch=1),
+    )

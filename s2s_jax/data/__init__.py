@@ -1,0 +1,1 @@
+"""From ORC files to padded NumPy batches. Nothing in this room imports JAX."""

@@ -1,0 +1,1 @@
+"""Embedding tables: layout, lookup, and the way back for gradients."""

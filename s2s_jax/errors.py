@@ -1,0 +1,34 @@
+"""The errors that are a user's to mend, and the exit codes of the command-line doors."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2
+EXIT_NOT_FINITE = 3
+EXIT_STOPPED = 75
+
+
+class UserError(Exception):
+    """A mistake in the configuration, the command or the data, told in one sentence.
+
+    The sentence names the place (dotted config path, or file, stripe, row and column), what was
+    expected, what was found, and what to do about it.
+    """
+
+
+class NotFiniteError(Exception):
+    """The loss or the gradient stopped being a finite number."""
+
+
+def run_door(main: Callable[[list[str]], int]) -> None:
+    """Runs a command-line door and exits with its code; a `UserError` prints one line."""
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_NOT_FINITE
+    sys.exit(code)

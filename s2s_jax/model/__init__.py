@@ -1,0 +1,1 @@
+"""The causal transformer over event embeddings, and its loss."""

@@ -1,0 +1,1 @@
+"""Mesh, optimizer, train step, checkpoints and metrics."""
