@@ -1,0 +1,96 @@
+"""From bucket ids to embeddings through the unique rows of a batch, and back for gradients.
+
+Shapes: M places that may hold an id (all features of a table, all positions, all bags), U = M the
+static number of unique rows, R rows and D width of a table, K ids of a bag.
+
+The model is differentiated with respect to the gathered unique rows, so the gradient of a table is
+`[U, D]` and a table-sized gradient never exists.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s2s_jax.embedding.tables import TableSpec, rows_of_buckets
+
+
+class Unique(NamedTuple):
+    """The rows of one table that a batch uses, each once.
+
+    Attributes:
+      rows_U: int32, ascending and without repeats. Unused places count on from R, outside the table.
+      places: for each feature of the table, int32 of its ids' shape: where its rows are in `rows_U`.
+    """
+
+    rows_U: jax.Array
+    places: dict[str, jax.Array]
+
+
+def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> Unique:
+    """Finds the unique rows that the features of a table ask for.
+
+    Args:
+      spec: the table.
+      ids: int32 buckets of (at least) its features, any shapes; negative where there is no id.
+    """
+    asked_M = jnp.concatenate([ids[name].reshape(-1) for name in spec.features])
+    rows_U, place_M = jnp.unique(
+        rows_of_buckets(spec, asked_M),
+        size=asked_M.size,
+        fill_value=spec.rows,
+        return_inverse=True,
+    )
+    # All rows stay distinct, which lets gathers and scatters skip the care for repeats.
+    past_end_U = spec.rows + jnp.arange(rows_U.size, dtype=rows_U.dtype)
+    rows_U = jnp.where(rows_U < spec.rows, rows_U, past_end_U)
+    places, begin = {}, 0
+    for name in spec.features:
+        size = ids[name].size
+        places[name] = place_M[begin : begin + size].reshape(ids[name].shape)
+        begin += size
+    return Unique(rows_U, places)
+
+
+def gather(table_RD: jax.Array, rows_U: jax.Array) -> jax.Array:
+    """The rows `rows_U` of a table (or of an optimizer state beside it), `[U, D]`; outside it zeros."""
+    return table_RD.at[rows_U].get(
+        mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True
+    )
+
+
+def scatter_add(table_RD: jax.Array, rows_U: jax.Array, change_UD: jax.Array) -> jax.Array:
+    """Adds `change_UD` to the rows `rows_U`, leaving out those outside the table."""
+    return table_RD.at[rows_U].add(
+        change_UD, mode="drop", unique_indices=True, indices_are_sorted=True
+    )
+
+
+def scatter_set(table_RD: jax.Array, rows_U: jax.Array, new_UD: jax.Array) -> jax.Array:
+    """Replaces the rows `rows_U` by `new_UD`, leaving out those outside the table."""
+    return table_RD.at[rows_U].set(
+        new_UD, mode="drop", unique_indices=True, indices_are_sorted=True
+    )
+
+
+def combine(rows_UD: jax.Array, places: jax.Array, present: jax.Array, combiner: str) -> jax.Array:
+    """Embeddings of bags of ids.
+
+    Args:
+      rows_UD: the unique rows.
+      places: int32 `[..., K]`, see `Unique`.
+      present: bool `[..., K]`, where there is an id.
+      combiner: "mean" or "sum" over the ids of a bag.
+
+    Returns:
+      `[..., D]`; zeros for an empty bag.
+    """
+    weight = present.astype(rows_UD.dtype)
+    if combiner == "mean":
+        weight = weight / jnp.maximum(weight.sum(axis=-1, keepdims=True), 1)
+    else:
+        assert combiner == "sum", combiner
+    if places.shape[-1] == 1:
+        return rows_UD[places[..., 0]] * weight
+    return jnp.einsum("...kd,...k->...d", rows_UD[places], weight)

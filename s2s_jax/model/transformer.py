@@ -1,0 +1,128 @@
+"""A causal pre-LN transformer in Flax NNX, its layers stacked and scanned.
+
+Shapes: B batch, L positions, E width (`hidden_size`), F feed-forward width, N heads, H head width.
+Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts a transposing copy before
+the weight gradient of every linear layer.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from s2s_jax.config import ModelConfig
+
+_LAYER_NORM_EPS = 1e-5
+
+
+def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with PyTorch's initial weights and biases: uniform in ±1/sqrt(size_in)."""
+    bound = size_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(size_in, size_out, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
+
+
+def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm, computed in float32 whatever the rest computes in."""
+    return nnx.LayerNorm(size, epsilon=_LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes elements with probability `rate` and scales the rest; nothing without a key."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+class CausalAttention(nnx.Module):
+    """Multi-head attention of each position to itself and those before it."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.qkv = linear(config.hidden_size, 3 * config.hidden_size, dtype, rngs)
+        self.proj = linear(config.hidden_size, config.hidden_size, dtype, rngs)
+        self.nhead = config.nhead
+        self.dropout = config.dropout
+
+    def __call__(self, x_ME: jax.Array, seq_len: int, keys: jax.Array | None) -> jax.Array:
+        """Args: `[B*L, E]` activations, L, and two dropout keys. Returns `[B*L, E]`."""
+        qkv_ME3 = self.qkv(x_ME)
+        q, k, v = (
+            part.reshape(-1, seq_len, self.nhead, part.shape[-1] // self.nhead)
+            for part in jnp.split(qkv_ME3, 3, axis=-1)
+        )
+        out_BLNH = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        out_ME = out_BLNH.reshape(x_ME.shape)
+        out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
+        return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
+
+
+class FeedForward(nnx.Module):
+    """Linear, exact GELU, linear, dropout."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.up = linear(config.hidden_size, config.dim_feedforward, dtype, rngs)
+        self.down = linear(config.dim_feedforward, config.hidden_size, dtype, rngs)
+        self.dropout = config.dropout
+
+    def __call__(self, x_ME: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Args: `[B*L, E]` activations and a dropout key. Returns `[B*L, E]`."""
+        x_MF = self.up(x_ME)
+        # Faster than jax.nn.gelu(approximate=False), which goes through erfc.
+        x_MF = 0.5 * x_MF * (1 + jax.lax.erf(x_MF * jnp.asarray(0.5**0.5, x_MF.dtype)))
+        return dropout(self.down(x_MF), self.dropout, key)
+
+
+class Layer(nnx.Module):
+    """A pre-LN transformer layer."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.hidden_size, rngs)
+        self.attn = CausalAttention(config, rngs)
+        self.norm2 = layer_norm(config.hidden_size, rngs)
+        self.ffn = FeedForward(config, rngs)
+
+    def __call__(self, x_ME: jax.Array, seq_len: int, keys: jax.Array | None) -> jax.Array:
+        """Args: `[B*L, E]` activations, L, and three dropout keys. Returns `[B*L, E]`."""
+        x_ME = x_ME + self.attn(self.norm1(x_ME), seq_len, None if keys is None else keys[:2])
+        return x_ME + self.ffn(self.norm2(x_ME), None if keys is None else keys[2])
+
+
+class Transformer(nnx.Module):
+    """`num_layers` layers, whose parameters are stacked along a first axis, and a layer norm."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap
+        def stacked_layers(rngs: nnx.Rngs) -> Layer:
+            return Layer(config, rngs)
+
+        self.layers = stacked_layers(rngs)
+        self.final_norm = layer_norm(config.hidden_size, rngs)
+        self.num_layers = config.num_layers
+
+    def __call__(self, x_ME: jax.Array, seq_len: int, key: jax.Array | None) -> jax.Array:
+        """Runs the layers.
+
+        Args:
+          x_ME: `[B*L, E]`; padding stands at the end of each sequence, so that causality alone keeps
+            it from real positions.
+          seq_len: L.
+          key: for dropout; None turns it off.
+
+        Returns:
+          f32 `[B*L, E]`.
+        """
+        graph, stacked = nnx.split(self.layers)
+        keys = None if key is None else jax.random.split(key, (self.num_layers, 3))
+
+        def run_layer(x_ME: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+            params, layer_keys = layer
+            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys), None
+
+        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys))
+        return self.final_norm(x_ME)

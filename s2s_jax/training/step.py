@@ -1,0 +1,200 @@
+"""The training state, and one pure train step: look up, encode, score, differentiate, update.
+
+Shapes: A microbatches, B rows of one, L positions, K ids of a bag, U unique rows, D table width,
+E model width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config
+from s2s_jax.embedding import lookup
+from s2s_jax.embedding.tables import TableSpec, init_table, table_specs
+from s2s_jax.model.loss import LossSums, Pairs, pair_up, softmax_loss
+from s2s_jax.model.seq2seq import Encoded, Seq2Seq
+from s2s_jax.training import mesh as meshes
+from s2s_jax.training.optimizer import Params, apply_updates, make_optimizer
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes, and so all that a checkpoint holds of the devices.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: `{"dense": the model's parameters, "tables": {name: f32 [R, D]}}`.
+      opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+class Trainer(NamedTuple):
+    """The pure functions of a job, made by `make_trainer`.
+
+    Attributes:
+      init: `() -> TrainState`, sharded from the start.
+      abstract: the state's shapes, types and shardings, for restoring.
+      train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
+      predict: `(params, batch) -> Encoded`, jitted, without dropout, for one microbatch.
+    """
+
+    init: Callable[[], TrainState]
+    abstract: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    predict: Callable[[Params, Batch], Encoded]
+
+
+def make_trainer(config: Config, mesh: Mesh) -> Trainer:
+    """Builds the train step of `config` over `mesh`."""
+    specs = table_specs(config.features)
+    optimizer = make_optimizer(config.lr)
+    # The graph is static; from here on parameters are a plain tree of arrays.
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
+
+    def init() -> TrainState:
+        key = jax.random.key(config.train.seed)
+        dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
+        tables = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
+        params = {"dense": dense, "tables": tables}
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    abstract = _with_shardings(jax.eval_shape(init), specs, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    model = _Model(config, graph)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        key = key if config.model.dropout > 0 else None
+        unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
+        table_rows = {name: u.rows_U for name, u in unique.items()}
+        rows = {n: lookup.gather(state.params["tables"][n], r) for n, r in table_rows.items()}
+        places = {f: place for u in unique.values() for f, place in u.places.items()}
+        sums, gradients = model.gradients(state.params["dense"], rows, places, batch, key)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, table_rows=table_rows
+        )
+        params = apply_updates(state.params, updates, table_rows)
+        pairs = jnp.maximum(sums.pairs, 1)
+        metrics = {
+            "loss": sums.loss / pairs,
+            "hit_rate": sums.hits / pairs,
+            "grad_norm": optax.tree.norm(gradients),
+            "tokens": batch["length"].sum(),
+            "examples": (batch["length"] > 0).sum(),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def predict(params: Params, batch: Batch) -> Encoded:
+        unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
+        rows = {n: lookup.gather(params["tables"][n], u.rows_U) for n, u in unique.items()}
+        places = {f: place for u in unique.values() for f, place in u.places.items()}
+        return model.encode(params["dense"], rows, places, batch, None)
+
+    return Trainer(
+        init=jax.jit(init, out_shardings=shardings),
+        abstract=abstract,
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(shardings, meshes.replicated(mesh)),
+        ),
+        predict=jax.jit(predict),
+    )
+
+
+class _Model(NamedTuple):
+    """The differentiable part of a step, from gathered rows to the loss."""
+
+    config: Config
+    graph: nnx.GraphDef
+
+    def encode(
+        self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
+    ) -> Encoded:
+        """Encodes one microbatch `[B, L, …]` from the unique rows `[U, D]` of each table."""
+        embeddings = {}
+        for feature in self.config.features:
+            embeddings[feature.name] = lookup.combine(
+                rows[feature.table_name],
+                places[feature.name],
+                batch[f"ids/{feature.name}"] >= 0,
+                feature.combiner,
+            )
+        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key)
+
+    def pairs(self, encoded: Encoded, batch: Batch) -> Pairs:
+        """Pairs up one microbatch, or several whose rows `[A*B, L, …]` follow each other."""
+        item_BLK = batch[f"ids/{self.config.loss.item_feature}"]
+        return pair_up(self.config.loss, *encoded, batch["length"], item_BLK)
+
+    def gradients(
+        self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
+    ) -> tuple[LossSums, Params]:
+        """Loss sums of all microbatches together, and gradients of the mean loss.
+
+        Several microbatches are encoded one after the other without keeping activations; the loss then
+        sees all of them at once; and each is encoded again to send the loss's gradients through it
+        (gradient caching: Gao et al., "Scaling deep contrastive learning batch size under memory
+        limited setup", 2021). So the result is that of one large batch, negatives included.
+        """
+        microbatches = batch["length"].shape[0]
+        everything = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+        def mean_loss(encoded: Encoded) -> tuple[jax.Array, LossSums]:
+            sums = softmax_loss(self.config.loss, self.pairs(encoded, everything))
+            return sums.loss / jnp.maximum(sums.pairs, 1), sums
+
+        def take(number: Any) -> tuple[Any, Batch, jax.Array | None]:
+            chosen = jax.tree.map(lambda x: x[number], (places, batch))
+            return *chosen, None if key is None else jax.random.fold_in(key, number)
+
+        if microbatches == 1:
+
+            def objective(dense: Any, rows: Any) -> tuple[jax.Array, LossSums]:
+                return mean_loss(self.encode(dense, rows, *take(0)))
+
+            grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+            (_, sums), (d_dense, d_rows) = grad(dense, rows)
+            return sums, {"dense": d_dense, "tables": d_rows}
+
+        numbers = jnp.arange(microbatches)
+        encoded = jax.lax.map(lambda number: self.encode(dense, rows, *take(number)), numbers)
+        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), encoded)
+        (_, sums), d_flat = jax.value_and_grad(mean_loss, has_aux=True)(flat)
+        d_encoded = jax.tree.map(lambda d, x: d.reshape(x.shape), d_flat, encoded)
+
+        def add_gradients(total: Any, part: tuple) -> tuple[Any, None]:
+            number, d_micro = part
+            _, pull = jax.vjp(lambda d, r: self.encode(d, r, *take(number)), dense, rows)
+            return jax.tree.map(jnp.add, total, pull(d_micro)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (dense, rows))
+        (d_dense, d_rows), _ = jax.lax.scan(add_gradients, zeros, (numbers, d_encoded))
+        return sums, {"dense": d_dense, "tables": d_rows}
+
+
+def _ids(batch: Batch) -> dict[str, jax.Array]:
+    return {key.removeprefix("ids/"): a for key, a in batch.items() if key.startswith("ids/")}
+
+
+def _with_shardings(state: TrainState, specs: dict[str, TableSpec], mesh: Mesh) -> TrainState:
+    """Tables and what is beside them (moments) by rows, everything else on every device."""
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        of_table = "tables" in names and names[-1] in specs
+        sharding = meshes.row_sharded(mesh) if of_table else meshes.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, state)
