@@ -1,7 +1,6 @@
 """Embedded events → projection → causal transformer: what users do next, and what events look like.
 
-Shapes: B batch, L positions, D concatenated embedding width, T of it in target features, E model
-width.
+Shapes: B batch, L positions, M = B L, D concatenated embedding width, E model width.
 """
 
 from collections.abc import Mapping
@@ -31,15 +30,17 @@ class Seq2Seq(nnx.Module):
     """The dense part of the model."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
-        # Target features come first, so that both parts of the projection are slices of its kernel.
         shown = config.target_features
-        hidden = tuple(f.name for f in config.features if f.name not in shown)
         self.shown = shown
-        self.hidden = hidden
-        self.shown_size = sum(config.feature(name).emb_dim for name in shown)
-        size = sum(f.emb_dim for f in config.features)
+        self.hidden = tuple(f.name for f in config.features if f.name not in shown)
+        # Rows of the projection's kernel that belong to each feature.
+        self.begin_end: dict[str, tuple[int, int]] = {}
+        begin = 0
+        for feature in config.features:
+            self.begin_end[feature.name] = (begin, begin + feature.emb_dim)
+            begin += feature.emb_dim
         self.dtype = jnp.dtype(config.model.dtype)
-        self.proj = linear(size, config.model.hidden_size, self.dtype, rngs)
+        self.proj = linear(begin, config.model.hidden_size, self.dtype, rngs)
         self.transformer = Transformer(config.model, rngs)
 
     def __call__(
@@ -52,19 +53,19 @@ class Seq2Seq(nnx.Module):
           key: for dropout; None turns it off, as for evaluation.
         """
         seq_len = embeddings[self.shown[0]].shape[1]
-        kernel_DE = self.proj.kernel[...].astype(self.dtype)
-        targets_ME = self._concatenate(embeddings, self.shown) @ kernel_DE[: self.shown_size]
-        targets_ME = targets_ME + self.proj.bias[...].astype(self.dtype)
         # An event is its target features and the rest: projecting them apart gives both at no cost.
+        targets_ME = self._project(embeddings, self.shown)
+        targets_ME = targets_ME + self.proj.bias[...].astype(self.dtype)
         events_ME = targets_ME
         if self.hidden:
-            rest_ME = self._concatenate(embeddings, self.hidden) @ kernel_DE[self.shown_size :]
-            events_ME = targets_ME + rest_ME
+            events_ME = targets_ME + self._project(embeddings, self.hidden)
         preds_ME = self.transformer(events_ME, seq_len, key)
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 
-    def _concatenate(
-        self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]
-    ) -> jax.Array:
+    def _project(self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]) -> jax.Array:
+        """The projection of some features, all others being zero, without bias: `[B*L, E]`."""
+        kernel_DE = self.proj.kernel[...]
         flat = [embeddings[name].reshape(-1, embeddings[name].shape[-1]) for name in names]
-        return jnp.concatenate(flat, axis=-1).astype(self.dtype)
+        kernels = [kernel_DE[slice(*self.begin_end[name])] for name in names]
+        x_MD = jnp.concatenate(flat, axis=-1).astype(self.dtype)
+        return x_MD @ jnp.concatenate(kernels).astype(self.dtype)

@@ -1,0 +1,270 @@
+"""The main job: `python -m s2s_jax.train --config configs/base.py [--section.key value …]`.
+
+Trains until `train.train_steps` or `train.train_epoch`, or until told to stop; continues from the
+newest checkpoint of the run directory. Exit codes: 0 done, 2 a mistake to mend, 3 loss or gradient not
+finite, 75 stopped by SIGTERM or SIGINT and saved.
+"""
+
+import argparse
+import contextlib
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Self
+
+import jax
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
+from s2s_jax.data.pipeline import Reader
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
+from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.mesh import make_mesh, put_batch
+from s2s_jax.training.metrics import Meters, Writer, print_summary
+from s2s_jax.training.step import Trainer, TrainState, make_trainer
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError, NotFiniteError: see `errors.run_door`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m s2s_jax.train", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--config")
+    parser.add_argument("-h", "--help", action="store_true")
+    try:
+        arguments, overrides = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; give --config configs/base.py") from error
+    if arguments.help:
+        example = FeatureConfig(name="item_id", hash_bucket_size=1_000_000)
+        default = Config(features=(example,))
+        config = load_file(arguments.config) if arguments.config else default
+        print_help(config, f"{parser.prog} --config {arguments.config or 'FILE'}")
+        return EXIT_DONE
+    if arguments.config is None:
+        raise UserError("--config: expected a config file such as configs/base.py, found none")
+    return train(load(arguments.config, overrides))
+
+
+class Job(NamedTuple):
+    """The parts of a run that stay.
+
+    Attributes:
+      config: the configuration.
+      mesh: the devices.
+      trainer: pure functions over them.
+      reader: batches.
+      checkpoints: of the run directory.
+      total_steps: steps at which the run ends.
+    """
+
+    config: Config
+    mesh: Mesh
+    trainer: Trainer
+    reader: Reader
+    checkpoints: Checkpoints
+    total_steps: int
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      step: optimizer steps done.
+      state: the devices' part.
+      meters: running means.
+    """
+
+    step: int
+    state: TrainState
+    meters: Meters
+
+
+def train(config: Config, mesh: Mesh | None = None) -> int:
+    """Trains `config` on `mesh`, by default all devices, and returns the exit code.
+
+    Raises:
+      UserError: bad data or a directory that cannot be continued; what was trained is saved.
+      NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    run_dir = Path(config.train.output_dir)
+    microbatches = config.train.gradient_accumulation_steps
+    with contextlib.closing(Checkpoints(config)) as checkpoints, StopSignals() as stop:
+        checkpoints.check_config()
+        reader = Reader(config, config.io.batch_size * mesh.size * microbatches)
+        trainer = make_trainer(config, mesh)
+        job = Job(config, mesh, trainer, reader, checkpoints, _total_steps(config, reader))
+        progress = _start_or_continue(job)
+        checkpoints.write_config()
+        _describe(job, progress)
+        if progress.step < job.total_steps:
+            tensorboard = config.train.tensorboard
+            with Writer(run_dir, progress.step, job.total_steps, tensorboard) as writer:
+                _run(job, progress, writer, stop)
+    if stop.requested:
+        _say(f"stopped by {stop.requested}; start the same command again to continue")
+        return EXIT_STOPPED
+    print_summary(run_dir)
+    return EXIT_DONE
+
+
+def _run(job: Job, progress: Progress, writer: Writer, stop: "StopSignals") -> None:
+    """The loop. Step n is dispatched before the metrics of step n - 1 are read."""
+    step, state, meters = progress
+    saved_step, position = step, job.reader.get_state()
+    settings = job.config.train
+    profile = _Profile(job.config)
+    pending: tuple[int, Any, float] | None = None
+    compiled = None
+
+    def read_pending() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        at, metrics, waited = pending
+        pending = None
+        values = jax.device_get(metrics)
+        _check_finite(at, values, job.checkpoints)
+        meters.add(values, waited)
+        writer.advance(at)
+        if at % settings.log_steps == 0:
+            writer.write(meters.take_line(at))
+
+    def save() -> None:
+        nonlocal saved_step
+        read_pending()
+        if step > saved_step:
+            reached = {"reader": position, "meters": meters.get_state()}
+            job.checkpoints.save(step, state, reached)
+            saved_step = step
+
+    # Hidden copies between host and device would be slow, so they fail instead.
+    with jax.transfer_guard("disallow"):
+        while step < job.total_steps and not stop.requested:
+            asked = time.perf_counter()
+            try:
+                batch = next(job.reader)
+            except UserError:
+                # Nothing trained is lost; the position is that of before the batch that failed.
+                save()
+                raise
+            position = job.reader.get_state()
+            waited = time.perf_counter() - asked
+            device_batch = put_batch(batch, settings.gradient_accumulation_steps, job.mesh)
+            if compiled is None:
+                compiled = job.trainer.train_step.lower(state, device_batch).compile()
+                # Rates leave out compilation and the first reading.
+                meters.start_rates()
+                waited = 0.0
+            profile.before(step + 1)
+            state, metrics = compiled(state, device_batch)
+            read_pending()
+            step += 1
+            pending = (step, metrics, waited)
+            profile.after(step, state)
+            if step % settings.save_steps == 0 or step == job.total_steps or stop.requested:
+                save()
+    save()
+    job.checkpoints.wait()
+
+
+def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -> None:
+    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+        return
+    checkpoints.wait()
+    raise NotFiniteError(
+        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, expected finite "
+        f"numbers; lower lr.dense_lr and lr.sparse_lr or set lr.clip_norm, and start again: the newest "
+        f"checkpoint is {checkpoints.newest_step or 'none'}"
+    )
+
+
+def _start_or_continue(job: Job) -> Progress:
+    """Continues from the newest whole checkpoint if there is one, else starts."""
+    meters = Meters()
+    step = job.checkpoints.newest_step
+    if step is None:
+        return Progress(0, job.trainer.init(), meters)
+    state, saved = job.checkpoints.restore(step, job.trainer.abstract)
+    job.reader.set_state(saved["reader"])
+    meters.set_state(saved["meters"])
+    _say(f"continuing from the checkpoint of step {step:,}")
+    return Progress(step, state, meters)
+
+
+def _total_steps(config: Config, reader: Reader) -> int:
+    ends = [config.train.train_steps]
+    if config.train.train_epoch is not None:
+        ends.append(config.train.train_epoch * reader.steps_per_epoch)
+    return min(end for end in ends if end is not None)
+
+
+def _describe(job: Job, progress: Progress) -> None:
+    def count(tree: Any) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    params = progress.state.params
+    _say(
+        f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
+        f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "
+        f"{job.mesh.size} {job.mesh.devices.flat[0].platform} device(s); "
+        f"{job.total_steps:,} steps into {job.config.train.output_dir}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGINT for the loop to see; a second one ends the process at once.
+
+    Attributes:
+      requested: name of the signal that came, None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _Profile:
+    """Writes a trace of the steps `train.profile_steps` to `profile/` in the run directory."""
+
+    def __init__(self, config: Config):
+        self._steps = config.train.profile_steps
+        self._dir = str(Path(config.train.output_dir) / "profile")
+
+    def before(self, step: int) -> None:
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(self._dir)
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._steps is not None and step == self._steps[1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+
+
+if __name__ == "__main__":
+    run_door(main)

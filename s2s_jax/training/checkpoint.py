@@ -1,0 +1,132 @@
+"""What a run directory keeps to be continued: configuration, and Orbax checkpoints of everything else.
+
+A checkpoint `checkpoints/<step>/` holds `state` (model, tables, optimizer: sharded arrays) and
+`progress` (JSON: reading position, running means). It is written in the background and renamed into
+place when whole, so one that did not finish is never seen.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from s2s_jax.config import Config
+from s2s_jax.errors import UserError
+from s2s_jax.training.step import TrainState
+
+# Changing these would silently give weights another meaning.
+_FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name")
+_FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward")
+
+
+class Checkpoints:
+    """The checkpoints of a run directory."""
+
+    def __init__(self, config: Config):
+        """Opens `train.output_dir`, making it where it does not exist.
+
+        Raises:
+          UserError: it cannot be used as a directory.
+        """
+        self._config = config
+        self._run_dir = Path(config.train.output_dir).resolve()
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._run_dir / "checkpoints",
+                item_names=("state", "progress"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestN(config.train.max_to_keep),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
+        except OSError as error:
+            raise UserError(f"train.output_dir: {self._run_dir} cannot be used: {error}") from error
+
+    @property
+    def newest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def check_config(self) -> None:
+        """Refuses a configuration that the directory's checkpoints cannot be continued with.
+
+        Raises:
+          UserError: naming the first key that differs.
+        """
+        if self.newest_step is None:
+            return
+        path = self._run_dir / "config.json"
+        try:
+            saved = json.loads(path.read_text())
+            before = _fixed_values(saved)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: expected the configuration that the checkpoints beside it were made with, "
+                f"but it cannot be read ({error}); give another train.output_dir"
+            ) from error
+        now = _fixed_values(dataclasses.asdict(self._config))
+        for key in before | now:
+            if key not in now or key not in before or before[key] != now[key]:
+                was = before[key] if key in before else "nothing"
+                found = now[key] if key in now else "nothing"
+                raise UserError(
+                    f"{key}: the checkpoints in {self._run_dir} were made with {was}, found {found}; "
+                    f"go back to {was} or give another train.output_dir"
+                )
+
+    def write_config(self) -> None:
+        """Writes the resolved configuration to `config.json`."""
+        path = self._run_dir / "config.json"
+        unfinished = path.with_suffix(".json.tmp")
+        unfinished.write_text(self._config.to_json())
+        unfinished.replace(path)
+
+    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+        """Saves in the background; the arrays are copied before it returns, so they may be donated."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            ),
+        )
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restores the checkpoint of `step` into the shapes and shardings of `abstract`.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(
+                f"{self._run_dir / 'checkpoints' / str(step)}: cannot be restored ({reason}); move "
+                f"this directory away to continue from an earlier checkpoint"
+            ) from error
+        return TrainState(*restored["state"]), restored["progress"]
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and frees threads."""
+        self._manager.close()
+
+
+def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
+    fixed: dict[str, Any] = {}
+    for i, feature in enumerate(config["features"]):
+        fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
+    return fixed | {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}

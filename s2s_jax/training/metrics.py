@@ -1,0 +1,198 @@
+"""Running means, and where they are written: metrics.jsonl, TensorBoard, the terminal."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+_MEANS = ("loss", "hit_rate", "grad_norm")
+
+
+class Meters:
+    """Means and rates over the steps since the last line of metrics.jsonl.
+
+    The sums behind the means go into checkpoints, so that a continued run writes the same numbers as
+    one that was never interrupted; rates cover what this process did.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        """Args: a clock in seconds."""
+        self._clock = clock
+        self._sums = dict.fromkeys(_MEANS, 0.0)
+        self._steps = 0
+        self.start_rates()
+
+    def start_rates(self) -> None:
+        """Starts counting time, examples and tokens from now."""
+        self._since = self._clock()
+        self._timed_steps = self._examples = self._tokens = 0
+        self._input_wait = 0.0
+
+    def add(self, metrics: dict[str, float], input_wait: float) -> None:
+        """Counts a step: its metrics and the seconds it waited for its batch."""
+        for name in _MEANS:
+            self._sums[name] += float(metrics[name])
+        self._steps += 1
+        self._timed_steps += 1
+        self._examples += int(metrics["examples"])
+        self._tokens += int(metrics["tokens"])
+        self._input_wait += input_wait
+
+    def take_line(self, step: int) -> dict[str, float]:
+        """The line of `step`; starts anew."""
+        seconds = max(self._clock() - self._since, 1e-9)
+        line = {"step": step} | {name: self._sums[name] / self._steps for name in _MEANS}
+        line["examples_per_sec"] = self._examples / seconds
+        line["tokens_per_sec"] = self._tokens / seconds
+        line["step_ms"] = 1e3 * seconds / self._timed_steps
+        line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
+        self._sums = dict.fromkeys(_MEANS, 0.0)
+        self._steps = 0
+        self.start_rates()
+        return line
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint needs, as JSON."""
+        return {"steps": self._steps, "sums": dict(self._sums)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        self._steps = state["steps"]
+        self._sums = dict(state["sums"])
+
+
+def read_lines(run_dir: Path) -> list[dict[str, float]]:
+    """The whole lines of `metrics.jsonl`; a torn last line, as a killed run leaves it, is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+class Writer:
+    """Writes lines to metrics.jsonl, TensorBoard and the terminal."""
+
+    def __init__(self, run_dir: Path, step: int, total_steps: int, tensorboard: bool):
+        """Opens the files of a run that stands at `step`; lines after it are taken out.
+
+        Args:
+          run_dir: the run directory.
+          step: steps done, 0 or that of the checkpoint that the run continues from.
+          total_steps: steps at which it ends.
+          tensorboard: write event files too.
+        """
+        kept = [line for line in read_lines(run_dir) if line["step"] <= step]
+        path = run_dir / "metrics.jsonl"
+        unfinished = path.with_suffix(".jsonl.tmp")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.replace(path)
+        self._jsonl = path.open("a")
+        self._tensorboard = None
+        if tensorboard:
+            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._progress = _Progress(step, total_steps)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._jsonl.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to `step`."""
+        self._progress.advance(step)
+
+    def write(self, line: dict[str, float]) -> None:
+        """Writes a line."""
+        self._jsonl.write(json.dumps(line) + "\n")
+        self._jsonl.flush()
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, int(line["step"]))
+        self._progress.show(line)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a plain line of text for each line of metrics."""
+
+    def __init__(self, step: int, total_steps: int):
+        self._total = total_steps
+        self._first, self._started = step, 0.0
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=step, values="")
+
+    def start(self) -> None:
+        if self._bar is not None:
+            self._bar.start()
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        if not self._started:
+            # Counted from the first step on, which waited for compilation.
+            self._first, self._started = step, time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, line: dict[str, float]) -> None:
+        values = (
+            f"loss {line['loss']:.4f}  hit rate {line['hit_rate']:.4f}  "
+            f"{line['tokens_per_sec']:,.0f} tokens/s"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, values=values)
+            return
+        done = max(line["step"] - self._first, 1)
+        left = (time.perf_counter() - self._started) / done * (self._total - line["step"])
+        minutes, seconds = divmod(round(left), 60)
+        text = f"step {line['step']:,.0f}/{self._total:,}  {values}  {minutes}:{seconds:02} left"
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_summary(run_dir: Path, rows: int = 6) -> None:
+    """Prints a table of some lines of metrics.jsonl, the first and the last among them."""
+    lines = [line for line in read_lines(run_dir) if "loss" in line]
+    if not lines:
+        return
+    picked = sorted({round(i * (len(lines) - 1) / max(rows - 1, 1)) for i in range(rows)})
+    table = Table(title=f"{run_dir}")
+    for column in ("step", "loss", "hit rate", "tokens/s", "ms a step", "of it waiting for input"):
+        table.add_column(column, justify="right")
+    for line in (lines[i] for i in picked):
+        table.add_row(
+            f"{line['step']:,}",
+            f"{line['loss']:.4f}",
+            f"{line['hit_rate']:.4f}",
+            f"{line['tokens_per_sec']:,.0f}",
+            f"{line['step_ms']:.1f}",
+            f"{line['input_wait_ms']:.1f}",
+        )
+    Console().print(table)

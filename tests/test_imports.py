@@ -1,0 +1,47 @@
+"""The house rules that a reader relies on: imports point one way, and data/ never imports JAX."""
+
+import ast
+import subprocess
+import sys
+
+import golden
+
+PACKAGE = golden.REPO / "s2s_jax"
+# Each room may import those to its left.
+ORDER = ["errors", "config", "data", "embedding", "model", "training", "serving", "doors"]
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else "errors"
+    return name if name in ORDER else "doors"
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_one_way():
+    for path in PACKAGE.rglob("*.py"):
+        here = room(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+        for name in imports(path):
+            if name.startswith("s2s_jax."):
+                assert ORDER.index(room(name)) <= ORDER.index(here), f"{path} imports {name}"
+    # data has no business with tables and models, nor embedding with models, nor the reverse.
+    for path in PACKAGE.glob("embedding/*.py"):
+        assert not any(room(n) == "data" for n in imports(path) if n.startswith("s2s_jax."))
+    for path in PACKAGE.glob("model/*.py"):
+        rooms = {room(n) for n in imports(path) if n.startswith("s2s_jax.")}
+        assert not rooms & {"data", "embedding"}
+
+
+def test_data_room_never_imports_jax():
+    """Grain may, for helpers of its own; files, features and hashing start without it."""
+    for path in PACKAGE.glob("data/*.py"):
+        assert not any(n.split(".")[0] in ("jax", "flax", "optax", "orbax") for n in imports(path))
+    code = "import sys, s2s_jax.data.features, s2s_jax.data.order; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

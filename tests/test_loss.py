@@ -1,0 +1,137 @@
+"""The loss against a float64 NumPy transcription that goes pair by pair."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s2s_jax.config import LossConfig
+from s2s_jax.model.loss import pair_up, softmax_loss
+
+B, L, E = 3, 7, 5
+
+
+def reference(config, preds, targets, length, items):
+    """Mean loss and hit rate, in float64, from the definition."""
+    shift = 1 if config.pairing == "next" else -1
+    pairs = []
+    for b in range(B):
+        for query in range(L):
+            positive = query + shift
+            if not 0 <= positive < L:
+                continue
+            real = query < length[b] and positive < length[b]
+            real = real and items[b, positive, 0] >= 0
+            if real or not config.mask_padding:
+                pairs.append((b, query, positive))
+
+    def unit(x):
+        x = x.astype(np.float64)
+        return x / max(np.linalg.norm(x), 1e-6)
+
+    losses, hits = [], 0
+    for b, query, positive in pairs:
+        scores, own = [], None
+        for c, _, candidate in pairs:
+            score = unit(preds[b, query]) @ unit(targets[c, candidate]) / config.temperature
+            if (c, candidate) == (b, positive):
+                own = score
+            elif config.mask_same_item and np.array_equal(items[c, candidate], items[b, positive]):
+                continue
+            else:
+                scores.append(score)
+        everything = np.array([own, *scores])
+        top = everything.max()
+        losses.append(np.log(np.exp(everything - top).sum()) + top - own)
+        hits += all(own > score for score in scores)
+    return np.mean(losses), hits / len(pairs)
+
+
+def make_batch(seed, bag=1):
+    rng = np.random.default_rng(seed)
+    preds = rng.normal(size=(B, L, E)).astype(np.float32)
+    targets = rng.normal(size=(B, L, E)).astype(np.float32)
+    items = rng.integers(0, 6, size=(B, L, bag)).astype(np.int32)
+    length = np.array([L, 4, 0], np.int32)
+    items[0, 3] = -1
+    for b in range(B):
+        items[b, length[b] :] = -1
+    return preds, targets, length, items
+
+
+def ours(config, preds, targets, length, items):
+    pairs = pair_up(
+        config, preds.reshape(B * L, E), targets.reshape(B * L, E), jnp.asarray(length), items
+    )
+    sums = softmax_loss(config, pairs)
+    return sums.loss / sums.pairs, sums.hits / sums.pairs
+
+
+@pytest.mark.parametrize(
+    ("pairing", "mask_padding", "mask_same_item", "temperature"),
+    list(itertools.product(["next", "previous"], [True, False], [True, False], [1.0, 0.05])),
+)
+@pytest.mark.parametrize("bag", [1, 2])
+def test_against_the_definition(pairing, mask_padding, mask_same_item, temperature, bag):
+    config = LossConfig(
+        pairing=pairing,
+        mask_padding=mask_padding,
+        mask_same_item=mask_same_item,
+        temperature=temperature,
+    )
+    for seed in range(3):
+        batch = make_batch(seed, bag)
+        loss, hit_rate = ours(config, *batch)
+        expected_loss, expected_rate = reference(config, *batch)
+        np.testing.assert_allclose(loss, expected_loss, rtol=2e-5)
+        np.testing.assert_allclose(hit_rate, expected_rate, rtol=1e-6)
+
+
+def test_ties_count_against_the_positive():
+    same = np.ones((B, L, E), np.float32)
+    _, _, length, _ = make_batch(0)
+    items = np.arange(B * L, dtype=np.int32).reshape(B, L, 1)
+    _, hit_rate = ours(LossConfig(), same, same, length, items)
+    assert hit_rate == 0
+
+
+def test_padding_has_no_say():
+    """What stands at padded positions changes neither loss nor gradient, and gets no gradient."""
+    preds, targets, length, items = make_batch(1)
+
+    def loss(preds, targets):
+        return ours(LossConfig(), preds, targets, length, items)[0]
+
+    value, (d_preds, d_targets) = jax.value_and_grad(loss, argnums=(0, 1))(preds, targets)
+    padded = np.arange(L) >= length[:, None]
+    assert np.all(np.asarray(d_preds)[padded] == 0)
+    assert np.all(np.asarray(d_targets)[padded] == 0)
+    noisy_preds, noisy_targets = preds.copy(), targets.copy()
+    noisy_preds[padded] = 1e3
+    noisy_targets[padded] = -1e3
+    again, (d_again, _) = jax.value_and_grad(loss, argnums=(0, 1))(noisy_preds, noisy_targets)
+    assert again == value
+    np.testing.assert_array_equal(np.asarray(d_again)[~padded], np.asarray(d_preds)[~padded])
+
+
+def test_zero_vectors_and_cold_temperatures_stay_finite():
+    zeros = np.zeros((B, L, E), np.float32)
+    _, _, length, items = make_batch(2)
+    preds, targets, _, _ = make_batch(3)
+    for args in ((zeros, zeros), (preds, targets), (preds, preds)):
+        config = LossConfig(temperature=0.01)
+        value, gradient = jax.value_and_grad(
+            lambda p, c=config, t=args[1]: ours(c, p, t, length, items)[0]
+        )(args[0])
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
+
+
+def test_nothing_to_score_is_zero_not_nan():
+    preds, targets, _, items = make_batch(0)
+    length = np.array([1, 0, 1], np.int32)
+    pairs = pair_up(LossConfig(), preds.reshape(-1, E), targets.reshape(-1, E), length, items)
+    sums = softmax_loss(LossConfig(), pairs)
+    assert (sums.loss, sums.hits, sums.pairs) == (0, 0, 0)

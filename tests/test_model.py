@@ -1,0 +1,117 @@
+"""The encoder: causality and padding by gradients, dropout, eval mode."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+from s2s_jax.model.seq2seq import Seq2Seq
+from s2s_jax.training.mesh import make_mesh, put_batch
+from s2s_jax.training.step import make_trainer
+
+B, L = 3, small.SEQ_LEN
+
+
+def make_model(**model_changes):
+    config = small.config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_changes))
+    model = Seq2Seq(config, nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    embeddings = {
+        f.name: jnp.asarray(rng.normal(size=(B, L, f.emb_dim)), jnp.float32)
+        for f in config.features
+    }
+    return model, embeddings
+
+
+def test_causality():
+    """The gradient of a position's state is zero at later positions and not at earlier ones."""
+    model, embeddings = make_model()
+    for position in range(L):
+
+        def state(embeddings, position=position):
+            return model(embeddings).preds_ME.reshape(B, L, -1)[1, position].sum()
+
+        gradients = jax.grad(state)(embeddings)
+        for gradient_BLD in gradients.values():
+            size_BL = np.abs(np.asarray(gradient_BLD)).max(axis=-1)
+            assert np.all(size_BL[1, position + 1 :] == 0)
+            assert np.all(size_BL[1, : position + 1] > 0)
+            assert np.all(size_BL[[0, 2]] == 0)
+
+
+def test_later_and_padded_positions_change_nothing_earlier():
+    model, embeddings = make_model()
+    changed = {n: x.at[:, 4:].set(1e3) for n, x in embeddings.items()}
+    before = model(embeddings).preds_ME.reshape(B, L, -1)
+    after = model(changed).preds_ME.reshape(B, L, -1)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert np.all(np.abs(before[:, 4:] - after[:, 4:]).max(axis=-1) > 0)
+
+
+def test_targets_show_target_features_only():
+    model, embeddings = make_model()
+    assert model.hidden == ("behavior_id",)
+
+    def target(embeddings):
+        return model(embeddings).targets_ME.sum()
+
+    gradients = jax.grad(target)(embeddings)
+    assert np.all(np.asarray(gradients["behavior_id"]) == 0)
+    assert np.all(np.abs(np.asarray(gradients["item_id"])).max(axis=-1) > 0)
+    # The same projection as events', with hidden features zeroed.
+    zeroed = embeddings | {"behavior_id": jnp.zeros_like(embeddings["behavior_id"])}
+    concatenated = jnp.concatenate([zeroed[f] for f in ("item_id", "behavior_id", "tags")], -1)
+    expected = concatenated.reshape(B * L, -1) @ model.proj.kernel[...] + model.proj.bias[...]
+    np.testing.assert_allclose(model(embeddings).targets_ME, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scanned_layers_equal_layers_in_turn():
+    model, embeddings = make_model()
+    graph, stacked = nnx.split(model.transformer.layers)
+    x = model._project(embeddings, ("item_id", "tags")) + model.proj.bias[...]
+    x = x + model._project(embeddings, ("behavior_id",))
+    for i in range(2):
+        layer = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], stacked))
+        x = layer(x, L, None)
+    np.testing.assert_allclose(
+        model.transformer.final_norm(x), model(embeddings).preds_ME, rtol=1e-5, atol=1e-6
+    )
+    first = jax.tree.leaves(stacked)[0]
+    assert not np.array_equal(first[0], first[1]), "layers start alike"
+
+
+def test_dropout_is_a_function_of_its_key():
+    model, embeddings = make_model(dropout=0.5)
+    quiet = model(embeddings).preds_ME
+    one = model(embeddings, jax.random.key(1)).preds_ME
+    np.testing.assert_array_equal(one, model(embeddings, jax.random.key(1)).preds_ME)
+    assert not np.allclose(one, model(embeddings, jax.random.key(2)).preds_ME)
+    assert not np.allclose(one, quiet)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters():
+    exact, embeddings = make_model()
+    rough, _ = make_model(dtype="bfloat16")
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(rough, nnx.Param)))
+    one, other = exact(embeddings).preds_ME, rough(embeddings).preds_ME
+    assert other.dtype == jnp.float32
+    assert 1e-4 < np.abs(one - other).max() < 0.1
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_predict_is_eval_mode(devices):
+    """`predict` gives the states, without dropout, whatever the devices."""
+    config = small.config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
+    mesh = make_mesh(jax.devices()[:devices])
+    trainer = make_trainer(config, mesh)
+    params = trainer.init().params
+    batch = jax.tree.map(lambda x: x[0], put_batch(small.batch(config, 8, 0), 1, mesh))
+    encoded = trainer.predict(params, batch)
+    assert encoded.preds_ME.shape == (8 * L, 16)
+    np.testing.assert_array_equal(encoded.preds_ME, trainer.predict(params, batch).preds_ME)

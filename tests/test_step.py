@@ -1,0 +1,135 @@
+"""The train step: accumulation, devices, donation, what it touches."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from s2s_jax.config import LRConfig
+from s2s_jax.embedding.tables import table_specs
+from s2s_jax.errors import UserError
+from s2s_jax.training.mesh import make_mesh, put_batch
+from s2s_jax.training.step import make_trainer
+
+ROWS = 16
+CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0))
+
+
+@functools.cache
+def run(config, steps=4, devices=1, microbatches=1):
+    mesh = make_mesh(jax.devices()[:devices])
+    trainer = make_trainer(config, mesh)
+    state = trainer.init()
+    all_metrics = []
+    for step in range(steps):
+        batch = put_batch(small.batch(config, ROWS, step), microbatches, mesh)
+        state, metrics = trainer.train_step(state, batch)
+        all_metrics.append(jax.device_get(metrics))
+    return jax.device_get(state), all_metrics
+
+
+def assert_close(one, other):
+    for ours, theirs in zip(one[1], other[1], strict=True):
+        for name in ours:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+    # Adam divides by the root of small numbers, so weights feel rounding more than losses.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        _without_key_bias(one[0].params),
+        _without_key_bias(other[0].params),
+    )
+
+
+def _without_key_bias(params):
+    # Its true gradient is 0, so Adam turns rounding noise into whole steps.
+    params = jax.tree.map(np.array, params)
+    bias = params["dense"]["transformer"]["layers"]["attn"]["qkv"]["bias"]
+    bias[:, 16:32] = 0
+    return params
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_losses_and_weights_do_not_depend_on_the_devices(devices):
+    assert_close(run(CLIPPED, devices=devices), run(CLIPPED))
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (1, 16), (2, 4)])
+def test_accumulation_equals_the_large_batch(devices, microbatches):
+    accumulated = run(CLIPPED, devices=devices, microbatches=microbatches)
+    assert_close(accumulated, run(CLIPPED))
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    config = small.config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.3))
+    one, other = run(config), run.__wrapped__(config)
+    assert [m["loss"] for m in one[1]] == [m["loss"] for m in other[1]]
+    reseeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
+    assert [m["loss"] for m in run(reseeded)[1]] != [m["loss"] for m in one[1]]
+
+
+def test_the_state_is_updated_in_place():
+    config = small.config()
+    mesh = make_mesh(jax.devices()[:2])
+    trainer = make_trainer(config, mesh)
+    state = trainer.init()
+    batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
+    before = jax.tree.leaves(state)
+    where = _addresses(state)
+    state, _ = trainer.train_step(state, batch)
+    assert all(leaf.is_deleted() for leaf in before)
+    assert _addresses(state) == where
+
+
+def _addresses(state):
+    moments = state.opt_state[2].inner_state
+    arrays = [*state.params["tables"].values()]
+    arrays += [*moments.mu["tables"].values(), *moments.nu["tables"].values()]
+    return [s.data.unsafe_buffer_pointer() for a in arrays for s in a.addressable_shards]
+
+
+def test_unused_rows_and_their_moments_stay_as_they_are():
+    config = CLIPPED
+    start = jax.device_get(make_trainer(config, make_mesh(jax.devices()[:1])).init())
+    state, _ = run(config)
+    moments = state.opt_state[2].inner_state
+    for name, spec in table_specs(config.features).items():
+        asked = np.concatenate(
+            [
+                small.batch(config, ROWS, s)[f"ids/{f}"].ravel()
+                for s in range(4)
+                for f in spec.features
+            ]
+        )
+        asked = asked[asked >= 0]
+        used = np.zeros(spec.rows, bool)
+        used[asked % 256 * spec.segment_rows + asked // 256] = True
+        before, after = start.params["tables"][name], state.params["tables"][name]
+        np.testing.assert_array_equal(before[~used], after[~used])
+        assert np.all(moments.mu["tables"][name][~used] == 0)
+        assert np.all(np.any(before[used] != after[used], axis=-1))
+
+
+def test_tables_and_moments_are_sharded_by_rows():
+    trainer = make_trainer(small.config(), make_mesh(jax.devices()[:4]))
+    state = trainer.init()
+    moments = state.opt_state[2].inner_state
+    for tables in (state.params["tables"], moments.mu["tables"], moments.nu["tables"]):
+        for table in tables.values():
+            shapes = {s.data.shape for s in table.addressable_shards}
+            assert shapes == {(table.shape[0] // 4, table.shape[1])}
+
+
+def test_counts_are_of_real_positions():
+    _, metrics = run(CLIPPED)
+    length = small.batch(small.config(), ROWS, 0)["length"]
+    assert metrics[0]["tokens"] == length.sum()
+    assert metrics[0]["examples"] == (length > 0).sum()
+
+
+def test_devices_that_do_not_divide_the_segments_are_refused():
+    with pytest.raises(UserError, match="3 devices"):
+        make_mesh(jax.devices()[:3])
