@@ -1,8 +1,11 @@
 """A small configuration and random batches for tests of the model and the step."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import orc
 
 from s2s_jax.config import Config, FeatureConfig, LRConfig, ModelConfig, TrainConfig, validate
 
@@ -58,3 +61,21 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
         ids[np.arange(seq_len) >= length[:, None]] = -1
         made[f"ids/{feature.name}"] = ids
     return made
+
+
+def write_log(directory: Path, users: int, files: int = 2, seed: int = 0) -> None:
+    """ORC files with the columns of `config`, in which item i is mostly followed by i + 1."""
+    rng = np.random.default_rng(seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    per_file = -(-users // files)
+    for number in range(files):
+        columns: dict[str, list] = {"item_id": [], "behavior_id": [], "tags": []}
+        for _ in range(min(per_file, users - number * per_file)):
+            length = int(rng.integers(2, 2 * SEQ_LEN))
+            items = (int(rng.integers(300)) + np.arange(length)) % 300
+            columns["item_id"].append([[int(i)] for i in items])
+            columns["behavior_id"].append([[int(b)] for b in rng.integers(0, 4, length)])
+            columns["tags"].append([[int(i) % 7, int(i) % 11] for i in items])
+        types = pa.list_(pa.list_(pa.int64()))
+        table = pa.table({name: pa.array(rows, types) for name, rows in columns.items()})
+        orc.write_table(table, str(directory / f"part-{number}.orc"))

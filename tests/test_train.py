@@ -1,0 +1,326 @@
+"""The main job, end to end: what a run directory holds, and how a run stops and continues."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import golden
+import jax
+import numpy as np
+import pytest
+import small
+
+from s2s_jax.config import Config
+from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError
+from s2s_jax.train import train
+from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.step import make_trainer
+
+USERS = 90
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log")
+    small.write_log(directory, USERS)
+    return directory
+
+
+def job(log: Path, run_dir: Path, **train_changes) -> Config:
+    config = small.config()
+    settings = {
+        "train_steps": 40,
+        "log_steps": 5,
+        "save_steps": 10,
+        "output_dir": str(run_dir),
+        "tensorboard": False,
+    }
+    return dataclasses.replace(
+        config,
+        io=dataclasses.replace(config.io, data_paths=str(log), batch_size=8, shuffle_rows=32),
+        model=dataclasses.replace(config.model, dropout=0.2),
+        train=dataclasses.replace(config.train, **settings | train_changes),
+    )
+
+
+def one_device():
+    return make_mesh(jax.devices()[:1])
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def learned(run_dir: Path) -> list[tuple]:
+    """What must not depend on when a run was interrupted: all but the speeds."""
+    return [(x["step"], x["loss"], x["hit_rate"], x["grad_norm"]) for x in lines(run_dir)]
+
+
+def saved_state(config: Config, step: int):
+    checkpoints = Checkpoints(config)
+    state, progress = checkpoints.restore(step, make_trainer(config, one_device()).abstract)
+    checkpoints.close()
+    return jax.device_get(state), progress
+
+
+def assert_same_run(config: Config, other: Config, step: int = 40):
+    assert learned(Path(config.train.output_dir)) == learned(Path(other.train.output_dir))
+    (state, progress), (state_2, progress_2) = saved_state(config, step), saved_state(other, step)
+    jax.tree.map(np.testing.assert_array_equal, state, state_2)
+    assert progress == progress_2
+
+
+@pytest.fixture(scope="module")
+def straight(log, tmp_path_factory):
+    config = job(log, tmp_path_factory.mktemp("straight"))
+    assert train(config, one_device()) == 0
+    return config
+
+
+def test_the_run_directory(straight, log):
+    run_dir = Path(straight.train.output_dir)
+    assert json.loads((run_dir / "config.json").read_text()) == json.loads(straight.to_json())
+    assert sorted(int(p.name) for p in (run_dir / "checkpoints").iterdir()) == [10, 20, 30, 40]
+    written = lines(run_dir)
+    assert [line["step"] for line in written] == list(range(5, 41, 5))
+    names = ["step", "loss", "hit_rate", "grad_norm", "examples_per_sec", "tokens_per_sec"]
+    assert list(written[0]) == [*names, "step_ms", "input_wait_ms"]
+    assert all(isinstance(value, int | float) for line in written for value in line.values())
+    assert written[-1]["loss"] < written[0]["loss"] - 0.5
+    assert written[-1]["hit_rate"] > written[0]["hit_rate"]
+
+
+def test_same_seed_same_run(straight, log, tmp_path):
+    again = job(log, tmp_path)
+    assert train(again, one_device()) == 0
+    assert_same_run(straight, again)
+
+
+def test_interrupted_and_continued_equals_straight(straight, log, tmp_path, capsys):
+    assert train(job(log, tmp_path, train_steps=17), one_device()) == 0
+    config = job(log, tmp_path)
+    assert train(config, one_device()) == 0
+    assert "continuing from the checkpoint of step 17" in capsys.readouterr().err
+    assert_same_run(straight, config)
+
+
+RUNNER = """
+import pickle, sys, jax
+import small
+from s2s_jax.errors import run_door
+from s2s_jax.train import train
+from s2s_jax.training.mesh import make_mesh
+config = pickle.load(open(sys.argv[1], "rb"))
+run_door(lambda _: train(config, make_mesh(jax.devices()[:1])))
+"""
+
+
+def start(config: Config, tmp_path: Path) -> subprocess.Popen:
+    """The job in a process of its own, slowed down so that it can be stopped in mid-run."""
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    slow = "import s2s_jax.train as t, time\nnext_ = t.Reader.__next__\n"
+    slow += "t.Reader.__next__ = lambda self: (time.sleep(0.05), next_(self))[1]\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", slow + RUNNER, str(tmp_path / "config.pickle")],
+        env=os.environ | {"PYTHONPATH": str(golden.REPO / "tests")},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for_line(run_dir: Path, step: int):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (run_dir / "metrics.jsonl").exists() and f'"step": {step},' in (
+            run_dir / "metrics.jsonl"
+        ).read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no line for step {step}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_the_run_goes_on(straight, log, tmp_path, number):
+    run_dir = tmp_path / "run"
+    config = job(log, run_dir)
+    process = start(config, tmp_path)
+    wait_for_line(run_dir, 15)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_STOPPED, said
+    assert "start the same command again" in said
+    assert "Traceback" not in said
+    saved = max(int(p.name) for p in (run_dir / "checkpoints").iterdir())
+    assert 10 < saved < 40
+    assert train(config, one_device()) == 0
+    assert_same_run(straight, config)
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path):
+    run_dir = tmp_path / "run"
+    config = job(log, run_dir)
+    process = start(config, tmp_path)
+    wait_for_line(run_dir, 25)
+    process.kill()
+    process.communicate(timeout=60)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "lo')  # a torn line, as a kill in mid-write leaves it
+    assert train(config, one_device()) == 0
+    assert_same_run(straight, config)
+
+
+def test_an_unfinished_checkpoint_is_not_used(log, tmp_path, capsys):
+    assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints / "10", checkpoints / "20.orbax-checkpoint-tmp-1")
+    assert train(job(log, tmp_path, train_steps=12), one_device()) == 0
+    assert "continuing from the checkpoint of step 10" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(log, tmp_path):
+    assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
+    shutil.rmtree(tmp_path / "checkpoints" / "10" / "state")
+    with pytest.raises(UserError, match="checkpoints/10: cannot be restored") as caught:
+        train(job(log, tmp_path, train_steps=12), one_device())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_has_nothing_to_do(straight, log, capsys):
+    before = lines(Path(straight.train.output_dir))
+    assert train(straight, one_device()) == 0
+    assert lines(Path(straight.train.output_dir)) == before
+
+
+def test_only_the_newest_checkpoints_are_kept(log, tmp_path):
+    train(job(log, tmp_path, train_steps=12, save_steps=2, max_to_keep=3), one_device())
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [8, 10, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing_more(log, tmp_path):
+    config = job(log, tmp_path, save_steps=1, max_to_keep=50)
+    config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e37))
+    with pytest.raises(NotFiniteError, match=r"step \d+: loss"):
+        train(config, one_device())
+    newest = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    written = lines(tmp_path) if (tmp_path / "metrics.jsonl").exists() else []
+    assert all(np.isfinite(line["loss"]) for line in written)
+    assert newest < 40
+    with pytest.raises(NotFiniteError, match=f"the newest checkpoint is {newest}"):
+        train(config, one_device())
+
+
+def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
+    """The steps before the bad stripe are saved; mended, the run goes on as if nothing had been."""
+    bad = tmp_path / "log"
+    shutil.copytree(log, bad)
+    config = job(bad, tmp_path / "run", train_epoch=1, train_steps=None)
+    config = dataclasses.replace(config, io=dataclasses.replace(config.io, shuffle=False))
+    whole = (bad / "part-1.orc").read_bytes()
+    (bad / "part-1.orc").write_bytes(whole[:3] + b"\xff" * 300 + whole[303:])
+    with pytest.raises(UserError, match=r"part-1.orc: stripe 0") as caught:
+        train(config, one_device())
+    assert "\n" not in str(caught.value)
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 1 <= int(saved.name) <= USERS // 8
+    (bad / "part-1.orc").write_bytes(whole)
+    assert train(config, one_device()) == 0
+    other = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, output_dir=str(tmp_path / "other"))
+    )
+    assert train(other, one_device()) == 0
+    assert_same_run(config, other, step=-(-USERS // 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: dataclasses.replace(c, model=dataclasses.replace(c.model, hidden_size=32)),
+         ["model.hidden_size", "16", "32", "train.output_dir"]),
+        (lambda c: dataclasses.replace(
+            c, features=(dataclasses.replace(c.features[0], hash_type="murmur"), *c.features[1:])),
+         ["features.0.hash_type", "murmur"]),
+        (lambda c: dataclasses.replace(
+            c, features=c.features[:2], loss=dataclasses.replace(c.loss, target_features=None)),
+         ["features.2.name", "tags", "nothing"]),
+        (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, seed=1)),
+         ["io.seed", "42", "now 1"]),
+        (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, batch_size=4)),
+         ["rows of a global batch", "8", "now 4"]),
+    ],
+)  # fmt: skip
+def test_what_a_run_cannot_survive_is_refused_by_name(straight, change, words):
+    config = change(straight)
+    with pytest.raises(UserError) as caught:
+        train(config, one_device())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_other_files_are_refused(straight, tmp_path):
+    small.write_log(tmp_path, USERS, seed=5)
+    config = dataclasses.replace(
+        straight, io=dataclasses.replace(straight.io, data_paths=str(tmp_path))
+    )
+    with pytest.raises(UserError, match=r"io.data_paths: .* other files"):
+        train(config, one_device())
+
+
+def test_learning_rates_may_change(straight, log, tmp_path):
+    shutil.copytree(straight.train.output_dir, tmp_path / "run")
+    config = job(log, tmp_path / "run", train_steps=45)
+    config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e-4))
+    assert train(config, one_device()) == 0
+    assert lines(tmp_path / "run")[-1]["step"] == 45
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_goes_on_with_other_devices(straight, log, tmp_path, devices):
+    """Saved on one device, continued on several: the same losses up to rounding (no dropout)."""
+
+    def on(count, steps, run_dir):
+        config = job(log, run_dir, train_steps=steps)
+        io = dataclasses.replace(config.io, batch_size=8 // count)
+        model = dataclasses.replace(config.model, dropout=0.0)
+        config = dataclasses.replace(config, io=io, model=model)
+        assert train(config, make_mesh(jax.devices()[:count])) == 0
+
+    on(1, 20, tmp_path / "straight")
+    on(1, 10, tmp_path / "moved")
+    on(devices, 20, tmp_path / "moved")
+    np.testing.assert_allclose(
+        [x["loss"] for x in lines(tmp_path / "moved")],
+        [x["loss"] for x in lines(tmp_path / "straight")],
+        rtol=1e-4,
+    )
+
+
+def test_tensorboard_and_profile(log, tmp_path):
+    train(job(log, tmp_path, train_steps=6, tensorboard=True, profile_steps=(2, 3)), one_device())
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_command_line(log, tmp_path):
+    """The door itself: one sentence and exit code 2 for a mistake, a table at the end otherwise."""
+    base = [sys.executable, "-m", "s2s_jax.train", "--config", "configs/quickstart.py"]
+
+    def call(*arguments):
+        return subprocess.run(
+            base + list(arguments), cwd=golden.REPO, capture_output=True, text=True, check=False
+        )
+
+    wrong = call("--model.nhaed", "4")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: model.nhaed: no such key; did you mean model.nhead?\n"
+    missing = call("--io.data_paths", str(tmp_path / "none"))
+    assert missing.returncode == 2
+    assert missing.stderr == f"error: io.data_paths: {tmp_path / 'none'} does not exist\n"
