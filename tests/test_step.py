@@ -85,9 +85,8 @@ def test_the_state_is_updated_in_place():
 
 
 def _addresses(state):
-    moments = state.opt_state[2].inner_state
-    arrays = [*state.params["tables"].values()]
-    arrays += [*moments.mu["tables"].values(), *moments.nu["tables"].values()]
+    moments = state.opt_state[2].inner_state.moments
+    arrays = [*state.params["tables"].values(), *moments["tables"].values()]
     return [s.data.unsafe_buffer_pointer() for a in arrays for s in a.addressable_shards]
 
 
@@ -95,7 +94,7 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
     config = CLIPPED
     start = jax.device_get(make_trainer(config, make_mesh(jax.devices()[:1])).init())
     state, _ = run(config)
-    moments = state.opt_state[2].inner_state
+    moments = state.opt_state[2].inner_state.moments
     for name, spec in table_specs(config.features).items():
         asked = np.concatenate(
             [
@@ -109,15 +108,15 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
         used[asked % 256 * spec.segment_rows + asked // 256] = True
         before, after = start.params["tables"][name], state.params["tables"][name]
         np.testing.assert_array_equal(before[~used], after[~used])
-        assert np.all(moments.mu["tables"][name][~used] == 0)
+        assert np.all(moments["tables"][name][~used] == 0)
         assert np.all(np.any(before[used] != after[used], axis=-1))
 
 
 def test_tables_and_moments_are_sharded_by_rows():
     trainer = make_trainer(small.config(), make_mesh(jax.devices()[:4]))
     state = trainer.init()
-    moments = state.opt_state[2].inner_state
-    for tables in (state.params["tables"], moments.mu["tables"], moments.nu["tables"]):
+    moments = state.opt_state[2].inner_state.moments
+    for tables in (state.params["tables"], moments["tables"]):
         for table in tables.values():
             shapes = {s.data.shape for s in table.addressable_shards}
             assert shapes == {(table.shape[0] // 4, table.shape[1])}

@@ -1,6 +1,7 @@
 """The mesh of devices, and where each array of a run lives on it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from s2s_jax.errors import UserError
 DATA_AXIS = "data"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `devices`, by default all.
 
     Raises:

@@ -1,0 +1,77 @@
+"""Does the time of a table's update depend on the table's size? It should not: only used rows move.
+
+    python benchmarks/sparse_update.py [--rows 100000 1000000 10000000] [--ids 16384] [--width 64]
+
+Times, in turn, one step's work on a table of each size with the same number of random ids: unique rows,
+gather, sparse-row AdamW, scatter, all donated. Prints medians and ratios to the smallest table. The
+largest default needs about 8 GB.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2s_jax.config import LRConfig
+from s2s_jax.embedding import lookup
+from s2s_jax.embedding.tables import TableSpec, init_table
+from s2s_jax.training.optimizer import apply_updates, make_optimizer
+
+
+def make_step(spec: TableSpec, optimizer):
+    def step(params, opt_state, buckets_M1, gradient_UD):
+        rows = {"t": lookup.deduplicate(spec, {"f": buckets_M1}).rows_U}
+        used_UD = lookup.gather(params["tables"]["t"], rows["t"])
+        # The gradient of 0.5·|row|² plus noise: it must read the rows, as a model does.
+        gradients = {"dense": {}, "tables": {"t": used_UD + gradient_UD}}
+        updates, opt_state = optimizer.update(gradients, opt_state, params, table_rows=rows)
+        return apply_updates(params, updates, rows), opt_state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--ids", type=int, default=16_384)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    optimizer = make_optimizer(LRConfig())
+    tables = {}
+    for rows in arguments.rows:
+        spec = TableSpec(
+            name="t", buckets=rows, emb_dim=arguments.width, init_std=0.01, features=("f",)
+        )
+        params = {
+            "dense": {},
+            "tables": {"t": jax.jit(init_table, static_argnums=0)(spec, jax.random.key(0))},
+        }
+        state = jax.jit(optimizer.init)(params)
+        tables[rows] = (make_step(spec, optimizer), params, state)
+    gradient_UD = jnp.asarray(rng.normal(size=(arguments.ids, arguments.width)), jnp.float32)
+
+    times: dict[int, list[float]] = {rows: [] for rows in tables}
+    for _ in range(arguments.rounds + 3):
+        for rows, (step, params, state) in tables.items():
+            ids = jnp.asarray(rng.integers(0, rows, size=(arguments.ids, 1)), jnp.int32)
+            begin = time.perf_counter()
+            params, state = jax.block_until_ready(step(params, state, ids, gradient_UD))
+            times[rows].append(time.perf_counter() - begin)
+            tables[rows] = (step, params, state)
+
+    device = jax.devices()[0]
+    print(f"{arguments.ids} ids x {arguments.width} floats, {device.platform} {device.device_kind}")
+    medians = {rows: statistics.median(taken[3:]) for rows, taken in times.items()}
+    smallest = medians[arguments.rows[0]]
+    for rows, median in medians.items():
+        print(f"{rows:>12,} rows: {1e3 * median:7.2f} ms   ratio {median / smallest:.2f}")
+
+
+if __name__ == "__main__":
+    main()
