@@ -3,6 +3,9 @@
 Shapes: N rows of a record batch, P positions, T ids; B rows of a batch, L positions, K ids of a bag.
 """
 
+# pyarrow.compute makes its functions when it is imported, unseen by type checkers.
+# pyright: reportAttributeAccessIssue=false
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

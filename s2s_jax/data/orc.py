@@ -39,7 +39,8 @@ def find_files(data_paths: str) -> list[Path]:
     """The ORC files that a comma-separated list of files and directories names, in order.
 
     A directory gives, sorted by path, the files ending in .orc below it or, where there are none,
-    all whose names do not start with `.` or `_`.
+    all files. Files and directories whose names start with `.` or `_` are passed over: other programs
+    keep unfinished or left-over files there (`_temporary`, `_SUCCESS`, `.ipynb_checkpoints`).
 
     Raises:
       UserError: nothing is named, a path does not exist, a directory is empty, or a file is named
@@ -54,7 +55,7 @@ def find_files(data_paths: str) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] not in "._")
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
             found = [p for p in inside if p.suffix == ".orc"] or inside
             if not found:
                 raise UserError(f"io.data_paths: directory {path} holds no ORC files")
@@ -69,6 +70,10 @@ def find_files(data_paths: str) -> list[Path]:
     return files
 
 
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part[0] in "._" for part in path.relative_to(below).parts)
+
+
 def read_footer(path: Path) -> OrcFile:
     """Reads the footer of `path`.
 
@@ -79,6 +84,8 @@ def read_footer(path: Path) -> OrcFile:
         try:
             reader = pyarrow.orc.ORCFile(source)
             schema = reader.schema
+            # Names are decoded when they are first asked for.
+            _ = schema.names, str(schema)
             stripe_rows = tuple(_stripe_rows(reader.reader.serialized_file_tail()))
             nrows, nstripes = reader.nrows, reader.nstripes
         except _READ_ERRORS as error:

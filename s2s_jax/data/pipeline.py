@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -18,9 +18,6 @@ from s2s_jax.config import Config
 from s2s_jax.data import features, orc
 from s2s_jax.data.order import Order, Piece
 from s2s_jax.errors import UserError
-
-# Two windows are in use where a batch or the prefetch crosses from one to the next.
-_CACHED_WINDOWS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +88,11 @@ class BatchDataset(grain.MapDataset):
             shuffle=config.io.shuffle,
             seed=config.io.seed,
         )
-        self._windows = _WindowCache(self._decode_window)
+        # Two windows are in use where batches cross from one to the next, more where threads work
+        # on batches as large as windows.
+        threads = max(config.io.thread_num, 1)
+        in_use = 2 + threads * batch_rows // config.io.shuffle_rows
+        self._windows = _WindowCache(self._decode_window, in_use)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -137,8 +138,9 @@ class BatchDataset(grain.MapDataset):
 class _WindowCache:
     """Keeps the newest windows; a window is decoded by one thread while others wait for it."""
 
-    def __init__(self, decode: Any):
+    def __init__(self, decode: Callable[[int, int], Any], capacity: int):
         self._decode = decode
+        self._capacity = capacity
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[int, int], tuple[threading.Lock, list[Any]]] = (
             OrderedDict()
@@ -148,7 +150,7 @@ class _WindowCache:
         with self._lock:
             entry = self._entries.setdefault((epoch, number), (threading.Lock(), []))
             self._entries.move_to_end((epoch, number))
-            while len(self._entries) > _CACHED_WINDOWS:
+            while len(self._entries) > self._capacity:
                 self._entries.popitem(last=False)
         lock, value = entry
         with lock:

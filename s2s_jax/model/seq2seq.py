@@ -55,6 +55,7 @@ class Seq2Seq(nnx.Module):
         seq_len = embeddings[self.shown[0]].shape[1]
         # An event is its target features and the rest: projecting them apart gives both at no cost.
         targets_ME = self._project(embeddings, self.shown)
+        assert self.proj.bias is not None
         targets_ME = targets_ME + self.proj.bias[...].astype(self.dtype)
         events_ME = targets_ME
         if self.hidden:

@@ -1,0 +1,133 @@
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2s_jax.data.hashing import murmur_integers, murmur_strings, to_buckets, to_positive_ids
+
+MASK = 2**64 - 1
+
+
+def reference(data: bytes, seed: int = 0) -> int:
+    """MurmurHash64A, byte for byte as Austin Appleby's C++."""
+    m, r = 0xC6A4A7935BD1E995, 47
+    h = seed ^ (len(data) * m & MASK)
+    whole = len(data) // 8 * 8
+    for (k,) in struct.iter_unpack("<Q", data[:whole]):
+        k = k * m & MASK
+        k ^= k >> r
+        k = k * m & MASK
+        h = (h ^ k) * m & MASK
+    tail = data[whole:]
+    if tail:
+        for i, byte in enumerate(tail):
+            h ^= byte << 8 * i
+        h = h * m & MASK
+    h ^= h >> r
+    h = h * m & MASK
+    return h ^ h >> r
+
+
+def expected(strings) -> list[int]:
+    return [reference(s.encode() if isinstance(s, str) else s) for s in strings]
+
+
+def test_the_reference_is_murmurhash64a():
+    # SMHasher's VerificationTest and its published value for MurmurHash64A.
+    hashes = b"".join(
+        reference(bytes(range(i)), seed=256 - i).to_bytes(8, "little") for i in range(256)
+    )
+    assert reference(hashes) & 0xFFFFFFFF == 0x1F0D3804
+
+
+@pytest.mark.parametrize(
+    "arrow_type", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()], ids=str
+)
+def test_lengths_and_types(arrow_type):
+    letters = "The quick brown fox jumps over the lazy dog!"
+    strings = ["", *(letters[:n] for n in range(1, 41)), "ü", "日本語のテキスト", "🦊" * 5, ""]
+    values = strings if "string" in str(arrow_type) else [s.encode() for s in strings]
+    array = pa.array(values, arrow_type)
+    hashes = murmur_strings(array)
+    assert hashes.dtype == np.uint64
+    assert hashes.tolist() == expected(strings)
+    for start in (0, 1, 7, len(strings) - 1, len(strings)):
+        for length in (0, 1, 5, 100):
+            part = array.slice(start, length)
+            assert murmur_strings(part).tolist() == expected(strings[start : start + length])
+
+
+def test_bytes_of_all_values():
+    array = pa.array([bytes(range(n, n + 13)) for n in range(0, 243)], pa.binary())
+    assert murmur_strings(array).tolist() == expected(array.to_pylist())
+
+
+def test_arrays_longer_than_what_is_hashed_together():
+    # More than two chunks of 16,384, and a slice that begins in the middle of a word.
+    strings = [str(i * 7919) + "x" * (i % 11) for i in range(40_000)]
+    array = pa.array(strings)
+    assert murmur_strings(array).tolist() == expected(strings)
+    assert murmur_strings(array.slice(3, 35_001)).tolist() == expected(strings[3:35_004])
+
+
+@pytest.mark.parametrize("array", [pa.array([], pa.string()), pa.array([""]), pa.array([b"", b""])])
+def test_nothing_to_hash(array):
+    assert murmur_strings(array).tolist() == [reference(b"")] * len(array)
+
+
+@given(st.lists(st.binary(max_size=50)), st.integers(0, 5), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_random_bytes(values, start, wide):
+    array = pa.array(values, pa.large_binary() if wide else pa.binary()).slice(start)
+    assert murmur_strings(array).tolist() == expected(values[start:])
+
+
+NUMBERS = [0, 1, -1, 2**63 - 1, -(2**63), 2**40 + 5, -(2**40) - 5, 255, 256, 1511544070]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_integers_hash_as_their_eight_bytes(values):
+    values = NUMBERS + values
+    found = murmur_integers(np.array(values, np.int64))
+    assert found.dtype == np.uint64
+    assert found.tolist() == [reference(struct.pack("<q", v)) for v in values]
+
+
+def test_unsigned_integers_hash_as_their_eight_bytes():
+    values = [0, 1, 2**63, 2**64 - 1, 2**40 + 5]
+    found = murmur_integers(np.array(values, np.uint64))
+    assert found.tolist() == [reference(struct.pack("<Q", v)) for v in values]
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 3, 1000, 2048, 2_048_000, 2_000_000_000, 2**31 - 1])
+def test_buckets_are_unsigned_remainders(buckets):
+    found = to_buckets(np.array(NUMBERS, np.int64), buckets)
+    assert found.dtype == np.int32
+    assert found.tolist() == [(n % 2**64) % buckets for n in NUMBERS]
+    unsigned = [0, 2**63 - 1, 2**63, 2**64 - 1, buckets, buckets - 1, buckets + 1]
+    found = to_buckets(np.array(unsigned, np.uint64), buckets)
+    assert found.tolist() == [n % buckets for n in unsigned]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1), st.integers(1, 2**31 - 1))
+@settings(deadline=None, max_examples=50)
+def test_random_buckets(values, buckets):
+    found = to_buckets(np.array(values, np.uint64), buckets)
+    assert found.tolist() == [v % buckets for v in values]
+
+
+def test_positive_ids_keep_the_low_63_bits():
+    values = [0, 1, 2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1]
+    found = to_positive_ids(np.array(values, np.uint64))
+    assert found.dtype == np.int64
+    assert found.tolist() == [v % 2**63 for v in values]
+
+
+def test_nothing_in_nothing_out():
+    assert murmur_integers(np.empty(0, np.int64)).tolist() == []
+    assert to_buckets(np.empty(0, np.int64), 7).tolist() == []
+    assert to_positive_ids(np.empty(0, np.uint64)).tolist() == []
