@@ -16,6 +16,6 @@ def get_config() -> Config:
             FeatureConfig(name="behavior_id", hash_type="murmur", hash_bucket_size=2_048),
             FeatureConfig(name="timestamp", hash_type="murmur", hash_bucket_size=2_048_000),
         ),
-        model=ModelConfig(dtype="bfloat16"),
+        model=ModelConfig(),
         train=TrainConfig(output_dir="runs/base", train_epoch=1),
     )

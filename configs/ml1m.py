@@ -1,4 +1,4 @@
-"""MovieLens-1M (or any log of its size) on a CPU: 6,040 users, 3,416 items, half an hour for 10 epochs.
+"""MovieLens-1M (or any log of its size) on a CPU: 6,040 users, 3,416 items, about ten minutes for 10 epochs.
 
 The ORC files are looked for in ml-1m under $S2S_JAX_DATA, by default ../shared/data beside the
 checkout; any other place is a flag away: `--io.data_paths DIR`.
@@ -37,6 +37,6 @@ def get_config() -> Config:
         model=ModelConfig(
             seq_len=128, hidden_size=128, num_layers=2, nhead=4, dim_feedforward=256, dropout=0.2
         ),
-        lr=dataclasses.replace(base.lr, warmup_steps=50, sparse_lr=3e-3),
+        lr=dataclasses.replace(base.lr, warmup_steps=50, sparse_lr=1e-2),
         train=TrainConfig(output_dir="runs/ml1m", train_epoch=10, save_steps=200),
     )

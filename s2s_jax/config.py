@@ -100,8 +100,9 @@ class ModelConfig:
     """Width of the feed-forward layers"""
     dropout: float = 0.1
     """Dropout after the attention, after its projection and after the feed-forward"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the dense part computes in; parameters, layer norms and the loss stay float32"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
+    float32 on a CPU, bfloat16 elsewhere"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def test_overrides_are_typed():
         (["--model.nhead", "3"], "model.nhead", ["model.hidden_size (1024)", "found 3"]),
         (["--model.nhead", "four"], "model.nhead", ["whole number", "found four"]),
         (["--model.nhead"], "model.nhead", ["found nothing"]),
-        (["--model.dtype", "float16"], "model.dtype", ["float32, bfloat16", "found float16"]),
+        (["--model.dtype", "float16"], "model.dtype", ["auto, float32, bfloat16", "found float16"]),
         (["--model.dropout", "1.5"], "model.dropout", ["below 1", "found 1.5"]),
         (["--model.seq_len", "1"], "model.seq_len", ["at least 2"]),
         (["--features.0.hash_bucket_size", "-4"], "features.0.hash_bucket_size", ["found -4"]),

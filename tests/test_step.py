@@ -62,6 +62,25 @@ def test_accumulation_equals_the_large_batch(devices, microbatches):
     assert_close(accumulated, run(CLIPPED))
 
 
+def test_more_padding_changes_nothing():
+    """The same sequences in longer rows: the same loss, gradient norm and updated weights."""
+    longer = dataclasses.replace(
+        CLIPPED, model=dataclasses.replace(CLIPPED.model, seq_len=small.SEQ_LEN + 3)
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    results = []
+    for config in (CLIPPED, longer):
+        batch = small.batch(CLIPPED, ROWS, 0)
+        more = config.model.seq_len - small.SEQ_LEN
+        for feature in config.features:
+            key = f"ids/{feature.name}"
+            batch[key] = np.pad(batch[key], ((0, 0), (0, more), (0, 0)), constant_values=-1)
+        trainer = make_trainer(config, mesh)
+        state, metrics = trainer.train_step(trainer.init(), put_batch(batch, 1, mesh))
+        results.append(jax.device_get((state, [metrics])))
+    assert_close(*results)
+
+
 def test_dropout_depends_on_seed_and_step_alone():
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.3))

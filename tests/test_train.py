@@ -18,7 +18,7 @@ import pytest
 import small
 
 from s2s_jax.config import Config
-from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError
+from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.train import train
 from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.mesh import make_mesh
@@ -307,6 +307,19 @@ def test_tensorboard_and_profile(log, tmp_path):
     train(job(log, tmp_path, train_steps=6, tensorboard=True, profile_steps=(2, 3)), one_device())
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("a sentence"), 2), (NotFiniteError("a sentence"), 3)]
+)
+def test_exit_codes_of_errors(error, code, capsys):
+    def main(_):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_door(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == "error: a sentence\n"
 
 
 def test_the_command_line(log, tmp_path):

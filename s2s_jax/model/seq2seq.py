@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import Config
-from s2s_jax.model.transformer import Transformer, linear
+from s2s_jax.model.transformer import Transformer, compute_dtype, linear
 
 
 class Encoded(NamedTuple):
@@ -39,7 +39,7 @@ class Seq2Seq(nnx.Module):
         for feature in config.features:
             self.begin_end[feature.name] = (begin, begin + feature.emb_dim)
             begin += feature.emb_dim
-        self.dtype = jnp.dtype(config.model.dtype)
+        self.dtype = compute_dtype(config.model)
         self.proj = linear(begin, config.model.hidden_size, self.dtype, rngs)
         self.transformer = Transformer(config.model, rngs)
 

@@ -14,6 +14,13 @@ from s2s_jax.config import ModelConfig
 _LAYER_NORM_EPS = 1e-5
 
 
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """The type that `config.dtype` stands for on this machine."""
+    if config.dtype == "auto":
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype(config.dtype)
+
+
 def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with PyTorch's initial weights and biases: uniform in ±1/sqrt(size_in)."""
     bound = size_in**-0.5
@@ -41,7 +48,7 @@ class CausalAttention(nnx.Module):
     """Multi-head attention of each position to itself and those before it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
+        dtype = compute_dtype(config)
         self.qkv = linear(config.hidden_size, 3 * config.hidden_size, dtype, rngs)
         self.proj = linear(config.hidden_size, config.hidden_size, dtype, rngs)
         self.nhead = config.nhead
@@ -64,7 +71,7 @@ class FeedForward(nnx.Module):
     """Linear, exact GELU, linear, dropout."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
+        dtype = compute_dtype(config)
         self.up = linear(config.hidden_size, config.dim_feedforward, dtype, rngs)
         self.down = linear(config.dim_feedforward, config.hidden_size, dtype, rngs)
         self.dropout = config.dropout

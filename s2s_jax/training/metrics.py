@@ -145,7 +145,9 @@ class _Progress:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("", total=total_steps, completed=step, values="")
+            self._task = self._bar.add_task(
+                "", total=total_steps, completed=step, values="compiling"
+            )
 
     def start(self) -> None:
         if self._bar is not None:
