@@ -24,7 +24,7 @@ from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, r
 from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.mesh import make_mesh, put_batch
 from s2s_jax.training.metrics import Meters, Writer, print_summary
-from s2s_jax.training.step import Trainer, TrainState, make_trainer
+from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +59,7 @@ class Job(NamedTuple):
     Attributes:
       config: the configuration.
       mesh: the devices.
-      trainer: pure functions over them.
+      functions: pure functions over them.
       reader: batches.
       checkpoints: of the run directory.
       total_steps: steps at which the run ends.
@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
     config: Config
     mesh: Mesh
-    trainer: Trainer
+    functions: StepFunctions
     reader: Reader
     checkpoints: Checkpoints
     total_steps: int
@@ -100,8 +100,8 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     with contextlib.closing(Checkpoints(config)) as checkpoints, StopSignals() as stop:
         checkpoints.check_config()
         reader = Reader(config, config.io.batch_size * mesh.size * microbatches)
-        trainer = make_trainer(config, mesh)
-        job = Job(config, mesh, trainer, reader, checkpoints, _total_steps(config, reader))
+        functions = make_step_functions(config, mesh)
+        job = Job(config, mesh, functions, reader, checkpoints, _total_steps(config, reader))
         progress = _start_or_continue(job)
         checkpoints.write_config()
         _describe(job, progress)
@@ -160,7 +160,7 @@ def _run(job: Job, progress: Progress, writer: Writer, stop: "StopSignals") -> N
             waited = time.perf_counter() - asked
             device_batch = put_batch(batch, settings.gradient_accumulation_steps, job.mesh)
             if compiled is None:
-                compiled = job.trainer.train_step.lower(state, device_batch).compile()
+                compiled = job.functions.train_step.lower(state, device_batch).compile()
                 # Rates leave out compilation and the first reading.
                 meters.start_rates()
                 waited = 0.0
@@ -192,8 +192,8 @@ def _start_or_continue(job: Job) -> Progress:
     meters = Meters()
     step = job.checkpoints.newest_step
     if step is None:
-        return Progress(0, job.trainer.init(), meters)
-    state, saved = job.checkpoints.restore(step, job.trainer.abstract)
+        return Progress(0, job.functions.init(), meters)
+    state, saved = job.checkpoints.restore(step, job.functions.abstract)
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     _say(f"continuing from the checkpoint of step {step:,}")

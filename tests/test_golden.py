@@ -13,7 +13,7 @@ import pytest
 
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.training.mesh import make_mesh, put_batch
-from s2s_jax.training.step import make_trainer
+from s2s_jax.training.step import make_step_functions
 
 pytestmark = pytest.mark.skipif(
     not golden.GOLDEN.is_dir(), reason="the golden PyTorch runs are not at ../shared/golden"
@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(
 
 def run(config, arrays, steps, devices=1):
     mesh = make_mesh(jax.devices()[:devices])
-    trainer = make_trainer(config, mesh)
-    state = trainer.init()
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
     params = golden.params_from(arrays, "w0", table_specs(config.features))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, state.params)
     state = state._replace(params=params)
     losses, hit_rates = [], []
     for step in range(steps):
-        state, metrics = trainer.train_step(state, put_batch(golden.batch(arrays, step), 1, mesh))
+        state, metrics = functions.train_step(state, put_batch(golden.batch(arrays, step), 1, mesh))
         losses.append(float(metrics["loss"]))
         hit_rates.append(float(metrics["hit_rate"]))
     return losses, hit_rates, jax.device_get(state.params)

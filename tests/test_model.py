@@ -11,7 +11,7 @@ from flax import nnx
 
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.training.mesh import make_mesh, put_batch
-from s2s_jax.training.step import make_trainer
+from s2s_jax.training.step import make_step_functions
 
 B, L = 3, small.SEQ_LEN
 
@@ -109,9 +109,9 @@ def test_predict_is_eval_mode(devices):
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
     mesh = make_mesh(jax.devices()[:devices])
-    trainer = make_trainer(config, mesh)
-    params = trainer.init().params
+    functions = make_step_functions(config, mesh)
+    params = functions.init().params
     batch = jax.tree.map(lambda x: x[0], put_batch(small.batch(config, 8, 0), 1, mesh))
-    encoded = trainer.predict(params, batch)
+    encoded = functions.predict(params, batch)
     assert encoded.preds_ME.shape == (8 * L, 16)
-    np.testing.assert_array_equal(encoded.preds_ME, trainer.predict(params, batch).preds_ME)
+    np.testing.assert_array_equal(encoded.preds_ME, functions.predict(params, batch).preds_ME)

@@ -12,7 +12,7 @@ from s2s_jax.config import LRConfig
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.training.mesh import make_mesh, put_batch
-from s2s_jax.training.step import make_trainer
+from s2s_jax.training.step import make_step_functions
 
 ROWS = 16
 CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0))
@@ -21,12 +21,12 @@ CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0)
 @functools.cache
 def run(config, steps=4, devices=1, microbatches=1):
     mesh = make_mesh(jax.devices()[:devices])
-    trainer = make_trainer(config, mesh)
-    state = trainer.init()
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
     all_metrics = []
     for step in range(steps):
         batch = put_batch(small.batch(config, ROWS, step), microbatches, mesh)
-        state, metrics = trainer.train_step(state, batch)
+        state, metrics = functions.train_step(state, batch)
         all_metrics.append(jax.device_get(metrics))
     return jax.device_get(state), all_metrics
 
@@ -75,8 +75,8 @@ def test_more_padding_changes_nothing():
         for feature in config.features:
             key = f"ids/{feature.name}"
             batch[key] = np.pad(batch[key], ((0, 0), (0, more), (0, 0)), constant_values=-1)
-        trainer = make_trainer(config, mesh)
-        state, metrics = trainer.train_step(trainer.init(), put_batch(batch, 1, mesh))
+        functions = make_step_functions(config, mesh)
+        state, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
         results.append(jax.device_get((state, [metrics])))
     assert_close(*results)
 
@@ -93,12 +93,12 @@ def test_dropout_depends_on_seed_and_step_alone():
 def test_the_state_is_updated_in_place():
     config = small.config()
     mesh = make_mesh(jax.devices()[:2])
-    trainer = make_trainer(config, mesh)
-    state = trainer.init()
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
     batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
     before = jax.tree.leaves(state)
     where = _addresses(state)
-    state, _ = trainer.train_step(state, batch)
+    state, _ = functions.train_step(state, batch)
     assert all(leaf.is_deleted() for leaf in before)
     assert _addresses(state) == where
 
@@ -111,7 +111,7 @@ def _addresses(state):
 
 def test_unused_rows_and_their_moments_stay_as_they_are():
     config = CLIPPED
-    start = jax.device_get(make_trainer(config, make_mesh(jax.devices()[:1])).init())
+    start = jax.device_get(make_step_functions(config, make_mesh(jax.devices()[:1])).init())
     state, _ = run(config)
     moments = state.opt_state[2].inner_state.moments
     for name, spec in table_specs(config.features).items():
@@ -132,8 +132,8 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
 
 
 def test_tables_and_moments_are_sharded_by_rows():
-    trainer = make_trainer(small.config(), make_mesh(jax.devices()[:4]))
-    state = trainer.init()
+    functions = make_step_functions(small.config(), make_mesh(jax.devices()[:4]))
+    state = functions.init()
     moments = state.opt_state[2].inner_state.moments
     for tables in (state.params["tables"], moments["tables"]):
         for table in tables.values():

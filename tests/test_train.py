@@ -22,7 +22,7 @@ from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.train import train
 from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.mesh import make_mesh
-from s2s_jax.training.step import make_trainer
+from s2s_jax.training.step import make_step_functions
 
 USERS = 90
 
@@ -66,7 +66,7 @@ def learned(run_dir: Path) -> list[tuple]:
 
 def saved_state(config: Config, step: int):
     checkpoints = Checkpoints(config)
-    state, progress = checkpoints.restore(step, make_trainer(config, one_device()).abstract)
+    state, progress = checkpoints.restore(step, make_step_functions(config, one_device()).abstract)
     checkpoints.close()
     return jax.device_get(state), progress
 

@@ -39,8 +39,8 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Trainer(NamedTuple):
-    """The pure functions of a job, made by `make_trainer`.
+class StepFunctions(NamedTuple):
+    """The pure functions of a job, made by `make_step_functions`.
 
     Attributes:
       init: `() -> TrainState`, sharded from the start.
@@ -55,7 +55,7 @@ class Trainer(NamedTuple):
     predict: Callable[[Params, Batch], Encoded]
 
 
-def make_trainer(config: Config, mesh: Mesh) -> Trainer:
+def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
     """Builds the train step of `config` over `mesh`."""
     specs = table_specs(config.features)
     optimizer = make_optimizer(config.lr)
@@ -101,7 +101,7 @@ def make_trainer(config: Config, mesh: Mesh) -> Trainer:
         places = {f: place for u in unique.values() for f, place in u.places.items()}
         return model.encode(params["dense"], rows, places, batch, None)
 
-    return Trainer(
+    return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
         abstract=abstract,
         train_step=jax.jit(

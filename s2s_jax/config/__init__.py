@@ -1,0 +1,27 @@
+"""Every knob: typed, documented, validated. See `loading` for config files and overrides."""
+
+from s2s_jax.config.loading import load, load_file, print_help
+from s2s_jax.config.schema import (
+    Config,
+    FeatureConfig,
+    IOConfig,
+    LossConfig,
+    LRConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from s2s_jax.config.validation import validate
+
+__all__ = [
+    "Config",
+    "FeatureConfig",
+    "IOConfig",
+    "LRConfig",
+    "LossConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "load",
+    "load_file",
+    "print_help",
+    "validate",
+]

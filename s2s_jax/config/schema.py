@@ -1,0 +1,188 @@
+"""Every knob of s2s_jax, typed and documented, as frozen dataclasses."""
+
+import dataclasses
+import json
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IOConfig:
+    """Which logs are read, and how they become batches."""
+
+    data_paths: str = ""
+    """ORC files and directories, separated by commas. In a directory (searched recursively) the
+    files ending in .orc are taken or, where there are none, all files; names starting with . or _
+    are passed over"""
+    batch_size: int = 16
+    """Rows (users) of one device in one forward pass. An optimizer step consumes batch_size x
+    devices x train.gradient_accumulation_steps rows"""
+    thread_num: int = 2
+    """Threads that read and decode batches; 0 reads in the main thread"""
+    prefetch: int = 4
+    """Batches that wait, ready, ahead of the training step"""
+    drop_remainder: bool = False
+    """Drop the last, partial batch of an epoch; otherwise rows that weigh nothing fill it"""
+    shuffle: bool = True
+    """Permute stripes, and rows within windows of shuffle_rows, anew in each epoch"""
+    shuffle_rows: int = 4096
+    """Rows decoded and shuffled together; memory grows with it"""
+    seed: int = 42
+    """Seed of the order of rows"""
+    truncate_side: Literal["left", "right"] = "left"
+    """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
+    check_length: bool = False
+    """Refuse sequences longer than model.seq_len instead of truncating them"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """One column of the logs and the embedding table that its ids look up."""
+
+    name: str
+    """Column of the ORC files: list<T> or list<list<T>> of integers or strings"""
+    emb_dim: int = 128
+    """Width of the embedding"""
+    hash_type: Literal["murmur"] | None = None
+    """How ids are hashed: murmur (MurmurHash64A, seed 0; an integer hashes as its 8 little-endian
+    bytes) or None (integers as they are)"""
+    hash_bucket_size: int
+    """Rows of the table: the id or its hash, as an unsigned 64-bit number, modulo this. Without a
+    hash, ids below it have a row each and larger ones wrap around"""
+    shard_name: str | None = None
+    """Name of the table; features that give the same name share it. None: the feature's own name"""
+    combiner: Literal["mean", "sum"] = "mean"
+    """How the embeddings of the several ids of a position become one"""
+    bag_size: int = 1
+    """Most ids that a position may hold; a fuller one is refused"""
+    init_std: float = 0.001
+    """Standard deviation of the truncated normal that initialises the table"""
+
+    @property
+    def table_name(self) -> str:
+        """The table that this feature reads."""
+        return self.name if self.shard_name is None else self.shard_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The causal transformer."""
+
+    seq_len: int = 1024
+    """Positions of a sequence; longer ones are truncated, shorter ones padded"""
+    hidden_size: int = 1024
+    """Width of the transformer"""
+    num_layers: int = 8
+    """Transformer layers"""
+    nhead: int = 8
+    """Attention heads; must divide hidden_size"""
+    dim_feedforward: int = 1024
+    """Width of the feed-forward layers"""
+    dropout: float = 0.1
+    """Dropout after the attention, after its projection and after the feed-forward"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
+    float32 on a CPU, bfloat16 elsewhere"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LRConfig:
+    """The optimizers: AdamW for the dense part, sparse-row AdamW for the tables."""
+
+    dense_lr: float = 1e-3
+    """Peak learning rate of the dense part"""
+    sparse_lr: float = 1e-3
+    """Peak learning rate of the tables"""
+    beta1: float = 0.9
+    """Decay of the first moments"""
+    beta2: float = 0.999
+    """Decay of the second moments"""
+    eps: float = 1e-8
+    """Added to the root of the second moments"""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; a table's row decays only in the steps that use it"""
+    warmup_steps: int = 0
+    """Steps over which both rates rise linearly from 0"""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the rates after the warm-up"""
+    decay_steps: int | None = None
+    """Step at which the decay ends; needed unless decay is constant"""
+    final_ratio: float = 0.0
+    """The rates at the end of the decay, relative to their peaks"""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient, dense part and rows together; None: no clipping"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Softmax over cosine similarities between predictions and the events of the batch."""
+
+    pairing: Literal["next", "previous"] = "next"
+    """What a position is scored against: the event after it, or (as the RecIS example does) the
+    event before it, which attention has already seen"""
+    temperature: float = 0.05
+    """Similarities are divided by this before the softmax"""
+    mask_padding: bool = True
+    """Leave padding out of queries, positives and negatives"""
+    mask_same_item: bool = True
+    """Do not count other events with the positive's item as negatives"""
+    item_feature: str = "item_id"
+    """The feature that says which item an event is about"""
+    target_features: tuple[str, ...] | None = ("item_id", "cate_id")
+    """Features that the scored events show; the others are zeroed because they are unknown when
+    recommending. None: all"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run."""
+
+    output_dir: str = "runs/default"
+    """Run directory: config.json, metrics.jsonl, checkpoints/, tensorboard/. A directory with
+    checkpoints is continued from the newest one"""
+    train_steps: int | None = None
+    """Optimizer steps in all; None: as many as train_epoch gives"""
+    train_epoch: int | None = None
+    """Passes over the data; None: as many as train_steps needs. The sooner of the two ends the run"""
+    log_steps: int = 10
+    """Steps between lines of metrics.jsonl; loss and hit_rate are means over them"""
+    save_steps: int = 2000
+    """Steps between checkpoints; the last step is always saved"""
+    max_to_keep: int = 5
+    """Newest checkpoints kept"""
+    gradient_accumulation_steps: int = 1
+    """Forward passes of batch_size rows a device that make one optimizer step, equal to one pass
+    over all their rows (negatives included) at the memory of one and an additional forward pass"""
+    seed: int = 42
+    """Seed of the initial weights and of dropout"""
+    tensorboard: bool = True
+    """Write TensorBoard event files"""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a profile written to output_dir/profile; None: no profile"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole training job."""
+
+    io: IOConfig = IOConfig()
+    features: tuple[FeatureConfig, ...] = ()
+    model: ModelConfig = ModelConfig()
+    lr: LRConfig = LRConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+    def feature(self, name: str) -> FeatureConfig:
+        """The feature called `name`, which must exist."""
+        (feature,) = (f for f in self.features if f.name == name)
+        return feature
+
+    @property
+    def target_features(self) -> tuple[str, ...]:
+        """Names of the features that scored events show, in the order of `features`."""
+        names = [f.name for f in self.features]
+        shown = self.loss.target_features
+        return tuple(n for n in names if shown is None or n in shown)
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -1,0 +1,194 @@
+"""Refuses what no run could use, naming the dotted path."""
+
+import dataclasses
+import re
+import types
+import typing
+from typing import Any, Literal
+
+from s2s_jax.config.schema import Config, FeatureConfig
+from s2s_jax.errors import UserError
+
+# Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
+MAX_BUCKETS = 2_000_000_000
+
+
+def validate(config: Config) -> None:
+    """Refuses what no run could use.
+
+    Raises:
+      UserError: naming the dotted path, what was expected and what was found.
+    """
+    _check_types(config, "")
+    _check_io(config)
+    _check_features(config)
+    _check_model(config)
+    _check_lr(config)
+    _check_loss(config)
+    _check_train(config)
+
+
+def _require(ok: bool, path: str, expected: str, found: Any) -> None:
+    if not ok:
+        raise UserError(f"{path}: expected {expected}, found {found!r}")
+
+
+def _check_types(value: Any, prefix: str) -> None:
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        path, item = prefix + field.name, getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            _check_types(item, path + ".")
+        elif path == "features":
+            _require(isinstance(item, tuple), path, "a tuple of FeatureConfig", item)
+            for i, feature in enumerate(item):
+                _require(
+                    isinstance(feature, FeatureConfig), f"{path}.{i}", "a FeatureConfig", feature
+                )
+                _check_types(feature, f"{path}.{i}.")
+        else:
+            _require(_fits(item, hints[field.name]), path, spell(hints[field.name]), item)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(_fits(v, kind) for v, kind in zip(value, kinds, strict=True))
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def spell(hint: Any) -> str:
+    """A type in words a user knows."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        kind = "one or more " if args[-1] is ... else f"{len(args)} "
+        return kind + spell(args[0]) + " values"
+    if hint is bool:
+        return "True or False"
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(spell(arg) for arg in args)
+    if hint is type(None):
+        return "None"
+    return {int: "a whole number", float: "a number", str: "text"}[hint]
+
+
+def _check_io(config: Config) -> None:
+    io_ = config.io
+    for name in ("batch_size", "shuffle_rows"):
+        _require(getattr(io_, name) >= 1, f"io.{name}", "at least 1", getattr(io_, name))
+    for name in ("thread_num", "prefetch"):
+        _require(getattr(io_, name) >= 0, f"io.{name}", "at least 0", getattr(io_, name))
+
+
+def _check_features(config: Config) -> None:
+    _require(len(config.features) > 0, "features", "at least one feature", config.features)
+    first_of_table: dict[str, tuple[int, FeatureConfig]] = {}
+    names: set[str] = set()
+    for i, feature in enumerate(config.features):
+        path = f"features.{i}"
+        _require(feature.name not in names, f"{path}.name", "a name used once", feature.name)
+        names.add(feature.name)
+        _require(
+            bool(re.fullmatch(r"[\w.-]+", feature.table_name)),
+            f"{path}.{'name' if feature.shard_name is None else 'shard_name'}",
+            "letters, digits, _, . and - (it names a table in checkpoints)",
+            feature.table_name,
+        )
+        _require(feature.emb_dim >= 1, f"{path}.emb_dim", "at least 1", feature.emb_dim)
+        _require(feature.bag_size >= 1, f"{path}.bag_size", "at least 1", feature.bag_size)
+        _require(feature.init_std >= 0, f"{path}.init_std", "at least 0", feature.init_std)
+        if feature.hash_bucket_size == 0:
+            raise UserError(
+                f"{path}.hash_bucket_size: 0 asks for a collision-free table, which this version "
+                f"does not have; give {feature.name} a number of buckets"
+            )
+        _require(
+            1 <= feature.hash_bucket_size <= MAX_BUCKETS,
+            f"{path}.hash_bucket_size",
+            f"1 to {MAX_BUCKETS:,}",
+            feature.hash_bucket_size,
+        )
+        j, other = first_of_table.setdefault(feature.table_name, (i, feature))
+        for key in ("emb_dim", "hash_bucket_size", "init_std"):
+            _require(
+                getattr(feature, key) == getattr(other, key),
+                f"{path}.{key}",
+                f"{getattr(other, key)} as in features.{j}, which has the same table",
+                getattr(feature, key),
+            )
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    for name in ("hidden_size", "num_layers", "nhead", "dim_feedforward"):
+        _require(getattr(model, name) >= 1, f"model.{name}", "at least 1", getattr(model, name))
+    _require(model.seq_len >= 2, "model.seq_len", "at least 2", model.seq_len)
+    _require(0 <= model.dropout < 1, "model.dropout", "0 to below 1", model.dropout)
+    _require(
+        model.hidden_size % model.nhead == 0,
+        "model.nhead",
+        f"a divisor of model.hidden_size ({model.hidden_size})",
+        model.nhead,
+    )
+
+
+def _check_lr(config: Config) -> None:
+    lr = config.lr
+    for name in ("dense_lr", "sparse_lr", "weight_decay", "warmup_steps", "final_ratio"):
+        _require(getattr(lr, name) >= 0, f"lr.{name}", "at least 0", getattr(lr, name))
+    for name in ("beta1", "beta2"):
+        _require(0 <= getattr(lr, name) < 1, f"lr.{name}", "0 to below 1", getattr(lr, name))
+    _require(lr.eps > 0, "lr.eps", "more than 0", lr.eps)
+    _require(lr.clip_norm is None or lr.clip_norm > 0, "lr.clip_norm", "more than 0", lr.clip_norm)
+    if lr.decay != "constant":
+        _require(
+            lr.decay_steps is not None and lr.decay_steps > lr.warmup_steps,
+            "lr.decay_steps",
+            f"more than lr.warmup_steps ({lr.warmup_steps}) because lr.decay is {lr.decay}",
+            lr.decay_steps,
+        )
+
+
+def _check_loss(config: Config) -> None:
+    names = [f.name for f in config.features]
+    loss = config.loss
+    listed = ", ".join(names)
+    _require(loss.temperature > 0, "loss.temperature", "more than 0", loss.temperature)
+    _require(
+        loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature
+    )
+    if loss.target_features is not None:
+        _require(len(loss.target_features) > 0, "loss.target_features", "one or more", ())
+        for name in loss.target_features:
+            _require(name in names, "loss.target_features", f"features ({listed})", name)
+
+
+def _check_train(config: Config) -> None:
+    train = config.train
+    for name in ("log_steps", "save_steps", "max_to_keep", "gradient_accumulation_steps"):
+        _require(getattr(train, name) >= 1, f"train.{name}", "at least 1", getattr(train, name))
+    for name in ("train_steps", "train_epoch"):
+        value = getattr(train, name)
+        _require(value is None or value >= 1, f"train.{name}", "at least 1", value)
+    if train.train_steps is None and train.train_epoch is None:
+        raise UserError(
+            "train.train_steps: expected this or train.train_epoch to end the run, found neither"
+        )
+    if train.profile_steps is not None:
+        first, last = train.profile_steps
+        _require(1 <= first <= last, "train.profile_steps", "first <= last", train.profile_steps)
