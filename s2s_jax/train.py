@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
 from s2s_jax.data.pipeline import Reader
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
-from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.mesh import make_mesh, put_batch
 from s2s_jax.training.metrics import Meters, Writer, print_summary
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
@@ -97,7 +97,11 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     mesh = make_mesh() if mesh is None else mesh
     run_dir = Path(config.train.output_dir)
     microbatches = config.train.gradient_accumulation_steps
-    with contextlib.closing(Checkpoints(config)) as checkpoints, StopSignals() as stop:
+    with (
+        locked(run_dir),
+        contextlib.closing(Checkpoints(config)) as checkpoints,
+        StopSignals() as stop,
+    ):
         checkpoints.check_config()
         reader = Reader(config, config.io.batch_size * mesh.size * microbatches)
         functions = make_step_functions(config, mesh)

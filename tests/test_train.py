@@ -20,7 +20,7 @@ import small
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.train import train
-from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
@@ -163,6 +163,14 @@ def test_a_stop_signal_saves_and_the_run_goes_on(straight, log, tmp_path, number
     assert 10 < saved < 40
     assert train(config, one_device()) == 0
     assert_same_run(straight, config)
+
+
+def test_two_runs_do_not_share_a_directory(log, tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is training in"):
+        train(job(log, tmp_path), one_device())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be used"):
+        train(job(log, tmp_path / "file"), one_device())
 
 
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path):

@@ -5,8 +5,11 @@ A checkpoint `checkpoints/<step>/` holds `state` (model, tables, optimizer: shar
 place when whole, so one that did not finish is never seen.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,48 @@ _FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_
 _FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward")
 
 
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Makes `run_dir` where it does not exist and keeps other processes from training in it.
+
+    Raises:
+      UserError: it cannot be used as a directory, or another process trains in it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"train.output_dir: {run_dir} cannot be used: {error}") from error
+    with file:
+        try:
+            # Held until the process ends, however it ends.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"train.output_dir: another process is training in {run_dir}; wait for it or give "
+                f"another directory"
+            ) from error
+        except OSError:
+            pass  # Some network file systems have no locks.
+        yield
+
+
 class Checkpoints:
     """The checkpoints of a run directory."""
 
     def __init__(self, config: Config):
-        """Opens `train.output_dir`, making it where it does not exist.
-
-        Raises:
-          UserError: it cannot be used as a directory.
-        """
+        """Opens the checkpoints in `train.output_dir`."""
         self._config = config
         self._run_dir = Path(config.train.output_dir).resolve()
-        try:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self._run_dir / "checkpoints",
-                item_names=("state", "progress"),
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=LatestN(config.train.max_to_keep),
-                    cleanup_tmp_directories=True,
-                    enable_async_checkpointing=True,
-                ),
-            )
-        except OSError as error:
-            raise UserError(f"train.output_dir: {self._run_dir} cannot be used: {error}") from error
+        self._manager = ocp.CheckpointManager(
+            self._run_dir / "checkpoints",
+            item_names=("state", "progress"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=LatestN(config.train.max_to_keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
 
     @property
     def newest_step(self) -> int | None:
