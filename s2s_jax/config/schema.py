@@ -42,9 +42,9 @@ class FeatureConfig:
     """Column of the ORC files: list<T> or list<list<T>> of integers or strings"""
     emb_dim: int = 128
     """Width of the embedding"""
-    hash_type: Literal["murmur"] | None = None
-    """How ids are hashed: murmur (MurmurHash64A, seed 0; an integer hashes as its 8 little-endian
-    bytes) or None (integers as they are)"""
+    hash_type: Literal["murmur", "farm"] | None = None
+    """How ids are hashed: murmur (MurmurHash64A, seed 0), farm (FarmHash Fingerprint64; both take an
+    integer as its 8 little-endian bytes) or None (integers as they are)"""
     hash_bucket_size: int
     """Rows of the table: the id or its hash, as an unsigned 64-bit number, modulo this. Without a
     hash, ids below it have a row each and larger ones wrap around"""

@@ -73,7 +73,7 @@ def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
         if is_text and feature.hash_type is None:
             raise UserError(
                 f"{file.path}: column {feature.name} holds strings ({column_type}), so "
-                f"features.{i}.hash_type cannot be None; set it to murmur"
+                f"features.{i}.hash_type cannot be None; set it to murmur or farm"
             )
 
 
@@ -252,14 +252,15 @@ def _bags(positions: pa.Array, feature: FeatureConfig) -> tuple[Bags, tuple[int,
 
 def _bucketize(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
     if _is_text(values.type):
-        ids_T = hashing.murmur_strings(values)
+        assert feature.hash_type is not None, "checked with the schema"
+        ids_T = hashing.hash_strings(values, feature.hash_type)
     else:
         if pa.types.is_unsigned_integer(values.type):
             ids_T = values.to_numpy(zero_copy_only=False).astype(np.uint64)
         else:
             ids_T = values.to_numpy(zero_copy_only=False).astype(np.int64)
-        if feature.hash_type == "murmur":
-            ids_T = hashing.murmur_integers(ids_T)
+        if feature.hash_type is not None:
+            ids_T = hashing.hash_integers(ids_T, feature.hash_type)
     return hashing.to_buckets(ids_T, feature.hash_bucket_size)
 
 

@@ -3,28 +3,36 @@
 Shapes: T strings or integers.
 """
 
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
+
+from s2s_jax.data import farmhash
 
 # MurmurHash64A (Austin Appleby, 2008, public domain), the 64-bit hash behind "murmur" in RecIS.
 _MULTIPLIER = np.uint64(0xC6A4A7935BD1E995)
 _SHIFT = np.uint64(47)
 _SEED = 0
 
+HashType = Literal["murmur", "farm"]
+
 # Strings hashed together: their intermediate arrays stay in the processor's cache.
 _CHUNK = 16_384
 
 
-def murmur_strings(strings: pa.Array) -> np.ndarray:
-    """MurmurHash64A with seed 0 of the bytes of each string.
+def hash_strings(strings: pa.Array, hash_type: HashType) -> np.ndarray:
+    """Hashes the bytes of each string.
 
     Args:
       strings: `string`, `large_string`, `binary` or `large_binary` array without nulls; it may be
         a slice of another array.
+      hash_type: "murmur" (MurmurHash64A, seed 0) or "farm" (FarmHash Fingerprint64).
 
     Returns:
       uint64 array of its length.
     """
+    hash_ = {"murmur": _murmur, "farm": _farm}[hash_type]
     assert strings.null_count == 0, "drop nulls before hashing"
     wide = pa.types.is_large_string(strings.type) or pa.types.is_large_binary(strings.type)
     _, offset_buffer, data_buffer = strings.buffers()
@@ -44,23 +52,28 @@ def murmur_strings(strings: pa.Array) -> np.ndarray:
     for start in range(0, len(strings), _CHUNK):
         stop = min(start + _CHUNK, len(strings))
         begins = offsets[start:stop]
-        hashes[start:stop] = _murmur(words, begins, offsets[start + 1 : stop + 1] - begins)
+        hashes[start:stop] = hash_(words, begins, offsets[start + 1 : stop + 1] - begins)
     return hashes
 
 
-def murmur_integers(values_T: np.ndarray) -> np.ndarray:
-    """MurmurHash64A with seed 0 of each integer's 8 little-endian bytes.
+def hash_integers(values_T: np.ndarray, hash_type: HashType) -> np.ndarray:
+    """Hashes each integer's 8 little-endian bytes.
 
     Args:
       values_T: int64 or uint64.
+      hash_type: as for `hash_strings`.
 
     Returns:
       uint64 `[T]`.
     """
-    with np.errstate(over="ignore"):
-        hashes_T = np.uint64(_SEED) ^ (np.uint64(8) * _MULTIPLIER)
-        hashes_T = (hashes_T ^ _scramble(values_T.view(np.uint64))) * _MULTIPLIER
-        return _finish(hashes_T)
+    words_T = values_T.view(np.uint64)
+    if hash_type == "murmur":
+        with np.errstate(over="ignore"):
+            hashes_T = np.uint64(_SEED) ^ (np.uint64(8) * _MULTIPLIER)
+            return _finish((hashes_T ^ _scramble(words_T)) * _MULTIPLIER)
+    begins_T = 8 * np.arange(len(words_T))
+    padded = np.append(words_T, np.zeros(2, np.uint64))
+    return _farm(padded, begins_T, np.full(len(words_T), 8))
 
 
 def to_buckets(ids_T: np.ndarray, buckets: int) -> np.ndarray:
@@ -88,6 +101,10 @@ def to_positive_ids(hashes_T: np.ndarray) -> np.ndarray:
       int64 `[T]`, never negative.
     """
     return (hashes_T & np.uint64(2**63 - 1)).view(np.int64)
+
+
+def _farm(words: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> np.ndarray:
+    return farmhash.fingerprint64(lambda at: _load_words(words, at), begins_T, lengths_T)
 
 
 def _murmur(words: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> np.ndarray:
