@@ -8,9 +8,11 @@ finite, 75 stopped by SIGTERM or SIGINT and saved.
 import argparse
 import contextlib
 import math
+import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Self
@@ -106,13 +108,14 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
         reader = Reader(config, config.io.batch_size * mesh.size * microbatches)
         functions = make_step_functions(config, mesh)
         job = Job(config, mesh, functions, reader, checkpoints, _total_steps(config, reader))
-        progress = _start_or_continue(job)
-        checkpoints.write_config()
-        _describe(job, progress)
-        if progress.step < job.total_steps:
-            tensorboard = config.train.tensorboard
-            with Writer(run_dir, progress.step, job.total_steps, tensorboard) as writer:
-                _run(job, progress, writer, stop)
+        with _memory_explained(job):
+            progress = _start_or_continue(job)
+            checkpoints.write_config()
+            _describe(job, progress)
+            if progress.step < job.total_steps:
+                tensorboard = config.train.tensorboard
+                with Writer(run_dir, progress.step, job.total_steps, tensorboard) as writer:
+                    _run(job, progress, writer, stop)
     if stop.requested:
         _say(f"stopped by {stop.requested}; start the same command again to continue")
         return EXIT_STOPPED
@@ -202,6 +205,24 @@ def _start_or_continue(job: Job) -> Progress:
     meters.set_state(saved["meters"])
     _say(f"continuing from the checkpoint of step {step:,}")
     return Progress(step, state, meters)
+
+
+@contextlib.contextmanager
+def _memory_explained(job: Job) -> Iterator[None]:
+    """Says what takes the memory when a device has too little."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+            raise
+        state = job.functions.abstract
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        raise UserError(
+            f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB, "
+            f"tables shared by {job.mesh.size} device(s), activations come on top; lower "
+            f"features.N.hash_bucket_size or emb_dim, or io.batch_size with "
+            f"train.gradient_accumulation_steps, or use more devices"
+        ) from error
 
 
 def _total_steps(config: Config, reader: Reader) -> int:

@@ -181,7 +181,8 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path
     process.kill()
     process.communicate(timeout=60)
     with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "lo')  # a torn line, as a kill in mid-write leaves it
+        # Lines that are none, and a torn one as a kill in mid-write leaves it.
+        file.write('3\n{"x": 1}\n\n{"step": 30, "lo')
     assert train(config, one_device()) == 0
     assert_same_run(straight, config)
 
@@ -315,6 +316,15 @@ def test_tensorboard_and_profile(log, tmp_path):
     train(job(log, tmp_path, train_steps=6, tensorboard=True, profile_steps=(2, 3)), one_device())
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_too_little_memory_is_explained(log, tmp_path, monkeypatch):
+    def no_memory(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("s2s_jax.train._start_or_continue", no_memory)
+    with pytest.raises(UserError, match=r"out of memory: .*hash_bucket_size"):
+        train(job(log, tmp_path), one_device())
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,16 @@ class Meters:
 
 
 def read_lines(run_dir: Path) -> list[dict[str, float]]:
-    """The whole lines of `metrics.jsonl`; a torn last line, as a killed run leaves it, is left out."""
+    """The whole lines of `metrics.jsonl`; a torn one, as a killed run leaves it, is left out."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
     lines = []
     for text in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
     return lines
 
 
