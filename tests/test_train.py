@@ -190,8 +190,10 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path
 def test_an_unfinished_checkpoint_is_not_used(log, tmp_path, capsys):
     assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
     checkpoints = tmp_path / "checkpoints"
-    shutil.copytree(checkpoints / "10", checkpoints / "20.orbax-checkpoint-tmp-1")
+    unfinished = checkpoints / "20.orbax-checkpoint-tmp-1"
+    shutil.copytree(checkpoints / "10", unfinished)
     assert train(job(log, tmp_path, train_steps=12), one_device()) == 0
+    assert not unfinished.exists()
     assert "continuing from the checkpoint of step 10" in capsys.readouterr().err
 
 

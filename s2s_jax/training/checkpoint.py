@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.training.step import TrainState
+
+# Orbax's mark of a directory that is still being written.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 # Changing these would silently give weights another meaning.
 _FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name")
@@ -58,12 +62,12 @@ class Checkpoints:
         """Opens the checkpoints in `train.output_dir`."""
         self._config = config
         self._run_dir = Path(config.train.output_dir).resolve()
+        _remove_unfinished(self._run_dir / "checkpoints")
         self._manager = ocp.CheckpointManager(
             self._run_dir / "checkpoints",
             item_names=("state", "progress"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=LatestN(config.train.max_to_keep),
-                cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
         )
@@ -144,6 +148,16 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees threads."""
         self._manager.close()
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Removes what saves that did not finish left behind.
+
+    Orbax can do it, but in a thread that nothing waits for, and that writes a traceback where the
+    process ends sooner.
+    """
+    for path in directory.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
