@@ -23,9 +23,10 @@ from jax.sharding import Mesh
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
 from s2s_jax.data.pipeline import Reader
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
+from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
-from s2s_jax.training.mesh import make_mesh, put_batch
-from s2s_jax.training.metrics import Meters, Writer, print_summary
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
 
@@ -64,7 +65,6 @@ class Job(NamedTuple):
       functions: pure functions over them.
       reader: batches.
       checkpoints: of the run directory.
-      total_steps: steps at which the run ends.
     """
 
     config: Config
@@ -72,7 +72,6 @@ class Job(NamedTuple):
     functions: StepFunctions
     reader: Reader
     checkpoints: Checkpoints
-    total_steps: int
 
 
 class Progress(NamedTuple):
@@ -105,17 +104,22 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
         StopSignals() as stop,
     ):
         checkpoints.check_config()
-        reader = Reader(config, config.io.batch_size * mesh.size * microbatches)
+        reader = Reader(
+            config,
+            config.io.batch_size * mesh.size * microbatches,
+            to_device=lambda arrays: put_batch(arrays, microbatches, mesh),
+        )
         functions = make_step_functions(config, mesh)
-        job = Job(config, mesh, functions, reader, checkpoints, _total_steps(config, reader))
-        with _memory_explained(job):
+        job = Job(config, mesh, functions, reader, checkpoints)
+        with contextlib.closing(reader), _memory_explained(job):
             progress = _start_or_continue(job)
+            total_steps = _total_steps(job, progress)
             checkpoints.write_config()
-            _describe(job, progress)
-            if progress.step < job.total_steps:
+            _describe(job, progress, total_steps)
+            if progress.step < total_steps:
                 tensorboard = config.train.tensorboard
-                with Writer(run_dir, progress.step, job.total_steps, tensorboard) as writer:
-                    _run(job, progress, writer, stop)
+                with Writer(run_dir, progress.step, total_steps, tensorboard) as writer:
+                    _run(job, progress, total_steps, writer, stop)
     if stop.requested:
         _say(f"stopped by {stop.requested}; start the same command again to continue")
         return EXIT_STOPPED
@@ -123,24 +127,27 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     return EXIT_DONE
 
 
-def _run(job: Job, progress: Progress, writer: Writer, stop: "StopSignals") -> None:
+def _run(
+    job: Job, progress: Progress, total_steps: int, writer: Writer, stop: "StopSignals"
+) -> None:
     """The loop. Step n is dispatched before the metrics of step n - 1 are read."""
     step, state, meters = progress
-    saved_step, position = step, job.reader.get_state()
+    saved_step = step
     settings = job.config.train
     profile = _Profile(job.config)
-    pending: tuple[int, Any, float] | None = None
+    skips = SkipLog(Path(settings.output_dir), job.reader.skipped_files)
+    pending: tuple[int, Any, float, int] | None = None
     compiled = None
 
     def read_pending() -> None:
         nonlocal pending
         if pending is None:
             return
-        at, metrics, waited = pending
+        at, metrics, waited, skipped_rows = pending
         pending = None
         values = jax.device_get(metrics)
         _check_finite(at, values, job.checkpoints)
-        meters.add(values, waited)
+        meters.add(values, waited, skipped_rows)
         writer.advance(at)
         if at % settings.log_steps == 0:
             writer.write(meters.take_line(at))
@@ -149,13 +156,13 @@ def _run(job: Job, progress: Progress, writer: Writer, stop: "StopSignals") -> N
         nonlocal saved_step
         read_pending()
         if step > saved_step:
-            reached = {"reader": position, "meters": meters.get_state()}
+            reached = {"reader": job.reader.get_state(), "meters": meters.get_state()}
             job.checkpoints.save(step, state, reached)
             saved_step = step
 
     # Hidden copies between host and device would be slow, so they fail instead.
     with jax.transfer_guard("disallow"):
-        while step < job.total_steps and not stop.requested:
+        while step < total_steps and not stop.requested:
             asked = time.perf_counter()
             try:
                 batch = next(job.reader)
@@ -163,21 +170,20 @@ def _run(job: Job, progress: Progress, writer: Writer, stop: "StopSignals") -> N
                 # Nothing trained is lost; the position is that of before the batch that failed.
                 save()
                 raise
-            position = job.reader.get_state()
             waited = time.perf_counter() - asked
-            device_batch = put_batch(batch, settings.gradient_accumulation_steps, job.mesh)
+            skips.add(batch.skipped)
             if compiled is None:
-                compiled = job.functions.train_step.lower(state, device_batch).compile()
+                compiled = job.functions.train_step.lower(state, batch.arrays).compile()
                 # Rates leave out compilation and the first reading.
                 meters.start_rates()
                 waited = 0.0
             profile.before(step + 1)
-            state, metrics = compiled(state, device_batch)
+            state, metrics = compiled(state, batch.arrays)
             read_pending()
             step += 1
-            pending = (step, metrics, waited)
+            pending = (step, metrics, waited, batch.skipped_rows)
             profile.after(step, state)
-            if step % settings.save_steps == 0 or step == job.total_steps or stop.requested:
+            if step % settings.save_steps == 0 or step == total_steps or stop.requested:
                 save()
     save()
     job.checkpoints.wait()
@@ -204,6 +210,8 @@ def _start_or_continue(job: Job) -> Progress:
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     _say(f"continuing from the checkpoint of step {step:,}")
+    for note in job.reader.notes:
+        _say(note)
     return Progress(step, state, meters)
 
 
@@ -225,14 +233,16 @@ def _memory_explained(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _total_steps(config: Config, reader: Reader) -> int:
-    ends = [config.train.train_steps]
-    if config.train.train_epoch is not None:
-        ends.append(config.train.train_epoch * reader.steps_per_epoch)
+def _total_steps(job: Job, progress: Progress) -> int:
+    """Steps at which the run ends; the epochs' part of it depends on where the reader stands."""
+    settings = job.config.train
+    ends = [settings.train_steps]
+    if settings.train_epoch is not None:
+        ends.append(progress.step + job.reader.steps_until(settings.train_epoch))
     return min(end for end in ends if end is not None)
 
 
-def _describe(job: Job, progress: Progress) -> None:
+def _describe(job: Job, progress: Progress, total_steps: int) -> None:
     def count(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -241,7 +251,7 @@ def _describe(job: Job, progress: Progress) -> None:
         f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
         f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].platform} device(s); "
-        f"{job.total_steps:,} steps into {job.config.train.output_dir}"
+        f"{total_steps:,} steps into {job.config.train.output_dir}"
     )
 
 

@@ -69,11 +69,8 @@ def recis_config(golden: dict[str, np.ndarray]) -> Config:
 def batch(golden: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
     """Step `step`'s ids as one microbatch of full sequences."""
     shape = golden["ids/item"].shape[1:]
-    ids = {
-        f"ids/{ours}": golden[f"ids/{theirs}"][step].astype(np.int32)[..., None]
-        for ours, theirs in FEATURES.items()
-    }
-    return {"length": np.full(shape[0], shape[1], np.int32), **ids}
+    ids = [golden[f"ids/{theirs}"][step].astype(np.int32) for theirs in FEATURES.values()]
+    return {"length": np.full(shape[0], shape[1], np.int32), "ids": np.stack(ids, axis=-1)}
 
 
 def table_from(spec: TableSpec, by_bucket: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
     seq_len = config.model.seq_len
     length = rng.integers(1, seq_len + 1, size=rows).astype(np.int32)
     length[0], length[-1] = seq_len, 0
-    made: dict[str, np.ndarray] = {"length": length}
+    columns = []
     for feature in config.features:
         shape = (rows, seq_len, feature.bag_size)
         ids = rng.integers(0, feature.hash_bucket_size, size=shape).astype(np.int32)
@@ -59,8 +59,8 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
             count = rng.integers(0, feature.bag_size + 1, size=shape[:2])
             ids[np.arange(feature.bag_size) >= count[..., None]] = -1
         ids[np.arange(seq_len) >= length[:, None]] = -1
-        made[f"ids/{feature.name}"] = ids
-    return made
+        columns.append(ids)
+    return {"length": length, "ids": np.concatenate(columns, axis=-1)}
 
 
 def write_log(directory: Path, users: int, files: int = 2, seed: int = 0) -> None:

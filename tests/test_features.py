@@ -1,4 +1,6 @@
 import dataclasses
+import datetime
+import math
 import struct
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from test_hashing import reference
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import features
+from s2s_jax.data import blocks, features
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
 
@@ -23,7 +25,7 @@ def make_config(columns: tuple[FeatureConfig, ...], seq_len: int, **io) -> Confi
 
 
 def file_of(batch: pa.RecordBatch) -> OrcFile:
-    return OrcFile(PATH, 100, batch.schema, (batch.num_rows,))
+    return OrcFile(PATH, 100, batch.schema, (batch.num_rows,), "")
 
 
 def bucket(value, feature: FeatureConfig) -> int:
@@ -37,26 +39,55 @@ def bucket(value, feature: FeatureConfig) -> int:
 
 
 def slow_batch(rows: list[dict], batch_rows: int, config: Config) -> dict[str, np.ndarray]:
-    """What `decode` and `densify` should return, in plain Python."""
+    """What `decode` and `to_dense` should return, in plain Python."""
     seq_len = config.model.seq_len
-    batch = {"length": np.zeros(batch_rows, np.int32)}
-    for feature in config.features:
-        shape = (batch_rows, seq_len, feature.bag_size)
-        batch[f"ids/{feature.name}"] = np.full(shape, -1, np.int32)
+    width = sum(feature.bag_size for feature in config.features)
+    batch = {
+        "length": np.zeros(batch_rows, np.int32),
+        "ids": np.full((batch_rows, seq_len, width), -1, np.int32),
+    }
     for n, row in enumerate(rows):
-        positions = max(len(row[f.name] or []) for f in config.features)
+        positions = max(len(row[f.column_name] or []) for f in config.features)
         kept = list(range(positions))
         kept = kept[-seq_len:] if config.io.truncate_side == "left" else kept[:seq_len]
         batch["length"][n] = len(kept)
+        first_column = 0
         for feature in config.features:
-            bags = row[feature.name] or [None] * positions
+            bags = row[feature.column_name] or [None] * positions
             for at, position in enumerate(kept):
-                bag = bags[position]
-                ids = bag if isinstance(bag, list) else [bag]
-                ids = [value for value in ids if value is not None]
-                for k, value in enumerate(ids):
-                    batch[f"ids/{feature.name}"][n, at, k] = bucket(value, feature)
+                ids = slow_ids(bags, position, feature)
+                batch["ids"][n, at, first_column : first_column + len(ids)] = ids
+            first_column += feature.bag_size
     return batch
+
+
+def slow_ids(bags: list, position: int, feature: FeatureConfig) -> list[int]:
+    values = entries(bags[position])
+    if feature.op == "id":
+        return [bucket(value, feature) for value in values]
+    if feature.op == "bucketize":
+        return [sum(limit <= value for limit in feature.boundaries) for value in values]
+    return [slow_time(bags, position, value, feature) for value in values]
+
+
+def entries(bag) -> list:
+    bag = bag if isinstance(bag, list) else [bag]
+    return [v for v in bag if v is not None and not (isinstance(v, float) and math.isnan(v))]
+
+
+def slow_time(bags: list, position: int, value, feature: FeatureConfig) -> int:
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[feature.time_unit]
+    if feature.op == "time_gap":
+        before = entries(bags[position - 1]) if position else []
+        if not before:
+            return 0
+        seconds = (int(value) - int(before[0])) // per_second
+        gap = 2 + seconds.bit_length() - 1 if seconds >= 1 else 1
+        return min(gap, feature.hash_bucket_size - 1)
+    zone = datetime.timezone(datetime.timedelta(hours=feature.utc_offset_hours))
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    there = (epoch + datetime.timedelta(seconds=int(value) // per_second)).astimezone(zone)
+    return there.hour if feature.op == "hour_of_day" else there.weekday()
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -124,9 +155,13 @@ def record_batch(rows: list[dict], types: dict[str, pa.DataType]) -> pa.RecordBa
     )
 
 
+def dense(block: blocks.Block, rows: int, config: Config) -> dict[str, np.ndarray]:
+    return blocks.to_dense([blocks.pack(block)], rows, config.model.seq_len)
+
+
 @given(logs(), st.integers(2, 8), st.sampled_from(["left", "right"]), st.data())
 @settings(deadline=None, max_examples=250)
-def test_decode_and_densify_do_as_plain_python(log, seq_len, side, data):
+def test_decode_and_pad_do_as_plain_python(log, seq_len, side, data):
     columns, types, rows = log
     config = make_config(columns, seq_len, truncate_side=side)
     batch = record_batch(rows, types)
@@ -135,9 +170,11 @@ def test_decode_and_densify_do_as_plain_python(log, seq_len, side, data):
     stop = data.draw(st.integers(start, len(rows)))
     decoded = features.decode(batch.slice(start, stop - start), file_of(batch), start, config)
     rows = rows[start:stop]
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5)) if rows else []
+    # pack() asks for each row at most once, as the windows do.
+    chosen = data.draw(st.permutations(range(len(rows))))
+    chosen = chosen[: data.draw(st.integers(0, len(rows)))]
     batch_rows = len(chosen) + data.draw(st.integers(0, 2))
-    found = features.densify(decoded, np.array(chosen, np.int64), batch_rows, config)
+    found = dense(blocks.choose(decoded, np.array(chosen, np.int64)), batch_rows, config)
     assert_same(found, slow_batch([rows[i] for i in chosen], batch_rows, config))
 
 
@@ -151,9 +188,116 @@ def test_concatenated_parts_are_as_one(log, seq_len, side, cut):
         features.decode(part, file_of(batch), 0, config)
         for part in (batch.slice(0, cut), batch.slice(cut))
     ]
-    joined = features.concatenate(parts)
-    found = features.densify(joined, np.arange(len(rows)), len(rows), config)
+    found = dense(blocks.concatenate(parts), len(rows), config)
     assert_same(found, slow_batch(rows, len(rows), config))
+    packed = [blocks.pack(part) for part in parts]
+    found = blocks.to_dense(packed, len(rows) + 1, config.model.seq_len)
+    assert_same(found, slow_batch(rows, len(rows) + 1, config))
+
+
+TIMES = [pa.int64(), pa.int32(), pa.string(), pa.timestamp("s"), pa.timestamp("ns")]
+
+
+@given(
+    st.sampled_from(["time_gap", "hour_of_day", "day_of_week"]),
+    st.sampled_from(TIMES),
+    st.sampled_from([-9.5, 0.0, 5.75]),
+    st.lists(st.lists(st.none() | st.integers(-(2**31), 2**31 - 1), max_size=9), max_size=5),
+    st.booleans(),
+    st.integers(2, 6),
+)
+@settings(deadline=None, max_examples=200)
+def test_time_features_do_as_plain_python(op, element, offset, times, bagged, seq_len):
+    unit = element.unit if pa.types.is_timestamp(element) else "s"
+    scale = 10**9 if unit == "ns" else 1
+    rows = [
+        {"t": [time if time is None else time * scale + scale // 3 for time in row]}
+        for row in times
+    ]
+    if bagged:
+        rows = [{"t": [[time] for time in row["t"]]} for row in rows]
+    feature = FeatureConfig(
+        name="t", op=op, hash_bucket_size=28, time_unit=unit, utc_offset_hours=offset
+    )
+    config = make_config((feature,), seq_len)
+    shown = element
+    if element == pa.string():
+        rows_in = [{"t": [_as_text(time) for time in row["t"]]} for row in rows]
+    else:
+        rows_in = rows
+    batch = record_batch(rows_in, {"t": pa.list_(pa.list_(shown) if bagged else shown)})
+    features.check_schema(file_of(batch), (feature,))
+    found = dense(features.decode(batch, file_of(batch), 0, config), len(rows), config)
+    assert_same(found, slow_batch(rows, len(rows), config))
+
+
+def _as_text(time):
+    if isinstance(time, list):
+        return [_as_text(one) for one in time]
+    return None if time is None else str(time)
+
+
+def test_time_gaps_of_known_lengths():
+    """One second to a year, in log2; text and a column that two features read."""
+    times = [100, 100, 101, 103, 163, 3763, 90163, 31626163]
+    row = {"timestamp": [[str(t)] for t in times]}
+    batch = record_batch([row], {"timestamp": pa.list_(pa.list_(pa.string()))})
+    gap = FeatureConfig(name="gap", column="timestamp", op="time_gap", hash_bucket_size=40)
+    hour = FeatureConfig(name="hour", column="timestamp", op="hour_of_day", hash_bucket_size=24)
+    config = make_config((gap, hour), 8)
+    ids = dense(features.decode(batch, file_of(batch), 0, config), 1, config)["ids"][0]
+    # 60 s is between 2^5 and 2^6, an hour between 2^11 and 2^12, a day 2^16 and 2^17, a year 2^24, 2^25.
+    assert ids[:, 0].tolist() == [0, 1, 2, 3, 7, 13, 18, 26]
+    assert ids[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("hash_type", [None, "murmur"])
+@pytest.mark.parametrize(
+    "element", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()], ids=str
+)
+def test_times_as_ids_are_the_numbers_that_stand_for_them(element, hash_type):
+    numbers = [0, 7, 1511544070]
+    column = FeatureConfig(name="a", hash_type=hash_type, hash_bucket_size=BUCKETS)
+    config = make_config((column,), 4)
+    storage = pa.int32() if pa.types.is_date32(element) else pa.int64()
+    values = pa.array(numbers, storage).cast(element)
+    lists = pa.ListArray.from_arrays(pa.array([0, 3], pa.int32()), values)
+    batch = pa.RecordBatch.from_arrays([lists], ["a"])
+    features.check_schema(file_of(batch), (column,))
+    found = dense(features.decode(batch, file_of(batch), 0, config), 1, config)
+    assert_same(found, slow_batch([{"a": numbers}], 1, config))
+
+
+@given(
+    st.sampled_from([pa.float64(), pa.float32(), pa.int64(), pa.uint8()]),
+    st.lists(st.lists(st.none() | st.integers(0, 200), max_size=6), max_size=5),
+    st.sets(st.floats(-50, 250, width=32), min_size=1, max_size=5),
+)
+@settings(deadline=None, max_examples=100)
+def test_bucketize_does_as_plain_python(element, numbers, limits):
+    if pa.types.is_floating(element):
+        numbers = [
+            [math.nan if n == 200 else n if n is None else n / 2 for n in row] for row in numbers
+        ]
+    limits = tuple(sorted(map(float, limits)))
+    feature = FeatureConfig(name="a", op="bucketize", boundaries=limits, hash_bucket_size=9)
+    config = make_config((feature,), 5)
+    rows = [{"a": row} for row in numbers]
+    batch = record_batch(rows, {"a": pa.list_(element)})
+    features.check_schema(file_of(batch), (feature,))
+    found = dense(features.decode(batch, file_of(batch), 0, config), len(rows), config)
+    assert_same(found, slow_batch(rows, len(rows), config))
+
+
+def test_dictionaries_of_strings_hash_as_their_strings():
+    texts = ["pv", "cart", "", "pv", None, "a longer behaviour", "cart"]
+    values = pa.array(texts).dictionary_encode().slice(1)
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 6], pa.int32()), values)
+    feature = FeatureConfig(name="a", hash_type="murmur", hash_bucket_size=BUCKETS)
+    config = make_config((feature,), 4)
+    batch = pa.RecordBatch.from_arrays([lists], ["a"])
+    found = dense(features.decode(batch, file_of(batch), 0, config), 2, config)
+    assert_same(found, slow_batch([{"a": texts[1:3]}, {"a": texts[3:]}], 2, config))
 
 
 @pytest.mark.parametrize("hash_type", [None, "murmur"])
@@ -166,7 +310,7 @@ def test_the_ends_of_integer_types(element, hash_type):
     for row in ({"a": values}, {"a": [None, *values[1:]]}):
         batch = record_batch([row], {"a": pa.list_(element)})
         decoded = features.decode(batch, file_of(batch), 0, config)
-        found = features.densify(decoded, np.array([0]), 1, config)
+        found = dense(decoded, 1, config)
         assert_same(found, slow_batch([row], 1, config))
 
 
@@ -187,7 +331,7 @@ def test_values_hidden_under_null_lists_are_not_seen():
     config = make_config((column,), 3)
     batch = pa.RecordBatch.from_arrays([outer], ["a"])
     decoded = features.decode(batch, file_of(batch), 0, config)
-    found = features.densify(decoded, np.arange(3), 3, config)
+    found = dense(decoded, 3, config)
     assert_same(found, slow_batch([{"a": x} for x in outer.to_pylist()], 3, config))
 
 
@@ -197,7 +341,7 @@ def test_truncation_keeps_the_newest_or_the_oldest():
     for side, kept in (("left", [3, 4, 5]), ("right", [1, 2, 3])):
         config = make_config((column,), 3, truncate_side=side)
         rows = features.decode(batch, file_of(batch), 0, config)
-        ids = features.densify(rows, np.array([0]), 1, config)["ids/a"]
+        ids = dense(rows, 1, config)["ids"]
         assert ids[0, :, 0].tolist() == kept
 
 
@@ -240,6 +384,10 @@ def test_overfull_bag():
     config = make_config((A, B), 2, truncate_side="right")
     assert "holds 3 ids" in refusal(features.decode, batch, file_of(batch), 5, config)
     features.decode(batch.slice(0, 2), file_of(batch), 5, config)
+    first = record_batch([{"a": [1] * 3, "b": [[4, 5, 6], [7], []]}], TYPES)
+    found = dense(features.decode(first, file_of(first), 0, make_config((A, B), 2)), 1, config)
+    assert found["ids"].tolist() == [[[1, 7, -1], [1, -1, -1]]]
+    features.decode(batch.slice(0, 2), file_of(batch), 5, config)
 
 
 def test_sequences_too_long_where_length_is_checked():
@@ -261,30 +409,49 @@ def test_sequences_too_long_where_length_is_checked():
         pa.list_(pa.list_(pa.list_(pa.int64()))),
         pa.list_(pa.struct([("x", pa.int64())])),
         pa.map_(pa.string(), pa.int64()),
-        pa.list_(pa.timestamp("ns")),
     ],
     ids=str,
 )
 def test_other_types(column_type):
-    file = OrcFile(PATH, 1, pa.schema([("a", column_type)]), (1,))
+    file = OrcFile(PATH, 1, pa.schema([("a", column_type)]), (1,), "")
     message = refusal(features.check_schema, file, (A,))
     assert "column a: expected list<T> or list<list<T>>" in message
     assert str(column_type) in message
 
 
 def test_missing_columns():
-    file = OrcFile(PATH, 1, pa.schema([("x", pa.int64()), ("a", TYPES["a"])]), (1,))
+    file = OrcFile(PATH, 1, pa.schema([("x", pa.int64()), ("a", TYPES["a"])]), (1,), "")
     message = refusal(features.check_schema, file, (A, B))
     assert "no column b (features.1.name)" in message
     assert "x, a" in message
-    empty = OrcFile(PATH, 1, pa.schema([]), (1,))
+    empty = OrcFile(PATH, 1, pa.schema([]), (1,), "")
     assert "no columns" in refusal(features.check_schema, empty, (A,))
 
 
 @pytest.mark.parametrize("element", [pa.string(), pa.large_string(), pa.binary()], ids=str)
 def test_strings_need_a_hash(element):
-    file = OrcFile(PATH, 1, pa.schema([("a", pa.list_(element))]), (1,))
+    file = OrcFile(PATH, 1, pa.schema([("a", pa.list_(element))]), (1,), "")
     message = refusal(features.check_schema, file, (A,))
     assert "column a" in message
     assert "features.0.hash_type" in message
     features.check_schema(file, (dataclasses.replace(A, hash_type="murmur"),))
+
+
+@pytest.mark.parametrize(
+    ("op", "element"),
+    [("bucketize", pa.string()), ("time_gap", pa.float64()), ("hour_of_day", pa.bool_())],
+    ids=str,
+)
+def test_ops_refuse_types_they_cannot_take(op, element):
+    feature = FeatureConfig(name="a", op=op, boundaries=(1.0,), hash_bucket_size=40)
+    file = OrcFile(PATH, 1, pa.schema([("a", pa.list_(element))]), (1,), "")
+    assert f"(features.0.op is {op})" in refusal(features.check_schema, file, (feature,))
+
+
+def test_text_that_is_no_time_is_named():
+    rows = [{"a": [["1"], ["2"]]}, {"a": [[], ["2017-11-25"]]}]
+    batch = record_batch(rows, {"a": pa.list_(pa.list_(pa.string()))})
+    feature = FeatureConfig(name="a", op="time_gap", hash_bucket_size=40)
+    message = refusal(features.decode, batch, file_of(batch), 10, make_config((feature,), 4))
+    assert "row 11, column a" in message
+    assert "'2017-11-25'" in message

@@ -10,7 +10,8 @@ import small
 from flax import nnx
 
 from s2s_jax.model.seq2seq import Seq2Seq
-from s2s_jax.training.mesh import make_mesh, put_batch
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 B, L = 3, small.SEQ_LEN

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s_jax.data.order import Order, permutation
+from s2s_jax.data.order import Order, WindowKey, permutation
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -17,9 +16,9 @@ def splitmix64(state: int) -> int:
     return z ^ z >> 31
 
 
-def expected_permutation(size: int, seed: int, epoch: int, stream: int) -> list[int]:
+def expected_permutation(size: int, *key: int) -> list[int]:
     state = 0
-    for part in (seed, epoch, stream):
+    for part in key:
         state = splitmix64(state ^ part % 2**64)
     keys = [splitmix64((state + i * GOLDEN) & MASK) for i in range(1, size + 1)]
     return sorted(range(size), key=lambda i: keys[i])
@@ -40,11 +39,11 @@ def test_the_reference_is_splitmix64():
     ]
 
 
-@given(st.integers(0, 300), st.integers(-5, 2**64), st.integers(0, 2**40), st.integers(0, 2**40))
+@given(st.integers(0, 300), st.lists(st.integers(-5, 2**64), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=60)
-def test_permutations_are_frozen(size, seed, epoch, stream):
-    found = permutation(size, seed, epoch, stream).tolist()
-    assert found == expected_permutation(size, seed, epoch, stream)
+def test_permutations_are_frozen(size, key):
+    found = permutation(size, *key).tolist()
+    assert found == expected_permutation(size, *key)
     assert sorted(found) == list(range(size))
 
 
@@ -58,69 +57,129 @@ def test_seed_epoch_and_stream_all_count():
     assert len(orders) == 4**3
 
 
-def line(order: Order, epoch: int) -> list[tuple[int, int]]:
-    """(stripe, row in it) of all rows of an epoch in order, checking each window's size."""
+def make(stripe_rows, window_rows=64, shuffle=True, seed=0, shards=16) -> Order:
+    return Order(stripe_rows, shards, window_rows, shuffle, seed)
+
+
+def read(order: Order, epoch: int, begin: int, end: int, first=0, last=2**40) -> list:
+    """(stripe, row in it) of the asked rows of a batch, in its order."""
     rows = []
-    windows = -(-order.rows // order.window_rows)
-    for number in range(windows):
-        pieces, permuted = order.window(epoch, number)
+    for key, start, stop in order.parts(epoch, begin, end, first, last):
+        assert start < stop
+        pieces, permuted = order.window(key)
         there = [(p.stripe, row) for p in pieces for row in range(p.start, p.stop)]
-        last = number == windows - 1
-        expected = order.rows - number * order.window_rows if last else order.window_rows
-        assert len(there) == len(permuted) == expected
-        assert all(p.start < p.stop for p in pieces)
-        rows += [there[i] for i in permuted]
+        assert len(permuted) == len(there)
+        rows += [there[i] for i in permuted[start:stop]]
     return rows
 
 
-STRIPES = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
+def line(order: Order, epoch: int) -> list[tuple[int, int]]:
+    """(stripe, row in it) of all rows of an epoch in order."""
+    return [row for at in range(order.rows) for row in read(order, epoch, at, at + 1)]
 
 
-@given(STRIPES, st.integers(1, 50), st.integers(0, 2**32), st.integers(0, 9), st.booleans())
+STRIPES = st.lists(st.integers(1, 12), min_size=1, max_size=40)
+
+
+@given(
+    STRIPES,
+    st.integers(1, 50),
+    st.integers(1, 9),
+    st.integers(0, 2**32),
+    st.integers(0, 9),
+    st.booleans(),
+    st.data(),
+)
 @settings(deadline=None, max_examples=150)
-def test_each_row_once_an_epoch(stripe_rows, window_rows, seed, epoch, shuffle):
-    order = Order(tuple(stripe_rows), window_rows, shuffle, seed)
+def test_each_row_once_an_epoch_whatever_the_batches(
+    stripe_rows, window_rows, shards, seed, epoch, shuffle, data
+):
+    order = make(stripe_rows, window_rows, shuffle, seed, shards)
     all_rows = [(s, row) for s, rows in enumerate(stripe_rows) for row in range(rows)]
     assert order.rows == len(all_rows)
     found = line(order, epoch)
+    assert sorted(found) == all_rows
     if not shuffle:
         assert found == all_rows
-    assert sorted(found) == all_rows
+    # Any batch holds the rows of its part of the line; hosts' parts of it follow each other.
+    begin = data.draw(st.integers(0, len(all_rows)))
+    end = data.draw(st.integers(begin, len(all_rows)))
+    batch = read(order, epoch, begin, end)
+    assert sorted(batch) == sorted(found[begin:end])
+    cut = data.draw(st.integers(0, end - begin + 2))
+    parts = read(order, epoch, begin, end, 0, cut) + read(order, epoch, begin, end, cut)
+    assert parts == batch
+
+
+@given(STRIPES, st.integers(1, 50), st.integers(1, 9), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_windows_follow_each_other(stripe_rows, window_rows, shards, seed):
+    """`after` walks through every window of a shard, and windows end where stripes or shards do."""
+    order = make(stripe_rows, window_rows, True, seed, shards)
+    least = -(-window_rows // order.shards)
+    sizes = []
+    for shard in range(order.shards):
+        key, rows = WindowKey(0, shard, 0), 0
+        while key.epoch == 0:
+            pieces, permuted = order.window(key)
+            following = order.after(key)
+            assert following.shard == shard
+            if following.epoch == 0:
+                assert len(permuted) >= least
+                assert pieces[-1].stop == stripe_rows[pieces[-1].stripe]
+            rows, key = rows + len(permuted), following
+        assert key == WindowKey(1, shard, 0)
+        sizes.append(rows)
+    assert sum(sizes) == sum(stripe_rows)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shards_are_few_where_stripes_are():
+    """A stripe at the border of two shards is read twice."""
+    assert [make([5] * n).shards for n in (1, 15, 16, 127, 128, 1000)] == [1, 1, 2, 15, 16, 16]
+    assert make([5] * 1000, shuffle=False).shards == 1
+
+
+def test_a_batch_draws_from_all_shards_alike():
+    order = make([10] * 64, window_rows=1, shards=4)
+    for begin in (0, 7, 300):
+        shards = [part.key.shard for part in order.parts(0, begin, begin + 8, 0, 8)]
+        assert shards == sorted(shards)
+        rows = dict.fromkeys(range(4), 0)
+        for key, start, stop in order.parts(0, begin, begin + 8, 0, 8):
+            rows[key.shard] += stop - start
+        assert rows == dict.fromkeys(range(4), 2)
+    # A host that reads the second half of each batch needs the second half of the shards only.
+    assert {part.key.shard for part in order.parts(0, 8, 16, 4, 8)} == {2, 3}
 
 
 def test_epochs_and_seeds_differ_and_repeat():
     stripe_rows = (40, 7, 100, 53)
     orders = {
-        seed: [line(Order(stripe_rows, 64, True, seed), epoch) for epoch in range(3)]
-        for seed in (1, 2)
+        seed: [line(make(stripe_rows, seed=seed), epoch) for epoch in range(3)] for seed in (1, 2)
     }
     assert len({tuple(rows) for epochs in orders.values() for rows in epochs}) == 6
-    assert [line(Order(stripe_rows, 64, True, 1), epoch) for epoch in range(3)] == orders[1]
+    assert [line(make(stripe_rows, seed=1), epoch) for epoch in range(3)] == orders[1]
 
 
 def test_rows_move_between_windows_and_inside_them():
-    stripe_rows = (64,) * 20
-    order = Order(stripe_rows, 64, True, 3)
-    first = {order.window(epoch, 0).pieces[0].stripe for epoch in range(10)}
+    order = make((64,) * 20, seed=3)
+    first = {order.window(WindowKey(epoch, 0, 0)).pieces[0].stripe for epoch in range(10)}
     assert len(first) > 3
-    inside = {tuple(order.window(0, number).order.tolist()) for number in range(20)}
-    assert len(inside) == 20
+    windows = [WindowKey(0, shard, 0) for shard in range(order.shards)]
+    inside = {tuple(order.window(key).order.tolist()) for key in windows}
+    assert len(inside) == order.shards == 2
     # A log of a single window has nothing but the order inside it.
-    single = Order((64,), 64, True, 3)
+    single = make((64,), seed=3)
     assert len({tuple(line(single, epoch)) for epoch in range(10)}) == 10
 
 
-@pytest.mark.parametrize("window_rows", [1, 9, 10, 11, 19, 20, 21, 100])
-def test_windows_that_end_at_and_beside_stripe_boundaries(window_rows):
-    order = Order((10, 0, 10, 5), window_rows, False, 0)
-    assert line(order, 0) == [(s, r) for s, n in enumerate((10, 0, 10, 5)) for r in range(n)]
-
-
-def test_a_window_depends_on_nothing_but_its_numbers():
-    order = Order((30, 40, 50), 32, True, 5)
-    late = order.window(4, 2)
-    for epoch in range(4):
-        order.window(epoch, 1)
-    again = Order((30, 40, 50), 32, True, 5).window(4, 2)
-    assert late.pieces == again.pieces
-    assert np.array_equal(late.order, again.order)
+def test_a_window_depends_on_nothing_but_its_key():
+    order = make((30,) * 20, 32, seed=5)
+    key = WindowKey(9, 1, 2)
+    late = order.window(key)
+    for epoch in range(20):
+        order.window(WindowKey(epoch, 0, 1))
+    for again in (order.window(key), make((30,) * 20, 32, seed=5).window(key)):
+        assert late.pieces == again.pieces
+        assert np.array_equal(late.order, again.order)

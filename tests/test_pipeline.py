@@ -3,6 +3,7 @@ import itertools
 import json
 from collections import Counter
 
+import grain
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.pipeline import BatchDataset, Reader, index_files
+from s2s_jax.data import orc
+from s2s_jax.data.index import index_files
+from s2s_jax.data.pipeline import BatchDataset, Reader, Share
 from s2s_jax.errors import UserError
 
 SEQ_LEN = 4
@@ -64,7 +67,7 @@ def make_config(data_paths, **io) -> Config:
 
 
 def take(reader: Reader, count: int) -> list[dict[str, np.ndarray]]:
-    return list(itertools.islice(reader, count))
+    return [batch.arrays for batch in itertools.islice(reader, count)]
 
 
 def row_numbers(batch: dict[str, np.ndarray]) -> list[int]:
@@ -72,8 +75,8 @@ def row_numbers(batch: dict[str, np.ndarray]) -> list[int]:
     numbers = []
     for length, items, tags in zip(
         batch["length"].tolist(),
-        batch["ids/item_id"][..., 0].tolist(),
-        batch["ids/tags"].tolist(),
+        batch["ids"][..., 0].tolist(),
+        batch["ids"][..., 1:].tolist(),
         strict=True,
     ):
         if length == 0:
@@ -159,10 +162,21 @@ def test_threads_and_prefetch_change_nothing(log, thread_num, prefetch):
 
 def test_batches_can_be_asked_for_in_any_order(log):
     config = make_config(log)
-    dataset = BatchDataset(index_files(config), config, 5)
+    dataset = BatchDataset(config, 5, index_files(config))
     plain = take(Reader(config, 5), 25)
     order = np.random.default_rng(0).permutation(25).tolist()
-    assert_equal([dataset[i] for i in order], [plain[i] for i in order])
+    assert_equal([dataset[i].arrays for i in order], [plain[i] for i in order])
+
+
+def test_every_stage_goes_on_from_a_checkpoint_as_grain_tests_it(log):
+    for threads in (0, 2):
+        config = make_config(log, thread_num=threads, drop_remainder=True)
+        dataset = BatchDataset(config, 5, index_files(config))
+        options = grain.ReadOptions(num_threads=int(threads > 0), prefetch_buffer_size=2 * threads)
+        stage = dataset.slice(slice(0, 12)).to_iter_dataset(options).map(lambda b: b.arrays)
+        grain.experimental.assert_equal_output_after_checkpoint(stage)
+        ahead = grain.experimental.ThreadPrefetchIterDataset(stage, prefetch_buffer_size=2)
+        grain.experimental.assert_equal_output_after_checkpoint(ahead)
 
 
 # ----------------------------------------------------------------------------------------- resume
@@ -184,7 +198,7 @@ def test_a_restored_reader_goes_on_where_the_state_was_saved(
         restored = Reader(config, 10)
         restored.set_state(state)
         assert_equal(take(restored, 8), plain[step : step + 8])
-        assert_equal([next(saving)], [plain[step]])
+        assert_equal(take(saving, 1), [plain[step]])
 
 
 def test_a_reader_can_go_back_and_forth(log):
@@ -228,19 +242,18 @@ def test_threads_may_change_at_a_restart(log):
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows", "name"),
+    ("changes", "name"),
     [
-        ({"shuffle": False}, 10, "io.shuffle"),
-        ({"shuffle_rows": 9}, 10, "io.shuffle_rows"),
-        ({"seed": 6}, 10, "io.seed"),
-        ({"drop_remainder": True}, 10, "io.drop_remainder"),
-        ({}, 11, "rows of a global batch"),
+        ({"shuffle": False}, "io.shuffle"),
+        ({"shuffle_rows": 9}, "io.shuffle_rows"),
+        ({"seed": 6}, "io.seed"),
+        ({"shards": 3}, "io.shards"),
     ],
 )
-def test_changed_settings_are_refused_by_name(log, changes, rows, name):
+def test_changed_settings_are_refused_by_name(log, changes, name):
     state = Reader(make_config(log), 10).get_state()
     with pytest.raises(UserError) as caught:
-        Reader(make_config(log, **changes), rows).set_state(state)
+        Reader(make_config(log, **changes), 10).set_state(state)
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
 
@@ -257,18 +270,188 @@ def test_changed_files_are_refused(tmp_path):
     # The same files may lie elsewhere.
     Reader(write("moved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).set_state(state)
     changed = [
-        write("fewer", ("a.orc", 0, 10)),
-        write("more", ("a.orc", 0, 10), ("b.orc", 10, 20), ("c.orc", 0, 5)),
-        write("renamed", ("a.orc", 0, 10), ("x.orc", 10, 20)),
-        write("longer", ("a.orc", 0, 10), ("b.orc", 5, 20)),
+        (write("fewer", ("a.orc", 0, 10)), "b.orc is missing"),
+        (write("renamed", ("a.orc", 0, 10), ("x.orc", 10, 20)), "b.orc is missing"),
+        (write("longer", ("a.orc", 0, 10), ("b.orc", 5, 20)), "b.orc has changed"),
+        (write("others", ("a.orc", 1, 11), ("b.orc", 10, 20)), "a.orc has changed"),
+        (write("more", ("a.orc", 0, 10), ("b.orc", 10, 20), ("c.orc", 0, 5)), "1 files were added"),
     ]
     write_log(tmp_path / "stripes" / "a.orc", rows[:10], TYPES, stripe_rows=2)
-    changed.append(write("stripes", ("b.orc", 10, 20)))
-    swapped = f"{tmp_path / 'saved' / 'b.orc'},{tmp_path / 'saved' / 'a.orc'}"
-    changed.append(make_config(swapped))
-    for config in changed:
-        with pytest.raises(UserError, match=r"^io\.data_paths: .*other files"):
+    changed.append((write("stripes", ("b.orc", 10, 20)), "a.orc has changed"))
+    for config, what in changed:
+        with pytest.raises(UserError, match=rf"^io\.data_paths: .*{what}"):
             Reader(config, 4).set_state(state)
+
+
+def test_files_listed_in_another_order_are_read_in_the_saved_one(tmp_path):
+    for name, begin in (("a", 0), ("b", 10)):
+        rows = [make_row(n) for n in range(begin, begin + 10)]
+        write_log(tmp_path / f"{name}.orc", rows, TYPES, stripe_rows=5)
+    saving = Reader(make_config(tmp_path), 4)
+    take(saving, 2)
+    swapped = Reader(make_config(f"{tmp_path / 'b.orc'},{tmp_path / 'a.orc'}"), 4)
+    swapped.set_state(saving.get_state())
+    assert_equal(take(swapped, 12), take(saving, 12))
+
+
+def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
+    """By choice, said so; the epoch that was begun is finished with the files it began with."""
+    for name, begin in (("b", 0), ("c", 10)):
+        rows = [make_row(n) for n in range(begin, begin + 10)]
+        write_log(tmp_path / f"{name}.orc", rows, TYPES, stripe_rows=5)
+    saving = Reader(make_config(tmp_path), 4)
+    take(saving, 7)
+    state = json.loads(json.dumps(saving.get_state()))
+    rest = take(saving, 3)
+    # The new file comes first in the directory.
+    rows = [make_row(n) for n in range(20, 27)]
+    write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=5)
+    reader = Reader(make_config(tmp_path, new_files="next_epoch"), 4)
+    reader.set_state(state)
+    assert len(reader.notes) == 1
+    assert "a.orc" in reader.notes[0]
+    assert "epoch 2" in reader.notes[0]
+    assert reader.steps_until(3) == 3 + 7
+    assert_equal(take(reader, 1), rest[:1])
+    # Saved and restored once more in the epoch that goes without the new file.
+    again = Reader(make_config(tmp_path, new_files="next_epoch"), 4)
+    again.set_state(reader.get_state())
+    assert_equal(take(again, 2), rest[1:])
+    epoch = [row_numbers(batch) for batch in take(again, 7)]
+    assert sorted(itertools.chain.from_iterable(epoch)) == list(range(27))
+    # From here on the new file is one of the files.
+    settled = Reader(make_config(tmp_path), 4)
+    settled.set_state(again.get_state())
+    assert settled.notes == []
+    assert_equal(take(settled, 9), take(again, 9))
+
+
+# ------------------------------------------------------------------- hosts, shards, batch sizes
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory):
+    """65 stripes in 5 files, so that there may be 8 shards."""
+    directory = tmp_path_factory.mktemp("long")
+    for file in range(5):
+        rows = [make_row(n) for n in range(file * 39, file * 39 + 39)]
+        write_log(directory / f"{file}.orc", rows, TYPES, stripe_rows=3)
+    return directory
+
+
+LONG_ROWS = 5 * 39
+
+
+@given(st.sampled_from([1, 4, 8, 16]), st.data())
+@settings(deadline=None, max_examples=20)
+def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
+    long_log, shards, data
+):
+    """Stop and resume at random points, on other numbers of hosts and with other batch sizes."""
+    config = make_config(long_log, shards=shards, shuffle_rows=16)
+    reference = Reader(config, 1)
+    expected = [row_numbers(batch)[0] for batch in take(reference, 3 * LONG_ROWS)]
+    state, seen = Reader(config, 8).get_state(), []
+    while len(seen) < 2 * LONG_ROWS:
+        hosts = data.draw(st.sampled_from([1, 2, 4, 8]))
+        batch_rows = hosts * data.draw(st.integers(1, 5))
+        readers = [Reader(config, batch_rows, Share(host, hosts)) for host in range(hosts)]
+        for reader in readers:
+            reader.set_state(state)
+        for _ in range(data.draw(st.integers(1, 12))):
+            if len(seen) >= 2 * LONG_ROWS:
+                break
+            rows = [row_numbers(take(reader, 1)[0]) for reader in readers]
+            merged = list(itertools.chain.from_iterable(rows))
+            begin = len(seen)
+            assert sorted(merged) == sorted(expected[begin : begin + len(merged)])
+            seen += merged
+        states = [json.dumps(reader.get_state()) for reader in readers]
+        assert len(set(states)) == 1
+        state = json.loads(states[0])
+    assert sorted(seen[:LONG_ROWS]) == sorted(seen[LONG_ROWS : 2 * LONG_ROWS])
+    assert sorted(seen[:LONG_ROWS]) == list(range(LONG_ROWS))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+@pytest.mark.parametrize("layout", ["dense", "flat"])
+def test_the_global_batch_is_the_same_on_any_number_of_hosts(long_log, hosts, layout):
+    config = make_config(long_log, layout=layout, batch_size=2)
+    whole = Reader(config, 16)
+    readers = [Reader(config, 16, Share(host, hosts)) for host in range(hosts)]
+    for _ in range(2 * whole.steps_per_epoch):
+        expected = take(whole, 1)[0]
+        parts = [take(reader, 1)[0] for reader in readers]
+        for key, array in expected.items():
+            np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), array)
+
+
+def test_hosts_read_only_their_shards(long_log, monkeypatch):
+    """Of 8 shards, each of 4 hosts decodes its two, and at borders a stripe of a neighbour."""
+    config = make_config(long_log, shards=8)
+    read = []
+    monkeypatch.setattr(orc, "read_stripe", lambda *a: read.append(a[:2]) or READ_STRIPE(*a))
+    for host in range(4):
+        read.clear()
+        reader = Reader(config, 8, Share(host, 4))
+        take(reader, LONG_ROWS // 8)
+        assert 16 <= len(read) <= 20
+
+
+READ_STRIPE = orc.read_stripe
+
+
+# ------------------------------------------------------------------------------------ the cache
+
+
+def test_the_cache_gives_the_same_batches_without_the_files(log, tmp_path, monkeypatch):
+    plain = take(Reader(make_config(log), 5), 22)
+    config = make_config(log, cache=str(tmp_path / "cache"), thread_num=2)
+    assert_equal(take(Reader(config, 5), 22), plain)
+
+    def refuse(*_):
+        raise AssertionError("read although it is cached")
+
+    monkeypatch.setattr(orc, "read_stripe", refuse)
+    assert_equal(take(Reader(config, 5), 22), plain)
+
+
+def test_a_cache_made_for_other_settings_or_files_is_not_used(tmp_path):
+    rows = [make_row(n) for n in range(20)]
+    path = write_log(tmp_path / "log" / "a.orc", rows, TYPES)
+    cache = str(tmp_path / "cache")
+    for changes in ({}, {"truncate_side": "right"}):
+        config = make_config(path.parent, cache=cache, **changes)
+        for seq_len in (SEQ_LEN, 2):
+            config = dataclasses.replace(config, model=ModelConfig(seq_len=seq_len))
+            uncached = dataclasses.replace(config, io=dataclasses.replace(config.io, cache=None))
+            for _ in range(2):
+                assert_equal(take(Reader(config, 5), 4), take(Reader(uncached, 5), 4))
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    # The same name, size of table and number of rows, but other contents.
+    write_log(path, [make_row(n) for n in range(20, 40)], TYPES)
+    config = make_config(path.parent, cache=cache)
+    assert_equal(take(Reader(config, 5), 4), take(Reader(make_config(path.parent), 5), 4))
+
+
+def test_a_damaged_cache_is_made_anew(log, tmp_path):
+    config = make_config(log, cache=str(tmp_path))
+    plain = take(Reader(config, 5), 10)
+    files = sorted(tmp_path.rglob("*.arrow"))
+    assert len(files) == 10
+    sound = [file.read_bytes() for file in files]
+    files[0].write_bytes(b"")
+    files[1].write_bytes(sound[1][: len(sound[1]) // 2])
+    files[2].write_bytes(sound[3])
+    files[4].unlink()
+    assert_equal(take(Reader(config, 5), 10), plain)
+    assert [file.read_bytes() for file in files] == sound
+
+
+def test_a_cache_that_cannot_be_written(log, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^io\.cache: .* cannot be written"):
+        Reader(make_config(log, cache=str(tmp_path / "file")), 5)
 
 
 # ---------------------------------------------------------------------------------- broken logs
@@ -293,7 +476,7 @@ def read_until_refused(reader: Reader) -> tuple[list[int], str]:
     rows: list[int] = []
     with pytest.raises(UserError) as caught:  # noqa: PT012
         for _ in range(100):
-            rows += row_numbers(next(reader))
+            rows += row_numbers(next(reader).arrays)
     assert "\n" not in str(caught.value)
     return rows, str(caught.value)
 
@@ -309,8 +492,8 @@ def test_a_damaged_stripe_in_the_middle(tmp_path, thread_num, prefetch):
     content[3 : len(content) // 2] = b"\xff" * (len(content) // 2 - 3)
     path.write_bytes(content)
     rows, message = read_until_refused(reader)
-    # The last window before the damage ends at row 96; batches of 10 end before that.
-    assert rows == list(range(90))
+    # The first window is the first stripe.
+    assert rows == list(range(100))
     assert message.startswith(f"{path}: stripe 0 cannot be read")
 
 
@@ -321,7 +504,8 @@ def test_bad_rows_in_the_middle_are_named(tmp_path, thread_num, prefetch):
     path = write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=7)
     config = make_config(tmp_path, shuffle=False, thread_num=thread_num, prefetch=prefetch)
     found, message = read_until_refused(Reader(config, 4))
-    assert found == list(range(32))
+    # Windows are two stripes of 7 rows; the third has the bad row.
+    assert found == list(range(28))
     assert message.startswith(f"{path}: row 33: features disagree in length")
 
 
@@ -334,8 +518,35 @@ def test_a_file_that_vanishes(tmp_path, thread_num, prefetch):
     reader = Reader(config, 10)
     path.unlink()
     found, message = read_until_refused(reader)
-    assert found == list(range(90))
+    assert found == list(range(100))
     assert message.startswith(f"{path}: cannot be opened")
+
+
+@THREADS
+def test_a_stripe_that_cannot_be_read_is_skipped_by_choice(tmp_path, thread_num, prefetch):
+    """Its rows weigh nothing and are counted; all others come as ever; unreadable files are listed."""
+    rows = [make_row(n) for n in range(70)]
+    rows[33] = {"item_id": [[1], [2]], "tags": [[1]]}
+    path = write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=7)
+    (tmp_path / "b.orc").write_bytes(b"ORC" + bytes(100))
+    settings = {"on_error": "skip_stripe", "thread_num": thread_num, "prefetch": prefetch}
+    reader = Reader(make_config(tmp_path, **settings), 4)
+    (unreadable,) = reader.skipped_files
+    assert (unreadable.file, unreadable.stripe) == (str(tmp_path / "b.orc"), None)
+    for _ in range(2):
+        found, lost, skipped = [], 0, set()
+        for batch in itertools.islice(reader, reader.steps_per_epoch):
+            length = batch.arrays["length"]
+            assert np.all(batch.arrays["ids"][length == 0] == -1)
+            found += (batch.arrays["ids"][length > 0, 0, 0] // 10).tolist()
+            lost += batch.skipped_rows
+            skipped |= set(batch.skipped)
+            assert bool(batch.skipped) == bool(batch.skipped_rows)
+        assert sorted(found) == [*range(28), *range(35, 70)]
+        assert lost == 7
+        (stripe,) = skipped
+        assert (stripe.file, stripe.stripe, stripe.rows) == (str(path), 4, 7)
+        assert "row 33: features disagree in length" in stripe.reason
 
 
 def test_settings_that_do_not_say_what_is_read_are_no_part_of_the_state(log):

@@ -9,9 +9,11 @@ import pytest
 import small
 
 from s2s_jax.config import LRConfig
+from s2s_jax.data.features import id_columns
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.training.mesh import make_mesh, put_batch
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 ROWS = 16
@@ -72,9 +74,7 @@ def test_more_padding_changes_nothing():
     for config in (CLIPPED, longer):
         batch = small.batch(CLIPPED, ROWS, 0)
         more = config.model.seq_len - small.SEQ_LEN
-        for feature in config.features:
-            key = f"ids/{feature.name}"
-            batch[key] = np.pad(batch[key], ((0, 0), (0, more), (0, 0)), constant_values=-1)
+        batch["ids"] = np.pad(batch["ids"], ((0, 0), (0, more), (0, 0)), constant_values=-1)
         functions = make_step_functions(config, mesh)
         state, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
         results.append(jax.device_get((state, [metrics])))
@@ -117,7 +117,7 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
     for name, spec in table_specs(config.features).items():
         asked = np.concatenate(
             [
-                small.batch(config, ROWS, s)[f"ids/{f}"].ravel()
+                small.batch(config, ROWS, s)["ids"][..., id_columns(config.features)[f]].ravel()
                 for s in range(4)
                 for f in spec.features
             ]

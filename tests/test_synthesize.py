@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -154,7 +155,9 @@ def test_training_can_read_it(tmp_path):
     )
     reader = Reader(config, 50)
     assert reader.rows_per_epoch == SMALL["users"]
-    lengths = [next(reader)["length"].min() for _ in range(reader.steps_per_epoch)]
+    with contextlib.closing(reader):
+        batches = [next(reader).arrays for _ in range(reader.steps_per_epoch)]
+    lengths = [batch["length"].min() for batch in batches]
     assert min(lengths) >= 2
 
 

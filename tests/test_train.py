@@ -264,8 +264,8 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
          ["features.2.name", "tags", "nothing"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, seed=1)),
          ["io.seed", "42", "now 1"]),
-        (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, batch_size=4)),
-         ["rows of a global batch", "8", "now 4"]),
+        (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, shards=3)),
+         ["io.shards", "16", "now 3"]),
     ],
 )  # fmt: skip
 def test_what_a_run_cannot_survive_is_refused_by_name(straight, change, words):

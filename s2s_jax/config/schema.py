@@ -17,21 +17,39 @@ class IOConfig:
     """Rows (users) of one device in one forward pass. An optimizer step consumes batch_size x
     devices x train.gradient_accumulation_steps rows"""
     thread_num: int = 2
-    """Threads that read and decode batches; 0 reads in the main thread"""
+    """Threads that read and decode stripes ahead of their use; 0 does everything in the main thread"""
     prefetch: int = 4
-    """Batches that wait, ready, ahead of the training step"""
+    """Batches that wait, ready, in host memory; two more wait on the devices"""
     drop_remainder: bool = False
     """Drop the last, partial batch of an epoch; otherwise rows that weigh nothing fill it"""
     shuffle: bool = True
-    """Permute stripes, and rows within windows of shuffle_rows, anew in each epoch"""
+    """Permute stripes, and rows within windows, anew in each epoch; otherwise rows come in the order of
+    the files"""
     shuffle_rows: int = 4096
-    """Rows decoded and shuffled together; memory grows with it"""
+    """Least number of rows that are decoded and shuffled together, over all shards; memory grows with
+    it and, since only whole stripes can be read, with the size of stripes"""
+    shards: int = 16
+    """Places of the log that every batch draws from alike; never more than one for 8 stripes, and one
+    without shuffle. A host reads the shards of its rows, so there should be as many as hosts, or a
+    multiple. The order of rows depends on it, but not on hosts, threads or devices"""
     seed: int = 42
     """Seed of the order of rows"""
     truncate_side: Literal["left", "right"] = "left"
     """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
     check_length: bool = False
     """Refuse sequences longer than model.seq_len instead of truncating them"""
+    layout: Literal["dense", "flat"] = "dense"
+    """How ids travel to the devices: dense, padded to seq_len on the host, or flat, packed, and padded
+    on the device, which takes less of the host's processor"""
+    cache: str | None = None
+    """Directory for decoded, hashed, truncated stripes (Arrow IPC), written when a stripe is first read
+    and read ever after; may be shared by runs and hosts. None: no cache"""
+    on_error: Literal["stop", "skip_stripe"] = "stop"
+    """What a stripe or file that cannot be read does: end the run, or count as rows that weigh nothing,
+    with a line in output_dir/skipped.jsonl and skipped_rows in the metrics"""
+    new_files: Literal["refuse", "next_epoch"] = "refuse"
+    """What files added since the checkpoint was made do to a continued run: end it, or take part from
+    the next epoch on"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +57,30 @@ class FeatureConfig:
     """One column of the logs and the embedding table that its ids look up."""
 
     name: str
-    """Column of the ORC files: list<T> or list<list<T>> of integers or strings"""
+    """Name of the feature, and of its column unless column is given"""
+    column: str | None = None
+    """Column of the ORC files: list<T> or list<list<T>> of integers, strings, times or, to bucketize
+    them, floats. None: the feature's name"""
+    op: Literal["id", "bucketize", "time_gap", "hour_of_day", "day_of_week"] = "id"
+    """What an entry of the column becomes: id (hashed or as it is, modulo hash_bucket_size), bucketize
+    (the number of boundaries at or below it), time_gap (log2 of the seconds since the row's event before
+    it: 0 if there is none, 1 below a second, 2 + floor(log2(seconds)) else), hour_of_day or day_of_week
+    (0 is Monday). Times are numbers, text of digits or ORC timestamps"""
+    boundaries: tuple[float, ...] | None = None
+    """Rising boundaries for bucketize"""
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit of times that are numbers or text, since 1970"""
+    utc_offset_hours: float = 0.0
+    """Added to times for hour_of_day and day_of_week, to make them local"""
     emb_dim: int = 128
     """Width of the embedding"""
     hash_type: Literal["murmur", "farm"] | None = None
     """How ids are hashed: murmur (MurmurHash64A, seed 0), farm (FarmHash Fingerprint64; both take an
     integer as its 8 little-endian bytes) or None (integers as they are)"""
     hash_bucket_size: int
-    """Rows of the table: the id or its hash, as an unsigned 64-bit number, modulo this. Without a
-    hash, ids below it have a row each and larger ones wrap around"""
+    """Rows of the table. With op id: the id or its hash, as an unsigned 64-bit number, is taken modulo
+    this; without a hash, ids below it have a row each and larger ones wrap around. With other ops: at
+    least as many as they have values; long time gaps share the last row"""
     shard_name: str | None = None
     """Name of the table; features that give the same name share it. None: the feature's own name"""
     combiner: Literal["mean", "sum"] = "mean"
@@ -56,6 +89,11 @@ class FeatureConfig:
     """Most ids that a position may hold; a fuller one is refused"""
     init_std: float = 0.001
     """Standard deviation of the truncated normal that initialises the table"""
+
+    @property
+    def column_name(self) -> str:
+        """The column that this feature reads."""
+        return self.name if self.column is None else self.column
 
     @property
     def table_name(self) -> str:

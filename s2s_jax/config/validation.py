@@ -1,6 +1,8 @@
 """Refuses what no run could use, naming the dotted path."""
 
 import dataclasses
+import itertools
+import math
 import re
 import types
 import typing
@@ -89,7 +91,7 @@ def spell(hint: Any) -> str:
 
 def _check_io(config: Config) -> None:
     io_ = config.io
-    for name in ("batch_size", "shuffle_rows"):
+    for name in ("batch_size", "shuffle_rows", "shards"):
         _require(getattr(io_, name) >= 1, f"io.{name}", "at least 1", getattr(io_, name))
     for name in ("thread_num", "prefetch"):
         _require(getattr(io_, name) >= 0, f"io.{name}", "at least 0", getattr(io_, name))
@@ -112,6 +114,7 @@ def _check_features(config: Config) -> None:
         _require(feature.emb_dim >= 1, f"{path}.emb_dim", "at least 1", feature.emb_dim)
         _require(feature.bag_size >= 1, f"{path}.bag_size", "at least 1", feature.bag_size)
         _require(feature.init_std >= 0, f"{path}.init_std", "at least 0", feature.init_std)
+        _check_op(feature, path)
         if feature.hash_bucket_size == 0:
             raise UserError(
                 f"{path}.hash_bucket_size: 0 asks for a collision-free table, which this version "
@@ -131,6 +134,48 @@ def _check_features(config: Config) -> None:
                 f"{getattr(other, key)} as in features.{j}, which has the same table",
                 getattr(feature, key),
             )
+
+
+def _check_op(feature: FeatureConfig, path: str) -> None:
+    if feature.op == "id":
+        _require(
+            feature.boundaries is None, f"{path}.boundaries", "None with op id", feature.boundaries
+        )
+        return
+    _require(
+        feature.hash_type is None,
+        f"{path}.hash_type",
+        f"None with op {feature.op}",
+        feature.hash_type,
+    )
+    least = {"time_gap": 3, "hour_of_day": 24, "day_of_week": 7}
+    if feature.op == "bucketize":
+        limits = feature.boundaries or ()
+        _require(
+            len(limits) > 0
+            and all(math.isfinite(b) for b in limits)
+            and all(a < b for a, b in itertools.pairwise(limits)),
+            f"{path}.boundaries",
+            "one or more rising numbers, because op is bucketize",
+            feature.boundaries,
+        )
+        least["bucketize"] = len(limits) + 1
+    else:
+        _require(
+            feature.bag_size == 1, f"{path}.bag_size", f"1 with op {feature.op}", feature.bag_size
+        )
+        _require(
+            feature.boundaries is None,
+            f"{path}.boundaries",
+            f"None with op {feature.op}",
+            feature.boundaries,
+        )
+    _require(
+        feature.hash_bucket_size >= least[feature.op],
+        f"{path}.hash_bucket_size",
+        f"at least {least[feature.op]}, the values of op {feature.op}",
+        feature.hash_bucket_size,
+    )
 
 
 def _check_model(config: Config) -> None:

@@ -38,6 +38,8 @@ def fingerprint64(load: Load, begins_T: np.ndarray, lengths_T: np.ndarray) -> np
             if longest is not None:
                 chosen &= lengths_T <= longest
                 done = longest
+            if chosen.all():
+                return hash_(load, begins_T, lengths_T)
             if chosen.any():
                 hashes_T[chosen] = hash_(load, begins_T[chosen], lengths_T[chosen])
     return hashes_T

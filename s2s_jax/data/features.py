@@ -1,12 +1,11 @@
-"""Arrow columns → ragged ids → fixed `[B, L, K]` arrays: select, truncate, hash, bag, pad.
+"""Arrow columns → ids: select, unpack bags, hash or bucketize, truncate.
 
-Shapes: N rows of a record batch, P positions, T ids; B rows of a batch, L positions, K ids of a bag.
+Shapes: N rows of a record batch, P positions, T entries, C columns of ids.
 """
 
 # pyarrow.compute makes its functions when it is imported, unseen by type checkers.
 # pyright: reportAttributeAccessIssue=false
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,39 +14,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.data import hashing
+from s2s_jax.data import blocks, ids
+from s2s_jax.data.blocks import NO_ID, Block
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
 
-# Marks a place of a padded array that holds no id.
-NO_ID = -1
+
+def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
+    """Which columns of `Block.values_PC` hold the ids of each feature: `bag_size` of them."""
+    columns, start = {}, 0
+    for feature in features:
+        columns[feature.name] = slice(start, start + feature.bag_size)
+        start += feature.bag_size
+    return columns
 
 
-class Bags(NamedTuple):
-    """One feature of some rows, ragged: rows of positions, positions of ids.
-
-    Attributes:
-      ids_T: int32 buckets of all ids.
-      starts_P: int64; the ids of position p are `ids_T[starts_P[p] : starts_P[p + 1]]`. Has one
-        element more than there are positions.
-    """
-
-    ids_T: np.ndarray
-    starts_P: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Decoded rows: truncated, hashed, ragged.
-
-    Attributes:
-      features: the bags of each feature; all features have the same positions.
-      starts_N: int64; the positions of row n are `starts_N[n] … starts_N[n + 1]`. Has one element
-        more than there are rows.
-    """
-
-    features: Mapping[str, Bags]
-    starts_N: np.ndarray
+def column_names(features: Sequence[FeatureConfig]) -> list[str]:
+    """The columns of the files that `features` read, each once."""
+    return list(dict.fromkeys(f.column_name for f in features))
 
 
 def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
@@ -56,28 +40,42 @@ def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
     Raises:
       UserError: naming file and column.
     """
+    names = file.schema.names
     for i, feature in enumerate(features):
-        if feature.name not in file.schema.names:
+        name = feature.column_name
+        key = f"features.{i}.{'name' if feature.column is None else 'column'}"
+        if name not in names:
+            raise UserError(f"{file.path}: no column {name} ({key}); it has {_told(file, name)}")
+        if names.count(name) > 1:
             raise UserError(
-                f"{file.path}: no column {feature.name} (features.{i}.name); it has "
-                f"{', '.join(file.schema.names) or 'no columns'}"
+                f"{file.path}: {names.count(name)} columns are called {name} ({key}), expected one; "
+                f"write the file anew with other names"
             )
-        column_type = file.schema.field(feature.name).type
+        if name in file.encrypted:
+            raise UserError(
+                f"{file.path}: column {name} ({key}) is encrypted and can only be read as its mask; "
+                f"write the file anew without encryption"
+            )
+        column_type = file.schema.field(name).type
         element = _element_type(column_type)
-        is_text = element is not None and _is_text(element)
-        if element is None or not (is_text or pa.types.is_integer(element)):
+        if element is None or not ids.accepted(element, feature.op):
+            expected = {
+                "id": "integers, strings or times",
+                "bucketize": "numbers",
+            }
+            what = expected[feature.op] if feature.op in expected else "times"
             raise UserError(
-                f"{file.path}: column {feature.name}: expected list<T> or list<list<T>> of integers "
-                f"or strings, found {column_type}"
+                f"{file.path}: column {name}: expected list<T> or list<list<T>> of {what} "
+                f"(features.{i}.op is {feature.op}), found {column_type}"
             )
-        if is_text and feature.hash_type is None:
+        if feature.op == "id" and ids.is_text(element) and feature.hash_type is None:
             raise UserError(
-                f"{file.path}: column {feature.name} holds strings ({column_type}), so "
+                f"{file.path}: column {name} holds strings ({column_type}), so "
                 f"features.{i}.hash_type cannot be None; set it to murmur or farm"
             )
 
 
-def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Rows:
+def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
     """Decodes all features of a record batch.
 
     A null or empty list means that a feature is missing: at one position if it is an inner list or
@@ -91,11 +89,11 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
 
     Raises:
       UserError: features of a row disagree in length, a row is longer than seq_len although
-        `io.check_length` forbids it, or a bag is fuller than its `bag_size`.
+        `io.check_length` forbids it, a bag is fuller than its `bag_size`, or a text is no time.
     """
-    columns = {f.name: batch.column(f.name) for f in config.features}
-    lengths = {name: _list_lengths(column) for name, column in columns.items()}
-    lengths_N = _common_lengths(lengths, file, first_row)
+    names = column_names(config.features)
+    found = {name: _list_lengths(batch.column(name)) for name in names}
+    lengths_N = _common_lengths(found, file, first_row)
     seq_len = config.model.seq_len
     if config.io.check_length and lengths_N.max(initial=0) > seq_len:
         row = int(np.argmax(lengths_N > seq_len))
@@ -103,70 +101,129 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
             f"{file.path}: row {first_row + row} has {lengths_N[row]} positions, expected at most "
             f"{seq_len} (model.seq_len); unset io.check_length to truncate"
         )
-    kept_N = np.minimum(lengths_N, seq_len)
-    features = {}
+    starts_N = blocks.starts(lengths_N)
+    columns = id_columns(config.features)
+    width = sum(feature.bag_size for feature in config.features)
+    values_PC = np.empty((starts_N[-1], width), np.int32)
+    decoded = Block(values_PC, starts_N[:-1], lengths_N)
+    kept = blocks.truncate(decoded, seq_len, keep_newest=config.io.truncate_side == "left")
+    where = _Where(file, first_row, starts_N, kept)
+    entries = {name: _open(batch.column(name).flatten()) for name in names}
     for feature in config.features:
-        positions = _positions(
-            columns[feature.name], lengths[feature.name], lengths_N, kept_N, config
-        )
-        bags, too_full = _bags(positions, feature)
-        if too_full is not None:
-            position, found = too_full
-            row = int(np.searchsorted(_starts(kept_N), position, side="right")) - 1
-            raise UserError(
-                f"{file.path}: row {first_row + row}, column {feature.name}: a position holds {found} "
-                f"ids, expected at most {feature.bag_size}; raise the feature's bag_size"
-            )
-        features[feature.name] = bags
-    return Rows(features, _starts(kept_N))
+        name = feature.column_name
+        mine_PK = values_PC[:, columns[feature.name]]
+        present_P = None
+        if not np.array_equal(found[name], lengths_N):
+            # Rows without the feature are missing it at all their positions.
+            present_P = np.repeat(found[name] == lengths_N, lengths_N)
+        _fill(mine_PK, entries[name], present_P, feature, where)
+    return kept
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of `parts`, one after the other."""
-    features = {}
-    for name in parts[0].features:
-        bags = [part.features[name] for part in parts]
-        features[name] = Bags(
-            np.concatenate([b.ids_T for b in bags]), _join_starts([b.starts_P for b in bags])
-        )
-    return Rows(features, _join_starts([part.starts_N for part in parts]))
+class _Where(NamedTuple):
+    """Where the positions of a record batch stand, for messages."""
+
+    file: OrcFile
+    first_row: int
+    starts_N: np.ndarray
+    kept: Block
+
+    def row(self, position: int) -> int:
+        """Number in the file of the row that a position belongs to."""
+        return self.first_row + int(np.searchsorted(self.starts_N, position, side="right")) - 1
+
+    def is_kept(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions truncation keeps."""
+        row = np.searchsorted(self.starts_N, positions, side="right") - 1
+        after = positions - self.kept.begins_N[row]
+        return (after >= 0) & (after < self.kept.lengths_N[row])
 
 
-def densify(
-    rows: Rows, chosen_B: np.ndarray, batch_rows: int, config: Config
-) -> dict[str, np.ndarray]:
-    """Pads some rows to fixed shapes.
+class _Entries(NamedTuple):
+    """The entries of a column, position after position, without those that are missing.
+
+    Attributes:
+      values: the entries.
+      counts_P: int64, how many each position has; None if each has one.
+    """
+
+    values: pa.Array
+    counts_P: np.ndarray | None
+
+
+def _fill(
+    ids_PK: np.ndarray,
+    entries: _Entries,
+    present_P: np.ndarray | None,
+    feature: FeatureConfig,
+    where: _Where,
+) -> None:
+    """Writes the ids of a feature.
 
     Args:
-      rows: decoded rows.
-      chosen_B: int indices of the rows to take, in order; at most `batch_rows`.
-      batch_rows: B; rows beyond those chosen are padding of length 0.
-      config: gives `model.seq_len` (L) and each feature's `bag_size` (K).
-
-    Returns:
-      `length`: int32 `[B]`, real positions of each row; and for each feature `ids/<name>`: int32
-      `[B, L, K]` buckets, `NO_ID` where there is none. Ids of a position come first, positions of
-      a row come first.
+      ids_PK: where to.
+      entries: of the feature's column, for the positions where `present_P`.
+      present_P: bool, whether a position's row has the column; None: all have.
+      feature: says what becomes of the entries.
+      where: of the positions.
     """
-    length_B = np.zeros(batch_rows, np.int32)
-    length_B[: len(chosen_B)] = rows.starts_N[chosen_B + 1] - rows.starts_N[chosen_B]
-    real = length_B[: len(chosen_B)].astype(np.int64)
-    row = np.repeat(np.arange(len(chosen_B)), real)
-    column = _ragged_arange(np.zeros_like(real), real)
-    position = column + np.repeat(rows.starts_N[chosen_B], real)
-    batch: dict[str, np.ndarray] = {"length": length_B}
-    for feature in config.features:
-        bags = rows.features[feature.name]
-        ids_BLK = np.full((batch_rows, config.model.seq_len, feature.bag_size), NO_ID, np.int32)
-        start, stop = bags.starts_P[position], bags.starts_P[position + 1]
-        for k in range(feature.bag_size):
-            there = stop - start > k
-            ids_BLK[row[there], column[there], k] = bags.ids_T[start[there] + k]
-        batch[f"ids/{feature.name}"] = ids_BLK
-    return batch
+    counts_P = entries.counts_P
+    if present_P is not None:
+        some = np.ones(present_P.sum(), np.int64) if counts_P is None else counts_P
+        counts_P = np.zeros(len(present_P), np.int64)
+        counts_P[present_P] = some
+    if counts_P is not None:
+        (too_full,) = np.nonzero(counts_P > feature.bag_size)
+        too_full = too_full[where.is_kept(too_full)]
+        if len(too_full):
+            position = int(too_full[0])
+            raise UserError(
+                f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: a "
+                f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "
+                f"the bag_size of feature {feature.name}"
+            )
+    try:
+        if feature.op == "time_gap":
+            there_P = np.ones(len(ids_PK), bool) if counts_P is None else counts_P > 0
+            first_P = np.zeros(len(ids_PK) + 1, bool)
+            first_P[where.starts_N[:-1]] = True
+            ids_PK[:, 0] = ids.time_gaps(entries.values, there_P, first_P[:-1], feature)
+            return
+        ids_T = ids.to_buckets(entries.values, feature)
+    except ids.NotANumberError as error:
+        position = error.index
+        if counts_P is not None:
+            position = int(np.searchsorted(np.cumsum(counts_P), error.index, side="right"))
+        raise UserError(
+            f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: expected a "
+            f"time as a whole number (features of op {feature.op}), found {error.text}; write times as "
+            f"seconds since 1970"
+        ) from error
+    if counts_P is None:
+        ids_PK[:, 0] = ids_T
+        ids_PK[:, 1:] = NO_ID
+        return
+    begins_P = blocks.starts(counts_P)[:-1]
+    for k in range(feature.bag_size):
+        there_P = counts_P > k
+        ids_PK[:, k] = NO_ID
+        ids_PK[there_P, k] = ids_T[begins_P[there_P] + k]
 
 
 # ------------------------------------------------------------------------------------ columns
+
+
+def _told(file: OrcFile, name: str) -> str:
+    """The columns of a file in one line, and whether `name` is inside one of them."""
+    told = " ".join(", ".join(file.schema.names).split()) or "no columns"
+    for field in file.schema:
+        if pa.types.is_struct(field.type) and field.type.get_field_index(name) >= 0:
+            # Hive writes its transactional tables so.
+            return (
+                f"{told}, and {name} inside struct {field.name}, where it cannot be read; write it as a "
+                f"column of its own"
+            )
+    return told
 
 
 def _element_type(column_type: pa.DataType) -> pa.DataType | None:
@@ -181,23 +238,16 @@ def _is_list(data_type: pa.DataType) -> bool:
     return pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
 
 
-def _is_text(data_type: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(data_type)
-        or pa.types.is_large_string(data_type)
-        or pa.types.is_binary(data_type)
-        or pa.types.is_large_binary(data_type)
-    )
-
-
 def _list_lengths(lists: pa.Array) -> np.ndarray:
     """int64 length of each list, 0 for null."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pc.list_value_length(lists)
+    if lengths.null_count:
+        lengths = pc.fill_null(lengths, 0)
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
 def _common_lengths(lengths: Mapping[str, np.ndarray], file: OrcFile, first_row: int) -> np.ndarray:
-    """Positions of each row: what all its features that are not missing agree on."""
+    """Positions of each row: what all its columns that are not missing agree on."""
     longest_N = np.maximum.reduce(list(lengths.values()))
     for name, lengths_N in lengths.items():
         wrong_N = (lengths_N != longest_N) & (lengths_N != 0)
@@ -212,73 +262,26 @@ def _common_lengths(lengths: Mapping[str, np.ndarray], file: OrcFile, first_row:
     return longest_N
 
 
-def _positions(
-    column: pa.Array,
-    found_N: np.ndarray,
-    lengths_N: np.ndarray,
-    kept_N: np.ndarray,
-    config: Config,
-) -> pa.Array:
-    """The kept positions of all rows, flat: an array of ids or of lists of ids."""
-    flat = column.flatten()
-    if np.array_equal(found_N, kept_N):
-        return flat
-    dropped_N = lengths_N - kept_N if config.io.truncate_side == "left" else np.zeros_like(kept_N)
-    begin_N = _starts(found_N)[:-1] + dropped_N
-    index = _ragged_arange(begin_N, kept_N)
-    missing = np.repeat((found_N == 0) & (kept_N > 0), kept_N)
-    return flat.take(pa.array(index, mask=missing if missing.any() else None))
-
-
-def _bags(positions: pa.Array, feature: FeatureConfig) -> tuple[Bags, tuple[int, int] | None]:
-    """Ids of each position, and (position, ids) of the first bag that is too full."""
+def _open(positions: pa.Array) -> _Entries:
+    """Takes bags apart and leaves out what is missing."""
+    counts_P = None
+    values = positions
     if _is_list(positions.type):
-        bag_P = _list_lengths(positions)
+        # Lists without nulls, each of one entry, are the rule and need no counts.
+        lengths = pc.list_value_length(positions)
+        ends = pc.min_max(lengths).as_py()
+        if lengths.null_count or (ends["min"], ends["max"]) not in ((1, 1), (None, None)):
+            counts_P = _list_lengths(positions)
         values = positions.flatten()
-        if values.null_count:
-            owner = np.repeat(np.arange(len(bag_P)), bag_P)
-            valid = values.is_valid().to_numpy(zero_copy_only=False)
-            bag_P = np.bincount(owner[valid], minlength=len(bag_P)).astype(np.int64)
-            values = values.drop_null()
-    else:
-        bag_P = positions.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
-        values = positions.drop_null()
-    too_full = None
-    if bag_P.max(initial=0) > feature.bag_size:
-        position = int(np.argmax(bag_P > feature.bag_size))
-        too_full = position, int(bag_P[position])
-    return Bags(_bucketize(values, feature), _starts(bag_P)), too_full
-
-
-def _bucketize(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
-    if _is_text(values.type):
-        assert feature.hash_type is not None, "checked with the schema"
-        ids_T = hashing.hash_strings(values, feature.hash_type)
-    else:
-        if pa.types.is_unsigned_integer(values.type):
-            ids_T = values.to_numpy(zero_copy_only=False).astype(np.uint64)
-        else:
-            ids_T = values.to_numpy(zero_copy_only=False).astype(np.int64)
-        if feature.hash_type is not None:
-            ids_T = hashing.hash_integers(ids_T, feature.hash_type)
-    return hashing.to_buckets(ids_T, feature.hash_bucket_size)
-
-
-# ------------------------------------------------------------------------------------- ragged
-
-
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    """`[0, l0, l0 + l1, …]`, int64."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
-def _join_starts(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return _starts(np.concatenate([np.diff(part) for part in parts]))
-
-
-def _ragged_arange(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`begins[0] … begins[0] + lengths[0] - 1, begins[1] …`, int64."""
-    starts = _starts(lengths)
-    return np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)
+    known_T = None
+    if pa.types.is_floating(values.type):
+        known_T = ~np.isnan(values.to_numpy(zero_copy_only=False))
+    elif values.null_count:
+        known_T = values.is_valid().to_numpy(zero_copy_only=False)
+    if known_T is None or known_T.all():
+        return _Entries(values, counts_P)
+    if counts_P is None:
+        return _Entries(values.filter(pa.array(known_T)), known_T.astype(np.int64))
+    owner_T = np.repeat(np.arange(len(counts_P)), counts_P)
+    counts_P = np.bincount(owner_T[known_T], minlength=len(counts_P)).astype(np.int64)
+    return _Entries(values.filter(pa.array(known_T)), counts_P)

@@ -1,6 +1,8 @@
 """ORC files → stripes → Arrow record batches, with errors that name file, stripe and column."""
 
+import bisect
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,12 +24,18 @@ class OrcFile:
       size: its bytes.
       schema: names and types of its columns.
       stripe_rows: rows of each stripe.
+      fingerprint: of the footer, which holds places, sizes and statistics of all stripes, and so
+        changes whenever the file is written with other contents.
+      encrypted: columns that are encrypted, wholly or in part. They are read as their masks (nulls,
+        hashes of the values or the like), not as what was written.
     """
 
     path: Path
     size: int
     schema: pa.Schema
     stripe_rows: tuple[int, ...]
+    fingerprint: str
+    encrypted: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -86,7 +94,11 @@ def read_footer(path: Path) -> OrcFile:
             schema = reader.schema
             # Names are decoded when they are first asked for.
             _ = schema.names, str(schema)
-            stripe_rows = tuple(_stripe_rows(reader.reader.serialized_file_tail()))
+            tail = reader.reader.serialized_file_tail()
+            footer = _last_bytes(tail, 2)
+            stripe_rows = tuple(_stripe_rows(footer))
+            numbers = _encrypted_columns(footer)
+            encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
         except _READ_ERRORS as error:
             raise UserError(f"{path}: expected an ORC file, but {_reason(error)}") from error
@@ -95,7 +107,8 @@ def read_footer(path: Path) -> OrcFile:
             f"{path}: its footer is damaged: {len(stripe_rows)} stripes with {sum(stripe_rows)} "
             f"rows, expected {nstripes} with {nrows}; write the file anew"
         )
-    return OrcFile(path, path.stat().st_size, schema, stripe_rows)
+    fingerprint = hashlib.sha256(tail).hexdigest()[:16]
+    return OrcFile(path, path.stat().st_size, schema, stripe_rows, fingerprint, encrypted)
 
 
 def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.RecordBatch:
@@ -123,6 +136,12 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
             f"{file.path}: stripe {stripe} has {batch.num_rows} rows, expected "
             f"{file.stripe_rows[stripe]} as its footer said; do not change files while they are read"
         )
+    for name in columns:
+        if name not in batch.schema.names:
+            raise UserError(
+                f"{file.path}: stripe {stripe} gives no column {name}, perhaps since a field inside "
+                f"another column has that name too; give the column a name without a dot"
+            )
     return batch
 
 
@@ -137,20 +156,65 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# -------------------------------------------------------------------- rows of each stripe
+# -------------------------------------------------------------------- what the footer says
 #
-# pyarrow does not tell how many rows a stripe has, but hands out the serialized FileTail message
-# (orc_proto.proto): FileTail.footer is field 2, Footer.stripes field 3, and
-# StripeInformation.numberOfRows field 5.
+# pyarrow tells neither how many rows a stripe has nor which columns are encrypted, but hands out the
+# serialized FileTail message (orc_proto.proto), from which these fields are read:
+#   FileTail: 2 footer
+#   Footer: 3 stripes, 4 types, 10 encryption
+#   StripeInformation: 5 numberOfRows
+#   Type: 2 subtypes (of the first type, the root: the types of the columns)
+#   Encryption: 3 variants
+#   EncryptionVariant: 1 root (the type below which all is encrypted)
 
 
-def _stripe_rows(file_tail: bytes) -> Iterator[int]:
-    for number, footer in _fields(file_tail):
-        if number == 2 and isinstance(footer, bytes):
-            for number_, stripe in _fields(footer):
-                if number_ == 3 and isinstance(stripe, bytes):
-                    rows = [value for field, value in _fields(stripe) if field == 5]
-                    yield int(rows[-1]) if rows else 0
+def _stripe_rows(footer: bytes) -> Iterator[int]:
+    for number, stripe in _fields(footer):
+        if number == 3 and isinstance(stripe, bytes):
+            yield _last_number(stripe, 5)
+
+
+def _encrypted_columns(footer: bytes) -> set[int]:
+    """Numbers of the columns that have something encrypted."""
+    roots = [
+        _last_number(variant, 1)
+        for number, encryption in _fields(footer)
+        if number == 10 and isinstance(encryption, bytes)
+        for number_, variant in _fields(encryption)
+        if number_ == 3 and isinstance(variant, bytes)
+    ]
+    if not roots:
+        return set()
+    types = [value for number, value in _fields(footer) if number == 4 and isinstance(value, bytes)]
+    # Types are numbered in depth-first order, so a column's own type comes before those inside it.
+    firsts = _numbers(types[0], 2) if types else []
+    if 0 in roots:
+        return set(range(len(firsts)))
+    return {bisect.bisect_right(firsts, root) - 1 for root in roots}
+
+
+def _last_bytes(message: bytes, field: int) -> bytes:
+    found = [value for number, value in _fields(message) if number == field]
+    return found[-1] if found and isinstance(found[-1], bytes) else b""
+
+
+def _last_number(message: bytes, field: int) -> int:
+    """An optional number, 0 where it is left out."""
+    return (_numbers(message, field) or [0])[-1]
+
+
+def _numbers(message: bytes, field: int) -> list[int]:
+    """A repeated number, one by one or packed."""
+    numbers = []
+    for number, value in _fields(message):
+        if number == field and isinstance(value, bytes):
+            at = 0
+            while at < len(value):
+                one, at = _varint(value, at)
+                numbers.append(one)
+        elif number == field:
+            numbers.append(value)
+    return numbers
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

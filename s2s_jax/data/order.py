@@ -1,14 +1,22 @@
-"""The order of an epoch: which row stands where, as a pure function of (stripes, seed, epoch).
+"""The order of an epoch: which row stands where, as a pure function of (stripes, settings, epoch).
 
-Stripes are permuted and laid on a line of N rows; the line is cut into windows of W rows; rows are
-permuted inside each window. A window is what is decoded together.
+Stripes are permuted and laid on a line of N rows. Shard v of V owns N/V rows of the line that follow
+each other. A shard is cut into windows: pieces of stripes that are decoded together, and whose rows are
+permuted. The epoch takes one row of each shard in turn: row g of the epoch is row g // V of shard
+g mod V. So a batch of any size, at any place, draws from all shards alike; and whoever owns some of a
+batch's rows reads the shards that they come from, no others.
 """
 
-import dataclasses
-import functools
+import bisect
+import itertools
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# A stripe that two shards share is read by both, so there are far fewer shards than stripes.
+_STRIPES_PER_SHARD = 8
 
 
 class Piece(NamedTuple):
@@ -17,6 +25,14 @@ class Piece(NamedTuple):
     stripe: int
     start: int
     stop: int
+
+
+class WindowKey(NamedTuple):
+    """Which window: number `number` of a shard in an epoch."""
+
+    epoch: int
+    shard: int
+    number: int
 
 
 class Window(NamedTuple):
@@ -31,59 +47,140 @@ class Window(NamedTuple):
     order: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+class Part(NamedTuple):
+    """Rows `start … stop - 1` of a window, in its order."""
+
+    key: WindowKey
+    start: int
+    stop: int
+
+
 class Order:
     """The order of rows in every epoch.
 
     Attributes:
-      stripe_rows: rows of each stripe.
-      window_rows: W.
-      shuffle: permute, or keep the order of the files.
-      seed: of the permutations.
+      rows: N.
+      shards: V.
     """
 
-    stripe_rows: tuple[int, ...]
-    window_rows: int
-    shuffle: bool
-    seed: int
+    def __init__(
+        self, stripe_rows: Sequence[int], shards: int, window_rows: int, shuffle: bool, seed: int
+    ):
+        """Describes an order.
 
-    @functools.cached_property
-    def rows(self) -> int:
-        """Rows of an epoch, N."""
-        return sum(self.stripe_rows)
+        Args:
+          stripe_rows: rows of each stripe, at least one.
+          shards: V, at most; there is never more than one for 8 stripes, and one without `shuffle`.
+          window_rows: least rows of the windows of all shards together.
+          shuffle: permute, or keep the order of the files.
+          seed: of the permutations.
+        """
+        self.rows = sum(stripe_rows)
+        self.shards = max(1, min(shards, len(stripe_rows) // _STRIPES_PER_SHARD)) if shuffle else 1
+        self._stripe_rows = tuple(stripe_rows)
+        self._window_rows = window_rows
+        self._shuffle = shuffle
+        self._seed = seed
+        self._plans: dict[int, _Plan] = {}
+        self._lock = threading.Lock()
 
-    def window(self, epoch: int, number: int) -> Window:
-        """The rows `number * W … (number + 1) * W - 1` of an epoch's line."""
-        begin = number * self.window_rows
-        end = min(begin + self.window_rows, self.rows)
-        assert 0 <= begin < end, "no such window"
-        stripes = np.arange(len(self.stripe_rows))
-        if self.shuffle:
-            stripes = permutation(len(stripes), self.seed, epoch, 0)
-        ends = np.cumsum(np.asarray(self.stripe_rows, np.int64)[stripes])
-        pieces = []
-        for at in range(int(np.searchsorted(ends, begin, side="right")), len(stripes)):
-            stripe = int(stripes[at])
-            stripe_begin = int(ends[at]) - self.stripe_rows[stripe]
-            if stripe_begin >= end:
-                break
-            start, stop = max(begin - stripe_begin, 0), min(end, int(ends[at])) - stripe_begin
-            if stop > start:
-                pieces.append(Piece(stripe, start, stop))
-        order = np.arange(end - begin)
-        if self.shuffle:
-            order = permutation(end - begin, self.seed, epoch, number + 1)
-        return Window(tuple(pieces), order)
+    def parts(self, epoch: int, begin: int, end: int, first: int, last: int) -> list[Part]:
+        """Where the rows of a batch are.
+
+        The batch is rows `begin … end - 1` of the epoch, arranged by shard, in each by place. Its rows
+        `first … last - 1` in that arrangement are looked for.
+        """
+        assert 0 <= begin <= end <= self.rows
+        plan, found, at = self._plan(epoch), [], 0
+        for shard in range(self.shards):
+            start, stop = (-(-(bound - shard) // self.shards) for bound in (begin, end))
+            size = stop - start
+            # Only what lies between first and last.
+            low, high = start + max(first - at, 0), start + min(last - at, size)
+            at += size
+            while low < high:
+                number = bisect.bisect_right(plan.ends[shard], low)
+                base = plan.ends[shard][number - 1] if number else 0
+                until = min(high, plan.ends[shard][number])
+                found.append(Part(WindowKey(epoch, shard, number), low - base, until - base))
+                low = until
+        return found
+
+    def window(self, key: WindowKey) -> Window:
+        """The rows of a window."""
+        pieces = self._plan(key.epoch).pieces[key.shard][key.number]
+        rows = sum(piece.stop - piece.start for piece in pieces)
+        order = np.arange(rows)
+        if self._shuffle:
+            order = permutation(rows, self._seed, key.epoch, 1 + key.shard, key.number)
+        return Window(pieces, order)
+
+    def after(self, key: WindowKey) -> WindowKey:
+        """The window that the shard needs next."""
+        if key.number + 1 < len(self._plan(key.epoch).pieces[key.shard]):
+            return key._replace(number=key.number + 1)
+        return WindowKey(key.epoch + 1, key.shard, 0)
+
+    def _plan(self, epoch: int) -> "_Plan":
+        with self._lock:
+            if epoch not in self._plans:
+                # An epoch and the next are in use; threads may be at both.
+                while len(self._plans) >= 4:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = self._make_plan(epoch)
+            return self._plans[epoch]
+
+    def _make_plan(self, epoch: int) -> "_Plan":
+        stripes = np.arange(len(self._stripe_rows))
+        if self._shuffle:
+            stripes = permutation(len(stripes), self._seed, epoch, 0)
+        shards, rows = self.shards, self.rows
+        least = -(-self._window_rows // shards)
+        # The first N mod V shards have one row more, so that taking them in turn ends evenly.
+        borders = [v * (rows // shards) + min(v, rows % shards) for v in range(1, shards + 1)]
+        pieces: list[list[tuple[Piece, ...]]] = [[] for _ in range(shards)]
+        shard, line, held = 0, 0, 0
+        window: list[Piece] = []
+        for stripe in stripes.tolist():
+            start, size = 0, self._stripe_rows[stripe]
+            while start < size:
+                stop = min(size, start + borders[shard] - line)
+                window.append(Piece(stripe, start, stop))
+                held, line, start = held + stop - start, line + stop - start, stop
+                ended = line == borders[shard]
+                if held >= least or ended:
+                    pieces[shard].append(tuple(window))
+                    window, held = [], 0
+                shard += ended
+        ends = tuple(
+            tuple(itertools.accumulate(sum(p.stop - p.start for p in w) for w in windows))
+            for windows in pieces
+        )
+        return _Plan(tuple(map(tuple, pieces)), ends)
 
 
-def permutation(size: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """A permutation of `0 … size - 1` that no NumPy version changes, unlike those of its generators.
+class _Plan(NamedTuple):
+    """The windows of an epoch.
+
+    Attributes:
+      pieces: those of each window of each shard.
+      ends: for each shard, how many of its rows stand before the end of each window.
+    """
+
+    pieces: tuple[tuple[tuple[Piece, ...], ...], ...]
+    ends: tuple[tuple[int, ...], ...]
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+    """A permutation of `0 … size - 1`, made from `key`, that no NumPy version changes.
+
+    NumPy's own generators promise no such thing.
 
     Sorts splitmix64 outputs (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
     2014), ties in order.
     """
     state = np.uint64(0)
-    for part in (seed, epoch, stream):
+    for part in key:
         state = _mix(np.asarray([state ^ np.uint64(part % 2**64)]))[0]
     with np.errstate(over="ignore"):
         keys = _mix(state + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)

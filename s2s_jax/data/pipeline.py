@@ -1,215 +1,266 @@
-"""Batches of ORC logs through Grain: order, window cache, prefetch, exact resume.
+"""Batches of ORC logs through Grain: order, windows, prefetch, exact and elastic resume.
 
-A batch is a pure function of (files, settings, index), so whole batches flow through Grain and the
-reading position is one integer.
+A batch is a pure function of (files, settings, place), whatever the hosts, threads and earlier batch
+sizes. So whole batches flow through Grain, and the reading position is a place: epoch and row.
 """
 
-import dataclasses
-import hashlib
-import threading
-from collections import OrderedDict
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from s2s_jax.config import Config
-from s2s_jax.data import features, orc
-from s2s_jax.data.order import Order, Piece
+from s2s_jax.data import blocks
+from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
+from s2s_jax.data.order import Order, WindowKey
+from s2s_jax.data.windows import Decoder, WindowReader
 from s2s_jax.errors import UserError
 
+# Batches that wait on the devices, their copies overlapping with the steps before them.
+_AHEAD_ON_DEVICE = 2
 
-@dataclasses.dataclass(frozen=True)
-class FileIndex:
-    """All stripes of all files, from their footers.
+
+class Place(NamedTuple):
+    """A row in the order of all epochs."""
+
+    epoch: int
+    row: int
+
+
+class Share(NamedTuple):
+    """Which rows of a global batch a host reads: the `host`-th of `hosts` equal runs."""
+
+    host: int
+    hosts: int
+
+
+_BEGINNING = Place(0, 0)
+WHOLE = Share(0, 1)
+
+
+class Batch(NamedTuple):
+    """A host's rows of a global batch.
 
     Attributes:
-      files: the files, in order.
-      stripes: for each stripe of the whole log its file, its number there and its first row there.
+      arrays: what `blocks.to_dense` or `blocks.to_flat` describes, or what became of it on the devices.
+      after: place of the next batch.
+      skipped: stripes that the rows were to come from but that could not be read.
+      skipped_rows: how many rows that were.
     """
 
-    files: tuple[orc.OrcFile, ...]
-    stripes: tuple[tuple[orc.OrcFile, int, int], ...]
-
-    @property
-    def stripe_rows(self) -> tuple[int, ...]:
-        """Rows of each stripe."""
-        return tuple(file.stripe_rows[number] for file, number, _ in self.stripes)
-
-    def fingerprint(self) -> str:
-        """Changes when files are added, removed, renamed, reordered or rewritten with other sizes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.path.name}\0{file.size}\0{file.stripe_rows}\n".encode())
-        return digest.hexdigest()[:16]
-
-
-def index_files(config: Config) -> FileIndex:
-    """Reads the footers of all files that `io.data_paths` names.
-
-    Raises:
-      UserError: a file cannot be read or has not the columns that `features` names, or there are no
-        rows at all.
-    """
-    files = []
-    stripes = []
-    for path in orc.find_files(config.io.data_paths):
-        file = orc.read_footer(path)
-        if file.rows == 0:
-            continue
-        features.check_schema(file, config.features)
-        files.append(file)
-        first_row = 0
-        for number, rows in enumerate(file.stripe_rows):
-            stripes.append((file, number, first_row))
-            first_row += rows
-    if not stripes:
-        raise UserError(f"io.data_paths: {config.io.data_paths} has no rows")
-    return FileIndex(tuple(files), tuple(stripes))
+    arrays: dict[str, Any]
+    after: Place
+    skipped: tuple[Skipped, ...]
+    skipped_rows: int
 
 
 class BatchDataset(grain.MapDataset):
-    """Batch number `i`, for any i: epochs follow each other, each in its own order.
+    """The batches from some place on, by number; epochs follow each other, each in its own order.
 
-    An element is the dictionary that `features.densify` describes, of `batch_rows` rows. The last
-    batch of an epoch is filled with padding rows, or dropped with `io.drop_remainder`.
+    The last batch of an epoch is filled with padding rows, or dropped with `io.drop_remainder`.
     """
 
-    def __init__(self, index: FileIndex, config: Config, batch_rows: int):
-        """Args: index of the files, the configuration, and the rows of a (global) batch."""
+    def __init__(
+        self,
+        config: Config,
+        batch_rows: int,
+        index: FileIndex,
+        first_index: FileIndex | None = None,
+        start: Place = _BEGINNING,
+        share: Share = WHOLE,
+    ):
+        """Makes the dataset.
+
+        Args:
+          config: the configuration.
+          batch_rows: rows of a global batch.
+          index: of the files.
+          first_index: of the files of the epoch that `start` is in, where those are others.
+          start: place of batch 0.
+          share: of each batch, which must divide it evenly.
+        """
         super().__init__()
-        self._index = index
+        assert batch_rows % share.hosts == 0, "hosts read equal runs of rows"
         self._config = config
         self._batch_rows = batch_rows
-        self._order = Order(
-            stripe_rows=index.stripe_rows,
-            window_rows=config.io.shuffle_rows,
-            shuffle=config.io.shuffle,
-            seed=config.io.seed,
+        self._start = start
+        self._rows = batch_rows // share.hosts
+        self._first_row = self._rows * share.host
+        self._index = index
+        self._first_index = index if first_index is None else first_index
+        self._order = _make_order(config, index)
+        self._first_order = self._order if first_index is None else _make_order(config, first_index)
+        decoder = Decoder(config)
+        self._windows = WindowReader(
+            lambda key: decoder.window(*self._source(key.epoch), key),
+            self._window_after,
+            threads=config.io.thread_num,
+            # Those in use and the next of each shard; a batch may also end one window and begin another.
+            capacity=3 * max(self._order.shards, self._first_order.shards) + 1,
         )
-        # Two windows are in use where batches cross from one to the next, more where threads work
-        # on batches as large as windows.
-        threads = max(config.io.thread_num, 1)
-        in_use = 2 + threads * batch_rows // config.io.shuffle_rows
-        self._windows = _WindowCache(self._decode_window, in_use)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        if self._config.io.drop_remainder:
-            return self._order.rows // self._batch_rows
-        return -(-self._order.rows // self._batch_rows)
+        """Batches without end."""
+        return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
-        """The batch at `index`, an integer of any size."""
+        """Batch number `index`."""
         if isinstance(index, slice):
             return self.slice(index)
-        epoch, step = divmod(int(index), len(self))
-        begin = step * self._batch_rows
-        end = min(begin + self._batch_rows, self._order.rows)
-        size = self._order.window_rows
-        parts = []
-        for number in range(begin // size, (end - 1) // size + 1):
-            rows, order = self._windows.get(epoch, number)
-            first = max(begin - number * size, 0)
-            last = min(end - number * size, len(order))
-            parts.append((rows, order[first:last]))
-        if len(parts) == 1:
-            rows, chosen = parts[0]
-            return features.densify(rows, chosen, self._batch_rows, self._config)
-        padded = [features.densify(r, chosen, len(chosen), self._config) for r, chosen in parts]
-        padding = self._batch_rows - (end - begin)
-        if padding:
-            nothing = np.empty(0, np.int64)
-            padded.append(features.densify(parts[0][0], nothing, padding, self._config))
-        return {key: np.concatenate([part[key] for part in padded]) for key in padded[0]}
-
-    def _decode_window(self, epoch: int, number: int) -> tuple[features.Rows, np.ndarray]:
-        window = self._order.window(epoch, number)
-        return features.concatenate([self._decode_piece(p) for p in window.pieces]), window.order
-
-    def _decode_piece(self, piece: Piece) -> features.Rows:
-        file, number, first_row = self._index.stripes[piece.stripe]
-        batch = orc.read_stripe(file, number, [f.name for f in self._config.features])
-        batch = batch.slice(piece.start, piece.stop - piece.start)
-        return features.decode(batch, file, first_row + piece.start, self._config)
-
-
-class _WindowCache:
-    """Keeps the newest windows; a window is decoded by one thread while others wait for it."""
-
-    def __init__(self, decode: Callable[[int, int], Any], capacity: int):
-        self._decode = decode
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[int, int], tuple[threading.Lock, list[Any]]] = (
-            OrderedDict()
+        place = self._place(int(index))
+        order = self._source(place.epoch)[1]
+        end = min(place.row + self._batch_rows, order.rows)
+        parts, skipped = [], {}
+        for part in order.parts(
+            place.epoch, place.row, end, self._first_row, self._first_row + self._rows
+        ):
+            window = self._windows.get(part.key)
+            parts.append(blocks.choose(window.block, slice(part.start, part.stop)))
+            skipped |= dict.fromkeys(window.skipped)
+        lost = sum(int((part.lengths_N == blocks.SKIPPED).sum()) for part in parts)
+        return Batch(
+            self._pack(parts), self._place(int(index) + 1), tuple(skipped) if lost else (), lost
         )
 
-    def get(self, epoch: int, number: int) -> tuple[features.Rows, np.ndarray]:
-        with self._lock:
-            entry = self._entries.setdefault((epoch, number), (threading.Lock(), []))
-            self._entries.move_to_end((epoch, number))
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
-        lock, value = entry
-        with lock:
-            if not value:
-                value.append(self._decode(epoch, number))
-            return value[0]
+    def close(self) -> None:
+        """Ends the threads."""
+        self._windows.close()
+
+    def batches(self, rows: int) -> int:
+        """Batches that `rows` rows to the end of an epoch make."""
+        return (
+            rows // self._batch_rows
+            if self._config.io.drop_remainder
+            else -(-rows // self._batch_rows)
+        )
+
+    def batches_until(self, epoch: int) -> int:
+        """Batches before the first one of `epoch`, counted from `start`."""
+        if epoch <= self._start.epoch:
+            return 0
+        first = self.batches(self._first_order.rows - self._start.row)
+        return first + (epoch - self._start.epoch - 1) * self.batches(self._order.rows)
+
+    def _place(self, index: int) -> Place:
+        first = self.batches(self._first_order.rows - self._start.row)
+        if index < first:
+            return self._start._replace(row=self._start.row + index * self._batch_rows)
+        epochs, step = divmod(index - first, self.batches(self._order.rows))
+        return Place(self._start.epoch + 1 + epochs, step * self._batch_rows)
+
+    def _source(self, epoch: int) -> tuple[FileIndex, Order]:
+        if epoch == self._start.epoch:
+            return self._first_index, self._first_order
+        return self._index, self._order
+
+    def _window_after(self, key: WindowKey) -> WindowKey | None:
+        following = self._source(key.epoch)[1].after(key)
+        known = following.shard < self._source(following.epoch)[1].shards
+        return following if known else None
+
+    def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
+        config = self._config
+        if not parts:
+            columns = sum(feature.bag_size for feature in config.features)
+            parts = [blocks.skipped_block(0, columns)]
+        if config.io.layout == "dense":
+            return blocks.to_dense(parts, self._rows, config.model.seq_len)
+        segment_rows = config.io.batch_size
+        return blocks.to_flat(parts, self._rows, config.model.seq_len, segment_rows)
 
 
-class Reader(Iterator[dict[str, np.ndarray]]):
+def _make_order(config: Config, index: FileIndex) -> Order:
+    return Order(
+        index.stripe_rows,
+        shards=config.io.shards,
+        window_rows=config.io.shuffle_rows,
+        shuffle=config.io.shuffle,
+        seed=config.io.seed,
+    )
+
+
+class Reader(Iterator[Batch]):
     """Endless batches with a reading position that can be saved and restored.
 
     Attributes:
       steps_per_epoch: batches of an epoch.
       rows_per_epoch: rows of an epoch.
+      skipped_files: files that are left out because they cannot be read.
+      notes: sentences that the user should see.
     """
 
-    def __init__(self, config: Config, batch_rows: int):
-        """Indexes the files and starts reading at the first batch.
+    def __init__(
+        self,
+        config: Config,
+        batch_rows: int,
+        share: Share = WHOLE,
+        to_device: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    ):
+        """Indexes the files; reading starts, at the first batch, when the first one is asked for.
 
         Args:
           config: the configuration.
           batch_rows: rows of a global batch.
+          share: which of its rows are read.
+          to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
 
         Raises:
           UserError: see `index_files`; or an epoch would have no batch.
         """
-        index = index_files(config)
-        dataset = BatchDataset(index, config, batch_rows)
-        self.steps_per_epoch = len(dataset)
-        self.rows_per_epoch = sum(index.stripe_rows)
+        self._config = config
+        self._batch_rows = batch_rows
+        self._share = share
+        self._to_device = to_device
+        self._index = index_files(config)
+        self.skipped_files = self._index.skipped
+        self.notes: list[str] = []
+        self._iterator: Any = None
+        self._go_to(Place(0, 0), None)
+        self.rows_per_epoch = sum(self._index.stripe_rows)
+        self.steps_per_epoch = self._dataset.batches(self.rows_per_epoch)
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"io.drop_remainder: a batch has {batch_rows} rows but the data only "
                 f"{self.rows_per_epoch}; unset it or lower io.batch_size"
             )
         self._made_for = {
-            "io.data_paths": index.fingerprint(),
             "io.shuffle": config.io.shuffle,
             "io.shuffle_rows": config.io.shuffle_rows,
+            "io.shards": config.io.shards,
             "io.seed": config.io.seed,
-            "io.drop_remainder": config.io.drop_remainder,
-            "rows of a global batch": batch_rows,
         }
-        options = grain.ReadOptions(
-            num_threads=config.io.thread_num, prefetch_buffer_size=config.io.prefetch
-        )
-        # Grain's defaults (16 threads, 500 batches) would hold many gigabytes.
-        self._iterator = iter(dataset.repeat(None).to_iter_dataset(options))
 
-    def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch, see `features.densify`."""
-        return next(self._iterator)
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if self._iterator is None:
+            self._iterator = self._open()
+        batch = next(self._iterator)
+        self._place = batch.after
+        return batch
+
+    def steps_until(self, epoch: int) -> int:
+        """Batches from here until `epoch` epochs are done."""
+        dataset = BatchDataset(
+            self._config, self._batch_rows, self._index, self._first_index, self._place, self._share
+        )
+        return dataset.batches_until(epoch)
 
     def get_state(self) -> dict[str, Any]:
-        """The reading position, as JSON: index of the next batch, and what it was counted in."""
-        return {"next_index": self._iterator.get_state()["next_index"], "made_for": self._made_for}
+        """The reading position after the last batch, as JSON: a place, and what it is counted in."""
+        of_epoch = self._index if self._first_index is None else self._first_index
+        if self._place.epoch != self._start.epoch:
+            of_epoch = self._index
+        return {
+            "epoch": self._place.epoch,
+            "row": self._place.row,
+            "files": of_epoch.identity(),
+            "made_for": self._made_for,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a reading position that `get_state` returned.
+        """Goes to a reading position that `get_state` returned, on any host, for any batch size.
 
         Raises:
           UserError: it was saved for other files or settings, which are named.
@@ -217,9 +268,59 @@ class Reader(Iterator[dict[str, np.ndarray]]):
         for name, now in self._made_for.items():
             saved = state["made_for"][name]
             if saved != now:
-                what = "other files" if name == "io.data_paths" else f"{saved} (now {now})"
                 raise UserError(
-                    f"{name}: the checkpoint's reading position was saved with {what}; go back to "
-                    f"that or give another train.output_dir"
+                    f"{name}: the checkpoint's reading position was saved with {saved} (now {now}); "
+                    f"go back to that or give another train.output_dir"
                 )
-        self._iterator.set_state({"next_index": state["next_index"]})
+        first_index = None
+        if state["files"] != self._index.identity():
+            first_index = self._index.restrict(state["files"])
+            new = files_not_in(first_index, self._index)
+            if not new:
+                # The same files, listed in another order.
+                self._index, first_index = first_index, None
+            if new and self._config.io.new_files == "refuse":
+                raise UserError(
+                    f"io.data_paths: {len(new)} files were added since the checkpoint was made, "
+                    f"{new[0]} among them; set io.new_files to next_epoch to take them in from the next "
+                    f"epoch on, or give another train.output_dir"
+                )
+            if new:
+                self.notes.append(
+                    f"{len(new)} new files, {new[0]} among them, are taken in from epoch "
+                    f"{state['epoch'] + 1} on (epochs count from 0)"
+                )
+        self._go_to(Place(state["epoch"], state["row"]), first_index)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+        self._dataset.close()
+
+    def _go_to(self, place: Place, first_index: FileIndex | None) -> None:
+        if self._iterator is not None:
+            self.close()
+        self._start = self._place = place
+        self._first_index = first_index
+        self._dataset = BatchDataset(
+            self._config, self._batch_rows, self._index, first_index, place, self._share
+        )
+
+    def _open(self) -> Any:
+        # Grain's defaults (16 threads, 500 batches) would hold many gigabytes.
+        threaded = self._config.io.thread_num > 0
+        options = grain.ReadOptions(
+            num_threads=int(threaded),
+            prefetch_buffer_size=self._config.io.prefetch if threaded else 0,
+        )
+        batches = self._dataset.to_iter_dataset(options)
+        to_device = self._to_device
+        if to_device is not None:
+            batches = batches.map(lambda batch: batch._replace(arrays=to_device(batch.arrays)))
+            if threaded:
+                batches = grain.experimental.ThreadPrefetchIterDataset(
+                    batches, prefetch_buffer_size=_AHEAD_ON_DEVICE
+                )
+        return iter(batches)

@@ -42,12 +42,3 @@ def row_sharded(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """Each device holds its rows of each accumulated microbatch: axes (microbatch, row, …)."""
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
-
-
-def put_batch(batch: dict[str, np.ndarray], microbatches: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Splits a global batch `[A * B, …]` into microbatches `[A, B, …]` and lays it on the mesh."""
-    assert all(array.dtype == np.int32 for array in batch.values()), "device arrays are int32"
-    return {
-        name: jax.device_put(array.reshape(microbatches, -1, *array.shape[1:]), batch_sharded(mesh))
-        for name, array in batch.items()
-    }

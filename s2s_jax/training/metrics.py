@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
+
+from s2s_jax.data.index import Skipped
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
 
@@ -28,6 +30,7 @@ class Meters:
         self._clock = clock
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
+        self._skipped_rows = 0
         self.start_rates()
 
     def start_rates(self) -> None:
@@ -36,8 +39,8 @@ class Meters:
         self._timed_steps = self._examples = self._tokens = 0
         self._input_wait = 0.0
 
-    def add(self, metrics: dict[str, float], input_wait: float) -> None:
-        """Counts a step: its metrics and the seconds it waited for its batch."""
+    def add(self, metrics: dict[str, float], input_wait: float, skipped_rows: int = 0) -> None:
+        """Counts a step: its metrics, the seconds it waited for its batch, rows that were skipped."""
         for name in _MEANS:
             self._sums[name] += float(metrics[name])
         self._steps += 1
@@ -45,6 +48,7 @@ class Meters:
         self._examples += int(metrics["examples"])
         self._tokens += int(metrics["tokens"])
         self._input_wait += input_wait
+        self._skipped_rows += skipped_rows
 
     def take_line(self, step: int) -> dict[str, float]:
         """The line of `step`; starts anew."""
@@ -54,6 +58,8 @@ class Meters:
         line["tokens_per_sec"] = self._tokens / seconds
         line["step_ms"] = 1e3 * seconds / self._timed_steps
         line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
+        if self._skipped_rows:
+            line["skipped_rows"] = self._skipped_rows
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
         self.start_rates()
@@ -61,12 +67,17 @@ class Meters:
 
     def get_state(self) -> dict[str, Any]:
         """What a checkpoint needs, as JSON."""
-        return {"steps": self._steps, "sums": dict(self._sums)}
+        return {
+            "steps": self._steps,
+            "sums": dict(self._sums),
+            "skipped_rows": self._skipped_rows,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes back to what `get_state` returned."""
         self._steps = state["steps"]
         self._sums = dict(state["sums"])
+        self._skipped_rows = state["skipped_rows"]
 
 
 def read_lines(run_dir: Path) -> list[dict[str, float]]:
@@ -129,6 +140,30 @@ class Writer:
                 if name != "step":
                     self._tensorboard.add_scalar(name, value, int(line["step"]))
         self._progress.show(line)
+
+
+class SkipLog:
+    """`skipped.jsonl`: one line for each stripe or file that could not be read and was passed over."""
+
+    def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped]):
+        """Opens the file of a run directory and lists `skipped_files`."""
+        self._path = run_dir / "skipped.jsonl"
+        self._known = set()
+        if self._path.exists():
+            for text in self._path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError, KeyError):
+                    line = json.loads(text)
+                    self._known.add((line["file"], line["stripe"]))
+        self.add(skipped_files)
+
+    def add(self, skipped: Sequence[Skipped]) -> None:
+        """Lists, here and on stderr, what is not listed yet."""
+        for one in skipped:
+            if (one.file, one.stripe) not in self._known:
+                self._known.add((one.file, one.stripe))
+                with self._path.open("a") as file:
+                    file.write(json.dumps(one._asdict()) + "\n")
+                print(f"skipped: {one.reason}", file=sys.stderr, flush=True)
 
 
 class _Progress:

@@ -19,9 +19,9 @@ from s2s_jax.embedding.tables import TableSpec, init_table, table_specs
 from s2s_jax.model.loss import LossSums, Pairs, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
+from s2s_jax.training.batches import Batch, unpack
 from s2s_jax.training.optimizer import Params, apply_updates, make_optimizer
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -76,6 +76,7 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
+        batch = unpack(config, batch)
         unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
         table_rows = {name: u.rows_U for name, u in unique.items()}
         rows = {n: lookup.gather(state.params["tables"][n], r) for n, r in table_rows.items()}
@@ -96,6 +97,7 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def predict(params: Params, batch: Batch) -> Encoded:
+        batch = unpack(config, batch)
         unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
         rows = {n: lookup.gather(params["tables"][n], u.rows_U) for n, u in unique.items()}
         places = {f: place for u in unique.values() for f, place in u.places.items()}

@@ -1,0 +1,160 @@
+"""Decoded rows: packed, reordered, and padded to fixed shapes.
+
+The ids of a position lie side by side, so that moving a position moves all of its features at once.
+
+Shapes: N rows, P positions, C columns of ids; B rows of a batch, L positions of a sequence, S segments
+of rows that lie on one device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+# Marks a place that holds no id.
+NO_ID = -1
+# Length of a row that could not be read.
+SKIPPED = -1
+
+
+class Block(NamedTuple):
+    """Rows that were decoded together.
+
+    Attributes:
+      values_PC: int32 buckets of all features at all positions, `NO_ID` where there is none.
+      begins_N: int64; the positions of row n begin at `begins_N[n]` and follow each other.
+      lengths_N: int64 positions of each row, `SKIPPED` for a row that could not be read.
+    """
+
+    values_PC: np.ndarray
+    begins_N: np.ndarray
+    lengths_N: np.ndarray
+
+
+def starts(lengths: np.ndarray) -> np.ndarray:
+    """`[0, l0, l0 + l1, …]`, int64."""
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
+
+
+def packed_block(values_PC: np.ndarray, lengths_N: np.ndarray) -> Block:
+    """Rows whose positions follow each other."""
+    return Block(values_PC, starts(np.maximum(lengths_N, 0))[:-1], lengths_N)
+
+
+def skipped_block(rows: int, columns: int) -> Block:
+    """Stands for `rows` rows that could not be read."""
+    return packed_block(np.empty((0, columns), np.int32), np.full(rows, SKIPPED, np.int64))
+
+
+def concatenate(blocks: Sequence[Block]) -> Block:
+    """The rows of `blocks`, one after the other."""
+    if len(blocks) == 1:
+        return blocks[0]
+    offsets = starts(np.array([len(block.values_PC) for block in blocks]))
+    return Block(
+        np.concatenate([block.values_PC for block in blocks]),
+        np.concatenate([b.begins_N + o for b, o in zip(blocks, offsets, strict=False)]),
+        np.concatenate([block.lengths_N for block in blocks]),
+    )
+
+
+def truncate(block: Block, seq_len: int, keep_newest: bool) -> Block:
+    """Keeps the last (or first) `seq_len` positions of each row, without copying."""
+    kept_N = np.minimum(block.lengths_N, seq_len)
+    dropped_N = block.lengths_N - kept_N if keep_newest else 0
+    return Block(block.values_PC, block.begins_N + dropped_N, kept_N)
+
+
+def choose(block: Block, rows: np.ndarray | slice) -> Block:
+    """Some rows, in some order, without copying."""
+    return Block(block.values_PC, block.begins_N[rows], block.lengths_N[rows])
+
+
+def pack(block: Block) -> Block:
+    """The same rows with memory of their own, in which their positions follow each other."""
+    values_PC = np.ascontiguousarray(block.values_PC)
+    lengths_N = np.maximum(block.lengths_N, 0)
+    if not lengths_N.any():
+        return packed_block(values_PC[:0], block.lengths_N)
+    width = values_PC.shape[1] * values_PC.itemsize
+    # Arrow moves a run of positions as one string of bytes, several times faster than NumPy moves
+    # positions. Its strings must follow each other, so what no row uses becomes strings too.
+    bounds = np.unique(np.concatenate([block.begins_N, block.begins_N + lengths_N]))
+    strings = pa.Array.from_buffers(
+        pa.large_binary(),
+        len(bounds) - 1,
+        [None, pa.py_buffer(bounds * width), pa.py_buffer(values_PC)],
+    )
+    some = lengths_N > 0
+    data = strings.take(pa.array(np.searchsorted(bounds, block.begins_N[some]))).buffers()[2]
+    moved = np.frombuffer(data, np.int32) if data else np.empty(0, np.int32)
+    size = int(lengths_N.sum()) * values_PC.shape[1]
+    return packed_block(moved[:size].reshape(-1, values_PC.shape[1]), block.lengths_N)
+
+
+def to_dense(blocks: Sequence[Block], rows: int, seq_len: int) -> dict[str, np.ndarray]:
+    """Pads some rows to fixed shapes.
+
+    Args:
+      blocks: parts of packed blocks, of rows of at most `seq_len` positions, at most B in all.
+      rows: B; those beyond the blocks' rows are padding of length 0.
+      seq_len: L.
+
+    Returns:
+      `length`: int32 `[B]`, real positions of each row, and `ids`: int32 `[B, L, C]`, `NO_ID` where
+      there is none. Positions of a row come first. The arrays are the caller's own.
+    """
+    values_PC, length_B = _gather(blocks, rows)
+    ids_BLC = np.full((rows, seq_len, values_PC.shape[1]), NO_ID, np.int32)
+    real_BL = np.arange(seq_len) < length_B[:, None]
+    item = _item(values_PC)
+    ids_BLC.view(item)[..., 0][real_BL] = values_PC.view(item)[:, 0]
+    return {"length": length_B, "ids": ids_BLC}
+
+
+def to_flat(
+    blocks: Sequence[Block], rows: int, seq_len: int, segment_rows: int
+) -> dict[str, np.ndarray]:
+    """Packs some rows into fixed shapes, for padding on the device.
+
+    Args:
+      blocks: parts of packed blocks, of rows of at most `seq_len` positions, at most B in all.
+      rows: B; those beyond the blocks' rows are padding of length 0.
+      seq_len: L.
+      segment_rows: rows that lie on one device; divides B into S segments.
+
+    Returns:
+      `length`: int32 `[B]`, real positions of each row, and `values`: int32 `[S, B // S * L, C]`; the
+      positions of a segment's rows follow each other, then come `NO_ID`s. The arrays are the caller's
+      own.
+    """
+    values_PC, length_B = _gather(blocks, rows)
+    segments = rows // segment_rows
+    flat_SMC = np.empty((segments, segment_rows * seq_len, values_PC.shape[1]), np.int32)
+    ends_S = starts(length_B)[::segment_rows]
+    for segment in range(segments):
+        used = ends_S[segment + 1] - ends_S[segment]
+        flat_SMC[segment, :used] = values_PC[ends_S[segment] : ends_S[segment + 1]]
+        flat_SMC[segment, used:] = NO_ID
+    return {"length": length_B, "values": flat_SMC}
+
+
+def _gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and lengths of all rows."""
+    assert blocks, "a batch has at least one block, which may be empty"
+    parts = []
+    for block in blocks:
+        begin = block.begins_N[0] if len(block.begins_N) else 0
+        parts.append(block.values_PC[begin : begin + np.maximum(block.lengths_N, 0).sum()])
+    length_B = np.zeros(rows, np.int32)
+    lengths = np.concatenate([block.lengths_N for block in blocks])
+    length_B[: len(lengths)] = np.maximum(lengths, 0)
+    return np.concatenate(parts), length_B
+
+
+def _item(values_PC: np.ndarray) -> np.dtype:
+    """A position as one opaque item, since NumPy is slow at choosing and assigning short rows."""
+    return np.dtype((np.void, values_PC.shape[1] * values_PC.itemsize))

@@ -1,0 +1,115 @@
+"""All stripes of all files that a job reads, from their footers."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from s2s_jax.config import Config
+from s2s_jax.data import features, orc
+from s2s_jax.errors import UserError
+
+
+class Skipped(NamedTuple):
+    """Rows that could not be read and so weigh nothing.
+
+    Attributes:
+      file: path.
+      stripe: number of the stripe in the file; None for a file of which nothing can be read.
+      rows: of the stripe; None where unknown.
+      reason: one sentence.
+    """
+
+    file: str
+    stripe: int | None
+    rows: int | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FileIndex:
+    """What is read, in order.
+
+    Attributes:
+      files: the files, none of them empty.
+      skipped: files left out because they cannot be read.
+    """
+
+    files: tuple[orc.OrcFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @functools.cached_property
+    def stripes(self) -> tuple[tuple[orc.OrcFile, int, int], ...]:
+        """For each stripe its file, its number there and its first row there."""
+        stripes = []
+        for file in self.files:
+            first_row = 0
+            for number, rows in enumerate(file.stripe_rows):
+                # A stripe without rows has nothing to be read.
+                if rows:
+                    stripes.append((file, number, first_row))
+                first_row += rows
+        return tuple(stripes)
+
+    @property
+    def stripe_rows(self) -> tuple[int, ...]:
+        """Rows of each stripe."""
+        return tuple(file.stripe_rows[number] for file, number, _ in self.stripes)
+
+    def identity(self) -> list[list[str]]:
+        """Name and fingerprint of each file, as JSON: what a reading position is counted in."""
+        return [[file.path.name, file.fingerprint] for file in self.files]
+
+    def restrict(self, identity: Sequence[Sequence[str]]) -> "FileIndex":
+        """The index of those files that `identity` lists, in its order.
+
+        Raises:
+          UserError: one of them is not there, or not as it was.
+        """
+        there: dict[tuple[str, str], list[orc.OrcFile]] = {}
+        for file in reversed(self.files):
+            there.setdefault((file.path.name, file.fingerprint), []).append(file)
+        chosen = []
+        for name, fingerprint in identity:
+            if (name, fingerprint) not in there or not there[name, fingerprint]:
+                changed = any(file.path.name == name for file in self.files)
+                what = "has changed" if changed else "is missing"
+                raise UserError(
+                    f"io.data_paths: the checkpoint's reading position was saved with other files: "
+                    f"{name} {what}; bring the files back or give another train.output_dir"
+                )
+            chosen.append(there[name, fingerprint].pop())
+        return FileIndex(tuple(chosen), self.skipped)
+
+
+def index_files(config: Config) -> FileIndex:
+    """Reads the footers of all files that `io.data_paths` names.
+
+    Raises:
+      UserError: a file cannot be read (unless `io.on_error` is skip_stripe) or has not the columns that
+        `features` names, or there are no rows at all.
+    """
+    files, skipped = [], []
+    for path in orc.find_files(config.io.data_paths):
+        try:
+            file = orc.read_footer(path)
+        except UserError as error:
+            if config.io.on_error == "stop":
+                raise
+            skipped.append(Skipped(str(path), None, None, str(error)))
+            continue
+        if file.rows == 0:
+            continue
+        features.check_schema(file, config.features)
+        files.append(file)
+    if not files:
+        found = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""
+        raise UserError(f"io.data_paths: {config.io.data_paths} has no rows{found}")
+    return FileIndex(tuple(files), tuple(skipped))
+
+
+def files_not_in(before: FileIndex, now: FileIndex) -> list[Path]:
+    """The files of `now` that are not in `before`."""
+    known = {id(file) for file in before.files}
+    return [file.path for file in now.files if id(file) not in known]
