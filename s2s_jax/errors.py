@@ -21,14 +21,30 @@ class NotFiniteError(Exception):
     """The loss or the gradient stopped being a finite number."""
 
 
+class LostHostError(Exception):
+    """Another process of the job is gone, so that this one cannot go on."""
+
+
+_EXIT_CODES = {
+    UserError: EXIT_USER_ERROR,
+    NotFiniteError: EXIT_NOT_FINITE,
+    LostHostError: EXIT_STOPPED,
+}
+
+
+def explain(error: Exception) -> int:
+    """Prints one line about an error of this module and returns the exit code; raises any other."""
+    for kind, code in _EXIT_CODES.items():
+        if isinstance(error, kind):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return code
+    raise error
+
+
 def run_door(main: Callable[[list[str]], int]) -> None:
     """Runs a command-line door and exits with its code; a `UserError` prints one line."""
     try:
         code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
-    except NotFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_NOT_FINITE
+    except Exception as error:
+        code = explain(error)
     sys.exit(code)

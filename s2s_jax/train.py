@@ -10,7 +10,6 @@ import contextlib
 import math
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,9 @@ import jax
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
+from s2s_jax.training import hosts
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.mesh import make_mesh
@@ -53,7 +53,11 @@ def main(argv: list[str]) -> int:
         return EXIT_DONE
     if arguments.config is None:
         raise UserError("--config: expected a config file such as configs/base.py, found none")
-    return train(load(arguments.config, overrides))
+    config = load(arguments.config, overrides)
+    hosts.join()
+    code = train(config)
+    hosts.leave()
+    return code
 
 
 class Job(NamedTuple):
@@ -107,8 +111,10 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
         reader = Reader(
             config,
             config.io.batch_size * mesh.size * microbatches,
-            to_device=lambda arrays: put_batch(arrays, microbatches, mesh),
+            Share(jax.process_index(), jax.process_count()),
+            to_device=lambda a: put_batch(a, microbatches, mesh, stop.requested is not None),
         )
+        hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
         functions = make_step_functions(config, mesh)
         job = Job(config, mesh, functions, reader, checkpoints)
         with contextlib.closing(reader), _memory_explained(job):
@@ -117,40 +123,54 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             checkpoints.write_config()
             _describe(job, progress, total_steps)
             if progress.step < total_steps:
-                tensorboard = config.train.tensorboard
-                with Writer(run_dir, progress.step, total_steps, tensorboard) as writer:
+                with _make_writer(config, progress, total_steps) as writer, hosts.ending_together():
                     _run(job, progress, total_steps, writer, stop)
-    if stop.requested:
-        _say(f"stopped by {stop.requested}; start the same command again to continue")
+    if stop.now:
+        hosts.say(f"stopped by {stop.requested}; start the same command again to continue")
         return EXIT_STOPPED
-    print_summary(run_dir)
+    if hosts.is_first():
+        print_summary(run_dir)
     return EXIT_DONE
 
 
+def _make_writer(
+    config: Config, progress: Progress, total_steps: int
+) -> contextlib.AbstractContextManager[Writer | None]:
+    """A writer in the first process, None in the others."""
+    if not hosts.is_first():
+        return contextlib.nullcontext()
+    settings = config.train
+    return Writer(Path(settings.output_dir), progress.step, total_steps, settings.tensorboard)
+
+
 def _run(
-    job: Job, progress: Progress, total_steps: int, writer: Writer, stop: "StopSignals"
+    job: Job, progress: Progress, total_steps: int, writer: Writer | None, stop: "StopSignals"
 ) -> None:
     """The loop. Step n is dispatched before the metrics of step n - 1 are read."""
     step, state, meters = progress
     saved_step = step
     settings = job.config.train
     profile = _Profile(job.config)
-    skips = SkipLog(Path(settings.output_dir), job.reader.skipped_files)
-    pending: tuple[int, Any, float, int] | None = None
+    skips = SkipLog(Path(settings.output_dir), job.reader.skipped_files, host=jax.process_index())
+    pending: tuple[int, Any, float] | None = None
     compiled = None
 
     def read_pending() -> None:
         nonlocal pending
         if pending is None:
             return
-        at, metrics, waited, skipped_rows = pending
+        at, metrics, waited = pending
         pending = None
         values = jax.device_get(metrics)
         _check_finite(at, values, job.checkpoints)
-        meters.add(values, waited, skipped_rows)
-        writer.advance(at)
+        stop.hear(bool(values["stop"]))
+        meters.add(values, waited)
+        if writer is not None:
+            writer.advance(at)
         if at % settings.log_steps == 0:
-            writer.write(meters.take_line(at))
+            line = meters.take_line(at)
+            if writer is not None:
+                writer.write(line)
 
     def save() -> None:
         nonlocal saved_step
@@ -162,13 +182,15 @@ def _run(
 
     # Hidden copies between host and device would be slow, so they fail instead.
     with jax.transfer_guard("disallow"):
-        while step < total_steps and not stop.requested:
+        while step < total_steps and not stop.now:
             asked = time.perf_counter()
             try:
                 batch = next(job.reader)
             except UserError:
-                # Nothing trained is lost; the position is that of before the batch that failed.
-                save()
+                # Nothing trained is lost; the position is that of before the batch that failed. Of
+                # several processes the others know nothing of it and could not save with this one.
+                if jax.process_count() == 1:
+                    save()
                 raise
             waited = time.perf_counter() - asked
             skips.add(batch.skipped)
@@ -181,9 +203,9 @@ def _run(
             state, metrics = compiled(state, batch.arrays)
             read_pending()
             step += 1
-            pending = (step, metrics, waited, batch.skipped_rows)
+            pending = (step, metrics, waited)
             profile.after(step, state)
-            if step % settings.save_steps == 0 or step == total_steps or stop.requested:
+            if step % settings.save_steps == 0 or step == total_steps or stop.now:
                 save()
     save()
     job.checkpoints.wait()
@@ -209,9 +231,7 @@ def _start_or_continue(job: Job) -> Progress:
     state, saved = job.checkpoints.restore(step, job.functions.abstract)
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
-    _say(f"continuing from the checkpoint of step {step:,}")
-    for note in job.reader.notes:
-        _say(note)
+    hosts.say(f"continuing from the checkpoint of step {step:,}")
     return Progress(step, state, meters)
 
 
@@ -247,20 +267,22 @@ def _describe(job: Job, progress: Progress, total_steps: int) -> None:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
     params = progress.state.params
-    _say(
+    hosts.say(
         f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
         f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].platform} device(s); "
-        f"{total_steps:,} steps into {job.config.train.output_dir}"
+        f"{total_steps:,} steps into {job.config.train.output_dir}; reading holds about "
+        f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    for note in job.reader.notes:
+        hosts.say(note)
 
 
 class StopSignals:
     """Notes SIGTERM and SIGINT for the loop to see; a second one ends the process at once.
+
+    Several processes must stop after the same step. So each sends with its batches whether it was told
+    to, and all hear of it in the metrics of the same step.
 
     Attributes:
       requested: name of the signal that came, None if none did.
@@ -268,6 +290,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._heard = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -278,6 +301,18 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @property
+    def now(self) -> bool:
+        """Whether to take no further step."""
+        alone = jax.process_count() == 1
+        return self._heard or (alone and self.requested is not None)
+
+    def hear(self, told: bool) -> None:
+        """Takes in whether any process was told to stop, as a step's metrics say."""
+        self._heard = self._heard or told
+        if told and self.requested is None:
+            self.requested = "a signal to another host"
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -1,8 +1,18 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2s_jax.data import order as orders_module
 from s2s_jax.data.order import Order, WindowKey, permutation
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shards_of_few_stripes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orders_module, "STRIPES_PER_SHARD", 8)
+        yield
+
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15

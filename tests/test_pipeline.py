@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc
+from s2s_jax.data import orc, order
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import BatchDataset, Reader, Share
 from s2s_jax.errors import UserError
@@ -40,6 +40,13 @@ def expected_row(number: int) -> tuple[int, list[int], list[list[int]]]:
     items = [bag[0] for bag in row["item_id"]] + [-1] * padding
     tags = [bag + [-1] * (2 - len(bag)) for bag in row["tags"]] + [[-1, -1]] * padding
     return len(row["item_id"]), items, tags
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shards_of_few_stripes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "STRIPES_PER_SHARD", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +338,7 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory):
-    """65 stripes in 5 files, so that there may be 8 shards."""
+    """65 stripes in 5 files, so that there may be 16 shards."""
     directory = tmp_path_factory.mktemp("long")
     for file in range(5):
         rows = [make_row(n) for n in range(file * 39, file * 39 + 39)]

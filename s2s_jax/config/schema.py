@@ -29,7 +29,7 @@ class IOConfig:
     """Least number of rows that are decoded and shuffled together, over all shards; memory grows with
     it and, since only whole stripes can be read, with the size of stripes"""
     shards: int = 16
-    """Places of the log that every batch draws from alike; never more than one for 8 stripes, and one
+    """Places of the log that every batch draws from alike; never more than one for 32 stripes, and one
     without shuffle. A host reads the shards of its rows, so there should be as many as hosts, or a
     multiple. The order of rows depends on it, but not on hosts, threads or devices"""
     seed: int = 42

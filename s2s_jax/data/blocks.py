@@ -104,8 +104,9 @@ def to_dense(blocks: Sequence[Block], rows: int, seq_len: int) -> dict[str, np.n
       seq_len: L.
 
     Returns:
-      `length`: int32 `[B]`, real positions of each row, and `ids`: int32 `[B, L, C]`, `NO_ID` where
-      there is none. Positions of a row come first. The arrays are the caller's own.
+      `length`: int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `ids`: int32
+      `[B, L, C]`, `NO_ID` where there is none. Positions of a row come first. The arrays are the
+      caller's own.
     """
     values_PC, length_B = _gather(blocks, rows)
     ids_BLC = np.full((rows, seq_len, values_PC.shape[1]), NO_ID, np.int32)
@@ -127,14 +128,14 @@ def to_flat(
       segment_rows: rows that lie on one device; divides B into S segments.
 
     Returns:
-      `length`: int32 `[B]`, real positions of each row, and `values`: int32 `[S, B // S * L, C]`; the
-      positions of a segment's rows follow each other, then come `NO_ID`s. The arrays are the caller's
-      own.
+      `length`: int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `values`: int32
+      `[S, B // S * L, C]`; the positions of a segment's rows follow each other, then come `NO_ID`s.
+      The arrays are the caller's own.
     """
     values_PC, length_B = _gather(blocks, rows)
     segments = rows // segment_rows
     flat_SMC = np.empty((segments, segment_rows * seq_len, values_PC.shape[1]), np.int32)
-    ends_S = starts(length_B)[::segment_rows]
+    ends_S = starts(np.maximum(length_B, 0))[::segment_rows]
     for segment in range(segments):
         used = ends_S[segment + 1] - ends_S[segment]
         flat_SMC[segment, :used] = values_PC[ends_S[segment] : ends_S[segment + 1]]
@@ -151,7 +152,7 @@ def _gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]
         parts.append(block.values_PC[begin : begin + np.maximum(block.lengths_N, 0).sum()])
     length_B = np.zeros(rows, np.int32)
     lengths = np.concatenate([block.lengths_N for block in blocks])
-    length_B[: len(lengths)] = np.maximum(lengths, 0)
+    length_B[: len(lengths)] = lengths
     return np.concatenate(parts), length_B
 
 

@@ -24,6 +24,8 @@ class OrcFile:
       size: its bytes.
       schema: names and types of its columns.
       stripe_rows: rows of each stripe.
+      positions: most entries of a column of lists, by the footer's statistics; null entries, and what
+        the writer kept no statistics of, do not count.
       fingerprint: of the footer, which holds places, sizes and statistics of all stripes, and so
         changes whenever the file is written with other contents.
       encrypted: columns that are encrypted, wholly or in part. They are read as their masks (nulls,
@@ -35,6 +37,7 @@ class OrcFile:
     schema: pa.Schema
     stripe_rows: tuple[int, ...]
     fingerprint: str
+    positions: int = 0
     encrypted: frozenset[str] = frozenset()
 
     @property
@@ -97,6 +100,7 @@ def read_footer(path: Path) -> OrcFile:
             tail = reader.reader.serialized_file_tail()
             footer = _last_bytes(tail, 2)
             stripe_rows = tuple(_stripe_rows(footer))
+            positions = _positions(footer, schema)
             numbers = _encrypted_columns(footer)
             encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
@@ -108,7 +112,9 @@ def read_footer(path: Path) -> OrcFile:
             f"rows, expected {nstripes} with {nrows}; write the file anew"
         )
     fingerprint = hashlib.sha256(tail).hexdigest()[:16]
-    return OrcFile(path, path.stat().st_size, schema, stripe_rows, fingerprint, encrypted)
+    return OrcFile(
+        path, path.stat().st_size, schema, stripe_rows, fingerprint, positions, encrypted
+    )
 
 
 def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.RecordBatch:
@@ -161,7 +167,8 @@ def _reason(error: BaseException) -> str:
 # pyarrow tells neither how many rows a stripe has nor which columns are encrypted, but hands out the
 # serialized FileTail message (orc_proto.proto), from which these fields are read:
 #   FileTail: 2 footer
-#   Footer: 3 stripes, 4 types, 10 encryption
+#   Footer: 3 stripes, 4 types, 7 statistics (of each type), 10 encryption
+#   ColumnStatistics: 1 numberOfValues
 #   StripeInformation: 5 numberOfRows
 #   Type: 2 subtypes (of the first type, the root: the types of the columns)
 #   Encryption: 3 variants
@@ -172,6 +179,26 @@ def _stripe_rows(footer: bytes) -> Iterator[int]:
     for number, stripe in _fields(footer):
         if number == 3 and isinstance(stripe, bytes):
             yield _last_number(stripe, 5)
+
+
+def _column_types(footer: bytes) -> list[int]:
+    """Number of each column's type; those inside it follow, as types are numbered depth first."""
+    types = [value for number, value in _fields(footer) if number == 4 and isinstance(value, bytes)]
+    return _numbers(types[0], 2) if types else []
+
+
+def _positions(footer: bytes, schema: pa.Schema) -> int:
+    counts = [
+        _last_number(value, 1)
+        for number, value in _fields(footer)
+        if number == 7 and isinstance(value, bytes)
+    ]
+    entries = [
+        counts[first + 1]
+        for first, column_type in zip(_column_types(footer), schema.types, strict=False)
+        if pa.types.is_list(column_type) and first + 1 < len(counts)
+    ]
+    return max(entries, default=0)
 
 
 def _encrypted_columns(footer: bytes) -> set[int]:
@@ -185,9 +212,7 @@ def _encrypted_columns(footer: bytes) -> set[int]:
     ]
     if not roots:
         return set()
-    types = [value for number, value in _fields(footer) if number == 4 and isinstance(value, bytes)]
-    # Types are numbered in depth-first order, so a column's own type comes before those inside it.
-    firsts = _numbers(types[0], 2) if types else []
+    firsts = _column_types(footer)
     if 0 in roots:
         return set(range(len(firsts)))
     return {bisect.bisect_right(firsts, root) - 1 for root in roots}

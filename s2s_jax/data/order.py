@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 # A stripe that two shards share is read by both, so there are far fewer shards than stripes.
-_STRIPES_PER_SHARD = 8
+STRIPES_PER_SHARD = 32
 
 
 class Piece(NamedTuple):
@@ -70,13 +70,13 @@ class Order:
 
         Args:
           stripe_rows: rows of each stripe, at least one.
-          shards: V, at most; there is never more than one for 8 stripes, and one without `shuffle`.
+          shards: V, at most; there is never more than one for 32 stripes, and one without `shuffle`.
           window_rows: least rows of the windows of all shards together.
           shuffle: permute, or keep the order of the files.
           seed: of the permutations.
         """
         self.rows = sum(stripe_rows)
-        self.shards = max(1, min(shards, len(stripe_rows) // _STRIPES_PER_SHARD)) if shuffle else 1
+        self.shards = max(1, min(shards, len(stripe_rows) // STRIPES_PER_SHARD)) if shuffle else 1
         self._stripe_rows = tuple(stripe_rows)
         self._window_rows = window_rows
         self._shuffle = shuffle

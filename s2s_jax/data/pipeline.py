@@ -12,11 +12,15 @@ import grain
 import numpy as np
 
 from s2s_jax.config import Config
-from s2s_jax.data import blocks
+from s2s_jax.data import blocks, stripes
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
+from s2s_jax.data.memory import keep_freed_memory
 from s2s_jax.data.order import Order, WindowKey
 from s2s_jax.data.windows import Decoder, WindowReader
 from s2s_jax.errors import UserError
+
+# Windows of a shard that are held at most.
+_WINDOWS_PER_SHARD = 3
 
 # Batches that wait on the devices, their copies overlapping with the steps before them.
 _AHEAD_ON_DEVICE = 2
@@ -60,6 +64,9 @@ class BatchDataset(grain.MapDataset):
     """The batches from some place on, by number; epochs follow each other, each in its own order.
 
     The last batch of an epoch is filled with padding rows, or dropped with `io.drop_remainder`.
+
+    Attributes:
+      order: of rows.
     """
 
     def __init__(
@@ -90,15 +97,15 @@ class BatchDataset(grain.MapDataset):
         self._first_row = self._rows * share.host
         self._index = index
         self._first_index = index if first_index is None else first_index
-        self._order = _make_order(config, index)
-        self._first_order = self._order if first_index is None else _make_order(config, first_index)
+        self.order = _make_order(config, index)
+        self._first_order = self.order if first_index is None else _make_order(config, first_index)
         decoder = Decoder(config)
         self._windows = WindowReader(
             lambda key: decoder.window(*self._source(key.epoch), key),
             self._window_after,
             threads=config.io.thread_num,
             # Those in use and the next of each shard; a batch may also end one window and begin another.
-            capacity=3 * max(self._order.shards, self._first_order.shards) + 1,
+            capacity=_WINDOWS_PER_SHARD * max(self.order.shards, self._first_order.shards) + 1,
         )
 
     def __len__(self) -> int:
@@ -141,19 +148,19 @@ class BatchDataset(grain.MapDataset):
         if epoch <= self._start.epoch:
             return 0
         first = self.batches(self._first_order.rows - self._start.row)
-        return first + (epoch - self._start.epoch - 1) * self.batches(self._order.rows)
+        return first + (epoch - self._start.epoch - 1) * self.batches(self.order.rows)
 
     def _place(self, index: int) -> Place:
         first = self.batches(self._first_order.rows - self._start.row)
         if index < first:
             return self._start._replace(row=self._start.row + index * self._batch_rows)
-        epochs, step = divmod(index - first, self.batches(self._order.rows))
+        epochs, step = divmod(index - first, self.batches(self.order.rows))
         return Place(self._start.epoch + 1 + epochs, step * self._batch_rows)
 
     def _source(self, epoch: int) -> tuple[FileIndex, Order]:
         if epoch == self._start.epoch:
             return self._first_index, self._first_order
-        return self._index, self._order
+        return self._index, self.order
 
     def _window_after(self, key: WindowKey) -> WindowKey | None:
         following = self._source(key.epoch)[1].after(key)
@@ -179,6 +186,20 @@ def _make_order(config: Config, index: FileIndex) -> Order:
         shuffle=config.io.shuffle,
         seed=config.io.seed,
     )
+
+
+def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
+    """What is wrong with the stripes of the log, as far as footers tell."""
+    positions = [
+        file.positions * file.stripe_rows[number] / file.rows for file, number, _ in index.stripes
+    ]
+    if not any(positions):
+        return []
+    remedy = stripes.remedy(config.io.data_paths.replace(",", " "))
+    return [
+        f"warning: {text}; {remedy}"
+        for text in stripes.advice(index.stripe_rows, positions, config.io)
+    ]
 
 
 class Reader(Iterator[Batch]):
@@ -213,9 +234,10 @@ class Reader(Iterator[Batch]):
         self._batch_rows = batch_rows
         self._share = share
         self._to_device = to_device
+        keep_freed_memory()
         self._index = index_files(config)
         self.skipped_files = self._index.skipped
-        self.notes: list[str] = []
+        self.notes = _stripe_notes(self._index, config)
         self._iterator: Any = None
         self._go_to(Place(0, 0), None)
         self.rows_per_epoch = sum(self._index.stripe_rows)
@@ -239,6 +261,24 @@ class Reader(Iterator[Batch]):
         batch = next(self._iterator)
         self._place = batch.after
         return batch
+
+    @property
+    def identity(self) -> str:
+        """Names and contents of the files, the same on all hosts that see the same files."""
+        return str(self._index.identity())
+
+    @property
+    def held_bytes(self) -> int:
+        """Most memory that decoded windows take on a host that reads all shards, about.
+
+        Batches that wait, and one stripe a thread as it is read, come on top.
+        """
+        order = self._dataset.order
+        rows = -(-self._config.io.shuffle_rows // order.shards) + max(self._index.stripe_rows)
+        held = min((_WINDOWS_PER_SHARD * order.shards + 1) * rows, 2 * self.rows_per_epoch)
+        positions = sum(file.positions for file in self._index.files) / self.rows_per_epoch
+        columns = sum(feature.bag_size for feature in self._config.features)
+        return round(held * min(positions, self._config.model.seq_len) * 4 * columns)
 
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""

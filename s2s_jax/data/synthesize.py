@@ -12,20 +12,16 @@ Shapes: U users of a file, E events of a file, I items, C categories.
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.orc
 import tyro
 
+from s2s_jax.data import orc_writer
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
-
-# pyarrow's writer takes time quadratic in the rows of a table of nested lists, so it gets few at once.
-_ROWS_PER_WRITE = 64
 
 _BEHAVIORS = ("pv", "cart", "fav", "buy")
 _CART_SHARE, _FAV_SHARE = 0.06, 0.03
@@ -255,54 +251,17 @@ def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
 
 
 def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """Writes the files and yields each with its events."""
+    """Writes the files and yields each with its events; they appear when all are written."""
     _check(settings)
-    try:
-        _clear(settings)
+    with orc_writer.open_log(settings.out, settings.overwrite) as log:
         shop = _make_shop(settings)
         for file in range(settings.files):
             first = settings.users * file // settings.files
             last = settings.users * (file + 1) // settings.files
-            table = _make_users(settings, shop, file, first, last - first)
-            path = settings.out / f"part-{file}.orc"
-            _write(table, path)
-            yield path, int(pc.sum(pc.list_value_length(table["item_id"])).as_py())
-    except OSError as error:
-        raise UserError(f"--out: {settings.out} cannot be written ({error})") from error
-
-
-def _clear(settings: Settings) -> None:
-    """Makes the directory and sees to it that no other ORC files are below it."""
-    out = settings.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: expected a directory, found the file {out}; give another name")
-    out.mkdir(parents=True, exist_ok=True)
-    there = sorted(p for p in out.rglob("*.orc") if p.name[0] not in "._")
-    own = [p for p in there if p.parent == out and re.fullmatch(r"part-\d+\.orc", p.name)]
-    others = [p for p in there if p not in own]
-    if own and not settings.overwrite:
-        raise UserError(
-            f"--out: {out} already holds {own[0].name}, which new files would mix with; "
-            f"give another directory or --overwrite True"
-        )
-    if others:
-        raise UserError(
-            f"--out: {out} holds {others[0].relative_to(out)}, which new files would mix with; "
-            f"give another directory"
-        )
-    for path in own:
-        path.unlink()
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    # Readers pass over names that begin with a dot, so an interrupted run leaves no broken file.
-    unfinished = path.with_name(f".{path.name}")
-    with pyarrow.orc.ORCWriter(str(unfinished), compression="zstd", batch_size=65_536) as writer:
-        for start in range(0, table.num_rows, _ROWS_PER_WRITE):
-            stop = min(start + _ROWS_PER_WRITE, table.num_rows)
-            # A slice would carry the buffers of the whole table; what `take` returns does not.
-            writer.write(table.take(pa.array(range(start, stop))))
-    unfinished.rename(path)
+            before = log.positions
+            log.write(_make_users(settings, shop, file, first, last - first))
+            log.end_file()
+            yield log.paths[-1], log.positions - before
 
 
 if __name__ == "__main__":

@@ -20,14 +20,37 @@ Batch = Mapping[str, jax.Array]
 
 
 def put_batch(
-    arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh
+    arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh, stop: bool = False
 ) -> dict[str, jax.Array]:
-    """Splits a global batch `[A * B, …]` into microbatches `[A, B, …]` and lays it on the mesh."""
+    """Lays this process's rows of a global batch on its devices of the mesh, as microbatches.
+
+    Rows that follow each other belong to one device: the first of its microbatches first. So a process
+    needs a contiguous run of the global batch.
+
+    Args:
+      arrays: int32 `[A * B, …]` where B counts the rows of this process's devices.
+      microbatches: A.
+      mesh: all devices of all processes.
+      stop: whether this process asks all others to stop.
+
+    Returns:
+      int32 `[A, B, …]` with B over all devices, and `stop` `[1, devices]`.
+    """
     assert all(array.dtype == np.int32 for array in arrays.values()), "device arrays are int32"
-    return {
-        name: jax.device_put(array.reshape(microbatches, -1, *array.shape[1:]), batch_sharded(mesh))
-        for name, array in arrays.items()
-    }
+    devices, sharding = len(mesh.local_devices), batch_sharded(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        by_device = array.reshape(devices, microbatches, -1, *array.shape[1:])
+        by_microbatch = by_device.swapaxes(0, 1).reshape(microbatches, -1, *array.shape[1:])
+        if jax.process_count() == 1:
+            return jax.device_put(by_microbatch, sharding)
+        return jax.make_array_from_process_local_data(sharding, by_microbatch)
+
+    put_arrays = {name: put(array) for name, array in arrays.items()}
+    flag = np.full((1, devices), stop, np.int32)
+    if jax.process_count() == 1:
+        return put_arrays | {"stop": jax.device_put(flag, sharding)}
+    return put_arrays | {"stop": jax.make_array_from_process_local_data(sharding, flag)}
 
 
 def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
@@ -42,10 +65,11 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
       int32 `length` `[…, B]` and for each feature `ids/<name>` `[…, B, L, K]`, `NO_ID` where there is
       none.
     """
-    ids = batch["ids"] if "ids" in batch else _pad(batch["values"], batch["length"], config)
+    length = jnp.maximum(batch["length"], 0)
+    ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
     columns = id_columns(config.features)
     features = {f"ids/{name}": ids[..., places] for name, places in columns.items()}
-    return {"length": batch["length"], **features}
+    return {"length": length, **features}
 
 
 def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:

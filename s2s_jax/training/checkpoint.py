@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
+from s2s_jax.training import hosts
 from s2s_jax.training.step import TrainState
 
 # Orbax's mark of a directory that is still being written.
@@ -42,6 +43,9 @@ def locked(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"train.output_dir: {run_dir} cannot be used: {error}") from error
     with file:
+        if not hosts.is_first():
+            yield
+            return
         try:
             # Held until the process ends, however it ends.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +66,9 @@ class Checkpoints:
         """Opens the checkpoints in `train.output_dir`."""
         self._config = config
         self._run_dir = Path(config.train.output_dir).resolve()
-        _remove_unfinished(self._run_dir / "checkpoints")
+        if hosts.is_first():
+            _remove_unfinished(self._run_dir / "checkpoints")
+        hosts.wait_for_all("unfinished checkpoints removed")
         self._manager = ocp.CheckpointManager(
             self._run_dir / "checkpoints",
             item_names=("state", "progress"),
@@ -106,6 +112,8 @@ class Checkpoints:
 
     def write_config(self) -> None:
         """Writes the resolved configuration to `config.json`."""
+        if not hosts.is_first():
+            return
         path = self._run_dir / "config.json"
         unfinished = path.with_suffix(".json.tmp")
         unfinished.write_text(self._config.to_json())

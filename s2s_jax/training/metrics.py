@@ -39,8 +39,8 @@ class Meters:
         self._timed_steps = self._examples = self._tokens = 0
         self._input_wait = 0.0
 
-    def add(self, metrics: dict[str, float], input_wait: float, skipped_rows: int = 0) -> None:
-        """Counts a step: its metrics, the seconds it waited for its batch, rows that were skipped."""
+    def add(self, metrics: dict[str, float], input_wait: float) -> None:
+        """Counts a step: its metrics, and the seconds it waited for its batch."""
         for name in _MEANS:
             self._sums[name] += float(metrics[name])
         self._steps += 1
@@ -48,7 +48,7 @@ class Meters:
         self._examples += int(metrics["examples"])
         self._tokens += int(metrics["tokens"])
         self._input_wait += input_wait
-        self._skipped_rows += skipped_rows
+        self._skipped_rows += int(metrics["skipped_rows"])
 
     def take_line(self, step: int) -> dict[str, float]:
         """The line of `step`; starts anew."""
@@ -143,11 +143,14 @@ class Writer:
 
 
 class SkipLog:
-    """`skipped.jsonl`: one line for each stripe or file that could not be read and was passed over."""
+    """`skipped.jsonl`: one line for each stripe or file that could not be read and was passed over.
 
-    def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped]):
+    Of several hosts, each has its own: `skipped.jsonl`, `skipped.1.jsonl` …
+    """
+
+    def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped], host: int = 0):
         """Opens the file of a run directory and lists `skipped_files`."""
-        self._path = run_dir / "skipped.jsonl"
+        self._path = run_dir / (f"skipped.{host}.jsonl" if host else "skipped.jsonl")
         self._known = set()
         if self._path.exists():
             for text in self._path.read_text().splitlines():

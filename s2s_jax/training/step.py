@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
+from s2s_jax.data.blocks import SKIPPED
 from s2s_jax.embedding import lookup
 from s2s_jax.embedding.tables import TableSpec, init_table, table_specs
 from s2s_jax.model.loss import LossSums, Pairs, pair_up, softmax_loss
@@ -76,7 +77,7 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
-        batch = unpack(config, batch)
+        sent, batch = batch, unpack(config, batch)
         unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
         table_rows = {name: u.rows_U for name, u in unique.items()}
         rows = {n: lookup.gather(state.params["tables"][n], r) for n, r in table_rows.items()}
@@ -93,7 +94,10 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
             "grad_norm": optax.tree.norm(gradients),
             "tokens": batch["length"].sum(),
             "examples": (batch["length"] > 0).sum(),
+            "skipped_rows": (sent["length"] == SKIPPED).sum(),
         }
+        if "stop" in sent:
+            metrics["stop"] = sent["stop"].max()
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def predict(params: Params, batch: Batch) -> Encoded:
