@@ -16,19 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2s_jax.config import LRConfig
-from s2s_jax.embedding import lookup
+from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.training.optimizer import apply_updates, make_optimizer
 
 
 def make_step(spec: TableSpec, optimizer):
     def step(params, opt_state, buckets_M1, gradient_UD):
-        rows = {"t": lookup.deduplicate(spec, {"f": buckets_M1}).rows_U}
-        used_UD = lookup.gather(params["tables"]["t"], rows["t"])
+        rows_U = lookup.deduplicate(spec, {"f": buckets_M1}).rows_U
+        used_UD = lookup.gather(params["tables"]["t"], rows_U)
         # The gradient of 0.5·|row|² plus noise: it must read the rows, as a model does.
         gradients = {"dense": {}, "tables": {"t": used_UD + gradient_UD}}
-        updates, opt_state = optimizer.update(gradients, opt_state, params, table_rows=rows)
-        return apply_updates(params, updates, rows), opt_state
+
+        def reduce(gradients, visit, carry):
+            return visit(carry, {"t": exchange.Window(rows_U, gradients["t"])})
+
+        updates, opt_state = optimizer.update(gradients, opt_state, params, reduce=reduce)
+        return apply_updates(params, updates), opt_state
 
     return jax.jit(step, donate_argnums=(0, 1))
 

@@ -7,9 +7,14 @@ import optax
 import pytest
 
 from s2s_jax.config import LRConfig
-from s2s_jax.embedding import lookup
+from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import TableSpec
-from s2s_jax.training.optimizer import apply_updates, learning_rate, make_optimizer
+from s2s_jax.training.optimizer import (
+    apply_updates,
+    learning_rate,
+    make_optimizer,
+    rows_norm,
+)
 
 ROWS, WIDTH = 512, 6
 SPEC = TableSpec(name="t", buckets=ROWS, emb_dim=WIDTH, init_std=1.0, features=("f",))
@@ -24,6 +29,15 @@ def start(config):
         "tables": {"t": jnp.asarray(table)},
     }
     return optimizer, params, optimizer.init(params), table
+
+
+def on_one_device(rows):
+    """Where all rows are at hand, one window holds them all."""
+
+    def reduce(gradients, visit, carry):
+        return visit(carry, {name: exchange.Window(rows[name], g) for name, g in gradients.items()})
+
+    return reduce
 
 
 def test_fifty_steps_with_repeated_ids_against_numpy():
@@ -44,9 +58,9 @@ def test_fifty_steps_with_repeated_ids_against_numpy():
             "dense": jax.tree.map(jnp.zeros_like, params["dense"]),
             "tables": {"t": jax.grad(objective)(rows_UD)},
         }
-        rows = {"t": unique.rows_U}
-        updates, state = optimizer.update(gradients, state, params, table_rows=rows)
-        return apply_updates(params, updates, rows), state
+        reduce = on_one_device({"t": unique.rows_U})
+        updates, state = optimizer.update(gradients, state, params, reduce=reduce)
+        return apply_updates(params, updates), state
 
     expected = table.astype(np.float64)
     m, v = np.zeros((ROWS, WIDTH)), np.zeros((ROWS, WIDTH))
@@ -82,10 +96,10 @@ def test_dense_part_is_adamw_and_tables_do_not_disturb_it():
         gradient = jax.tree.map(lambda x, i=i: jnp.cos(x * (i + 1)), theirs)
         updates, theirs_state = reference.update(gradient, theirs_state, theirs)
         theirs = optax.apply_updates(theirs, updates)
-        rows = {"t": jnp.arange(3)}
+        reduce = on_one_device({"t": jnp.arange(3)})
         everything = {"dense": gradient, "tables": {"t": jnp.ones((3, WIDTH))}}
-        updates, state = optimizer.update(everything, state, params, table_rows=rows)
-        params = apply_updates(params, updates, rows)
+        updates, state = optimizer.update(everything, state, params, reduce=reduce)
+        params = apply_updates(params, updates)
     np.testing.assert_allclose(params["dense"]["w"], theirs["w"], rtol=1e-6)
 
 
@@ -94,10 +108,16 @@ def test_clipping_uses_the_norm_of_dense_part_and_rows_together():
     optimizer, params, state, _ = start(config)
     dense = {"w": np.full((3, 4), 2.0, np.float32)}
     rows_gradient = np.full((2, WIDTH), 3.0, np.float32)
-    rows = {"t": jnp.asarray([1, 4])}
+    reduce = on_one_device({"t": jnp.asarray([1, 4])})
     gradients = {"dense": dense, "tables": {"t": rows_gradient}}
-    _, state = optimizer.update(gradients, state, params, table_rows=rows)
     norm = np.sqrt((dense["w"] ** 2).sum() + (rows_gradient**2).sum())
+    rows = rows_norm(gradients["tables"], reduce)
+    np.testing.assert_allclose(rows, np.sqrt((rows_gradient**2).sum()), rtol=1e-6)
+    updates, state = optimizer.update(
+        gradients, state, params, reduce=reduce, grad_norm=jnp.hypot(optax.tree.norm(dense), rows)
+    )
+    unclipped = updates["tables"].square_norm.sum() * (norm / 0.5) ** 2
+    np.testing.assert_allclose(unclipped, (rows_gradient**2).sum(), rtol=1e-5)
     moments = np.asarray(state[2].inner_state.moments["tables"]["t"])
     expected = (1 - config.beta1) * 3.0 * 0.5 / norm
     np.testing.assert_allclose(moments[1, :WIDTH], expected, rtol=1e-5)

@@ -1,14 +1,14 @@
 """AdamW for the dense part chained with a sparse-row AdamW for the tables, in Optax.
 
-Parameters are `{"dense": …, "tables": {name: [R, D]}}`. Gradients and updates have the same keys, but
-a table's leaf is `[U, D]`: one row for each of the unique rows of the batch, whose places travel beside
-it as the extra argument `table_rows`. So clipping and masking are Optax's own, and nothing of a
-table's size is ever made.
+Parameters are `{"dense": …, "tables": {name: [R, D]}}`. Gradients have the same keys, but a table's
+leaf holds a row for each of the unique rows that a device asked for, `[U, D]` a device. The extra
+argument `reduce` brings them to the devices that own the rows. Updates of tables are the new tables
+themselves, written in place: nothing of a table's size is ever made beside it.
 
-Shapes: R rows and D width of a table, U unique rows of a batch.
+Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,15 @@ import jax.numpy as jnp
 import optax
 
 from s2s_jax.config import LRConfig
-from s2s_jax.embedding import lookup
+from s2s_jax.embedding import exchange, lookup
+from s2s_jax.embedding.tables import NUM_SEGMENTS
 
 Params = dict[str, Any]
+
+
+# `(gradients of tables, visit, carry) -> carry`: see `exchange.reduce`. The carry is a tree of tables
+# and arrays beside them, sharded by rows.
+Reduce = Callable[[Any, exchange.Visit, Any], Any]
 
 
 class SparseRowState(NamedTuple):
@@ -32,6 +38,19 @@ class SparseRowState(NamedTuple):
 
     count: jax.Array
     moments: Any
+
+
+class NewTables(NamedTuple):
+    """What `sparse_row_adamw` makes of the gradients of tables.
+
+    Attributes:
+      values: the tables after the update.
+      square_norm: f32 `[S]` (S segments of a table) that add up to the squared norm of the gradient that
+        was applied.
+    """
+
+    values: dict[str, jax.Array]
+    square_norm: jax.Array
 
 
 def sparse_row_adamw(
@@ -48,8 +67,7 @@ def sparse_row_adamw(
     t counts all steps, not those that used the row. This is RecIS's SparseAdamW (and, but for the
     place of ε, Adam of Kingma and Ba, 2015, with the decoupled decay of Loshchilov and Hutter, 2019).
 
-    `update` takes `table_rows`, the unique row indices of each table (see `lookup.Unique`), and returns
-    changes of these rows for `apply_updates`.
+    `update` takes `reduce`, and returns `NewTables` for `apply_updates`.
     """
 
     def init(params: Any) -> SparseRowState:
@@ -60,28 +78,67 @@ def sparse_row_adamw(
         return SparseRowState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, table_rows: Any = None, **_: Any
+        updates: Any, state: Any, params: Any = None, *, reduce: Reduce | None = None, **_: Any
     ) -> tuple[Any, Any]:
-        assert table_rows is not None, "pass table_rows to the update"
+        assert reduce is not None, "pass reduce to the update"
         count = jnp.asarray(optax.safe_increment(state.count))
         t = count.astype(jnp.float32)
         rate = jnp.asarray(learning_rate(state.count))
         step_size = rate * jnp.sqrt(1 - config.beta2**t) / (1 - config.beta1**t)
 
-        changes, moments = {}, {}
-        for name, gradient_UD in updates["tables"].items():
-            rows_U = table_rows[name]
-            table_UD = lookup.gather(params["tables"][name], rows_U)
-            moments_RD2 = state.moments["tables"][name]
-            m_UD, v_UD = jnp.split(lookup.gather(moments_RD2, rows_U), 2, axis=-1)
-            m_UD = config.beta1 * m_UD + (1 - config.beta1) * gradient_UD
-            v_UD = config.beta2 * v_UD + (1 - config.beta2) * jnp.square(gradient_UD)
-            decay_UD = rate * config.weight_decay * table_UD
-            changes[name] = -decay_UD - step_size * m_UD / (jnp.sqrt(v_UD) + config.eps)
-            new_UD2 = jnp.concatenate([m_UD, v_UD], axis=-1)
-            moments[name] = lookup.scatter_set(moments_RD2, rows_U, new_UD2)
-        updates = updates | {"tables": changes}
-        return updates, SparseRowState(count, state.moments | {"tables": moments})
+        def visit(carry: Any, windows: dict[str, exchange.Window]) -> Any:
+            tables, moments, square_norm = carry
+            for name, (rows_W, g_WD) in windows.items():
+                table_WD = lookup.gather(tables[name], rows_W)
+                m_WD, v_WD = jnp.split(lookup.gather(moments[name], rows_W), 2, axis=-1)
+                m_WD = config.beta1 * m_WD + (1 - config.beta1) * g_WD
+                v_WD = config.beta2 * v_WD + (1 - config.beta2) * jnp.square(g_WD)
+                table_WD = (1 - rate * config.weight_decay) * table_WD
+                table_WD -= step_size * m_WD / (jnp.sqrt(v_WD) + config.eps)
+                new_WD2 = jnp.concatenate([m_WD, v_WD], axis=-1)
+                tables = tables | {name: lookup.scatter_set(tables[name], rows_W, table_WD)}
+                moments = moments | {name: lookup.scatter_set(moments[name], rows_W, new_WD2)}
+            return tables, moments, _add_squares(square_norm, windows)
+
+        carry = params["tables"], state.moments["tables"], jnp.zeros(NUM_SEGMENTS)
+        tables, moments, square_norm = reduce(updates["tables"], visit, carry)
+        state = SparseRowState(count, state.moments | {"tables": moments})
+        return updates | {"tables": NewTables(tables, square_norm)}, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rows_norm(gradients: Any, reduce: Reduce) -> jax.Array:
+    """The norm of the gradient of all tables, f32 scalar."""
+
+    def visit(square_norm: jax.Array, windows: dict[str, exchange.Window]) -> jax.Array:
+        return _add_squares(square_norm, windows)
+
+    return jnp.sqrt(reduce(gradients, visit, jnp.zeros(NUM_SEGMENTS)).sum())
+
+
+def _add_squares(square_norm: jax.Array, windows: dict[str, exchange.Window]) -> jax.Array:
+    squares = sum(jnp.square(window.sums_WD).sum() for window in windows.values())
+    return square_norm.at[0].add(squares)
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients to `max_norm` if their norm, passed to `update` as `grad_norm`, is larger.
+
+    As `optax.clip_by_global_norm`, which cannot know the norm of rows whose parts lie on several
+    devices.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        assert grad_norm is not None, "pass grad_norm to the update"
+        scale = jnp.where(grad_norm < max_norm, 1.0, max_norm / grad_norm)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -117,7 +174,7 @@ def make_optimizer(config: LRConfig) -> optax.GradientTransformationExtraArgs:
     sparse = sparse_row_adamw(learning_rate(config, config.sparse_lr), config)
     clip = optax.identity()
     if config.clip_norm is not None:
-        clip = optax.clip_by_global_norm(config.clip_norm)
+        clip = clip_by_norm(config.clip_norm)
     return optax.chain(
         clip,
         optax.masked(dense, {"dense": True, "tables": False}),
@@ -125,10 +182,9 @@ def make_optimizer(config: LRConfig) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def apply_updates(params: Params, updates: Any, table_rows: Mapping[str, jax.Array]) -> Params:
-    """Adds dense updates to the dense part and row changes to the rows `table_rows` of the tables."""
-    tables = {
-        name: lookup.scatter_add(table_RD, table_rows[name], updates["tables"][name])
-        for name, table_RD in params["tables"].items()
+def apply_updates(params: Params, updates: Any) -> Params:
+    """Adds dense updates to the dense part; tables are replaced."""
+    return {
+        "dense": optax.apply_updates(params["dense"], updates["dense"]),
+        "tables": updates["tables"].values,
     }
-    return {"dense": optax.apply_updates(params["dense"], updates["dense"]), "tables": tables}

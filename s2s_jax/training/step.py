@@ -4,7 +4,8 @@ Shapes: A microbatches, B rows of one, L positions, K ids of a bag, U unique row
 E model width.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,18 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config
 from s2s_jax.data.blocks import SKIPPED
-from s2s_jax.embedding import lookup
-from s2s_jax.embedding.tables import TableSpec, init_table, table_specs
+from s2s_jax.embedding.sharded import Found, ShardedTables
+from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import LossSums, Pairs, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import Batch, unpack
-from s2s_jax.training.optimizer import Params, apply_updates, make_optimizer
+from s2s_jax.training.optimizer import (
+    Params,
+    apply_updates,
+    make_optimizer,
+    rows_norm,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -58,7 +64,8 @@ class StepFunctions(NamedTuple):
 
 def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
     """Builds the train step of `config` over `mesh`."""
-    specs = table_specs(config.features)
+    tables = ShardedTables(config.features, mesh)
+    specs = tables.specs
     optimizer = make_optimizer(config.lr)
     # The graph is static; from here on parameters are a plain tree of arrays.
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
@@ -66,32 +73,37 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
     def init() -> TrainState:
         key = jax.random.key(config.train.seed)
         dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
-        tables = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
-        params = {"dense": dense, "tables": tables}
+        values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
+        params = {"dense": dense, "tables": values}
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     abstract = _with_shardings(jax.eval_shape(init), specs, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    model = _Model(config, graph)
+    model = _Model(config, graph, tables)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
         sent, batch = batch, unpack(config, batch)
-        unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
-        table_rows = {name: u.rows_U for name, u in unique.items()}
-        rows = {n: lookup.gather(state.params["tables"][n], r) for n, r in table_rows.items()}
-        places = {f: place for u in unique.values() for f, place in u.places.items()}
-        sums, gradients = model.gradients(state.params["dense"], rows, places, batch, key)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, table_rows=table_rows
+        found = tables.look_up(state.params["tables"], _ids(batch))
+        reduce = functools.partial(tables.reduce, found.asked)
+        sums, gradients = model.gradients(state.params["dense"], found, batch, key)
+        dense_norm = optax.tree.norm(gradients["dense"])
+        norm = None
+        if config.lr.clip_norm is not None:
+            norm = jnp.hypot(dense_norm, rows_norm(gradients["tables"], reduce))
+        updated: Any = optimizer.update(
+            gradients, state.opt_state, state.params, reduce=reduce, grad_norm=norm
         )
-        params = apply_updates(state.params, updates, table_rows)
+        updates, opt_state = updated
+        if norm is None:
+            norm = jnp.sqrt(dense_norm**2 + updates["tables"].square_norm.sum())
+        params = apply_updates(state.params, updates)
         pairs = jnp.maximum(sums.pairs, 1)
         metrics = {
             "loss": sums.loss / pairs,
             "hit_rate": sums.hits / pairs,
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": norm,
             "tokens": batch["length"].sum(),
             "examples": (batch["length"] > 0).sum(),
             "skipped_rows": (sent["length"] == SKIPPED).sum(),
@@ -102,10 +114,11 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
 
     def predict(params: Params, batch: Batch) -> Encoded:
         batch = unpack(config, batch)
-        unique = {name: lookup.deduplicate(spec, _ids(batch)) for name, spec in specs.items()}
-        rows = {n: lookup.gather(params["tables"][n], u.rows_U) for n, u in unique.items()}
-        places = {f: place for u in unique.values() for f, place in u.places.items()}
-        return model.encode(params["dense"], rows, places, batch, None)
+        # One microbatch, as if accumulated alone.
+        batch = jax.tree.map(lambda x: x[None], batch)
+        found = tables.look_up(params["tables"], _ids(batch))
+        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
+        return model.encode(params["dense"], found.rows, places, batch, None)
 
     return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
@@ -124,19 +137,13 @@ class _Model(NamedTuple):
 
     config: Config
     graph: nnx.GraphDef
+    tables: ShardedTables
 
     def encode(
         self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
     ) -> Encoded:
-        """Encodes one microbatch `[B, L, …]` from the unique rows `[U, D]` of each table."""
-        embeddings = {}
-        for feature in self.config.features:
-            embeddings[feature.name] = lookup.combine(
-                rows[feature.table_name],
-                places[feature.name],
-                batch[f"ids/{feature.name}"] >= 0,
-                feature.combiner,
-            )
+        """Encodes one microbatch `[B, L, …]` from the rows that were found for all."""
+        embeddings = self.tables.embed(rows, places, _ids(batch))
         return nnx.merge(self.graph, nnx.State(dense))(embeddings, key)
 
     def pairs(self, encoded: Encoded, batch: Batch) -> Pairs:
@@ -145,7 +152,7 @@ class _Model(NamedTuple):
         return pair_up(self.config.loss, *encoded, batch["length"], item_BLK)
 
     def gradients(
-        self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
+        self, dense: Any, found: Found, batch: Batch, key: jax.Array | None
     ) -> tuple[LossSums, Params]:
         """Loss sums of all microbatches together, and gradients of the mean loss.
 
@@ -154,6 +161,7 @@ class _Model(NamedTuple):
         (gradient caching: Gao et al., "Scaling deep contrastive learning batch size under memory
         limited setup", 2021). So the result is that of one large batch, negatives included.
         """
+        rows, places = found.rows, found.places
         microbatches = batch["length"].shape[0]
         everything = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
@@ -194,7 +202,7 @@ def _ids(batch: Batch) -> dict[str, jax.Array]:
     return {key.removeprefix("ids/"): a for key, a in batch.items() if key.startswith("ids/")}
 
 
-def _with_shardings(state: TrainState, specs: dict[str, TableSpec], mesh: Mesh) -> TrainState:
+def _with_shardings(state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh) -> TrainState:
     """Tables and what is beside them (moments) by rows, everything else on every device."""
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

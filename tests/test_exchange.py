@@ -1,0 +1,106 @@
+"""The exchange of rows between devices against NumPy, for any skew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+
+from s2s_jax.embedding import exchange
+from s2s_jax.training.mesh import DATA_AXIS, make_mesh
+
+# Two of one width share an exchange; the third has its own.
+ROWS = {"a": 768, "b": 256, "c": 512}
+WIDTH = {"a": 4, "b": 4, "c": 3}
+ASKED = 64
+
+
+def exchanged(devices, rows, tables, gradients):
+    """What each device fetches, the sums that arrive, and how often each row is visited."""
+    mesh = make_mesh(jax.devices()[:devices])
+    spec = PartitionSpec(DATA_AXIS)
+
+    def on_device(rows, tables, gradients):
+        asked = {name: exchange.ask(r, ROWS[name], devices) for name, r in rows.items()}
+        found = exchange.fetch(tables, asked, DATA_AXIS)
+
+        def visit(carry, windows):
+            return {
+                name: (
+                    sums.at[windows[name].rows_W].add(windows[name].sums_WD, mode="drop"),
+                    visits.at[windows[name].rows_W].add(1, mode="drop"),
+                )
+                for name, (sums, visits) in carry.items()
+            }
+
+        carry = {name: (jnp.zeros_like(t), jnp.zeros_like(t[:, 0])) for name, t in tables.items()}
+        local_rows = {name: size // devices for name, size in ROWS.items()}
+        return found, exchange.reduce(gradients, asked, local_rows, visit, carry, DATA_AXIS)
+
+    flat = {name: r.reshape(-1) for name, r in rows.items()}
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)
+    return jax.jit(mapped)(flat, tables, gradients)
+
+
+def check(devices, wanted):
+    """`wanted[name][d]`: rows that device d asks of a table."""
+    rng = np.random.default_rng(0)
+    tables = {n: rng.normal(size=(ROWS[n], WIDTH[n])).astype(np.float32) for n in ROWS}
+    shape = (devices * ASKED,)
+    gradients = {n: rng.normal(size=(*shape, WIDTH[n])).astype(np.float32) for n in ROWS}
+    rows = {}
+    for name, by_device in wanted.items():
+        lists = [np.unique(np.asarray(asked, np.int32)) for asked in by_device]
+        padded = [np.append(r, ROWS[name] + np.arange(ASKED - len(r))) for r in lists]
+        rows[name] = np.stack(padded).astype(np.int32)
+    found, reduced = exchanged(devices, rows, tables, gradients)
+    for name, table in tables.items():
+        flat = rows[name].reshape(-1)
+        real = flat < ROWS[name]
+        expected = np.where(real[:, None], table[np.minimum(flat, ROWS[name] - 1)], 0)
+        np.testing.assert_array_equal(found[name], expected)
+        sums, visits = reduced[name]
+        expected = np.zeros_like(table)
+        np.add.at(expected, flat[real], gradients[name][real])
+        np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
+        times = np.zeros(ROWS[name])
+        times[flat[real]] = 1
+        np.testing.assert_array_equal(visits, times)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("case", ["random", "one row", "one owner", "all of one owner", "none"])
+def test_nothing_is_lost_whatever_the_skew(devices, case):
+    rng = np.random.default_rng(1)
+
+    def asked(name, device):
+        part = ROWS[name] // devices
+        if case == "random":
+            return rng.integers(0, ROWS[name], ASKED)
+        if case == "one row":
+            return [ROWS[name] - 1]
+        if case == "one owner":
+            # One device asks all that it can of one owner, the others a little of everything.
+            few = rng.integers(0, ROWS[name], 3)
+            return np.arange(min(part, ASKED)) if device == devices - 1 else few
+        if case == "all of one owner":
+            return part * (devices - 1) + rng.permutation(part)[:ASKED]
+        return []
+
+    check(devices, {n: [asked(n, d) for d in range(devices)] for n in ROWS})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_rows(data):
+    devices = data.draw(st.sampled_from([2, 4]))
+    wanted = {}
+    for name, size in ROWS.items():
+        # From a narrow range, so that devices share rows, or from all.
+        low = data.draw(st.integers(0, size - 1))
+        high = data.draw(st.sampled_from([min(size - 1, low + 40), size - 1]))
+        rows = st.lists(st.integers(low, high), max_size=ASKED)
+        wanted[name] = [data.draw(rows) for _ in range(devices)]
+    check(devices, wanted)
