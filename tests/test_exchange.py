@@ -70,6 +70,14 @@ def check(devices, wanted):
         np.testing.assert_array_equal(visits, times)
 
 
+@pytest.fixture(autouse=True, params=["one round", "several"], scope="module")
+def _slices(request):
+    """As for little data, and as for much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "_FEW_BYTES", 0 if request.param == "several" else 2**30)
+        yield
+
+
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("case", ["random", "one row", "one owner", "all of one owner", "none"])
 def test_nothing_is_lost_whatever_the_skew(devices, case):
@@ -92,7 +100,7 @@ def test_nothing_is_lost_whatever_the_skew(devices, case):
     check(devices, {n: [asked(n, d) for d in range(devices)] for n in ROWS})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_any_rows(data):
     devices = data.draw(st.sampled_from([2, 4]))

@@ -10,6 +10,7 @@ Shapes: U unique rows asked by a device, n devices, C rows of a slice, W = n C r
 R rows and D width of a table.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from s2s_jax.embedding import lookup
 # A round moves an eighth of what would be moved if every id of a batch had a row of its own, spread
 # evenly: fewer slices would carry more padding, more would take longer to get going.
 _SLICES = 8
+# Bytes below which a single round (with room for uneven runs) is quicker whatever padding it carries.
+_FEW_BYTES = 2**20
+_ROOM = 1.25
 
 Arrays = dict[str, jax.Array]
 # Takes a carry and `{table: Window}`, returns the carry.
@@ -82,7 +86,7 @@ def _fetch_group(tables: Arrays, asked: dict[str, Asked], axis: str) -> Arrays:
     devices = jax.lax.axis_size(axis)
     if devices == 1:
         return {name: lookup.gather(table, asked[name].rows_U) for name, table in tables.items()}
-    slices = {name: _slice_rows(a, devices) for name, a in asked.items()}
+    slices = {n: _slice_rows(asked[n].rows_U, table, devices) for n, table in tables.items()}
     longest = jnp.stack(
         [-(-jnp.diff(a.begins_n1).max() // slices[name]) for name, a in asked.items()]
     ).max()
@@ -135,7 +139,7 @@ def reduce(
     devices = jax.lax.axis_size(axis)
     if devices == 1:
         return visit(carry, {n: Window(asked[n].rows_U, g) for n, g in gradients.items()})
-    slices = {name: _slice_rows(a, devices) for name, a in asked.items()}
+    slices = {n: _slice_rows(asked[n].rows_U, g, devices) for n, g in gradients.items()}
 
     def one_window(state: tuple) -> tuple:
         _, begins, carry = state
@@ -234,9 +238,11 @@ def _more(begins: Mapping[str, jax.Array], asked: Mapping[str, Asked], axis: str
     return jax.lax.pmax(left.astype(jnp.int32), axis) > 0
 
 
-def _slice_rows(asked: Asked, devices: int) -> int:
-    """C: rows that travel to one owner in one round."""
-    return max(1, -(-asked.rows_U.size // (_SLICES * devices)))
+def _slice_rows(rows_U: jax.Array, values: jax.Array, devices: int) -> int:
+    """C: rows that travel to one owner in one round; `values` are rows of the table."""
+    bytes_of_all = rows_U.size * values.shape[1] * values.dtype.itemsize
+    slices = _SLICES if bytes_of_all >= _FEW_BYTES else 1 / _ROOM
+    return math.ceil(rows_U.size / (slices * devices))
 
 
 def _by_width(arrays: Mapping[str, jax.Array]) -> dict[tuple, list[str]]:
