@@ -1,0 +1,104 @@
+"""Events in the order of users and times → a row a user.
+
+Shapes: E events, U users, T ids.
+"""
+
+# pyarrow.compute makes its functions at run time.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2s_jax.data.columns import is_list, list_lengths
+
+
+class Grouping:
+    """Makes rows of events.
+
+    Attributes:
+      short_users: users with fewer than `min_events`, which are left out.
+      short_events: their events.
+      largest_bags: the most ids that an event has, by column.
+    """
+
+    def __init__(self, min_events: int):
+        """Args: min_events is the least number of events of a user."""
+        self.short_users = self.short_events = 0
+        self.largest_bags: dict[str, int] = {}
+        self._min_events = min_events
+
+    def rows(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+        """Rows of the users, in their order.
+
+        Args:
+          batches: events, those of a user one after another. The first column is the user; others
+            are ids or lists of ids.
+
+        Yields:
+          Tables of the user, and of a list<list<T>> for each of the other columns. A missing id is an
+          empty list.
+        """
+        # Events of the latest user, of whom more may come.
+        waiting: list[pa.RecordBatch] = []
+        for batch in batches:
+            users = [waiting[-1].column(0)[-1:]] if waiting else []
+            changes = np.flatnonzero(_differs(pa.chunked_array([*users, batch.column(0)])))
+            if len(changes) == 0:
+                waiting.append(batch)
+                continue
+            # Of the user with whom the batch ends.
+            begin = int(changes[-1]) + (0 if waiting else 1)
+            yield self._nest([*waiting, batch[:begin]])
+            waiting = [batch[begin:]]
+        if waiting:
+            yield self._nest(waiting)
+
+    def _nest(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        events = pa.Table.from_batches(batches).combine_chunks()
+        user_E = _array(events.column(0))
+        changes = np.flatnonzero(_differs(user_E)) + 1
+        starts_U = np.concatenate([[0], changes, [events.num_rows]])
+        columns = {events.column_names[0]: user_E.take(pa.array(starts_U[:-1]))}
+        for name, column in zip(events.column_names[1:], events.columns[1:], strict=True):
+            values, counts_E = _ids(_array(column))
+            self._note_bag(name, counts_E)
+            positions = pa.ListArray.from_arrays(_ends(counts_E), values)
+            columns[name] = pa.ListArray.from_arrays(pa.array(starts_U, pa.int32()), positions)
+        table = pa.table(columns)
+        lengths_U = np.diff(starts_U)
+        short_U = lengths_U < self._min_events
+        if short_U.any():
+            self.short_users += int(short_U.sum())
+            self.short_events += int(lengths_U[short_U].sum())
+            table = table.filter(pa.array(~short_U))
+        return table
+
+    def _note_bag(self, name: str, counts_E: np.ndarray) -> None:
+        most = max(self.largest_bags[name] if name in self.largest_bags else 0, int(counts_E.max()))
+        self.largest_bags[name] = most
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    """The one array of a column that was combined."""
+    (array,) = column.chunks
+    return array
+
+
+def _differs(user_E: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """bool `[E - 1]`, whether an event is of another user than the one before it."""
+    return pc.not_equal(user_E[1:], user_E[:-1]).to_numpy(zero_copy_only=False)
+
+
+def _ids(values_E: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """All ids `[T]` that are not missing, and int64 `[E]` how many each event has."""
+    if is_list(values_E.type):
+        return values_E.flatten(), list_lengths(values_E)
+    known_E = values_E.is_valid().to_numpy(zero_copy_only=False)
+    return values_E.drop_null(), known_E.astype(np.int64)
+
+
+def _ends(counts: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())

@@ -1,0 +1,103 @@
+"""Which columns of event logs become which columns of the log."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from s2s_jax.data import sources
+from s2s_jax.errors import UserError
+
+# What is written of every event, and the flags that say which columns it comes from.
+_ALWAYS = {"user_id": "--user", "timestamp": "--time"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A list column of the log.
+
+    Attributes:
+      name: what it is called there.
+      column: the source's.
+      separator: cuts a text into several ids; None: a text is one.
+      prefix: of every id.
+      ids: what each id of the source stands for; None: for itself. Others stand for no ids.
+    """
+
+    name: str
+    column: str
+    separator: str | None = None
+    prefix: str = ""
+    ids: Mapping[str, Sequence[str]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is taken from the sources.
+
+    Attributes:
+      user: column of the users.
+      time: column of the times.
+      features: the features.
+      missing: texts that mean that there is no value, besides the empty one.
+    """
+
+    user: str
+    time: str
+    features: tuple[Feature, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The flag that asks for each column of the source."""
+        flags = dict.fromkeys((feature.column for feature in self.features), "--features")
+        first = {self.user: "--user", self.time: "--time"}
+        return first | flags | first
+
+
+def parse(features: Sequence[str], bags: Sequence[str], bag_separator: str) -> tuple[Feature, ...]:
+    """Features as the command line gives them.
+
+    Args:
+      features: `NAME=COLUMN`, or `NAME` for the column of that name.
+      bags: names of those whose texts hold several ids.
+      bag_separator: between these.
+
+    Raises:
+      UserError: two have the same name, or one that is always there, or a bag is none of them.
+    """
+    parsed: dict[str, Feature] = {}
+    for text in features:
+        name, equals, column = text.partition("=")
+        if not name or (equals and not column):
+            raise UserError(f"--features: expected NAME=COLUMN or NAME, found {text}")
+        if name in _ALWAYS:
+            raise UserError(
+                f"--features: {name} is always written, from the column that {_ALWAYS[name]} names; "
+                f"leave it out here"
+            )
+        if name in parsed:
+            raise UserError(f"--features: {name} is given twice; give each feature another name")
+        separator = bag_separator if name in bags else None
+        parsed[name] = Feature(name=name, column=column or name, separator=separator)
+    for name in bags:
+        if name not in parsed:
+            raise UserError(
+                f"--bags: expected names of --features ({', '.join(parsed) or 'none'}), found {name}"
+            )
+    if bags and not bag_separator:
+        raise UserError("--bag_separator: expected at least one character, found none")
+    return tuple(parsed.values())
+
+
+def movielens(ratings: Path) -> Selection:
+    """Items, ratings as behaviours and, where the movies are beside the ratings, genres as categories.
+
+    Raises:
+      UserError: the movies cannot be read.
+    """
+    features = [Feature(name="item_id", column="movieId")]
+    genres = sources.read_genres(ratings)
+    if genres is not None:
+        features.append(Feature(name="cate_id", column="movieId", ids=genres))
+    features.append(Feature(name="behavior_id", column="rating", prefix="rate"))
+    return Selection(user="userId", time="timestamp", features=tuple(features))

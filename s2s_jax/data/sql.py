@@ -1,0 +1,236 @@
+"""SQL of DuckDB: how files of events are scanned, and how their values become ids and times.
+
+What an expression makes of a value that cannot be read is NULL.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from s2s_jax.data.sources import CsvFormat
+
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
+_FLOATS = {"FLOAT", "DOUBLE"}
+_TIMES = {
+    *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
+    "TIMESTAMP WITH TIME ZONE",
+}
+_NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
+
+# Exact for whole seconds, milliseconds … and for fractions that matter.
+_DECIMAL = "DECIMAL(38,9)"
+_INTEGER_TEXT = "'-?[0-9]+'"
+_NUMBER_TEXT = r"'-?[0-9]+(\.[0-9]*)?'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a file.
+
+    Attributes:
+      sql: its name in `Scan.sql`.
+      type: of DuckDB.
+    """
+
+    sql: str
+    type: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A file, as DuckDB reads it.
+
+    Attributes:
+      path: the file.
+      sql: a table function.
+      columns: by the names that users know.
+    """
+
+    path: Path
+    sql: str
+    columns: dict[str, Column]
+
+
+def text(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(value: str) -> str:
+    """A quoted identifier."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
+    """Lines cut into texts; those that cannot be are kept aside in the table reject_errors.
+
+    Args:
+      path: the file.
+      form: how it is cut.
+      names: of all its columns.
+    """
+    # Nothing is left to guesses: types, or how many lines at the beginning to pass over.
+    types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
+    sql = (
+        f"read_csv({text(str(path))}, columns={{{types}}}, header={form.columns is None}, "
+        f"auto_detect=false, delim={text(form.delimiter)}, quote={text(form.quote)}, "
+        f"escape={text(form.quote)}, store_rejects=true)"
+    )
+    return Scan(path, sql, {known: Column(f"c{i}", "VARCHAR") for i, known in enumerate(names)})
+
+
+def scan_parquet(path: Path) -> str:
+    """The table function of a Parquet file."""
+    return f"read_parquet({text(str(path))}, binary_as_string=true)"
+
+
+def scan_json(path: Path, names: Iterable[str]) -> Scan:
+    """Objects, one a line.
+
+    A key that an object lacks is NULL, and a line that is no object is one without keys: DuckDB's own
+    message would name the line after it.
+
+    Args:
+      path: the file.
+      names: the keys to read.
+    """
+    names = list(dict.fromkeys(names))
+    types = ", ".join(f"{text(key)}: 'JSON'" for key in names)
+    sql = (
+        f"read_json({text(str(path))}, format='newline_delimited', columns={{{types}}}, "
+        f"ignore_errors=true)"
+    )
+    return Scan(path, sql, {key: Column(name(key), "JSON") for key in names})
+
+
+# ---------------------------------------------------------------------------- stored in the database
+
+
+def supported(data_type: str, lists: bool) -> bool:
+    """Whether a column of the type can be a feature or, if not `lists`, a user or time."""
+    element = data_type.removesuffix("[]") if lists else data_type
+    return not element.endswith("]") and not element.startswith(_NESTED)
+
+
+def stored_feature(types: Collection[str], is_bag: bool) -> str:
+    """The type in which a feature is kept that files have in the given types."""
+    elements = {found.removesuffix("[]") for found in types}
+    kept = "BIGINT" if elements <= _INTEGERS | _TIMES and not is_bag else "VARCHAR"
+    # An array of JSON is seen only when it is read.
+    is_list = is_bag or "JSON" in types or any(found.endswith("[]") for found in types)
+    return kept + "[]" * is_list
+
+
+def stored_user(types: Collection[str]) -> str:
+    """The type in which users are kept."""
+    return "BIGINT" if _INTEGERS.issuperset(types) else "VARCHAR"
+
+
+def stored_time(types: Collection[str]) -> str:
+    """The type in which times are kept."""
+    found = {"DECIMAL" if kind.startswith("DECIMAL") else kind for kind in types}
+    if found <= _INTEGERS:
+        return "BIGINT"
+    if found <= _TIMES:
+        return "TIMESTAMP"
+    return _DECIMAL if found <= _INTEGERS | _FLOATS | {"DECIMAL", "UBIGINT"} else "VARCHAR"
+
+
+def user_or_time(column: Column, kept: str, missing: Sequence[str]) -> str:
+    """The value of a column, kept in a type that `stored_user` or `stored_time` chose."""
+    if kept == "VARCHAR":
+        return _text(column, missing)
+    return f"TRY_CAST({column.sql} AS {kept})"
+
+
+def feature(column: Column, kept: str, missing: Sequence[str], separator: str | None) -> str:
+    """The value of a column, kept in a type that `stored_feature` chose; missing ids are left out.
+
+    Args:
+      column: of the file.
+      kept: the type.
+      missing: texts that mean that there is no id, besides the empty one.
+      separator: cuts a text into ids; None: a text is one.
+    """
+    if not kept.endswith("[]"):
+        return _id(column, kept, missing)
+    ids, element = f"[{column.sql}]", column.type
+    if column.type.endswith("[]"):
+        ids, element = column.sql, column.type.removesuffix("[]")
+    elif column.type == "JSON" or separator is not None:
+        value, element = _text(column, ()), "VARCHAR"
+        ids = f"[{value}]" if separator is None else f"string_split({value}, {text(separator)})"
+    if column.type == "JSON":
+        array = f"json_extract_string({column.sql}, '$[*]')"
+        ids = f"CASE json_type({column.sql}) WHEN 'ARRAY' THEN {array} ELSE {ids} END"
+    each = _id(Column("v", element), kept.removesuffix("[]"), missing)
+    return f"[w FOR w IN [{each} FOR v IN {ids}] IF w IS NOT NULL]"
+
+
+def seconds(timestamp: str) -> str:
+    """Whole seconds since 1970, rounded down, of a TIMESTAMP."""
+    return f"epoch_us(date_trunc('second', {timestamp})) // 1000000"
+
+
+def _id(column: Column, kept: str, missing: Sequence[str]) -> str:
+    if column.type in _TIMES:
+        return f"CAST({seconds(f'CAST({column.sql} AS TIMESTAMP)')} AS {kept})"
+    return f"CAST({column.sql} AS {kept})" if kept == "BIGINT" else _text(column, missing)
+
+
+def _text(column: Column, missing: Sequence[str]) -> str:
+    value, none = f"CAST({column.sql} AS VARCHAR)", ("", *missing)
+    if column.type == "JSON":
+        value = f"json_extract_string({column.sql}, '$')"
+    if column.type in _FLOATS:
+        # By its text: DuckDB 2.0 believes Parquet's statistics, which pass over NaN, and takes isnan
+        # for false.
+        none = (*none, "nan", "-nan")
+    return f"CASE WHEN {value} NOT IN ({', '.join(map(text, none))}) THEN {value} END"
+
+
+# --------------------------------------------------------------------------------- read out of it
+
+
+def is_integer(value: str) -> str:
+    """Whether a text is what its int64 is written as, so that nothing is lost as a number."""
+    return f"coalesce(CAST(TRY_CAST({value} AS BIGINT) AS VARCHAR) = {value}, false)"
+
+
+def are_integers(column: str, kept: str) -> str:
+    """Whether all texts of a column, or of its lists, are; NULL where it has none.
+
+    An aggregate.
+    """
+    if kept == "VARCHAR[]":
+        others = f"[v FOR v IN {column} IF NOT {is_integer('v')}]"
+        return f"bool_and(len({others}) = 0) FILTER (len({column}) > 0)"
+    return f"bool_and({is_integer(column)}) FILTER ({column} IS NOT NULL)"
+
+
+def time_of_text(value: str, kind: str) -> str:
+    """A BIGINT, DECIMAL or TIMESTAMP, as `kind` says, that a text holds."""
+    if kind == "TIMESTAMP":
+        # Times without a zone are in UTC, as the database is.
+        return f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"
+    form = _INTEGER_TEXT if kind == "BIGINT" else _NUMBER_TEXT
+    return f"CASE WHEN regexp_full_match({value}, {form}) THEN TRY_CAST({value} AS {kind}) END"
+
+
+def whole_time(value: str, kind: str) -> str:
+    """The int64 that is written for a time of type `kind`."""
+    if kind == "TIMESTAMP":
+        return f"CASE WHEN isfinite({value}) THEN {seconds(value)} END"
+    return value if kind == "BIGINT" else f"TRY_CAST(floor({value}) AS BIGINT)"
+
+
+def text_time_counts(column: str) -> dict[str, str]:
+    """How many texts of a column are times of each type; a whole number is a decimal one, too.
+
+    Aggregates, the types with the simpler times first.
+    """
+    return {
+        "BIGINT": f"count(*) FILTER (regexp_full_match({column}, {_INTEGER_TEXT}))",
+        _DECIMAL: f"count(*) FILTER (regexp_full_match({column}, {_NUMBER_TEXT}))",
+        "TIMESTAMP": f"count(TRY_CAST({column} AS TIMESTAMPTZ))",
+    }
