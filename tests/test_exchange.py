@@ -70,11 +70,13 @@ def check(devices, wanted):
         np.testing.assert_array_equal(visits, times)
 
 
-@pytest.fixture(autouse=True, params=["one round", "several"], scope="module")
+@pytest.fixture(autouse=True, params=["one round", "several", "several windows"], scope="module")
 def _slices(request):
     """As for little data, and as for much."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "_FEW_BYTES", 0 if request.param == "several" else 2**30)
+        patch.setattr(exchange, "_FEW_BYTES", 2**30 if request.param == "one round" else 0)
+        if request.param == "several windows":
+            patch.setattr(exchange, "_ROUNDS", 2)
         yield
 
 

@@ -200,7 +200,8 @@ def _sort(
         else:
             scans = [_scan_csv(path, settings, layout) for path in files]
         store.prepare(scans)
-        sizes, read = [path.stat().st_size for path in files], 0
+        sizes = [path.stat().st_size for path in files]
+        read = size = 0
         with _bar("reading", lambda: (read + store.progress() / 100 * size) / max(sum(sizes), 1)):
             for scan, size in zip(scans, sizes, strict=True):
                 store.load(scan, skip)
@@ -270,12 +271,11 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
                 batch = orc.read_stripe(file, stripe, file.schema.names)
             except UserError as error:
                 if settings.on_error == "stop":
-                    raise UserError(
-                        f"{error}, or leave such stripes out with --on_error skip"
-                    ) from error
-                skipped.append(
-                    f"{file.stripe_rows[stripe]:,} rows of stripe {stripe} of {file.path}"
-                )
+                    remedy = "leave such stripes out with --on_error skip"
+                    sentence = str(error).replace("take it out of io.data_paths", remedy)
+                    raise UserError(sentence) from error
+                where = f"of stripe {stripe} of {file.path}"
+                skipped.append(_count(file.stripe_rows[stripe], "row", where))
                 continue
             if log.rows == 0:
                 # As if all rows were as long as these.

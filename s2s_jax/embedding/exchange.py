@@ -6,7 +6,7 @@ an owner is a run of its unique rows, since these are sorted; runs travel throug
 of a fixed size, in as many rounds as the longest run needs. So nothing is lost however skewed the
 runs are, and what travels is the rows that are used, whatever the number of devices.
 
-Shapes: U unique rows asked by a device, n devices, C rows of a slice, W = n C rows of a window,
+Shapes: U unique rows asked by a device, n devices, C rows of a slice, W rows of a window,
 R rows and D width of a table.
 """
 
@@ -25,6 +25,9 @@ _SLICES = 8
 # Bytes below which a single round (with room for uneven runs) is quicker whatever padding it carries.
 _FEW_BYTES = 2**20
 _ROOM = 1.25
+# Rounds whose gradients are summed together: all, unless runs are very uneven.
+_ROUNDS = 10
+_NOWHERE = jnp.iinfo(jnp.int32).max
 
 Arrays = dict[str, jax.Array]
 # Takes a carry and `{table: Window}`, returns the carry.
@@ -87,10 +90,9 @@ def _fetch_group(tables: Arrays, asked: dict[str, Asked], axis: str) -> Arrays:
     if devices == 1:
         return {name: lookup.gather(table, asked[name].rows_U) for name, table in tables.items()}
     slices = {n: _slice_rows(asked[n].rows_U, table, devices) for n, table in tables.items()}
-    longest = jnp.stack(
-        [-(-jnp.diff(a.begins_n1).max() // slices[name]) for name, a in asked.items()]
-    ).max()
-    rounds = jax.lax.pmax(longest, axis)
+    begins = {name: a.begins_n1[:-1] for name, a in asked.items()}
+    ends = {name: a.begins_n1[1:] for name, a in asked.items()}
+    rounds = _rounds_left(begins, ends, slices, axis)
 
     def one_round(state: tuple) -> tuple:
         number, found = state
@@ -124,9 +126,9 @@ def reduce(
 ) -> Any:
     """Brings gradients to the owners of their rows and sums them there, a window of rows at a time.
 
-    Every device sends each owner its next C rows. The owner takes those up to the least row at which
-    some sender's slice ends, because all gradients of these have come; senders go on after it. So every
-    row is in exactly one window, and a window never holds more than n C rows.
+    Every device sends each owner its next rows, up to ten slices. If some run is longer, the owner takes
+    the rows up to the least one at which what some device sent ends, because all gradients of these have
+    come, and senders go on after it. So every row is in exactly one window, of a fixed size.
 
     Args:
       gradients: `[U, D]` of the rows asked for, by table.
@@ -140,37 +142,63 @@ def reduce(
     if devices == 1:
         return visit(carry, {n: Window(asked[n].rows_U, g) for n, g in gradients.items()})
     slices = {n: _slice_rows(asked[n].rows_U, g, devices) for n, g in gradients.items()}
+    ends = {name: a.begins_n1[1:] for name, a in asked.items()}
 
     def one_window(state: tuple) -> tuple:
-        _, begins, carry = state
+        left, begins, carry = state
         windows, following = {}, {}
         for names in _by_width(gradients).values():
-            sizes = {name: slices[name] for name in names}
-            places = {n: _places(begins[n], asked[n].begins_n1[1:], slices[n]) for n in names}
+            places = {n: _places(begins[n], ends[n], _ROUNDS * slices[n]) for n in names}
             sent = {n: _at_owner(asked[n], places[n], local_rows[n]) for n in names}
-            # Where a slice ends but the run goes on; nowhere, if it is the last.
-            ends = {
-                n: jnp.where(
-                    places[n].begin + slices[n] < places[n].end, sent[n][:, -1], local_rows[n]
+            values = {n: _take(gradients[n], places[n]) for n in names}
+            sizes = {n: slices[n] for n in names}
+            rounds = jnp.minimum(left, _ROUNDS)
+            arrived = _send(sent, local_rows, sizes, rounds, axis)
+            sums = _send(values, dict.fromkeys(names, 0), sizes, rounds, axis)
+            # Where what is sent ends although the run goes on; nowhere, if all of it is sent.
+            last = [
+                jnp.where(
+                    places[n].end > places[n].begin + sent[n].shape[1], sent[n][:, -1], _NOWHERE
                 )
                 for n in names
-            }
-            values = {n: _take(gradients[n], places[n]) for n in names}
-            arrived = _split(_swap(_join(sent), axis), sizes)
-            ended = _swap(jnp.stack([ends[n] for n in names], axis=1), axis)
-            arrived_values = _split(_swap(_join(values), axis), sizes)
-            complete = ended.min(axis=0)
+            ]
+            complete = _swap(jnp.stack(last, axis=1), axis).min(axis=0)
             # Every sender learns how far each owner came.
             reached = jax.lax.all_gather(complete, axis)
             for i, n in enumerate(names):
-                windows[n] = _sum(arrived[n], arrived_values[n], complete[i], local_rows[n])
+                windows[n] = _sum(arrived[n], sums[n], complete[i], local_rows[n])
                 taken = (sent[n] <= reached[:, i, None]) & places[n].valid
                 following[n] = begins[n] + taken.sum(axis=1, dtype=jnp.int32)
-        return _more(following, asked, axis), following, visit(carry, windows)
+        return _rounds_left(following, ends, slices, axis), following, visit(carry, windows)
 
     begins = {name: a.begins_n1[:-1] for name, a in asked.items()}
-    start = (_more(begins, asked, axis), begins, carry)
-    return jax.lax.while_loop(lambda state: state[0], one_window, start)[2]
+    start = (_rounds_left(begins, ends, slices, axis), begins, carry)
+    return jax.lax.while_loop(lambda state: state[0] > 0, one_window, start)[2]
+
+
+def _send(
+    parts: Arrays, fill: Mapping[str, int], slices: Mapping[str, int], rounds: jax.Array, axis: str
+) -> Arrays:
+    """Sends `parts[p]` to device p, slice by slice; what comes in no round is `fill`."""
+
+    def one_round(number: jax.Array, received: Arrays) -> Arrays:
+        cut = {
+            n: jax.lax.dynamic_slice_in_dim(part, number * slices[n], slices[n], axis=1)
+            for n, part in parts.items()
+        }
+        arrived = _split(_swap(_join(cut), axis), slices)
+        return {
+            n: jax.lax.dynamic_update_slice_in_dim(
+                received[n], arrived[n], number * slices[n], axis=1
+            )
+            for n in parts
+        }
+
+    empty = {
+        n: jax.lax.pcast(jnp.full(part.shape, fill[n], part.dtype), axis, to="varying")
+        for n, part in parts.items()
+    }
+    return jax.lax.fori_loop(0, rounds, one_round, empty)
 
 
 class _Places(NamedTuple):
@@ -232,10 +260,15 @@ def _sum(rows_nC: jax.Array, values_nCD: jax.Array, complete: jax.Array, local_r
     return Window(jnp.where(unique_W < local_rows, unique_W, past_end_W), sums_WD)
 
 
-def _more(begins: Mapping[str, jax.Array], asked: Mapping[str, Asked], axis: str) -> jax.Array:
-    """Whether any device has rows left to send."""
-    left = jnp.stack([(begins[n] < a.begins_n1[1:]).any() for n, a in asked.items()]).any()
-    return jax.lax.pmax(left.astype(jnp.int32), axis) > 0
+def _rounds_left(
+    begins: Mapping[str, jax.Array],
+    ends: Mapping[str, jax.Array],
+    slices: Mapping[str, int],
+    axis: str,
+) -> jax.Array:
+    """Rounds that the device with the longest run needs, the same on all devices."""
+    left = [-(-(end - begins[n]).max() // slices[n]) for n, end in ends.items()]
+    return jax.lax.pmax(jnp.stack(left).max(), axis)
 
 
 def _slice_rows(rows_U: jax.Array, values: jax.Array, devices: int) -> int:
