@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc, order
+from s2s_jax.data import orc, order, stripes
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import BatchDataset, Reader, Share
 from s2s_jax.errors import UserError
@@ -406,6 +406,26 @@ def test_hosts_read_only_their_shards(long_log, monkeypatch):
 
 
 READ_STRIPE = orc.read_stripe
+
+
+def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_log, monkeypatch):
+    """Positions come from the footers, which count what is in the files."""
+    positions = sum(1 + n % SEQ_LEN for n in range(LONG_ROWS))
+    assert sum(f.positions for f in index_files(make_config(long_log)).files) == positions
+    assert Reader(make_config(long_log), 4).notes == []
+    monkeypatch.setattr(stripes, "_ERRATIC_POSITIONS", 5)
+    (note,) = Reader(make_config(long_log), 4).notes
+    assert "huge stripes: " in note
+    assert note.endswith(f"s2s_jax.data.convert {long_log} --layout orc --out DIR")
+
+
+def test_the_memory_that_is_stated_bounds_what_is_held(long_log):
+    config = make_config(long_log, shards=4, shuffle_rows=16, thread_num=0)
+    reader = Reader(config, 4)
+    take(reader, 3 * reader.steps_per_epoch)
+    windows = reader._dataset._windows._windows.values()
+    held = sum(window.result().block.values_PC.nbytes for window in windows)
+    assert 0 < held <= reader.held_bytes
 
 
 # ------------------------------------------------------------------------------------ the cache

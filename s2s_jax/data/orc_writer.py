@@ -18,8 +18,8 @@ import pyarrow.orc
 from s2s_jax.data.columns import is_list, list_lengths
 from s2s_jax.errors import UserError
 
-# Training shuffles a log best if it has some more than 128 stripes, and reads stripes of 200,000 to
-# 800,000 positions fastest; the writer cannot end a stripe whose compressed columns are too short.
+# Training draws from more places of a log with more stripes, and reads stripes of 200,000 to 800,000
+# positions fastest; the writer cannot end a stripe whose compressed columns are too short.
 _STRIPES_OF_A_LOG = 160
 _LARGE_STRIPE, _SMALL_STRIPE = 250_000, 16_000
 
