@@ -127,7 +127,5 @@ def test_bags_against_numpy(combiner, bag):
 def test_scatter_leaves_rows_outside_alone():
     table = jnp.zeros((4, 2))
     rows = jnp.asarray([1, 3, 6, 7])
-    added = lookup.scatter_add(table, rows, jnp.ones((4, 2)))
-    np.testing.assert_array_equal(added[:, 0], [0, 1, 0, 1])
     put = lookup.scatter_set(table, rows, 2 * jnp.ones((4, 2)))
     np.testing.assert_array_equal(put[:, 1], [0, 2, 0, 2])

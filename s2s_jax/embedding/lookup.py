@@ -60,13 +60,6 @@ def gather(table_RD: jax.Array, rows_U: jax.Array) -> jax.Array:
     )
 
 
-def scatter_add(table_RD: jax.Array, rows_U: jax.Array, change_UD: jax.Array) -> jax.Array:
-    """Adds `change_UD` to the rows `rows_U`, leaving out those outside the table."""
-    return table_RD.at[rows_U].add(
-        change_UD, mode="drop", unique_indices=True, indices_are_sorted=True
-    )
-
-
 def scatter_set(table_RD: jax.Array, rows_U: jax.Array, new_UD: jax.Array) -> jax.Array:
     """Replaces the rows `rows_U` by `new_UD`, leaving out those outside the table."""
     return table_RD.at[rows_U].set(
