@@ -53,15 +53,56 @@ def _without_key_bias(params):
     return params
 
 
+def test_clipped_steps_do_not_depend_on_the_devices():
+    assert_close(run(CLIPPED, devices=4), run(CLIPPED))
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_losses_and_weights_do_not_depend_on_the_devices(devices):
-    assert_close(run(CLIPPED, devices=devices), run(CLIPPED))
+def test_20_steps_do_not_depend_on_the_devices(devices):
+    config = small.config(lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3))
+    (one, losses), (other, others) = run(config, 20), run(config, 20, devices)
+    for name in ("loss", "grad_norm"):
+        now, then = [m[name] for m in others], [m[name] for m in losses]
+        np.testing.assert_allclose(now, then, rtol=1e-5)
+    for name, table in one.params["tables"].items():
+        np.testing.assert_allclose(other.params["tables"][name], table, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (1, 16), (2, 4)])
 def test_accumulation_equals_the_large_batch(devices, microbatches):
     accumulated = run(CLIPPED, devices=devices, microbatches=microbatches)
     assert_close(accumulated, run(CLIPPED))
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (4, 2)])
+def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, microbatches):
+    config = dataclasses.replace(
+        CLIPPED, train=dataclasses.replace(CLIPPED.train, dense_sharding="fsdp")
+    )
+    assert_close(run(config, devices=devices, microbatches=microbatches), run(CLIPPED))
+    state = make_step_functions(config, make_mesh(jax.devices()[:devices])).init()
+    kernel = state.params["dense"]["transformer"]["layers"]["ffn"]["up"]["kernel"]
+    moment = state.opt_state[1].inner_state[0].mu["dense"]["transformer"]["layers"]["ffn"]["up"]
+    for array in (kernel, moment["kernel"]):
+        layers, size_in, size_out = array.shape
+        shapes = {s.data.shape for s in array.addressable_shards}
+        assert shapes == {(layers, size_in // devices, size_out)}
+
+
+def test_local_negatives_are_those_of_the_device():
+    """Two devices that hold the same rows: as one of them alone; with global scope it is not so."""
+    half = small.batch(CLIPPED, ROWS, 0)
+    twice = {name: np.concatenate([array, array]) for name, array in half.items()}
+    loss = dataclasses.replace(CLIPPED.loss, mask_same_item=False)
+    found = []
+    for scope, devices, batch in (("local", 1, half), ("local", 2, twice), ("global", 2, twice)):
+        config = small.config(loss=dataclasses.replace(loss, negative_scope=scope))
+        mesh = make_mesh(jax.devices()[:devices])
+        functions = make_step_functions(config, mesh)
+        _, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
+        found.append([float(metrics[n]) for n in ("loss", "hit_rate", "grad_norm")])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert found[2][0] > found[0][0] + 0.5
 
 
 def test_more_padding_changes_nothing():

@@ -163,6 +163,9 @@ class LossConfig:
     """Leave padding out of queries, positives and negatives"""
     mask_same_item: bool = True
     """Do not count other events with the positive's item as negatives"""
+    negative_scope: Literal["global", "local"] = "global"
+    """Whose events are candidates: global, those of all devices, so that the loss does not depend on
+    the number of devices; local, each device's own, as data-parallel RecIS does, which exchanges less"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")
@@ -190,6 +193,9 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """Forward passes of batch_size rows a device that make one optimizer step, equal to one pass
     over all their rows (negatives included) at the memory of one and an additional forward pass"""
+    dense_sharding: Literal["replicated", "fsdp"] = "replicated"
+    """Where the dense part and its optimizer state live: replicated, whole on every device; fsdp, cut
+    over the devices and gathered layer by layer when used, which takes less memory and sends more"""
     seed: int = 42
     """Seed of the initial weights and of dropout"""
     tensorboard: bool = True

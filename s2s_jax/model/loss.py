@@ -1,7 +1,7 @@
 """Softmax over cosine similarities between predictions and the events of a batch.
 
-Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, E model width, K ids
-of a bag.
+Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C candidates (the
+positives of the pairs of one device, or of all), E model width, K ids of a bag.
 """
 
 from typing import NamedTuple
@@ -37,13 +37,13 @@ class Pairs(NamedTuple):
       queries_NE: f32.
       positives_NE: f32; the positives of all pairs are the candidates of each.
       valid_N: bool; a pair that is not valid is no query, positive or negative.
-      item_N: int32, equal where the positives' items are equal; None: repeats count as negatives.
+      item_NK: int32 ids of the positives' items; None: repeats of an item count as negatives.
     """
 
     queries_NE: jax.Array
     positives_NE: jax.Array
     valid_N: jax.Array
-    item_N: jax.Array | None
+    item_NK: jax.Array | None
 
 
 def pair_up(
@@ -74,28 +74,44 @@ def pair_up(
     real_BL = jnp.arange(seq_len) < length_B[:, None]
     valid_BL = real_BL[:, query] & real_BL[:, positive] & (item_BLK[:, positive, 0] >= 0)
     valid_N = valid_BL.reshape(-1) if config.mask_padding else jnp.ones(valid_BL.size, bool)
-    item_N = None
-    if config.mask_same_item:
-        item_NK = item_BLK[:, positive].reshape(valid_N.size, -1)
-        item_N = item_NK[:, 0] if item_NK.shape[1] == 1 else _number_bags(item_NK)
-    return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_N)
+    item_NK = item_BLK[:, positive].reshape(valid_N.size, -1) if config.mask_same_item else None
+    return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_NK)
 
 
-def softmax_loss(config: LossConfig, pairs: Pairs) -> LossSums:
-    """Cross-entropy of each query's positive among all valid positives of the batch.
+def softmax_loss(config: LossConfig, pairs: Pairs, axis: str | None = None) -> LossSums:
+    """Cross-entropy of each query's positive among all valid positives.
 
-    Holds an `[N, N]` matrix of similarities.
+    Holds an `[N, C]` matrix of similarities.
+
+    Args:
+      config: temperature.
+      pairs: of this device.
+      axis: inside `jax.shard_map`, the mesh axis over which all devices' positives are candidates; None:
+        this device's own are.
+
+    Returns:
+      Sums over this device's pairs.
     """
-    logits_NN = _normalize(pairs.queries_NE) @ _normalize(pairs.positives_NE).T
-    logits_NN = logits_NN / config.temperature
-    own_NN = jnp.eye(pairs.valid_N.size, dtype=bool)
-    negative_NN = pairs.valid_N[None, :] & ~own_NN
-    if pairs.item_N is not None:
-        negative_NN &= pairs.item_N[:, None] != pairs.item_N[None, :]
-    logits_NN = jnp.where(negative_NN | own_NN, logits_NN, _MASKED)
-    own_N = jnp.diagonal(logits_NN)
-    loss_N = jax.nn.logsumexp(logits_NN, axis=-1) - own_N
-    hit_N = own_N > jnp.where(own_NN, _MASKED, logits_NN).max(axis=-1)
+    queries_NE = _normalize(pairs.queries_NE)
+    candidates_CE = _normalize(pairs.positives_NE)
+    valid_C, item_CK, first = pairs.valid_N, pairs.item_NK, 0
+    if axis is not None:
+        candidates_CE = jax.lax.all_gather(candidates_CE, axis, tiled=True)
+        valid_C = jax.lax.all_gather(valid_C, axis, tiled=True)
+        if item_CK is not None:
+            item_CK = jax.lax.all_gather(item_CK, axis, tiled=True)
+        first = jax.lax.axis_index(axis) * pairs.valid_N.size
+    own_N = first + jnp.arange(pairs.valid_N.size)
+    own_NC = own_N[:, None] == jnp.arange(valid_C.size)
+    negative_NC = valid_C & ~own_NC
+    if item_CK is not None:
+        item_C = item_CK[:, 0] if item_CK.shape[1] == 1 else _number_bags(item_CK)
+        negative_NC &= item_C[own_N][:, None] != item_C
+    logits_NC = queries_NE @ candidates_CE.T / config.temperature
+    logits_NC = jnp.where(negative_NC | own_NC, logits_NC, _MASKED)
+    positive_N = jnp.where(own_NC, logits_NC, 0).sum(axis=-1)
+    loss_N = jax.nn.logsumexp(logits_NC, axis=-1) - positive_N
+    hit_N = positive_N > jnp.where(own_NC, _MASKED, logits_NC).max(axis=-1)
     return LossSums(
         loss=jnp.where(pairs.valid_N, loss_N, 0).sum(),
         hits=(hit_N & pairs.valid_N).sum(dtype=jnp.float32),

@@ -1,5 +1,6 @@
 """The mesh of devices, and where each array of a run lives on it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,15 @@ from s2s_jax.errors import UserError
 
 # The one axis: batches are split along it, and tables by rows.
 DATA_AXIS = "data"
+
+# Where fsdp cuts an array of the dense part, by its path in the tree; the first pattern that is found
+# wins. Layers are stacked along a first axis that the scan over them walks along, so they are cut along
+# the second: each step of the scan then gathers the weights of one layer.
+_FSDP_RULES = (
+    (r"/layers/", PartitionSpec(None, DATA_AXIS)),
+    (r"/kernel$", PartitionSpec(DATA_AXIS)),
+    (r"", PartitionSpec()),
+)
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -32,6 +42,22 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds all: the dense part."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def fsdp_sharded(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """How fsdp shards an array of the dense part; on every device where that does not divide it.
+
+    Args:
+      path: names on the way to it, such as "dense/transformer/layers/ffn/up/kernel".
+      shape: its shape.
+      mesh: the devices.
+    """
+    spec = next(spec for pattern, spec in _FSDP_RULES if re.search(pattern, path))
+    divides = all(
+        axis is None or size % mesh.shape[axis] == 0
+        for axis, size in zip(spec, shape, strict=False)
+    )
+    return NamedSharding(mesh, spec if divides else PartitionSpec())
 
 
 def row_sharded(mesh: Mesh) -> NamedSharding:

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import Config
 from s2s_jax.data.blocks import SKIPPED
 from s2s_jax.embedding.sharded import Found, ShardedTables
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import LossSums, Pairs, pair_up, softmax_loss
+from s2s_jax.model.loss import LossSums, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import Batch, unpack
@@ -77,9 +77,10 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
         params = {"dense": dense, "tables": values}
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    abstract = _with_shardings(jax.eval_shape(init), specs, mesh)
+    fsdp = config.train.dense_sharding == "fsdp"
+    abstract = _with_shardings(jax.eval_shape(init), specs, mesh, fsdp)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    model = _Model(config, graph, tables)
+    model = _Model(config, graph, tables, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -88,6 +89,9 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
         found = tables.look_up(state.params["tables"], _ids(batch))
         reduce = functools.partial(tables.reduce, found.asked)
         sums, gradients = model.gradients(state.params["dense"], found, batch, key)
+        gradients["dense"] = jax.lax.with_sharding_constraint(
+            gradients["dense"], shardings.params["dense"]
+        )
         dense_norm = optax.tree.norm(gradients["dense"])
         norm = None
         if config.lr.clip_norm is not None:
@@ -138,6 +142,7 @@ class _Model(NamedTuple):
     config: Config
     graph: nnx.GraphDef
     tables: ShardedTables
+    mesh: Mesh
 
     def encode(
         self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
@@ -146,10 +151,22 @@ class _Model(NamedTuple):
         embeddings = self.tables.embed(rows, places, _ids(batch))
         return nnx.merge(self.graph, nnx.State(dense))(embeddings, key)
 
-    def pairs(self, encoded: Encoded, batch: Batch) -> Pairs:
-        """Pairs up one microbatch, or several whose rows `[A*B, L, …]` follow each other."""
-        item_BLK = batch[f"ids/{self.config.loss.item_feature}"]
-        return pair_up(self.config.loss, *encoded, batch["length"], item_BLK)
+    def loss(self, encoded: Encoded, batch: Batch) -> LossSums:
+        """Loss sums of all microbatches: `encoded` is `[A, B*L, E]`, `batch` `[A, B, …]`."""
+        config, axis = self.config.loss, meshes.DATA_AXIS
+
+        def on_device(encoded: Encoded, length_AB: jax.Array, item_ABLK: jax.Array) -> LossSums:
+            together = jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]), (encoded, length_AB, item_ABLK)
+            )
+            (preds_ME, targets_ME), *which = together
+            pairs = pair_up(config, preds_ME, targets_ME, *which)
+            sums = softmax_loss(config, pairs, axis if config.negative_scope == "global" else None)
+            return jax.lax.psum(sums, axis)
+
+        spec = PartitionSpec(None, axis)
+        mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=spec, out_specs=PartitionSpec())
+        return mapped(encoded, batch["length"], batch[f"ids/{config.item_feature}"])
 
     def gradients(
         self, dense: Any, found: Found, batch: Batch, key: jax.Array | None
@@ -163,10 +180,9 @@ class _Model(NamedTuple):
         """
         rows, places = found.rows, found.places
         microbatches = batch["length"].shape[0]
-        everything = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         def mean_loss(encoded: Encoded) -> tuple[jax.Array, LossSums]:
-            sums = softmax_loss(self.config.loss, self.pairs(encoded, everything))
+            sums = self.loss(encoded, batch)
             return sums.loss / jnp.maximum(sums.pairs, 1), sums
 
         def take(number: Any) -> tuple[Any, Batch, jax.Array | None]:
@@ -176,7 +192,8 @@ class _Model(NamedTuple):
         if microbatches == 1:
 
             def objective(dense: Any, rows: Any) -> tuple[jax.Array, LossSums]:
-                return mean_loss(self.encode(dense, rows, *take(0)))
+                encoded = self.encode(dense, rows, *take(0))
+                return mean_loss(jax.tree.map(lambda x: x[None], encoded))
 
             grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
             (_, sums), (d_dense, d_rows) = grad(dense, rows)
@@ -184,9 +201,7 @@ class _Model(NamedTuple):
 
         numbers = jnp.arange(microbatches)
         encoded = jax.lax.map(lambda number: self.encode(dense, rows, *take(number)), numbers)
-        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), encoded)
-        (_, sums), d_flat = jax.value_and_grad(mean_loss, has_aux=True)(flat)
-        d_encoded = jax.tree.map(lambda d, x: d.reshape(x.shape), d_flat, encoded)
+        (_, sums), d_encoded = jax.value_and_grad(mean_loss, has_aux=True)(encoded)
 
         def add_gradients(total: Any, part: tuple) -> tuple[Any, None]:
             number, d_micro = part
@@ -202,13 +217,19 @@ def _ids(batch: Batch) -> dict[str, jax.Array]:
     return {key.removeprefix("ids/"): a for key, a in batch.items() if key.startswith("ids/")}
 
 
-def _with_shardings(state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh) -> TrainState:
-    """Tables and what is beside them (moments) by rows, everything else on every device."""
+def _with_shardings(
+    state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh, fsdp: bool
+) -> TrainState:
+    """Tables and what is beside them (moments) by rows; the dense part on every device, or by rules."""
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        of_table = "tables" in names and names[-1] in specs
-        sharding = meshes.row_sharded(mesh) if of_table else meshes.replicated(mesh)
+        if "tables" in names and names[-1] in specs:
+            sharding = meshes.row_sharded(mesh)
+        elif fsdp and "dense" in names:
+            sharding = meshes.fsdp_sharded("/".join(names), leaf.shape, mesh)
+        else:
+            sharding = meshes.replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, state)
