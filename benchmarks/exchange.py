@@ -87,7 +87,7 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     buckets = hashing.to_buckets(hashed, BUCKETS)
 
     def ours(table, ids, gradient):
-        found = tables.look_up({"f": table}, {"f": ids})
+        found = tables.look_up({"f": table}, {}, {"f": ids})
 
         def visit(carry, windows):
             table, count = carry

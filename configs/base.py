@@ -13,7 +13,9 @@ def get_config() -> Config:
         features=(
             FeatureConfig(name="item_id", hash_bucket_size=2_048_000),
             FeatureConfig(name="cate_id", hash_bucket_size=2_048),
-            FeatureConfig(name="behavior_id", hash_type="murmur", hash_bucket_size=2_048),
+            FeatureConfig(
+                name="behavior_id", hash_type="murmur", hash_bucket_size=0, capacity=4_096
+            ),
             FeatureConfig(name="timestamp", hash_type="murmur", hash_bucket_size=2_048_000),
         ),
         model=ModelConfig(),

@@ -4,10 +4,8 @@ The switches that differ from `base.py`: positions are scored against the event 
 (`loss.pairing`), without temperature, padding and repeats of the item count as negatives, scored
 events show all their features, and truncation keeps the oldest positions.
 
-One thing differs from RecIS: its behavior_id has an unbounded table (`hash_bucket_size` 0). Here
-it is a bucket table of 131,072 rows, so that two of the few behaviours of a log are very unlikely to
-share a row. Likewise item_id and cate_id, which RecIS keeps unbounded because they have no
-`hash_type`, are taken modulo their bucket sizes.
+As there, ids without a `hash_type` (item_id, cate_id) and those with `hash_bucket_size` 0 (behavior_id)
+have a row each, in tables that grow.
 """
 
 import dataclasses
@@ -19,8 +17,7 @@ from s2s_jax.config import Config, LossConfig, load_file
 def get_config() -> Config:
     base = load_file(Path(__file__).with_name("base.py"))
     features = tuple(
-        dataclasses.replace(f, hash_bucket_size=131_072) if f.name == "behavior_id" else f
-        for f in base.features
+        f if f.hash_type else dataclasses.replace(f, hash_bucket_size=0) for f in base.features
     )
     return dataclasses.replace(
         base,

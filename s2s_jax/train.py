@@ -22,9 +22,10 @@ from jax.sharding import Mesh
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
-from s2s_jax.training import hosts
+from s2s_jax.training import growth, hosts
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
+from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
@@ -66,16 +67,18 @@ class Job(NamedTuple):
     Attributes:
       config: the configuration.
       mesh: the devices.
-      functions: pure functions over them.
       reader: batches.
       checkpoints: of the run directory.
     """
 
     config: Config
     mesh: Mesh
-    functions: StepFunctions
     reader: Reader
     checkpoints: Checkpoints
+
+    def functions(self, plan: GrowthPlan) -> StepFunctions:
+        """Pure functions over the devices, for tables as large as they are now."""
+        return make_step_functions(self.config, self.mesh, plan.capacities_now())
 
 
 class Progress(NamedTuple):
@@ -85,11 +88,13 @@ class Progress(NamedTuple):
       step: optimizer steps done.
       state: the devices' part.
       meters: running means.
+      plan: of the growth of tables.
     """
 
     step: int
     state: TrainState
     meters: Meters
+    plan: GrowthPlan
 
 
 def train(config: Config, mesh: Mesh | None = None) -> int:
@@ -115,8 +120,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             to_device=lambda a: put_batch(a, microbatches, mesh, stop.requested is not None),
         )
         hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
-        functions = make_step_functions(config, mesh)
-        job = Job(config, mesh, functions, reader, checkpoints)
+        job = Job(config, mesh, reader, checkpoints)
         with contextlib.closing(reader), _memory_explained(job):
             progress = _start_or_continue(job)
             total_steps = _total_steps(job, progress)
@@ -147,8 +151,9 @@ def _run(
     job: Job, progress: Progress, total_steps: int, writer: Writer | None, stop: "StopSignals"
 ) -> None:
     """The loop. Step n is dispatched before the metrics of step n - 1 are read."""
-    step, state, meters = progress
+    step, state, meters, plan = progress
     saved_step = step
+    evictions = Evictions(job.config, job.mesh)
     settings = job.config.train
     profile = _Profile(job.config)
     skips = SkipLog(Path(settings.output_dir), job.reader.skipped_files, host=jax.process_index())
@@ -164,6 +169,7 @@ def _run(
         values = jax.device_get(metrics)
         _check_finite(at, values, job.checkpoints)
         stop.hear(bool(values["stop"]))
+        plan.hear(at, values)
         meters.add(values, waited)
         if writer is not None:
             writer.advance(at)
@@ -176,13 +182,27 @@ def _run(
         nonlocal saved_step
         read_pending()
         if step > saved_step:
-            reached = {"reader": job.reader.get_state(), "meters": meters.get_state()}
+            reached = {
+                "reader": job.reader.get_state(),
+                "meters": meters.get_state(),
+                "growth": plan.get_state(),
+            }
             job.checkpoints.save(step, state, reached)
             saved_step = step
 
     # Hidden copies between host and device would be slow, so they fail instead.
     with jax.transfer_guard("disallow"):
         while step < total_steps and not stop.now:
+            if plan.full is not None:
+                save()
+                job.checkpoints.wait()
+                raise UserError(plan.full)
+            for name in plan.take(step + 1):
+                hosts.say(f"step {step}: table {name} grows")
+                with jax.transfer_guard("allow"):
+                    state = growth.doubled(state, name, job.mesh)
+                compiled = None
+            state = evictions.before(step + 1, state)
             asked = time.perf_counter()
             try:
                 batch = next(job.reader)
@@ -195,7 +215,7 @@ def _run(
             waited = time.perf_counter() - asked
             skips.add(batch.skipped)
             if compiled is None:
-                compiled = job.functions.train_step.lower(state, batch.arrays).compile()
+                compiled = job.functions(plan).train_step.lower(state, batch.arrays).compile()
                 # Rates leave out compilation and the first reading.
                 meters.start_rates()
                 waited = 0.0
@@ -224,15 +244,18 @@ def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -
 
 def _start_or_continue(job: Job) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
-    meters = Meters()
+    meters, plan = Meters(), GrowthPlan(job.config)
     step = job.checkpoints.newest_step
     if step is None:
-        return Progress(0, job.functions.init(), meters)
-    state, saved = job.checkpoints.restore(step, job.functions.abstract)
+        return Progress(0, job.functions(plan).init(), meters, plan)
+    saved = job.checkpoints.progress(step)
+    plan.set_state(saved["growth"])
+    state = job.checkpoints.restore(step, job.functions(plan).abstract)
+    plan.grow_at_least(step)
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
-    return Progress(step, state, meters)
+    return Progress(step, state, meters, plan)
 
 
 @contextlib.contextmanager
@@ -243,7 +266,7 @@ def _memory_explained(job: Job) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
-        state = job.functions.abstract
+        state = job.functions(GrowthPlan(job.config)).abstract
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         raise UserError(
             f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB, "

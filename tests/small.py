@@ -53,14 +53,21 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
     columns = []
     for feature in config.features:
         shape = (rows, seq_len, feature.bag_size)
-        ids = rng.integers(0, feature.hash_bucket_size, size=shape).astype(np.int32)
+        ids = rng.integers(0, feature.hash_bucket_size or 300, size=shape).astype(np.int32)
         # Bags have 0 to K ids, but for the item, which is always there.
         if feature.name != "item_id":
             count = rng.integers(0, feature.bag_size + 1, size=shape[:2])
             ids[np.arange(feature.bag_size) >= count[..., None]] = -1
         ids[np.arange(seq_len) >= length[:, None]] = -1
+        if feature.grows:
+            ids = to_words(ids).reshape(*ids.shape[:2], -1)
         columns.append(ids)
     return {"length": length, "ids": np.concatenate(columns, axis=-1)}
+
+
+def to_words(ids: np.ndarray) -> np.ndarray:
+    """int32 `[…, 2]`: low and high words of integers."""
+    return ids.astype("<i8")[..., None].view("<i4")
 
 
 def write_log(directory: Path, users: int, files: int = 2, seed: int = 0) -> None:

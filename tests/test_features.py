@@ -455,3 +455,42 @@ def test_text_that_is_no_time_is_named():
     message = refusal(features.decode, batch, file_of(batch), 10, make_config((feature,), 4))
     assert "row 11, column a" in message
     assert "'2017-11-25'" in message
+
+
+def test_ids_of_tables_that_grow_keep_all_their_64_bits():
+    """Low and high word of each id; of a hash, 63 bits; -1 is no id and becomes another."""
+    columns = (
+        FeatureConfig(name="item", hash_bucket_size=0, bag_size=2),
+        FeatureConfig(name="text", hash_bucket_size=0, hash_type="murmur"),
+        FeatureConfig(name="bucket", hash_bucket_size=10),
+    )
+    numbers = [[[2**40 + 5, -7], [], [-1]], [[-(2**63)]]]
+    texts = [[["a"], ["bc"], []], [[""]]]
+    batch = pa.record_batch(
+        {
+            "item": pa.array(numbers, pa.list_(pa.list_(pa.int64()))),
+            "text": pa.array(texts, pa.list_(pa.list_(pa.string()))),
+            "bucket": pa.array([[[13], [3], [4]], [[5]]], pa.list_(pa.list_(pa.int64()))),
+        }
+    )
+    config = make_config(columns, seq_len=3)
+    where = features.id_columns(columns)
+    assert where == {"item": slice(0, 4), "text": slice(4, 6), "bucket": slice(6, 7)}
+    block = features.decode(batch, file_of(batch), 0, config)
+    ids = blocks.to_dense([block], 2, 3)["ids"]
+
+    def numbers_of(name, row, position):
+        pairs = ids[row, position, where[name]].reshape(-1, 2).astype(np.int64)
+        return [(int(high) % 2**32 << 32) + int(low) % 2**32 for low, high in pairs]
+
+    none = 2**64 - 1
+    assert numbers_of("item", 0, 0) == [2**40 + 5, 2**64 - 7]
+    assert numbers_of("item", 0, 1) == [none, none]
+    instead, after = numbers_of("item", 0, 2)
+    assert after == none != instead
+    assert numbers_of("item", 1, 0) == [2**63, none]
+    assert numbers_of("item", 1, 1) == [none, none]
+    for position, text in enumerate((b"a", b"bc")):
+        assert numbers_of("text", 0, position) == [reference(text) % 2**63]
+    assert numbers_of("text", 0, 2) == [none]
+    np.testing.assert_array_equal(ids[:, :, 6], [[3, 3, 4], [5, -1, -1]])

@@ -63,7 +63,12 @@ def make_batch(seed, bag=1):
 
 def ours(config, preds, targets, length, items):
     pairs = pair_up(
-        config, preds.reshape(B * L, E), targets.reshape(B * L, E), jnp.asarray(length), items
+        config,
+        preds.reshape(B * L, E),
+        targets.reshape(B * L, E),
+        jnp.asarray(length),
+        items,
+        items[..., 0] >= 0,
     )
     sums = softmax_loss(config, pairs)
     return sums.loss / sums.pairs, sums.hits / sums.pairs
@@ -132,6 +137,7 @@ def test_zero_vectors_and_cold_temperatures_stay_finite():
 def test_nothing_to_score_is_zero_not_nan():
     preds, targets, _, items = make_batch(0)
     length = np.array([1, 0, 1], np.int32)
-    pairs = pair_up(LossConfig(), preds.reshape(-1, E), targets.reshape(-1, E), length, items)
+    flat = preds.reshape(-1, E), targets.reshape(-1, E)
+    pairs = pair_up(LossConfig(), *flat, length, items, items[..., 0] >= 0)
     sums = softmax_loss(LossConfig(), pairs)
     assert (sums.loss, sums.hits, sums.pairs) == (0, 0, 0)

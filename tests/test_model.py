@@ -111,8 +111,8 @@ def test_predict_is_eval_mode(devices):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
     mesh = make_mesh(jax.devices()[:devices])
     functions = make_step_functions(config, mesh)
-    params = functions.init().params
+    state = functions.init()
     batch = jax.tree.map(lambda x: x[0], put_batch(small.batch(config, 8, 0), 1, mesh))
-    encoded = functions.predict(params, batch)
+    encoded = functions.predict(state, batch)
     assert encoded.preds_ME.shape == (8 * L, 16)
-    np.testing.assert_array_equal(encoded.preds_ME, functions.predict(params, batch).preds_ME)
+    np.testing.assert_array_equal(encoded.preds_ME, functions.predict(state, batch).preds_ME)

@@ -21,6 +21,7 @@ from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.train import train
 from s2s_jax.training.checkpoint import Checkpoints, locked
+from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
@@ -66,7 +67,11 @@ def learned(run_dir: Path) -> list[tuple]:
 
 def saved_state(config: Config, step: int):
     checkpoints = Checkpoints(config)
-    state, progress = checkpoints.restore(step, make_step_functions(config, one_device()).abstract)
+    progress = checkpoints.progress(step)
+    plan = GrowthPlan(config)
+    plan.set_state(progress["growth"])
+    functions = make_step_functions(config, one_device(), plan.capacities_now())
+    state = checkpoints.restore(step, functions.abstract)
     checkpoints.close()
     return jax.device_get(state), progress
 
@@ -117,6 +122,7 @@ import pickle, sys, jax
 import small
 from s2s_jax.errors import run_door
 from s2s_jax.train import train
+from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
 run_door(lambda _: train(config, make_mesh(jax.devices()[:1])))

@@ -1,6 +1,6 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
-from s2s_jax.config.loading import load, load_file, print_help
+from s2s_jax.config.loading import load, load_file, load_json, print_help
 from s2s_jax.config.schema import (
     Config,
     FeatureConfig,
@@ -22,6 +22,7 @@ __all__ = [
     "TrainConfig",
     "load",
     "load_file",
+    "load_json",
     "print_help",
     "validate",
 ]

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import json
 import re
 import typing
 from pathlib import Path
@@ -76,6 +77,38 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         config = _override(config, overrides)
     validate(config)
     return config
+
+
+def load_json(path: Path) -> Config:
+    """The configuration that a run wrote to its `config.json`.
+
+    Raises:
+      UserError: there is none, or it is not of this version.
+    """
+    try:
+        sections = json.loads(path.read_text())
+        config = _from_json(Config, sections)
+        validate(config)
+    except (OSError, ValueError, TypeError, KeyError, UserError) as error:
+        raise UserError(
+            f"{path}: expected the configuration of a run of this version of s2s_jax ({error}); give "
+            f"the directory of such a run"
+        ) from error
+    return config
+
+
+def _from_json(cls: type, values: dict[str, Any]) -> Any:
+    """A dataclass from what `dataclasses.asdict` and JSON made of it: lists become tuples again."""
+    read: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if name == "features":
+            read[name] = tuple(_from_json(schema.FeatureConfig, each) for each in value)
+        elif isinstance(value, dict):
+            read[name] = _from_json(hints[name], value)
+        else:
+            read[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**read)
 
 
 def print_help(config: Config, prog: str) -> None:

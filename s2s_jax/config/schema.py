@@ -80,7 +80,26 @@ class FeatureConfig:
     hash_bucket_size: int
     """Rows of the table. With op id: the id or its hash, as an unsigned 64-bit number, is taken modulo
     this; without a hash, ids below it have a row each and larger ones wrap around. With other ops: at
-    least as many as they have values; long time gaps share the last row"""
+    least as many as they have values; long time gaps share the last row. 0: no buckets; each 64-bit id
+    (or, hashed, 63 bits of its hash) has a row of its own, in a table that grows"""
+    capacity: int = 65_536
+    """Rows that a table with hash_bucket_size 0 starts with, rounded up to a power of two; it is doubled
+    when it is nearly full"""
+    max_capacity: int | None = None
+    """Most rows that such a table may have, rounded up to a power of two; None: as many as memory
+    holds"""
+    on_full: Literal["evict", "stop"] = "evict"
+    """What a table does that is full at max_capacity: evict gives a new id the row of the one in its two
+    buckets that was not seen for longest; stop ends the run, saved"""
+    admit_after: int = 1
+    """Sightings after which an id gets a row in such a table; until then it has its initial value. More
+    than 1 keeps ids that come once out; they are counted in a sketch, which may count a few too many"""
+    evict_after_steps: int | None = None
+    """Ids not seen for more steps than this lose their row; None: never"""
+    evict_below: int = 0
+    """Ids seen fewer times than this lose their row when ids are evicted (every evict_every steps)"""
+    evict_every: int = 1000
+    """Steps between looking for ids to evict"""
     shard_name: str | None = None
     """Name of the table; features that give the same name share it. None: the feature's own name"""
     combiner: Literal["mean", "sum"] = "mean"
@@ -89,6 +108,16 @@ class FeatureConfig:
     """Most ids that a position may hold; a fuller one is refused"""
     init_std: float = 0.001
     """Standard deviation of the truncated normal that initialises the table"""
+
+    @property
+    def grows(self) -> bool:
+        """Whether its table has a row for each id and grows."""
+        return self.hash_bucket_size == 0
+
+    @property
+    def id_words(self) -> int:
+        """int32 words of an id on its way to the devices."""
+        return 2 if self.grows else 1
 
     @property
     def column_name(self) -> str:
@@ -120,6 +149,20 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
     float32 on a CPU, bfloat16 elsewhere"""
+    position: Literal["none", "learned", "rope"] = "none"
+    """How the transformer knows the order of events beyond causality: none, not at all; learned, a vector
+    for each position, counted from the start of the sequence as it is fed; rope, queries and keys turned
+    by angles that grow with the position"""
+    attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
+    """How attention is computed: blocked (plain JAX that skips what causality hides, for CPUs), cudnn
+    (fused; GPUs, bfloat16 only), xla (all scores at once). auto: blocked on a CPU, cudnn on a GPU where it
+    can, else xla"""
+    remat: Literal["none", "attention", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, the attention of each layer,
+    or all of each layer. Less memory for more time"""
+    unroll: int = 1
+    """Layers that one turn of the loop over layers runs; num_layers: no loop. More makes faster code and
+    longer compiles"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +209,9 @@ class LossConfig:
     negative_scope: Literal["global", "local"] = "global"
     """Whose events are candidates: global, those of all devices, so that the loss does not depend on
     the number of devices; local, each device's own, as data-parallel RecIS does, which exchanges less"""
+    negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
+    """What the positive competes with: in_batch, the other events of the batch; mixed, these and sampled
+    items; uniform, sampled items instead; full, all items instead"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")

@@ -13,6 +13,22 @@ from s2s_jax.errors import UserError
 
 # Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
 MAX_BUCKETS = 2_000_000_000
+_GROWING = (
+    "capacity",
+    "max_capacity",
+    "on_full",
+    "admit_after",
+    "evict_after_steps",
+    "evict_below",
+    "evict_every",
+)
+_DEFAULT_OF_GROWING = {
+    field.name: field.default
+    for field in dataclasses.fields(FeatureConfig)
+    if field.name in _GROWING
+}
+# What features that share a table must agree on.
+_OF_TABLE = ("emb_dim", "hash_bucket_size", "init_std", *_GROWING)
 
 
 def validate(config: Config) -> None:
@@ -115,25 +131,49 @@ def _check_features(config: Config) -> None:
         _require(feature.bag_size >= 1, f"{path}.bag_size", "at least 1", feature.bag_size)
         _require(feature.init_std >= 0, f"{path}.init_std", "at least 0", feature.init_std)
         _check_op(feature, path)
-        if feature.hash_bucket_size == 0:
-            raise UserError(
-                f"{path}.hash_bucket_size: 0 asks for a collision-free table, which this version "
-                f"does not have; give {feature.name} a number of buckets"
-            )
-        _require(
-            1 <= feature.hash_bucket_size <= MAX_BUCKETS,
-            f"{path}.hash_bucket_size",
-            f"1 to {MAX_BUCKETS:,}",
-            feature.hash_bucket_size,
-        )
+        _check_rows(feature, path)
         j, other = first_of_table.setdefault(feature.table_name, (i, feature))
-        for key in ("emb_dim", "hash_bucket_size", "init_std"):
+        for key in _OF_TABLE:
             _require(
                 getattr(feature, key) == getattr(other, key),
                 f"{path}.{key}",
                 f"{getattr(other, key)} as in features.{j}, which has the same table",
                 getattr(feature, key),
             )
+
+
+def _check_rows(feature: FeatureConfig, path: str) -> None:
+    rows = feature.hash_bucket_size
+    _require(
+        0 <= rows <= MAX_BUCKETS,
+        f"{path}.hash_bucket_size",
+        f"1 to {MAX_BUCKETS:,}, or 0 for a row for each id",
+        rows,
+    )
+    if not feature.grows:
+        for key, default in _DEFAULT_OF_GROWING.items():
+            _require(
+                getattr(feature, key) == default,
+                f"{path}.{key}",
+                f"{default}, because only tables with hash_bucket_size 0 grow",
+                getattr(feature, key),
+            )
+        return
+    for key in ("capacity", "admit_after", "evict_every"):
+        _require(getattr(feature, key) >= 1, f"{path}.{key}", "at least 1", getattr(feature, key))
+    for key in ("capacity", "max_capacity"):
+        value = getattr(feature, key)
+        _require(value is None or value <= 2**30, f"{path}.{key}", f"at most {2**30:,}", value)
+    most = feature.max_capacity
+    _require(
+        most is None or most >= feature.capacity,
+        f"{path}.max_capacity",
+        f"at least capacity ({feature.capacity:,})",
+        most,
+    )
+    after = feature.evict_after_steps
+    _require(after is None or after >= 1, f"{path}.evict_after_steps", "at least 1", after)
+    _require(feature.evict_below >= 0, f"{path}.evict_below", "at least 0", feature.evict_below)
 
 
 def _check_op(feature: FeatureConfig, path: str) -> None:
@@ -189,6 +229,25 @@ def _check_model(config: Config) -> None:
         "model.nhead",
         f"a divisor of model.hidden_size ({model.hidden_size})",
         model.nhead,
+    )
+    head_width = model.hidden_size // model.nhead
+    _require(
+        model.position != "rope" or head_width % 2 == 0,
+        "model.position",
+        f"learned or none, since heads have an odd width ({head_width})",
+        model.position,
+    )
+    _require(
+        1 <= model.unroll <= model.num_layers,
+        "model.unroll",
+        f"1 to model.num_layers ({model.num_layers})",
+        model.unroll,
+    )
+    _require(
+        model.attention != "cudnn" or model.dtype != "float32",
+        "model.attention",
+        "auto, blocked or xla, since cudnn does not compute in float32",
+        model.attention,
     )
 
 

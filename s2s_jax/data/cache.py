@@ -25,7 +25,19 @@ from s2s_jax.errors import UserError
 _VERSION = 1
 _METADATA = b"s2s_jax"
 # What decoding does not depend on.
-_NOT_OF_DECODING = ("emb_dim", "shard_name", "combiner", "init_std")
+_NOT_OF_DECODING = (
+    "emb_dim",
+    "shard_name",
+    "combiner",
+    "init_std",
+    "capacity",
+    "max_capacity",
+    "on_full",
+    "admit_after",
+    "evict_after_steps",
+    "evict_below",
+    "evict_every",
+)
 
 
 class StripeCache:
@@ -38,7 +50,7 @@ class StripeCache:
           UserError: it cannot be written.
         """
         assert config.io.cache is not None, "asked for only with a directory"
-        self._made_for = _decoding_settings(config)
+        self._made_for = decoding_settings(config)
         self._columns = sum(feature.bag_size for feature in config.features)
         text = json.dumps(self._made_for, indent=2)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -97,7 +109,7 @@ class StripeCache:
         return {_METADATA: json.dumps(source | self._made_for).encode()}
 
 
-def _decoding_settings(config: Config) -> dict[str, Any]:
+def decoding_settings(config: Config) -> dict[str, Any]:
     """All that decoded ids depend on but the files."""
     features = []
     for feature in config.features:

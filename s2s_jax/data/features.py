@@ -21,11 +21,12 @@ from s2s_jax.errors import UserError
 
 
 def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
-    """Which columns of `Block.values_PC` hold the ids of each feature: `bag_size` of them."""
+    """Which columns of `Block.values_PC` hold the ids of each feature: `bag_size * id_words` of them."""
     columns, start = {}, 0
     for feature in features:
-        columns[feature.name] = slice(start, start + feature.bag_size)
-        start += feature.bag_size
+        width = feature.bag_size * feature.id_words
+        columns[feature.name] = slice(start, start + width)
+        start += width
     return columns
 
 
@@ -103,7 +104,7 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
         )
     starts_N = blocks.starts(lengths_N)
     columns = id_columns(config.features)
-    width = sum(feature.bag_size for feature in config.features)
+    width = sum(feature.bag_size * feature.id_words for feature in config.features)
     values_PC = np.empty((starts_N[-1], width), np.int32)
     decoded = Block(values_PC, starts_N[:-1], lengths_N)
     kept = blocks.truncate(decoded, seq_len, keep_newest=config.io.truncate_side == "left")
@@ -189,7 +190,10 @@ def _fill(
             first_P[where.starts_N[:-1]] = True
             ids_PK[:, 0] = ids.time_gaps(entries.values, there_P, first_P[:-1], feature)
             return
-        ids_T = ids.to_buckets(entries.values, feature)
+        if feature.grows:
+            ids_TW = ids.to_words(entries.values, feature)
+        else:
+            ids_TW = ids.to_buckets(entries.values, feature)[:, None]
     except ids.NotANumberError as error:
         position = error.index
         if counts_P is not None:
@@ -199,15 +203,17 @@ def _fill(
             f"time as a whole number (features of op {feature.op}), found {error.text}; write times as "
             f"seconds since 1970"
         ) from error
+    words = feature.id_words
     if counts_P is None:
-        ids_PK[:, 0] = ids_T
-        ids_PK[:, 1:] = NO_ID
+        ids_PK[:, :words] = ids_TW
+        ids_PK[:, words:] = NO_ID
         return
     begins_P = blocks.starts(counts_P)[:-1]
     for k in range(feature.bag_size):
         there_P = counts_P > k
-        ids_PK[:, k] = NO_ID
-        ids_PK[there_P, k] = ids_T[begins_P[there_P] + k]
+        for word in range(words):
+            ids_PK[:, k * words + word] = NO_ID
+            ids_PK[there_P, k * words + word] = ids_TW[begins_P[there_P] + k, word]
 
 
 # ------------------------------------------------------------------------------------ columns

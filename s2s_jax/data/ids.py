@@ -12,6 +12,10 @@ from s2s_jax.data.blocks import NO_ID
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400
+# The one id of a table without buckets that both words mark as none; it takes the place of another that
+# hardly occurs.
+_RESERVED = np.uint64(2**64 - 1)
+_INSTEAD = np.uint64(0xD6E8FEB86659FD93)
 # 1 January 1970 was a Thursday; weeks begin on Monday.
 _WEEKDAY_OF_DAY_0 = 3
 
@@ -75,6 +79,31 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
             return (local_T % _DAY // 3600).astype(np.int32)
         return ((local_T // _DAY + _WEEKDAY_OF_DAY_0) % 7).astype(np.int32)
     assert feature.op == "id", "time gaps are no matter of single entries"
+    return hashing.to_buckets(_hashed(values, feature), feature.hash_bucket_size)
+
+
+def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
+    """64-bit ids of a table without buckets: the entries themselves, or 63 bits of their hashes.
+
+    Args:
+      values: entries without nulls, of an `accepted` type.
+      feature: says the hash.
+
+    Returns:
+      int32 `[T, 2]`, low and high word; never both `NO_ID`.
+    """
+    ids_T = _hashed(values, feature)
+    if feature.hash_type is not None:
+        ids_T = hashing.to_positive_ids(ids_T)
+    ids_T = ids_T.view(np.uint64)
+    reserved_T = ids_T == _RESERVED
+    if reserved_T.any():
+        ids_T = np.where(reserved_T, _INSTEAD, ids_T)
+    return np.ascontiguousarray(ids_T).astype("<u8", copy=False).view("<i4").reshape(-1, 2)
+
+
+def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
+    """Entries, or hashes of entries, as int64 or uint64."""
     if is_text(values.type):
         assert feature.hash_type is not None, "checked with the schema"
         ids_T = hashing.hash_strings(values, feature.hash_type)
@@ -82,7 +111,7 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
         ids_T = _integers(values)
         if feature.hash_type is not None:
             ids_T = hashing.hash_integers(ids_T, feature.hash_type)
-    return hashing.to_buckets(ids_T, feature.hash_bucket_size)
+    return ids_T
 
 
 def time_gaps(

@@ -28,6 +28,10 @@ _ROOM = 1.25
 # Rounds whose gradients are summed together: all, unless runs are very uneven.
 _ROUNDS = 10
 _NOWHERE = jnp.iinfo(jnp.int32).max
+# Questions are small, so a round has room for runs that are twice as long as the mean, and for a few
+# more where the mean is small.
+_ROOM_FOR_QUESTIONS = 2
+_MORE_QUESTIONS = 32
 
 Arrays = dict[str, jax.Array]
 # Takes a carry and `{table: Window}`, returns the carry.
@@ -114,6 +118,45 @@ def _fetch_group(tables: Arrays, asked: dict[str, Asked], axis: str) -> Arrays:
     }
     start = (jnp.zeros((), jnp.int32), empty)
     return jax.lax.while_loop(lambda state: state[0] < rounds, one_round, start)[1]
+
+
+def query(
+    asked_UC: jax.Array, begins_n1: jax.Array, fill: Any, answer: Any, carry: Any, axis: str
+) -> tuple[Any, jax.Array]:
+    """Asks the owners of ids, who may change what they hold, and brings back their answers.
+
+    Args:
+      asked_UC: C words for each id, the ids of each owner one after the other.
+      begins_n1: as in `Asked`.
+      fill: stands where nothing is asked.
+      answer: `(carry, asked_VC) -> (carry, int32 [V])`, on the owner, for all devices' ids of a round.
+      carry: what the owner holds.
+      axis: the mesh axis.
+
+    Returns:
+      The carry and int32 `[U]` answers, -1 where nothing was asked.
+    """
+    devices = jax.lax.axis_size(axis)
+    if devices == 1:
+        return answer(carry, asked_UC)
+    size, words = asked_UC.shape
+    slice_rows = min(size, math.ceil(_ROOM_FOR_QUESTIONS * size / devices) + _MORE_QUESTIONS)
+    ends = begins_n1[1:]
+    longest = (ends - begins_n1[:-1]).max()
+    rounds = jax.lax.pmax(-(-longest // slice_rows), axis)
+
+    def one_round(state: tuple) -> tuple:
+        number, carry, answer_U = state
+        places = _places(begins_n1[:-1] + number * slice_rows, ends, slice_rows)
+        sent = asked_UC.at[places.place].get(mode="clip")
+        sent = jnp.where(places.valid[..., None], sent, jnp.asarray(fill, asked_UC.dtype))
+        carry, answers = answer(carry, _swap(sent, axis).reshape(-1, words))
+        back = _swap(answers.reshape(devices, slice_rows), axis)
+        return number + 1, carry, _put(answer_U, places, back)
+
+    nothing = jax.lax.pcast(jnp.full(size, -1, jnp.int32), axis, to="varying")
+    start = (jnp.zeros((), jnp.int32), carry, nothing)
+    return jax.lax.while_loop(lambda state: state[0] < rounds, one_round, start)[1:]
 
 
 def reduce(

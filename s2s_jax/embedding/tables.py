@@ -9,8 +9,9 @@ all segments. Device d of n owns the contiguous segments [d S/n, (d+1) S/n), whi
 """
 
 import dataclasses
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +20,22 @@ from s2s_jax.config import FeatureConfig
 
 # Also the largest number of devices, which must divide it.
 NUM_SEGMENTS = 256
+# Rows of a bucket of a growing table (see `id_map`): of the least possible size that holds load 0.85
+# without loss with two choices.
+SLOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A hash-bucket table.
+    """A table of a fixed number of buckets, or one that grows with the ids it has seen.
 
     Attributes:
       name: its name in checkpoints, the features' `shard_name`.
-      buckets: ids it can tell apart.
+      buckets: ids it can tell apart; of a growing table, its rows at present.
       emb_dim: D.
       init_std: standard deviation of its initial values.
       features: names of the features that read it.
+      grows: whether each id has a row of its own, found through an `id_map.IdMap`.
     """
 
     name: str
@@ -38,6 +43,7 @@ class TableSpec:
     emb_dim: int
     init_std: float
     features: tuple[str, ...]
+    grows: bool = False
 
     @property
     def segment_rows(self) -> int:
@@ -50,20 +56,37 @@ class TableSpec:
         return NUM_SEGMENTS * self.segment_rows
 
 
-def table_specs(features: Sequence[FeatureConfig]) -> dict[str, TableSpec]:
-    """The tables that `features` read, by name, in order of first use."""
+def table_specs(
+    features: Sequence[FeatureConfig], capacities: Mapping[str, int] | None = None
+) -> dict[str, TableSpec]:
+    """The tables that `features` read, by name, in order of first use.
+
+    Args:
+      features: the features.
+      capacities: rows of each growing table; None: those it starts with.
+    """
     specs: dict[str, TableSpec] = {}
     for feature in features:
         name = feature.table_name
         earlier = specs[name].features if name in specs else ()
+        rows = feature.hash_bucket_size
+        if feature.grows:
+            rows = usable_capacity(feature.capacity) if capacities is None else capacities[name]
         specs[name] = TableSpec(
             name=name,
-            buckets=feature.hash_bucket_size,
+            buckets=rows,
             emb_dim=feature.emb_dim,
             init_std=feature.init_std,
             features=(*earlier, feature.name),
+            grows=feature.grows,
         )
     return specs
+
+
+def usable_capacity(rows: int) -> int:
+    """The least capacity of at least `rows` that a growing table can have: a power of two buckets."""
+    buckets = math.ceil(rows / (NUM_SEGMENTS * SLOTS))
+    return NUM_SEGMENTS * SLOTS * 2 ** (buckets - 1).bit_length()
 
 
 def rows_of_buckets(spec: TableSpec, buckets: jax.Array) -> jax.Array:
@@ -84,8 +107,11 @@ def init_table(spec: TableSpec, key: jax.Array) -> jax.Array:
     """Initial values, f32 `[R, D]`: normal with `init_std`, truncated at two standard deviations.
 
     A value depends on the key, the table's name and its place alone, so that under `jit` with sharded
-    outputs each device makes its own shard and nothing else.
+    outputs each device makes its own shard and nothing else. Rows of growing tables are made when an id
+    gets them, and zero before.
     """
+    if spec.grows:
+        return jnp.zeros((spec.rows, spec.emb_dim))
     key = jax.random.fold_in(key, zlib.crc32(spec.name.encode()))
     unit_RD = jax.random.truncated_normal(key, -2.0, 2.0, (spec.rows, spec.emb_dim), jnp.float32)
     return unit_RD * spec.init_std

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import LossConfig
+from s2s_jax.model.streamed_softmax import MASKED, Candidates, Queries, softmax_sums
 
 _NORM_EPS = 1e-6
-# Finite, so that a row that masks everything but its positive has no inf - inf anywhere.
-_MASKED = -1e30
+# Items of more ids (or words) than this are numbered before they are compared.
+_WORDS_COMPARED = 2
 
 
 class LossSums(NamedTuple):
@@ -52,6 +53,7 @@ def pair_up(
     targets_ME: jax.Array,
     length_B: jax.Array,
     item_BLK: jax.Array,
+    present_BL: jax.Array,
 ) -> Pairs:
     """Pairs each position's prediction with the event that it is scored against.
 
@@ -60,8 +62,9 @@ def pair_up(
       preds_ME: f32 `[B*L, E]`.
       targets_ME: f32 `[B*L, E]`.
       length_B: int32, real positions of each sequence.
-      item_BLK: int32 ids of `config.item_feature`, negative where there is none. A position without
-        an item is nobody's positive and no negative.
+      item_BLK: int32 ids (or the words of ids) of `config.item_feature`.
+      present_BL: bool, whether a position has an item. One without is nobody's positive and no
+        negative.
     """
     batch, seq_len, _ = item_BLK.shape
     earlier, later = slice(None, -1), slice(1, None)
@@ -72,51 +75,99 @@ def pair_up(
         return x_BLE[:, positions].reshape(batch * (seq_len - 1), -1)
 
     real_BL = jnp.arange(seq_len) < length_B[:, None]
-    valid_BL = real_BL[:, query] & real_BL[:, positive] & (item_BLK[:, positive, 0] >= 0)
+    valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]
     valid_N = valid_BL.reshape(-1) if config.mask_padding else jnp.ones(valid_BL.size, bool)
     item_NK = item_BLK[:, positive].reshape(valid_N.size, -1) if config.mask_same_item else None
     return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_NK)
 
 
-def softmax_loss(config: LossConfig, pairs: Pairs, axis: str | None = None) -> LossSums:
-    """Cross-entropy of each query's positive among all valid positives.
+class Sampled(NamedTuple):
+    """Candidates besides the pairs' own, none of them anybody's positive.
 
-    Holds an `[N, C]` matrix of similarities.
+    Attributes:
+      vectors_CE: f32, of any length.
+      item_CK: int32 items; None if the pairs have none.
+      log_q_C: f32 logarithms of the probabilities (or expected counts) with which the candidates were
+        drawn, infinite for one that is none; None: no correction.
+    """
+
+    vectors_CE: jax.Array
+    item_CK: jax.Array | None
+    log_q_C: jax.Array | None
+
+
+def softmax_loss(
+    config: LossConfig,
+    pairs: Pairs,
+    axis: str | None = None,
+    sampled: Sampled | None = None,
+    log_q_N: jax.Array | None = None,
+) -> LossSums:
+    """Cross-entropy of each query's positive among itself and its negatives.
+
+    Negatives are other pairs' positives, sampled candidates or both, as `config.negatives` says. From
+    the logit of what was drawn with probability q, log q is subtracted, also where it is the positive
+    (Jean et al., "On using very large target vocabulary for neural machine translation", 2015; Yi et
+    al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019).
 
     Args:
-      config: temperature.
+      config: temperature and where negatives come from.
       pairs: of this device.
       axis: inside `jax.shard_map`, the mesh axis over which all devices' positives are candidates; None:
-        this device's own are.
+        this device's own are. Sampled candidates are always this device's own.
+      sampled: further candidates; None exactly if negatives are of the batch only.
+      log_q_N: log q of the positives, without gradient; None: no correction.
 
     Returns:
       Sums over this device's pairs.
     """
-    queries_NE = _normalize(pairs.queries_NE)
-    candidates_CE = _normalize(pairs.positives_NE)
-    valid_C, item_CK, first = pairs.valid_N, pairs.item_NK, 0
+    if (sampled is None) != (config.negatives == "in_batch"):
+        found = "no" if sampled is None else "some"
+        raise ValueError(
+            f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
+        )
+    vectors_NE, positives_NE = _normalize(pairs.queries_NE), _normalize(pairs.positives_NE)
+    size, first = pairs.valid_N.size, 0
+    bias_N = jnp.zeros_like(vectors_NE[:, 0]) if log_q_N is None else -log_q_N
+    bias_A, item_AK = jnp.where(pairs.valid_N, bias_N, MASKED), pairs.item_NK
+    if config.negatives not in ("in_batch", "mixed"):
+        axis = None
     if axis is not None:
-        candidates_CE = jax.lax.all_gather(candidates_CE, axis, tiled=True)
-        valid_C = jax.lax.all_gather(valid_C, axis, tiled=True)
-        if item_CK is not None:
-            item_CK = jax.lax.all_gather(item_CK, axis, tiled=True)
-        first = jax.lax.axis_index(axis) * pairs.valid_N.size
-    own_N = first + jnp.arange(pairs.valid_N.size)
-    own_NC = own_N[:, None] == jnp.arange(valid_C.size)
-    negative_NC = valid_C & ~own_NC
-    if item_CK is not None:
-        item_C = item_CK[:, 0] if item_CK.shape[1] == 1 else _number_bags(item_CK)
-        negative_NC &= item_C[own_N][:, None] != item_C
-    logits_NC = queries_NE @ candidates_CE.T / config.temperature
-    logits_NC = jnp.where(negative_NC | own_NC, logits_NC, _MASKED)
-    positive_N = jnp.where(own_NC, logits_NC, 0).sum(axis=-1)
-    loss_N = jax.nn.logsumexp(logits_NC, axis=-1) - positive_N
-    hit_N = positive_N > jnp.where(own_NC, _MASKED, logits_NC).max(axis=-1)
-    return LossSums(
-        loss=jnp.where(pairs.valid_N, loss_N, 0).sum(),
-        hits=(hit_N & pairs.valid_N).sum(dtype=jnp.float32),
-        pairs=pairs.valid_N.sum(dtype=jnp.float32),
-    )
+        # Small, so that only vectors need to go round; and items can be numbered alike on all devices.
+        bias_A, item_AK = jax.tree.map(
+            lambda x: jax.lax.all_gather(x, axis, tiled=True), (bias_A, item_AK)
+        )
+        first = jax.lax.axis_index(axis) * size
+    item_NK, item_AK, item_SK = _comparable(item_AK, sampled, first, size)
+    own_N = first + jnp.arange(size, dtype=jnp.int32)
+    queries = Queries(vectors_NE, positives_NE, pairs.valid_N, bias_N, own_N, item_NK)
+    candidates, further = Candidates(positives_NE, bias_A, item_AK), None
+    if sampled is not None:
+        further_CE = _normalize(sampled.vectors_CE)
+        bias_C = jnp.zeros_like(further_CE[:, 0])
+        if sampled.log_q_C is not None:
+            bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
+        further = Candidates(further_CE, bias_C, item_SK)
+        if config.negatives != "mixed":
+            queries, candidates, further = queries._replace(own_N=None), further, None
+    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, further)
+    return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+
+
+def _comparable(
+    item_AK: jax.Array | None, sampled: Sampled | None, first: jax.Array | int, size: int
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """Items in few words: of pairs `[first, first + size)` of A, of all A, and of sampled candidates."""
+    if item_AK is None:
+        return None, None, None
+    item_SK = None if sampled is None else sampled.item_CK
+    if sampled is not None and item_SK is None:
+        raise ValueError("sampled candidates need items where the pairs have them")
+    if item_AK.shape[1] > _WORDS_COMPARED:
+        others_SK = item_AK[:0] if item_SK is None else item_SK
+        number_N1 = _number_bags(jnp.concatenate([item_AK, others_SK]))[:, None]
+        item_AK, item_SK = number_N1[: len(item_AK)], number_N1[len(item_AK) :]
+    return jax.lax.dynamic_slice_in_dim(item_AK, first, size), item_AK, item_SK
 
 
 def _normalize(x_NE: jax.Array) -> jax.Array:

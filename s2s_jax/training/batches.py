@@ -62,13 +62,18 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         `data.blocks`.
 
     Returns:
-      int32 `length` `[…, B]` and for each feature `ids/<name>` `[…, B, L, K]`, `NO_ID` where there is
-      none.
+      int32 `length` `[…, B]` and for each feature `ids/<name>` `[…, B, L, K]`, or `[…, B, L, K, 2]` if
+      its table grows; `NO_ID` where there is none.
     """
     length = jnp.maximum(batch["length"], 0)
     ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
     columns = id_columns(config.features)
-    features = {f"ids/{name}": ids[..., places] for name, places in columns.items()}
+    features = {}
+    for feature in config.features:
+        ids_of = ids[..., columns[feature.name]]
+        if feature.grows:
+            ids_of = ids_of.reshape(*ids_of.shape[:-1], -1, feature.id_words)
+        features[f"ids/{feature.name}"] = ids_of
     return {"length": length, **features}
 
 

@@ -14,10 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from s2s_jax.config import Config
+from s2s_jax.embedding.id_map import IdMap, empty_map
+from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.training import hosts
 from s2s_jax.training.step import TrainState
@@ -128,26 +132,32 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restores the checkpoint of `step` into the shapes and shardings of `abstract`.
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """Restores the state of `step` into the shapes and shardings of `abstract`.
 
         Raises:
           UserError: it cannot be read.
         """
+        return TrainState(*self._restore(step, state=ocp.args.StandardRestore(abstract)))
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        return self._restore(step, progress=ocp.args.JsonRestore())
+
+    def _restore(self, step: int, **item: Any) -> Any:
+        ((name, _),) = item.items()
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                ),
-            )
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
                 f"{self._run_dir / 'checkpoints' / str(step)}: cannot be restored ({reason}); move "
                 f"this directory away to continue from an earlier checkpoint"
             ) from error
-        return TrainState(*restored["state"]), restored["progress"]
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
@@ -156,6 +166,55 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees threads."""
         self._manager.close()
+
+
+class SavedTables:
+    """The tables in a checkpoint, one at a time in the memory of this host, for looking at them.
+
+    Attributes:
+      path: of the checkpoint.
+      progress: what was saved beside the state.
+    """
+
+    def __init__(self, run_dir: Path, step: int | None = None):
+        """Opens the checkpoint of `step`, by default the newest.
+
+        Raises:
+          UserError: there is none.
+        """
+        directory = (run_dir / "checkpoints").resolve()
+        steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+        if not steps or step not in (None, *steps):
+            listed = ", ".join(map(str, steps)) or "none"
+            wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+            raise UserError(f"{directory}: expected {wanted}, found {listed}")
+        self.path = directory / str(steps[-1] if step is None else step)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            self.progress: dict[str, Any] = checkpointer.restore(self.path / "progress")
+
+    def values(self, spec: TableSpec) -> np.ndarray:
+        """f32 `[R, D]` of a table."""
+        shape = jax.ShapeDtypeStruct((spec.rows, spec.emb_dim), np.float32)
+        return self._restore({"params": {"tables": {spec.name: shape}}})["params"]["tables"][
+            spec.name
+        ]
+
+    def id_map(self, spec: TableSpec) -> IdMap:
+        """The map of a table that grows; its sketch is left out."""
+        shapes = jax.eval_shape(lambda: empty_map(spec.rows, 1))
+        wanted = {k: v for k, v in shapes._asdict().items() if k != "sketch_SW"}
+        found = self._restore({"maps": {spec.name: wanted}})["maps"][spec.name]
+        return IdMap(**found | {"sketch_SW": None})
+
+    def _restore(self, item: Any) -> Any:
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(
+                self.path / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                ),
+            )
 
 
 def _remove_unfinished(directory: Path) -> None:

@@ -31,6 +31,7 @@ class Meters:
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
         self._skipped_rows = 0
+        self._tables: dict[str, int] = {}
         self.start_rates()
 
     def start_rates(self) -> None:
@@ -49,6 +50,7 @@ class Meters:
         self._tokens += int(metrics["tokens"])
         self._input_wait += input_wait
         self._skipped_rows += int(metrics["skipped_rows"])
+        self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
 
     def take_line(self, step: int) -> dict[str, float]:
         """The line of `step`; starts anew."""
@@ -60,6 +62,7 @@ class Meters:
         line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
         if self._skipped_rows:
             line["skipped_rows"] = self._skipped_rows
+        line |= self._tables
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
         self.start_rates()

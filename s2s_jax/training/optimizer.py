@@ -188,3 +188,15 @@ def apply_updates(params: Params, updates: Any) -> Params:
         "dense": optax.apply_updates(params["dense"], updates["dense"]),
         "tables": updates["tables"].values,
     }
+
+
+def table_moments(opt_state: Any) -> dict[str, jax.Array]:
+    """The moments of all tables in the state of `make_optimizer`."""
+    return opt_state[-1].inner_state.moments["tables"]
+
+
+def with_table_moments(opt_state: Any, moments: dict[str, jax.Array]) -> Any:
+    """The state of `make_optimizer` with other moments of tables."""
+    sparse = opt_state[-1].inner_state
+    sparse = sparse._replace(moments=sparse.moments | {"tables": moments})
+    return (*opt_state[:-1], opt_state[-1]._replace(inner_state=sparse))

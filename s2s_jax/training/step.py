@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import Config
 from s2s_jax.data.blocks import SKIPPED
-from s2s_jax.embedding.sharded import Found, ShardedTables
+from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import LossSums, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
@@ -27,6 +27,8 @@ from s2s_jax.training.optimizer import (
     apply_updates,
     make_optimizer,
     rows_norm,
+    table_moments,
+    with_table_moments,
 )
 
 Metrics = dict[str, jax.Array]
@@ -39,11 +41,13 @@ class TrainState(NamedTuple):
       step: int32 scalar, optimizer steps done.
       params: `{"dense": the model's parameters, "tables": {name: f32 [R, D]}}`.
       opt_state: the optimizer's.
+      maps: which id has which row, of the tables that grow.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    maps: Maps
 
 
 class StepFunctions(NamedTuple):
@@ -53,18 +57,27 @@ class StepFunctions(NamedTuple):
       init: `() -> TrainState`, sharded from the start.
       abstract: the state's shapes, types and shardings, for restoring.
       train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
-      predict: `(params, batch) -> Encoded`, jitted, without dropout, for one microbatch.
+      predict: `(state, batch) -> Encoded`, jitted, without dropout, for one microbatch; ids without a
+        row in a growing table stay without one, and are zeros.
     """
 
     init: Callable[[], TrainState]
     abstract: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    predict: Callable[[Params, Batch], Encoded]
+    predict: Callable[[TrainState, Batch], Encoded]
 
 
-def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
-    """Builds the train step of `config` over `mesh`."""
-    tables = ShardedTables(config.features, mesh)
+def make_step_functions(
+    config: Config, mesh: Mesh, capacities: Mapping[str, int] | None = None
+) -> StepFunctions:
+    """Builds the train step of `config` over `mesh`.
+
+    Args:
+      config: the configuration.
+      mesh: the devices.
+      capacities: rows of the tables that grow; None: those they start with.
+    """
+    tables = ShardedTables(config.features, mesh, capacities, config.train.seed)
     specs = tables.specs
     optimizer = make_optimizer(config.lr)
     # The graph is static; from here on parameters are a plain tree of arrays.
@@ -75,7 +88,8 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
         dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
         values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
         params = {"dense": dense, "tables": values}
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        opt_state = optimizer.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, tables.empty_maps())
 
     fsdp = config.train.dense_sharding == "fsdp"
     abstract = _with_shardings(jax.eval_shape(init), specs, mesh, fsdp)
@@ -86,7 +100,12 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
         sent, batch = batch, unpack(config, batch)
-        found = tables.look_up(state.params["tables"], _ids(batch))
+        stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
+        stored, found = tables.admit(stored, _ids(batch), state.step + 1)
+        opt_state = with_table_moments(state.opt_state, stored.moments)
+        state = TrainState(
+            state.step, state.params | {"tables": stored.values}, opt_state, stored.maps
+        )
         reduce = functools.partial(tables.reduce, found.asked)
         sums, gradients = model.gradients(state.params["dense"], found, batch, key)
         gradients["dense"] = jax.lax.with_sharding_constraint(
@@ -112,17 +131,22 @@ def make_step_functions(config: Config, mesh: Mesh) -> StepFunctions:
             "examples": (batch["length"] > 0).sum(),
             "skipped_rows": (sent["length"] == SKIPPED).sum(),
         }
+        for name, of_table in state.maps.items():
+            metrics[f"table/{name}/rows"] = of_table.rows_S.sum()
+            metrics[f"table/{name}/capacity"] = jnp.asarray(specs[name].rows)
+            metrics[f"table/{name}/dropped"] = of_table.dropped_S.sum()
+            metrics[f"table/{name}/evicted"] = of_table.evicted_S.sum()
         if "stop" in sent:
             metrics["stop"] = sent["stop"].max()
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.maps), metrics
 
-    def predict(params: Params, batch: Batch) -> Encoded:
+    def predict(state: TrainState, batch: Batch) -> Encoded:
         batch = unpack(config, batch)
         # One microbatch, as if accumulated alone.
         batch = jax.tree.map(lambda x: x[None], batch)
-        found = tables.look_up(params["tables"], _ids(batch))
+        found = tables.look_up(state.params["tables"], state.maps, _ids(batch))
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
-        return model.encode(params["dense"], found.rows, places, batch, None)
+        return model.encode(state.params["dense"], found.rows, places, batch, None)
 
     return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
@@ -154,13 +178,16 @@ class _Model(NamedTuple):
     def loss(self, encoded: Encoded, batch: Batch) -> LossSums:
         """Loss sums of all microbatches: `encoded` is `[A, B*L, E]`, `batch` `[A, B, …]`."""
         config, axis = self.config.loss, meshes.DATA_AXIS
+        feature = self.config.feature(config.item_feature)
 
-        def on_device(encoded: Encoded, length_AB: jax.Array, item_ABLK: jax.Array) -> LossSums:
+        def on_device(encoded: Encoded, length_AB: jax.Array, ids: jax.Array) -> LossSums:
+            there = present(feature, {feature.name: ids})
             together = jax.tree.map(
-                lambda x: x.reshape(-1, *x.shape[2:]), (encoded, length_AB, item_ABLK)
+                lambda x: x.reshape(-1, *x.shape[2:]), (encoded, length_AB, ids, there)
             )
-            (preds_ME, targets_ME), *which = together
-            pairs = pair_up(config, preds_ME, targets_ME, *which)
+            (preds_ME, targets_ME), length_B, ids, there_BLK = together
+            item_BLK = ids.reshape(*ids.shape[:2], -1)
+            pairs = pair_up(config, preds_ME, targets_ME, length_B, item_BLK, there_BLK[..., 0])
             sums = softmax_loss(config, pairs, axis if config.negative_scope == "global" else None)
             return jax.lax.psum(sums, axis)
 
@@ -224,7 +251,8 @@ def _with_shardings(
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        if "tables" in names and names[-1] in specs:
+        of_table = "tables" in names and names[-1] in specs
+        if of_table or path[0] == jax.tree_util.GetAttrKey("maps"):
             sharding = meshes.row_sharded(mesh)
         elif fsdp and "dense" in names:
             sharding = meshes.fsdp_sharded("/".join(names), leaf.shape, mesh)

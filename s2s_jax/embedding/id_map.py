@@ -1,0 +1,525 @@
+"""64-bit ids → rows without collisions, in device memory: two-choice bucketed hashing.
+
+A map's arrays lie beside the rows of its table and are sharded as these are. An id belongs to one of S
+segments, and to two buckets of 16 slots in it, by bits of its key; a key is the id scrambled by a
+permutation of 64-bit numbers, so that no pattern in ids shows in the bits. The slot is the row. Finding
+looks at these two buckets; a new id takes a free slot of the emptier one (Azar et al., "Balanced
+allocations", 1999; on GPUs, Awad et al., "Analyzing and implementing GPU hash tables", 2023) or, if both
+are full, the slot of one that can move to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001);
+removing empties the slot and leaves no trace. When the number of buckets doubles, what is in bucket b
+goes to the same slot of bucket b or of its double, so growing copies and never fails.
+
+Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
+and U ids of a device, C new ids that are placed together, M places, D table width, W cells of a sketch.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS
+
+# Both words of a key (and of an id: the permutation leaves it alone) that stand for none.
+EMPTY = np.uint32(0xFFFFFFFF)
+_SEGMENT_SHIFT = np.uint32(32 - (NUM_SEGMENTS.bit_length() - 1))
+_ROUND_KEYS = tuple(np.uint32(k) for k in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC835))
+# New ids that are placed together: an eighth of all, since after a while few are new.
+_CHUNKS = 8
+_BIG = np.iinfo(np.int32).max
+
+
+class IdMap(NamedTuple):
+    """Which id has which row.
+
+    Attributes:
+      keys_R2: uint32 words of the key of each row's id, `EMPTY` where a row has none.
+      seen_R: int32 step at which the row was last used in training.
+      count_R: int32 places of batches that used the row.
+      sketch_SW: int32 count-min sketch of ids that have no row yet; W = 1 where all are admitted.
+      rows_S: int32 rows that have an id.
+      dropped_S: int32 ids, counted once a step, that found no free slot.
+      evicted_S: int32 ids that lost their row.
+    """
+
+    keys_R2: jax.Array
+    seen_R: jax.Array
+    count_R: jax.Array
+    sketch_SW: jax.Array
+    rows_S: jax.Array
+    dropped_S: jax.Array
+    evicted_S: jax.Array
+
+
+class Policy(NamedTuple):
+    """What happens to new ids.
+
+    Attributes:
+      admit_after: sightings that give an id a row.
+      evict: whether ids that find no free slot take that of the id not seen for longest.
+    """
+
+    admit_after: int
+    evict: bool
+
+
+class UniqueKeys(NamedTuple):
+    """Keys, each once, ascending, and therefore sorted by segment; `EMPTY` ones at the end.
+
+    Attributes:
+      keys_U2: uint32.
+      count_U: int32, how many of the ids that were given have the key.
+      place_M: int32, where the key of each id is in `keys_U2`.
+    """
+
+    keys_U2: jax.Array
+    count_U: jax.Array
+    place_M: jax.Array
+
+
+def empty_map(rows: int, admit_after: int) -> IdMap:
+    """A map of a whole table, without ids."""
+    cells = 4 * rows // NUM_SEGMENTS if admit_after > 1 else 1
+    return IdMap(
+        keys_R2=jnp.full((rows, 2), EMPTY),
+        seen_R=jnp.zeros(rows, jnp.int32),
+        count_R=jnp.zeros(rows, jnp.int32),
+        sketch_SW=jnp.zeros((NUM_SEGMENTS, cells), jnp.int32),
+        rows_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
+        dropped_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
+        evicted_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
+    )
+
+
+def _scramble(x: Any) -> Any:
+    """The finaliser of MurmurHash3 (Austin Appleby, public domain), for uint32 arrays."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def _feistel(words: tuple[Any, Any], round_keys: tuple[np.uint32, ...]) -> tuple[Any, Any]:
+    left, right = words
+    for key in round_keys:
+        left, right = right, left ^ _scramble(right + key)
+    return left, right
+
+
+_NONE = np.full(1, EMPTY)
+_SHIFT_LOW, _SHIFT_HIGH = (w ^ _NONE for w in _feistel((_NONE, _NONE), _ROUND_KEYS))
+
+
+def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
+    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` stays as it is."""
+    first, second = _feistel((low, high), _ROUND_KEYS)
+    return first ^ _SHIFT_LOW[0], second ^ _SHIFT_HIGH[0]
+
+
+def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
+    """The reverse of `keys_of`: low and high word of ids."""
+    swapped = (second ^ _SHIFT_HIGH[0], first ^ _SHIFT_LOW[0])
+    high, low = _feistel(swapped, _ROUND_KEYS[::-1])
+    return low, high
+
+
+def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueKeys:
+    """Finds the distinct ones among M keys (so U = M).
+
+    Args:
+      keys_M2: uint32.
+      count_M: int32, how often each counts; None: once.
+    """
+    size = keys_M2.shape[0]
+    number_M = jnp.arange(size, dtype=jnp.int32)
+    first_M, second_M, from_M = jax.lax.sort(
+        (keys_M2[:, 0], keys_M2[:, 1], number_M), num_keys=2, is_stable=False
+    )
+    changed_M = (first_M[1:] != first_M[:-1]) | (second_M[1:] != second_M[:-1])
+    group_M = jnp.cumsum(jnp.append(False, changed_M).astype(jnp.int32))
+    place_M = jnp.zeros(size, jnp.int32).at[from_M].set(group_M, unique_indices=True)
+    # The last of a group writes; all of it hold the same.
+    begins_U = jnp.full(size, size, jnp.int32).at[group_M].min(number_M, indices_are_sorted=True)
+    there_U = begins_U < size
+    keys_U2 = jnp.stack([first_M, second_M], axis=1).at[begins_U].get(mode="clip")
+    keys_U2 = jnp.where(there_U[:, None], keys_U2, EMPTY)
+    count_U = (
+        jnp.zeros(size, jnp.int32)
+        .at[place_M]
+        .add(jnp.ones(size, jnp.int32) if count_M is None else count_M)
+    )
+    return UniqueKeys(keys_U2, count_U, place_M)
+
+
+def segment_of(keys_U2: jax.Array) -> jax.Array:
+    """int32 `[U]` segment of each key."""
+    return (keys_U2[:, 0] >> _SEGMENT_SHIFT).astype(jnp.int32)
+
+
+def is_there(keys_U2: jax.Array) -> jax.Array:
+    """bool `[U]`, which are keys of ids."""
+    return (keys_U2 != EMPTY).any(axis=-1)
+
+
+def _bucket_pairs(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) -> jax.Array:
+    """int32 `[U, 2]`: the two buckets of each key in this device's part."""
+    segments = id_map.dropped_S.shape[0]
+    buckets = id_map.keys_R2.shape[0] // (segments * SLOTS)
+    local_U = segment_of(keys_U2) - first_segment
+    within_U2 = (keys_U2 & np.uint32(buckets - 1)).astype(jnp.int32)
+    return jnp.clip(local_U, 0, segments - 1)[:, None] * buckets + within_U2
+
+
+def _slots_of(x_R: jax.Array, bucket_U2: jax.Array) -> jax.Array:
+    """`[U, 2, SLOTS, …]`: what is in the slots of some buckets."""
+    by_bucket = x_R.reshape(-1, SLOTS, *x_R.shape[1:])
+    return by_bucket.at[bucket_U2].get(mode="promise_in_bounds")
+
+
+def find(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) -> jax.Array:
+    """int32 `[U]` row of each key in this device's part, -1 where it has none."""
+    bucket_U2 = _bucket_pairs(id_map, keys_U2, first_segment)
+    words = id_map.keys_R2.reshape(-1, SLOTS * 2).at[bucket_U2].get(mode="promise_in_bounds")
+    same = words.reshape(-1, 2, SLOTS, 2) == keys_U2[:, None, None, :]
+    match = same.all(axis=-1).reshape(-1, 2 * SLOTS)
+    place_U = jnp.argmax(match, axis=-1).astype(jnp.int32)
+    bucket_U = jnp.where(place_U < SLOTS, bucket_U2[:, 0], bucket_U2[:, 1])
+    row_U = bucket_U * SLOTS + place_U % SLOTS
+    return jnp.where(match.any(axis=-1) & is_there(keys_U2), row_U, -1)
+
+
+class Claimed(NamedTuple):
+    """What `find_or_claim` did.
+
+    Attributes:
+      id_map: the map afterwards.
+      row_U: int32 row of each key, -1 where it has none. If rows moved, it may be an earlier one.
+      beside: the arrays beside the map, new rows made by `make_rows`.
+      moved: int32, how many rows moved.
+    """
+
+    id_map: IdMap
+    row_U: jax.Array
+    beside: Any
+    moved: jax.Array
+
+
+def find_or_claim(
+    id_map: IdMap,
+    unique: UniqueKeys,
+    first_segment: jax.Array,
+    step: jax.Array,
+    policy: Policy,
+    beside: Any,
+    make_rows: Any,
+) -> Claimed:
+    """Gives rows to keys that have none, as `policy` says, and notes that all were seen.
+
+    Keys of one segment are placed together and without regard to others, so the outcome does not depend
+    on how segments lie on devices.
+
+    Args:
+      id_map: the map.
+      unique: keys.
+      first_segment: int32 number of this device's first segment.
+      step: int32, this step.
+      policy: of admission and eviction.
+      beside: arrays `[R, …]` to be changed where rows get new owners.
+      make_rows: `(beside, rows_C, keys_C2) -> beside` writes the rows of new ids; rows that are not to
+        be written count on from R.
+    """
+    keys_U2 = unique.keys_U2
+    there_U = is_there(keys_U2)
+    row_U = find(id_map, keys_U2, first_segment)
+    wanting_U = there_U & (row_U < 0)
+    if policy.admit_after > 1:
+        sketch_SW, sightings_U = _sight(id_map, keys_U2, unique.count_U, wanting_U, first_segment)
+        id_map = id_map._replace(sketch_SW=sketch_SW)
+        wanting_U &= sightings_U >= policy.admit_after
+    # Seen before any is evicted, so that no id of this step is.
+    id_map = _see(id_map, row_U, unique.count_U, step)
+    id_map, row_U, beside, moved = _claim(
+        id_map, unique, row_U, wanting_U, first_segment, step, policy.evict, beside, make_rows
+    )
+    lost_U = wanting_U & (row_U < 0)
+    dropped_S = _count(id_map.dropped_S, segment_of(keys_U2) - first_segment, lost_U)
+    return Claimed(id_map._replace(dropped_S=dropped_S), row_U, beside, moved)
+
+
+def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax.Array:
+    """Adds to each segment how many of its own are meant."""
+    at_U = jnp.where(which_U, segment_U, number_S.size)
+    return number_S.at[at_U].add(1, mode="drop")
+
+
+def _see(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -> IdMap:
+    rows = id_map.seen_R.shape[0]
+    index_U = jnp.where(row_U >= 0, row_U, rows + jnp.arange(row_U.size, dtype=jnp.int32))
+    return id_map._replace(
+        seen_R=id_map.seen_R.at[index_U].set(step, mode="drop", unique_indices=True),
+        count_R=id_map.count_R.at[index_U].add(count_U, mode="drop", unique_indices=True),
+    )
+
+
+def _sight(
+    id_map: IdMap,
+    keys_U2: jax.Array,
+    count_U: jax.Array,
+    wanting_U: jax.Array,
+    first_segment: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Counts sightings in the sketch (Cormode and Muthukrishnan, 2005, with conservative updates)."""
+    segments, cells = id_map.sketch_SW.shape
+    half = cells // 2
+    segment_U = jnp.clip(segment_of(keys_U2) - first_segment, 0, segments - 1)
+    # Bits that differ from those that choose buckets.
+    other_U2 = _scramble(keys_U2 ^ _ROUND_KEYS[0]) & np.uint32(half - 1)
+    cell_U2 = other_U2.astype(jnp.int32) + jnp.array([0, half])
+    sightings_U = id_map.sketch_SW[segment_U[:, None], cell_U2].min(axis=1) + count_U
+    at_U2 = jnp.where(wanting_U[:, None], cell_U2, cells)
+    sketch_SW = id_map.sketch_SW.at[segment_U[:, None], at_U2].max(
+        sightings_U[:, None], mode="drop"
+    )
+    return sketch_SW, sightings_U
+
+
+def _claim(
+    id_map: IdMap,
+    unique: UniqueKeys,
+    row_U: jax.Array,
+    wanting_U: jax.Array,
+    first_segment: jax.Array,
+    step: jax.Array,
+    evict: bool,
+    beside: Any,
+    make_rows: Any,
+) -> tuple[IdMap, jax.Array, Any, jax.Array]:
+    """Places the wanting keys, C of them at a time; a segment is cut only if it alone has more."""
+    size, rows = row_U.size, id_map.seen_R.shape[0]
+    chunk = min(size, max(256, math.ceil(size / _CHUNKS)))
+    wanting_U = wanting_U.astype(jnp.int32)
+    total = wanting_U.sum()
+    # Places of the wanting keys, in order.
+    rank_U = jnp.where(wanting_U > 0, jnp.cumsum(wanting_U) - 1, size + chunk)
+    number_U = jnp.arange(size, dtype=jnp.int32)
+    place_of = jnp.full(size + chunk, size, jnp.int32).at[rank_U].set(number_U, mode="drop")
+
+    def one_chunk(state: tuple) -> tuple:
+        begin, id_map, row_U, beside, moved = state
+        place_C = jax.lax.dynamic_slice(place_of, (begin,), (chunk,))
+        keys_C2 = unique.keys_U2.at[place_C].get(mode="fill", fill_value=EMPTY)
+        after = unique.keys_U2.at[place_of[jnp.minimum(begin + chunk, size)]]
+        following = after.get(mode="fill", fill_value=EMPTY)[None]
+        # What belongs to the segment that goes on in the next chunk waits for it.
+        segment_C, next_segment = segment_of(keys_C2), segment_of(following)[0]
+        waits_C = (begin + chunk < total) & (segment_C == next_segment) & (segment_C[0] < segment_C)
+        active_C = (place_C < size) & ~waits_C
+        id_map, new_C, robbed_C = _place(id_map, keys_C2, active_C, first_segment, step, evict)
+        if not evict:
+            id_map, new_C, beside, of_chunk = _make_room(
+                id_map, keys_C2, active_C & (new_C < 0), new_C, first_segment, step, beside
+            )
+            moved += of_chunk
+        count_C = unique.count_U.at[place_C].get(mode="clip")
+        placed_C = new_C >= 0
+        index_C = jnp.where(placed_C, new_C, rows + jnp.arange(chunk, dtype=jnp.int32))
+        segment_C -= first_segment
+        id_map = id_map._replace(
+            count_R=id_map.count_R.at[index_C].set(count_C, mode="drop", unique_indices=True),
+            rows_S=_count(id_map.rows_S, segment_C, placed_C & ~robbed_C),
+            evicted_S=_count(id_map.evicted_S, segment_C, robbed_C),
+        )
+        beside = make_rows(beside, index_C, keys_C2)
+        row_U = row_U.at[jnp.where(placed_C, place_C, size)].set(new_C, mode="drop")
+        taken = active_C.sum(dtype=jnp.int32)
+        return begin + taken, id_map, row_U, beside, moved
+
+    start = (jnp.zeros_like(total), id_map, row_U, beside, jnp.zeros_like(total))
+    return jax.lax.while_loop(lambda state: state[0] < total, one_chunk, start)[1:]
+
+
+def _place(
+    id_map: IdMap,
+    keys_C2: jax.Array,
+    active_C: jax.Array,
+    first_segment: jax.Array,
+    step: jax.Array,
+    evict: bool,
+) -> tuple[IdMap, jax.Array, jax.Array]:
+    """Finds slots in rounds: all choose a bucket, and those that chose the same share its free slots.
+
+    Returns the map, the row of each key (-1 where there is none), and whether it was another's.
+    """
+    bucket_C2 = _bucket_pairs(id_map, keys_C2, first_segment)
+    chunk, rows = active_C.size, id_map.seen_R.shape[0]
+    number_C = jnp.arange(chunk, dtype=jnp.int32)
+
+    def one_round(state: tuple) -> tuple:
+        pending_C, row_C, robbed_C, keys_R2, seen_R = state
+        free = (_slots_of(keys_R2, bucket_C2) == EMPTY).all(axis=-1)
+        free_C2 = free.sum(axis=-1, dtype=jnp.int32)
+        second_C = (free_C2[:, 1] > free_C2[:, 0]).astype(jnp.int32)
+        if evict:
+            seen = _slots_of(seen_R, bucket_C2)
+            seen = jnp.where(seen < step, seen, _BIG)
+            full_C = free_C2.max(axis=1) == 0
+            older_C = seen[:, 1].min(axis=-1) < seen[:, 0].min(axis=-1)
+            second_C = jnp.where(full_C, older_C.astype(jnp.int32), second_C)
+            # Free slots come first, then those not seen for longest; never those of this step.
+            score = jnp.where(free, -1, jnp.where(full_C[:, None, None], seen, _BIG))
+        else:
+            score = jnp.where(free, -1, _BIG)
+        score_CS = score[number_C, second_C]
+        bucket_C = bucket_C2[number_C, second_C]
+        usable_C = (score_CS < _BIG).sum(axis=-1)
+        rank_C = _rank_among_equals(jnp.where(pending_C, bucket_C, _BIG))
+        slot_C = jnp.argsort(score_CS, axis=-1)[number_C, jnp.minimum(rank_C, SLOTS - 1)]
+        placed_C = pending_C & (rank_C < usable_C)
+        at_C = bucket_C * SLOTS + slot_C.astype(jnp.int32)
+        robbed_C |= placed_C & (score_CS[number_C, slot_C] >= 0)
+        index_C = jnp.where(placed_C, at_C, rows + number_C)
+        keys_R2 = keys_R2.at[index_C].set(keys_C2, mode="drop", unique_indices=True)
+        seen_R = seen_R.at[index_C].set(step, mode="drop", unique_indices=True)
+        row_C = jnp.where(placed_C, at_C, row_C)
+        # Whoever found both buckets full gives up.
+        return pending_C & ~placed_C & (usable_C > 0), row_C, robbed_C, keys_R2, seen_R
+
+    # Made from what varies over devices, as all else here does.
+    nowhere_C, not_C = jnp.where(active_C, -1, -1), active_C & ~active_C
+    start = (active_C, nowhere_C, not_C, id_map.keys_R2, id_map.seen_R)
+    _, row_C, robbed_C, keys_R2, seen_R = jax.lax.while_loop(
+        lambda state: state[0].any(), one_round, start
+    )
+    return id_map._replace(keys_R2=keys_R2, seen_R=seen_R), row_C, robbed_C
+
+
+def _make_room(
+    id_map: IdMap,
+    keys_C2: jax.Array,
+    failed_C: jax.Array,
+    row_C: jax.Array,
+    first_segment: jax.Array,
+    step: jax.Array,
+    beside: Any,
+) -> tuple[IdMap, jax.Array, Any, jax.Array]:
+    """For keys whose buckets are full, one after the other: moves a row to its other bucket.
+
+    Returns the map, the row of each key, the arrays beside the map, and how many rows moved.
+    """
+
+    def one_key(state: tuple) -> tuple:
+        failed_C, row_C, keys_R2, seen_R, count_R, beside, moved = state
+        number = jnp.argmax(failed_C)
+        key_2 = keys_C2[number]
+        bucket_2 = _bucket_pairs(id_map, key_2[None], first_segment)[0]
+        held_N2 = keys_R2.reshape(-1, SLOTS, 2)[bucket_2].reshape(-1, 2)
+        pair_N2 = _bucket_pairs(id_map, held_N2, first_segment)
+        here_N = jnp.repeat(bucket_2, SLOTS)
+        other_N = jnp.where(pair_N2[:, 0] == here_N, pair_N2[:, 1], pair_N2[:, 0])
+        free_NS = (keys_R2.reshape(-1, SLOTS, 2)[other_N] == EMPTY).all(axis=-1)
+        place = jnp.argmax(free_NS.sum(axis=-1))
+        can = free_NS[place].any()
+        to = other_N[place] * SLOTS + jnp.argmax(free_NS[place]).astype(jnp.int32)
+        source = here_N[place] * SLOTS + place.astype(jnp.int32) % SLOTS
+
+        def move(x_R: jax.Array) -> jax.Array:
+            # To itself where none can move.
+            return x_R.at[jnp.where(can, to, source)].set(x_R[source])
+
+        keys_R2, seen_R, count_R, beside = jax.tree.map(move, (keys_R2, seen_R, count_R, beside))
+        keys_R2 = keys_R2.at[source].set(jnp.where(can, key_2, keys_R2[source]))
+        seen_R = seen_R.at[source].set(jnp.where(can, step, seen_R[source]))
+        # What moves may be a key that has just been placed.
+        row_C = jnp.where(can & (row_C == source), to, row_C)
+        row_C = row_C.at[number].set(jnp.where(can, source, -1))
+        failed_C = failed_C.at[number].set(False)
+        return failed_C, row_C, keys_R2, seen_R, count_R, beside, moved + can
+
+    moved = jnp.zeros_like(failed_C.sum(dtype=jnp.int32))
+    start = (failed_C, row_C, id_map.keys_R2, id_map.seen_R, id_map.count_R, beside, moved)
+    _, row_C, keys_R2, seen_R, count_R, beside, moved = jax.lax.while_loop(
+        lambda state: state[0].any(), one_key, start
+    )
+    id_map = id_map._replace(keys_R2=keys_R2, seen_R=seen_R, count_R=count_R)
+    return id_map, row_C, beside, moved
+
+
+def _rank_among_equals(x_C: jax.Array) -> jax.Array:
+    """int32 `[C]`: how many equal ones stand before each."""
+    number_C = jnp.arange(x_C.size, dtype=jnp.int32)
+    sorted_C, from_C = jax.lax.sort((x_C, number_C), num_keys=1, is_stable=True)
+    begins_C = jnp.append(True, sorted_C[1:] != sorted_C[:-1])
+    begin_C = jax.lax.cummax(jnp.where(begins_C, number_C, 0))
+    return jnp.zeros_like(number_C).at[from_C].set(number_C - begin_C, unique_indices=True)
+
+
+def doubled(id_map: IdMap) -> IdMap:
+    """The map with twice as many buckets a segment; see `doubled_rows` for the arrays beside it."""
+    segments = id_map.dropped_S.shape[0]
+    buckets = id_map.keys_R2.shape[0] // (segments * SLOTS)
+    wide = id_map._replace(
+        keys_R2=doubled_rows(id_map.keys_R2, segments),
+        seen_R=doubled_rows(id_map.seen_R, segments),
+        count_R=doubled_rows(id_map.count_R, segments),
+    )
+    # In bucket b lies what chose it by its first word or else by its second.
+    old, new = np.uint32(buckets - 1), np.uint32(2 * buckets - 1)
+    number_R = jnp.arange(2 * id_map.seen_R.shape[0], dtype=jnp.int32) // SLOTS
+    bucket_R = (number_R % (2 * buckets)).astype(jnp.uint32)
+    by_first_R = (wide.keys_R2[:, 0] & old) == (bucket_R & old)
+    word_R = jnp.where(by_first_R, wide.keys_R2[:, 0], wide.keys_R2[:, 1])
+    stays_R = (word_R & new) == bucket_R
+    return wide._replace(
+        keys_R2=jnp.where(stays_R[:, None], wide.keys_R2, EMPTY),
+        sketch_SW=_doubled_sketch(id_map.sketch_SW),
+    )
+
+
+def doubled_rows(x_R: jax.Array, segments: int) -> jax.Array:
+    """`[2R, …]`: in each of the segments, its buckets and then its buckets again."""
+    by_segment = x_R.reshape(segments, -1, *x_R.shape[1:])
+    return jnp.concatenate([by_segment, by_segment], axis=1).reshape(-1, *x_R.shape[1:])
+
+
+def _doubled_sketch(sketch_SW: jax.Array) -> jax.Array:
+    if sketch_SW.shape[1] == 1:
+        return sketch_SW
+    halves = sketch_SW.reshape(sketch_SW.shape[0], 2, -1)
+    return jnp.concatenate([halves, halves], axis=2).reshape(sketch_SW.shape[0], -1)
+
+
+def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: int) -> IdMap:
+    """The map without ids unseen for more than `unseen_for` steps or used `fewer_than` times till then.
+
+    Args:
+      id_map: the map.
+      step: int32, steps done.
+      unseen_for: steps; None: no limit.
+      fewer_than: uses that an id must have to stay, once it was not seen in the last step.
+    """
+    age_R = step - id_map.seen_R
+    there_R = is_there(id_map.keys_R2)
+    goes_R = jnp.zeros_like(there_R)
+    if unseen_for is not None:
+        goes_R |= age_R > unseen_for
+    goes_R |= (id_map.count_R < fewer_than) & (age_R > 1)
+    goes_R &= there_R
+    gone_S = goes_R.reshape(id_map.evicted_S.shape[0], -1).sum(axis=1, dtype=jnp.int32)
+    return id_map._replace(
+        keys_R2=jnp.where(goes_R[:, None], EMPTY, id_map.keys_R2),
+        rows_S=id_map.rows_S - gone_S,
+        evicted_S=id_map.evicted_S + gone_S,
+    )
+
+
+def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
+    """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
+    column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
+    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D))
+    bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
+    # 24 bits, in the middle of their cells, so that neither 0 nor 1 comes.
+    uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24
+    edge = math.erf(2**0.5)
+    unit_CD = 2**0.5 * jax.lax.erf_inv((2 * uniform_CD - 1) * edge)
+    return jnp.clip(unit_CD, -2, 2) * std

@@ -1,0 +1,169 @@
+"""When growing tables grow, and how: between steps, to twice their rows, for what the steps report.
+
+What step s reports is heard while step s + 1 runs, so a table grows just before step s + 2. This is part
+of a run's progress: a continued run grows at the same steps as one that was not interrupted.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.embedding import id_map
+from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
+from s2s_jax.training.mesh import DATA_AXIS
+from s2s_jax.training.optimizer import table_moments, with_table_moments
+from s2s_jax.training.step import TrainState
+
+_MAX_LOAD = 0.85
+_LAG = 2
+# Standard deviations by which the fullest of 256 segments exceeds the mean.
+_UNEVEN = 3.2
+
+
+def max_load(capacity: int) -> float:
+    """The load at which a table grows: less for small ones, whose segments fill unevenly."""
+    return min(_MAX_LOAD, 1 - _UNEVEN / (capacity / NUM_SEGMENTS) ** 0.5)
+
+
+class GrowthPlan:
+    """Which tables grow before which steps.
+
+    Attributes:
+      capacities: rows of each growing table, as far as decided.
+      full: a sentence about a table that is full and may not grow, None while there is none.
+    """
+
+    def __init__(self, config: Config):
+        """Starts with the capacities of `config`."""
+        specs = table_specs(config.features)
+        self._features = {
+            name: config.feature(spec.features[0]) for name, spec in specs.items() if spec.grows
+        }
+        self.capacities = {name: specs[name].rows for name in self._features}
+        self.full: str | None = None
+        self._rows = dict.fromkeys(self._features, 0)
+        self._dropped = dict.fromkeys(self._features, 0)
+        self._due: dict[int, list[str]] = {}
+
+    def hear(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes in what `step` reports."""
+        for name, feature in self._features.items():
+            rows = int(metrics[f"table/{name}/rows"])
+            dropped = int(metrics[f"table/{name}/dropped"])
+            new, newly_dropped = rows - self._rows[name], dropped - self._dropped[name]
+            self._rows[name], self._dropped[name] = rows, dropped
+            capacity = self.capacities[name]
+            if int(metrics[f"table/{name}/capacity"]) != capacity:
+                continue  # It is about to grow.
+            expected = rows + _LAG * max(new, 0)
+            if expected <= max_load(capacity) * capacity and newly_dropped == 0:
+                continue
+            if _may_double(feature, capacity):
+                self.capacities[name] = 2 * capacity
+                self._due.setdefault(step + _LAG, []).append(name)
+            elif feature.on_full == "stop" and newly_dropped > 0:
+                self.full = (
+                    f"table {name} is full: {rows:,} ids in {capacity:,} rows, and {newly_dropped:,} of "
+                    f"step {step} found no place; raise its max_capacity, or set on_full to evict"
+                )
+
+    def take(self, step: int) -> list[str]:
+        """The tables that are to be doubled before `step`."""
+        return self._due.pop(step, [])
+
+    def capacities_now(self) -> dict[str, int]:
+        """Rows of each growing table without what is still to come."""
+        waiting = [name for names in self._due.values() for name in names]
+        return {n: c // 2 ** waiting.count(n) for n, c in self.capacities.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint needs, as JSON."""
+        return {
+            "capacities": self.capacities,
+            "rows": self._rows,
+            "dropped": self._dropped,
+            "due": {str(step): names for step, names in self._due.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        self.capacities = dict(state["capacities"])
+        self._rows, self._dropped = dict(state["rows"]), dict(state["dropped"])
+        self._due = {int(step): list(names) for step, names in state["due"].items()}
+
+    def grow_at_least(self, step: int) -> None:
+        """Plans growth, before the step after `step`, up to the capacities of the configuration."""
+        for name, feature in self._features.items():
+            while self.capacities[name] < usable_capacity(feature.capacity):
+                self.capacities[name] *= 2
+                self._due.setdefault(step + 1, []).append(name)
+
+
+def _may_double(feature: FeatureConfig, capacity: int) -> bool:
+    most = feature.max_capacity
+    return 2 * capacity <= (2**30 if most is None else usable_capacity(most))
+
+
+def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
+    """The state with twice as many rows for table `name`; what it replaces is freed.
+
+    Each device copies its own rows, one array after the other, so that beside the state at most one new
+    array, of twice the rows, is held while the old one still exists.
+    """
+    segments = NUM_SEGMENTS // mesh.size
+    spec = PartitionSpec(DATA_AXIS)
+
+    def replaced(change: Any, old: Any) -> Any:
+        new = jax.jit(jax.shard_map(change, mesh=mesh, in_specs=spec, out_specs=spec))(old)
+        jax.block_until_ready(new)
+        for leaf in jax.tree.leaves(old):
+            leaf.delete()
+        return new
+
+    def rows(x_R: jax.Array) -> jax.Array:
+        return id_map.doubled_rows(x_R, segments)
+
+    values, moments = state.params["tables"], table_moments(state.opt_state)
+    values = values | {name: replaced(rows, values[name])}
+    moments = moments | {name: replaced(rows, moments[name])}
+    return state._replace(
+        params=state.params | {"tables": values},
+        opt_state=with_table_moments(state.opt_state, moments),
+        maps=state.maps | {name: replaced(id_map.doubled, state.maps[name])},
+    )
+
+
+class Evictions:
+    """Takes ids out of growing tables that were not seen for long, or seldom."""
+
+    def __init__(self, config: Config, mesh: Mesh):
+        """Prepares what the features of `config` ask for on `mesh`."""
+        self._mesh = mesh
+        specs = table_specs(config.features)
+        features = {name: config.feature(spec.features[0]) for name, spec in specs.items()}
+        self._features = {
+            name: feature
+            for name, feature in features.items()
+            if feature.grows and (feature.evict_after_steps is not None or feature.evict_below > 0)
+        }
+
+    def before(self, step: int, state: TrainState) -> TrainState:
+        """The state with which `step` begins."""
+        for name, feature in self._features.items():
+            if step > 1 and (step - 1) % feature.evict_every == 0:
+                maps = state.maps | {name: self._evict(feature, state.maps[name], state.step)}
+                state = state._replace(maps=maps)
+        return state
+
+    def _evict(self, feature: FeatureConfig, of_table: Any, step: jax.Array) -> Any:
+        def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
+            return id_map.evicted(of_table, step, feature.evict_after_steps, feature.evict_below)
+
+        spec = PartitionSpec(DATA_AXIS)
+        mapped = jax.shard_map(
+            on_device, mesh=self._mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
+        )
+        return jax.jit(mapped, donate_argnums=0)(of_table, step)
