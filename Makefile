@@ -12,7 +12,7 @@ test: $(VENV)/.installed-test
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)pyright
-	$(RUN)python -m pytest -q
+	$(RUN)python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(RUN)python -m pytest -q -m slow

@@ -22,12 +22,13 @@ from jax.sharding import Mesh
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, NotFiniteError, UserError, run_door
-from s2s_jax.training import growth, hosts
+from s2s_jax.serving.evaluation import Evaluator
+from s2s_jax.training import growth, hosts, validation
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.mesh import make_mesh
-from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary
+from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary, read_lines
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
 
@@ -89,12 +90,14 @@ class Progress(NamedTuple):
       state: the devices' part.
       meters: running means.
       plan: of the growth of tables.
+      evaluations: so far.
     """
 
     step: int
     state: TrainState
     meters: Meters
     plan: GrowthPlan
+    evaluations: validation.Progress
 
 
 def train(config: Config, mesh: Mesh | None = None) -> int:
@@ -151,14 +154,15 @@ def _run(
     job: Job, progress: Progress, total_steps: int, writer: Writer | None, stop: "StopSignals"
 ) -> None:
     """The loop. Step n is dispatched before the metrics of step n - 1 are read."""
-    step, state, meters, plan = progress
+    step, state, meters, plan, evaluations = progress
     saved_step = step
     evictions = Evictions(job.config, job.mesh)
     settings = job.config.train
     profile = _Profile(job.config)
     skips = SkipLog(Path(settings.output_dir), job.reader.skipped_files, host=jax.process_index())
     pending: tuple[int, Any, float] | None = None
-    compiled = None
+    compiled = functions = None
+    evaluator = None
 
     def read_pending() -> None:
         nonlocal pending
@@ -178,7 +182,29 @@ def _run(
             if writer is not None:
                 writer.write(line)
 
-    def save() -> None:
+    def evaluate() -> float:
+        """Writes an evaluation of this step, and returns what the best is chosen by."""
+        nonlocal evaluator
+        assert functions is not None, "a step came before"
+        read_pending()
+        begun = time.perf_counter()
+        with jax.transfer_guard("allow"):
+            if evaluator is None:
+                evaluator = Evaluator(job.config, job.mesh, job.config.eval.max_users)
+            found = evaluator.evaluate(functions, state, "validation").metrics
+        line = {"step": step} | found
+        evaluations.hear(line)
+        name = f"eval/{job.config.eval.metric}"
+        if writer is not None:
+            writer.write(line)
+        hosts.say(
+            f"step {step}: {name} {line[name]:.4f} of {line['eval/users']:,.0f} users, best at step "
+            f"{evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
+        )
+        meters.start_rates()
+        return line[name]
+
+    def save(metric: float | None = None) -> None:
         nonlocal saved_step
         read_pending()
         if step > saved_step:
@@ -187,12 +213,12 @@ def _run(
                 "meters": meters.get_state(),
                 "growth": plan.get_state(),
             }
-            job.checkpoints.save(step, state, reached)
+            job.checkpoints.save(step, state, reached, metric)
             saved_step = step
 
     # Hidden copies between host and device would be slow, so they fail instead.
     with jax.transfer_guard("disallow"):
-        while step < total_steps and not stop.now:
+        while step < total_steps and not stop.now and not evaluations.exhausted:
             if plan.full is not None:
                 save()
                 job.checkpoints.wait()
@@ -215,7 +241,8 @@ def _run(
             waited = time.perf_counter() - asked
             skips.add(batch.skipped)
             if compiled is None:
-                compiled = job.functions(plan).train_step.lower(state, batch.arrays).compile()
+                functions = job.functions(plan)
+                compiled = functions.train_step.lower(state, batch.arrays).compile()
                 # Rates leave out compilation and the first reading.
                 meters.start_rates()
                 waited = 0.0
@@ -225,9 +252,16 @@ def _run(
             step += 1
             pending = (step, metrics, waited)
             profile.after(step, state)
-            if step % settings.save_steps == 0 or step == total_steps or stop.now:
+            if evaluations.due(step):
+                save(evaluate())
+            elif step % settings.save_steps == 0 or step == total_steps or stop.now:
                 save()
     save()
+    if evaluations.exhausted:
+        hosts.say(
+            f"stopped after step {step}: {job.config.eval.patience} evaluations in a row were no better "
+            f"than that of step {evaluations.best_step}"
+        )
     job.checkpoints.wait()
 
 
@@ -247,7 +281,8 @@ def _start_or_continue(job: Job) -> Progress:
     meters, plan = Meters(), GrowthPlan(job.config)
     step = job.checkpoints.newest_step
     if step is None:
-        return Progress(0, job.functions(plan).init(), meters, plan)
+        nothing = validation.Progress(job.config.eval)
+        return Progress(0, job.functions(plan).init(), meters, plan, nothing)
     saved = job.checkpoints.progress(step)
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
@@ -255,7 +290,8 @@ def _start_or_continue(job: Job) -> Progress:
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
-    return Progress(step, state, meters, plan)
+    before = [x for x in read_lines(Path(job.config.train.output_dir)) if x["step"] <= step]
+    return Progress(step, state, meters, plan, validation.Progress(job.config.eval, before))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from s2s_jax.config.loading import load, load_file, load_json, print_help
 from s2s_jax.config.schema import (
     Config,
+    EvalConfig,
     FeatureConfig,
     IOConfig,
     LossConfig,
@@ -14,6 +15,7 @@ from s2s_jax.config.validation import validate
 
 __all__ = [
     "Config",
+    "EvalConfig",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",

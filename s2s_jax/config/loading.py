@@ -31,6 +31,7 @@ _SECTION_OF_CLASS = {
     "LRConfig": "lr.",
     "LossConfig": "loss.",
     "TrainConfig": "train.",
+    "EvalConfig": "eval.",
     "Config": "",
 }
 

@@ -150,13 +150,13 @@ class ModelConfig:
     """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
     float32 on a CPU, bfloat16 elsewhere"""
     position: Literal["none", "learned", "rope"] = "none"
-    """How the transformer knows the order of events beyond causality: none, not at all; learned, a vector
-    for each position, counted from the start of the sequence as it is fed; rope, queries and keys turned
-    by angles that grow with the position"""
+    """How the transformer knows the order of events beyond causality: none, not at all; learned, a
+    vector for each position, counted from the start of the sequence as it is fed; rope, queries and keys
+    turned by angles that grow with the position"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
     """How attention is computed: blocked (plain JAX that skips what causality hides, for CPUs), cudnn
-    (fused; GPUs, bfloat16 only), xla (all scores at once). auto: blocked on a CPU, cudnn on a GPU where it
-    can, else xla"""
+    (fused; GPUs, bfloat16 only), xla (all scores at once). auto: blocked on a CPU, cudnn on a GPU where
+    it can, else xla"""
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing, the attention of each layer,
     or all of each layer. Less memory for more time"""
@@ -251,6 +251,28 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Ranking of held-out events among all items of the log."""
+
+    held_out: int = 0
+    """Events at the end of every row that training never sees. The last of them is the test, the first
+    the validation: 2 is leave-one-out as papers do it. 0: nothing can be evaluated"""
+    filter_seen: bool = True
+    """Leave items out of a user's ranking that occur before the event to be found"""
+    batch_size: int = 256
+    """Users of one device that are encoded and ranked together"""
+    max_users: int | None = None
+    """Users that are evaluated during training, the first of the log; None: all"""
+    every_steps: int | None = None
+    """Steps between evaluations of the validation events during training; None: never. The checkpoint of
+    the best one is kept"""
+    metric: str = "ndcg@10"
+    """What the best checkpoint is best at: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or mrr"""
+    patience: int | None = None
+    """Training ends after so many evaluations in a row that were no better than the best; None: never"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole training job."""
 
@@ -260,6 +282,7 @@ class Config:
     lr: LRConfig = LRConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
 
     def feature(self, name: str) -> FeatureConfig:
         """The feature called `name`, which must exist."""

@@ -44,6 +44,7 @@ def validate(config: Config) -> None:
     _check_lr(config)
     _check_loss(config)
     _check_train(config)
+    _check_eval(config)
 
 
 def _require(ok: bool, path: str, expected: str, found: Any) -> None:
@@ -296,3 +297,24 @@ def _check_train(config: Config) -> None:
     if train.profile_steps is not None:
         first, last = train.profile_steps
         _require(1 <= first <= last, "train.profile_steps", "first <= last", train.profile_steps)
+
+
+def _check_eval(config: Config) -> None:
+    settings = config.eval
+    for name in ("batch_size", "max_users", "every_steps", "patience"):
+        value = getattr(settings, name)
+        _require(value is None or value >= 1, f"eval.{name}", "at least 1", value)
+    _require(settings.held_out >= 0, "eval.held_out", "at least 0", settings.held_out)
+    if settings.every_steps is not None:
+        _require(
+            settings.held_out >= 1,
+            "eval.held_out",
+            "at least 1 because eval.every_steps is set",
+            settings.held_out,
+        )
+    _require(
+        bool(re.fullmatch(r"mrr|(hr|ndcg|recall)@(5|10|50|100|200)", settings.metric)),
+        "eval.metric",
+        "mrr, or hr, ndcg or recall @ 5, 10, 50, 100 or 200",
+        settings.metric,
+    )

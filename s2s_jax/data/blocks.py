@@ -68,6 +68,12 @@ def truncate(block: Block, seq_len: int, keep_newest: bool) -> Block:
     return Block(block.values_PC, block.begins_N + dropped_N, kept_N)
 
 
+def drop_last(block: Block, positions: int) -> Block:
+    """Leaves the last positions of each row out, without copying."""
+    shorter_N = np.maximum(block.lengths_N - positions, np.minimum(block.lengths_N, 0))
+    return Block(block.values_PC, block.begins_N, shorter_N)
+
+
 def choose(block: Block, rows: np.ndarray | slice) -> Block:
     """Some rows, in some order, without copying."""
     return Block(block.values_PC, block.begins_N[rows], block.lengths_N[rows])

@@ -121,4 +121,5 @@ def decoding_settings(config: Config) -> dict[str, Any]:
         "model.seq_len": config.model.seq_len,
         "io.truncate_side": config.io.truncate_side,
         "io.check_length": config.io.check_length,
+        "eval.held_out": config.eval.held_out,
     }

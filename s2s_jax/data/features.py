@@ -107,7 +107,8 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
     width = sum(feature.bag_size * feature.id_words for feature in config.features)
     values_PC = np.empty((starts_N[-1], width), np.int32)
     decoded = Block(values_PC, starts_N[:-1], lengths_N)
-    kept = blocks.truncate(decoded, seq_len, keep_newest=config.io.truncate_side == "left")
+    seen = blocks.drop_last(decoded, config.eval.held_out)
+    kept = blocks.truncate(seen, seq_len, keep_newest=config.io.truncate_side == "left")
     where = _Where(file, first_row, starts_N, kept)
     entries = {name: _open(batch.column(name).flatten()) for name in names}
     for feature in config.features:

@@ -217,7 +217,7 @@ def _count_stripe(config: Config, index: FileIndex, stripe: int, held_out: int) 
     batch = orc.read_stripe(file, number, features.column_names(config.features))
     block = features.decode(batch, file, first_row, config)
     item = config.feature(config.loss.item_feature)
-    code_P = _codes(block.values_PC[:, features.id_columns(config.features)[item.name]])
+    code_P = codes_of(block.values_PC[:, features.id_columns(config.features)[item.name]])
     counted_P = _counted(block, held_out)
     there_P = code_P != NO_ID
     values = _values(batch.column(item.column_name)).filter(pa.array(counted_P[there_P]))
@@ -239,7 +239,7 @@ def _counted(block: blocks.Block, held_out: int) -> np.ndarray:
     return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
 
 
-def _codes(ids_PW: np.ndarray) -> np.ndarray:
+def codes_of(ids_PW: np.ndarray) -> np.ndarray:
     """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` where there is none in either."""
     if ids_PW.shape[1] == 1:
         return ids_PW[:, 0].astype(np.int64)
@@ -311,4 +311,5 @@ def whole_sequences(config: Config, names: Sequence[str]) -> Config:
         features=kept,
         model=dataclasses.replace(config.model, seq_len=sys.maxsize),
         io=dataclasses.replace(config.io, check_length=False, truncate_side="left"),
+        eval=dataclasses.replace(config.eval, held_out=0),
     )

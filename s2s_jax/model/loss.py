@@ -126,7 +126,7 @@ def softmax_loss(
         raise ValueError(
             f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
         )
-    vectors_NE, positives_NE = _normalize(pairs.queries_NE), _normalize(pairs.positives_NE)
+    vectors_NE, positives_NE = normalize(pairs.queries_NE), normalize(pairs.positives_NE)
     size, first = pairs.valid_N.size, 0
     bias_N = jnp.zeros_like(vectors_NE[:, 0]) if log_q_N is None else -log_q_N
     bias_A, item_AK = jnp.where(pairs.valid_N, bias_N, MASKED), pairs.item_NK
@@ -143,7 +143,7 @@ def softmax_loss(
     queries = Queries(vectors_NE, positives_NE, pairs.valid_N, bias_N, own_N, item_NK)
     candidates, further = Candidates(positives_NE, bias_A, item_AK), None
     if sampled is not None:
-        further_CE = _normalize(sampled.vectors_CE)
+        further_CE = normalize(sampled.vectors_CE)
         bias_C = jnp.zeros_like(further_CE[:, 0])
         if sampled.log_q_C is not None:
             bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
@@ -170,7 +170,7 @@ def _comparable(
     return jax.lax.dynamic_slice_in_dim(item_AK, first, size), item_AK, item_SK
 
 
-def _normalize(x_NE: jax.Array) -> jax.Array:
+def normalize(x_NE: jax.Array) -> jax.Array:
     """x / max(|x|, eps), with a finite gradient at 0."""
     square_N1 = jnp.sum(x_NE * x_NE, axis=-1, keepdims=True)
     return x_NE * jax.lax.rsqrt(jnp.maximum(square_N1, _NORM_EPS**2))

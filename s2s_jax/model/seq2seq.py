@@ -54,14 +54,24 @@ class Seq2Seq(nnx.Module):
         """
         seq_len = embeddings[self.shown[0]].shape[1]
         # An event is its target features and the rest: projecting them apart gives both at no cost.
-        targets_ME = self._project(embeddings, self.shown)
-        assert self.proj.bias is not None
-        targets_ME = targets_ME + self.proj.bias[...].astype(self.dtype)
+        targets_ME = self._targets(embeddings)
         events_ME = targets_ME
         if self.hidden:
             events_ME = targets_ME + self._project(embeddings, self.hidden)
         preds_ME = self.transformer(events_ME, seq_len, key)
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
+
+    def targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:
+        """f32 `[B*L, E]`: how events, or items, look when they are to be predicted.
+
+        Args:
+          embeddings: f32 `[B, L, emb_dim]` of each feature that scored events show.
+        """
+        return self._targets(embeddings).astype(jnp.float32)
+
+    def _targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:
+        assert self.proj.bias is not None
+        return self._project(embeddings, self.shown) + self.proj.bias[...].astype(self.dtype)
 
     def _project(self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]) -> jax.Array:
         """The projection of some features, all others being zero, without bias: `[B*L, E]`."""

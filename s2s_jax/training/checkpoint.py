@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from s2s_jax.config import Config
 from s2s_jax.embedding.id_map import IdMap, empty_map
@@ -66,18 +66,28 @@ def locked(run_dir: Path) -> Iterator[None]:
 class Checkpoints:
     """The checkpoints of a run directory."""
 
-    def __init__(self, config: Config):
-        """Opens the checkpoints in `train.output_dir`."""
+    def __init__(self, config: Config, read_only: bool = False):
+        """Opens the checkpoints in `train.output_dir`; a run may write them while others only read."""
         self._config = config
         self._run_dir = Path(config.train.output_dir).resolve()
-        if hosts.is_first():
+        if hosts.is_first() and not read_only:
             _remove_unfinished(self._run_dir / "checkpoints")
         hosts.wait_for_all("unfinished checkpoints removed")
         self._manager = ocp.CheckpointManager(
             self._run_dir / "checkpoints",
             item_names=("state", "progress"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestN(config.train.max_to_keep),
+                read_only=read_only,
+                preservation_policy=AnyPreservationPolicy(
+                    [
+                        LatestN(config.train.max_to_keep),
+                        BestN(
+                            get_metric_fn=lambda metrics: metrics["best"],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
                 enable_async_checkpointing=True,
             ),
         )
@@ -86,6 +96,11 @@ class Checkpoints:
     def newest_step(self) -> int | None:
         """Step of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints."""
+        return sorted(self._manager.all_steps())
 
     def check_config(self) -> None:
         """Refuses a configuration that the directory's checkpoints cannot be continued with.
@@ -123,10 +138,20 @@ class Checkpoints:
         unfinished.write_text(self._config.to_json())
         unfinished.replace(path)
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Saves in the background; the arrays are copied before it returns, so they may be donated."""
+    def save(
+        self, step: int, state: TrainState, progress: dict[str, Any], metric: float | None = None
+    ) -> None:
+        """Saves in the background; the arrays are copied before it returns, so they may be donated.
+
+        Args:
+          step: its number.
+          state: of the devices.
+          progress: all else that a run needs to continue.
+          metric: how good the state is; of the checkpoints that have one, the best is kept.
+        """
         self._manager.save(
             step,
+            metrics=None if metric is None else {"best": metric},
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
             ),
@@ -231,4 +256,6 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     for i, feature in enumerate(config["features"]):
         fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
-    return fixed | {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
+    fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
+    # What was held out would be trained on, or the reverse.
+    return fixed | {"eval.held_out": config["eval"]["held_out"]}

@@ -135,14 +135,15 @@ class Writer:
         self._progress.advance(step)
 
     def write(self, line: dict[str, float]) -> None:
-        """Writes a line."""
+        """Writes a line of training metrics or of an evaluation."""
         self._jsonl.write(json.dumps(line) + "\n")
         self._jsonl.flush()
         if self._tensorboard is not None:
             for name, value in line.items():
                 if name != "step":
                     self._tensorboard.add_scalar(name, value, int(line["step"]))
-        self._progress.show(line)
+        if "loss" in line:
+            self._progress.show(line)
 
 
 class SkipLog:

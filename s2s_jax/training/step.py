@@ -18,7 +18,7 @@ from s2s_jax.config import Config
 from s2s_jax.data.blocks import SKIPPED
 from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import LossSums, pair_up, softmax_loss
+from s2s_jax.model.loss import LossSums, normalize, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import Batch, unpack
@@ -59,12 +59,18 @@ class StepFunctions(NamedTuple):
       train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
       predict: `(state, batch) -> Encoded`, jitted, without dropout, for one microbatch; ids without a
         row in a growing table stay without one, and are zeros.
+      user_vectors: `(state, batch) -> f32 [B, E]`, jitted, for one microbatch: the unit vectors that
+        items are compared with after each row's last event.
+      item_vectors: `(state, ids) -> f32 [B, E]`, jitted: the unit vectors of items whose features have
+        the ids `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
     """
 
     init: Callable[[], TrainState]
     abstract: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     predict: Callable[[TrainState, Batch], Encoded]
+    user_vectors: Callable[[TrainState, Batch], jax.Array]
+    item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_step_functions(
@@ -148,15 +154,33 @@ def make_step_functions(
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
         return model.encode(state.params["dense"], found.rows, places, batch, None)
 
+    def user_vectors(state: TrainState, batch: Batch) -> jax.Array:
+        batch = jax.tree.map(lambda x: x[0], dict(batch))
+        preds_ME = predict(state, batch).preds_ME
+        length_B = batch["length"]
+        preds_BLE = preds_ME.reshape(length_B.size, -1, preds_ME.shape[-1])
+        last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
+        return normalize(jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0])
+
+    def item_vectors(state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
+        found = tables.look_up(state.params["tables"], state.maps, ids)
+        places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
+        embeddings = tables.embed(found.rows, places, ids)
+        module = nnx.merge(graph, nnx.State(state.params["dense"]))
+        return normalize(module.targets(embeddings))
+
+    everywhere = meshes.replicated(mesh)
     return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
         abstract=abstract,
         train_step=jax.jit(
             train_step,
             donate_argnums=0,
-            out_shardings=(shardings, meshes.replicated(mesh)),
+            out_shardings=(shardings, everywhere),
         ),
         predict=jax.jit(predict),
+        user_vectors=jax.jit(user_vectors, out_shardings=everywhere),
+        item_vectors=jax.jit(item_vectors, out_shardings=everywhere),
     )
 
 

@@ -1,0 +1,105 @@
+"""The K best items of each user: blocks against one dense product, and does the memory stay flat?
+
+    python benchmarks/ranking.py [--items 10000 1000000] [--large] [--devices 1] [--width 64]
+
+Times, in turn, `ranking.top_k` and `ranking.ranks` (200 seen items a user left out) and a NumPy product
+of all users with all items followed by `argpartition` (nothing left out, nothing in order; of as many
+users as fit 1 GiB of scores). Prints medians as users/s, and the memory that XLA allocates for `top_k`
+beyond the vectors. --large adds 10^7 items: 2.5 GB of vectors (5 GB with --width 128), held twice since
+NumPy has them too.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+_DENSE_SCORES = 2**28
+_SEEN = 200
+
+
+def temporary_bytes(catalogue: Any, arrays: tuple, k: int) -> int:
+    """What XLA allocates for `top_k`, on all devices together, besides its arguments and results."""
+    from s2s_jax.serving import ranking
+
+    users, seen = ranking._padded(*arrays, catalogue)
+    lowered = ranking._top_k.lower(
+        users, catalogue.vectors_RE, catalogue.items, seen, k, catalogue.blocks, catalogue.mesh
+    )
+    return lowered.compile().memory_analysis().temp_size_in_bytes * catalogue.mesh.size
+
+
+def measure(items: int, arguments: argparse.Namespace) -> None:
+    # After the number of devices is set.
+    import jax
+
+    from s2s_jax.serving import ranking
+    from s2s_jax.training.mesh import make_mesh
+
+    rng = np.random.default_rng(0)
+    vectors_IE = rng.normal(size=(items, arguments.width)).astype(np.float32)
+    users_BE = rng.normal(size=(arguments.batch, arguments.width)).astype(np.float32)
+    seen_BS = rng.integers(0, items, (arguments.batch, _SEEN)).astype(np.int32)
+    target_B = rng.integers(0, items, arguments.batch).astype(np.int32)
+    dense_users = min(arguments.batch, max(1, _DENSE_SCORES // items))
+    catalogue = ranking.make_catalogue(vectors_IE, make_mesh(), arguments.block_items)
+
+    def dense() -> None:
+        scores_BI = users_BE[:dense_users] @ vectors_IE.T
+        np.argpartition(scores_BI, -arguments.top_k, axis=1)[:, -arguments.top_k :]
+
+    def top_k() -> None:
+        jax.block_until_ready(ranking.top_k(users_BE, catalogue, arguments.top_k, seen_BS))
+
+    def ranks() -> None:
+        ranking.ranks(users_BE, target_B, catalogue, seen_BS).block_until_ready()
+
+    runs = {"top_k": top_k, "ranks": ranks, "dense": dense}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(arguments.rounds + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    users = {"top_k": arguments.batch, "ranks": arguments.batch, "dense": dense_users}
+    speed = {name: users[name] / statistics.median(taken[1:]) for name, taken in times.items()}
+    held = temporary_bytes(catalogue, (users_BE, seen_BS), arguments.top_k)
+    print(
+        f"{items:>12,} items: top_k {speed['top_k']:8.1f} users/s, ranks {speed['ranks']:8.1f}, "
+        f"dense {speed['dense']:8.1f} (top_k {speed['top_k'] / speed['dense']:.1f} times it); "
+        f"memory beyond the vectors {held / 2**20:.1f} MiB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**6])
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--top_k", type=int, default=100)
+    parser.add_argument("--block_items", type=int, default=2**14)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+
+    flag = f"--xla_force_host_platform_device_count={arguments.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    import jax
+
+    device = jax.devices()[0]
+    print(
+        f"batch {arguments.batch}, width {arguments.width}, top {arguments.top_k}, "
+        f"{len(jax.devices())} x {device.platform} {device.device_kind}, "
+        f"blocks of {arguments.block_items:,} items"
+    )
+    for items in arguments.items + [10**7] * arguments.large:
+        measure(items, arguments)
+
+
+if __name__ == "__main__":
+    main()

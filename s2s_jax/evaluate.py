@@ -1,0 +1,97 @@
+"""How good a run is: `python -m s2s_jax.evaluate --config FILE [--split test] …`.
+
+Ranks every user's held-out event among all items of the log and prints hit rate, NDCG, MRR and recall
+with 95% intervals beside the popularity baseline, and by length of history and popularity of the target.
+Writes the same as JSON into the run directory.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2s_jax.config import Config, load
+from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.serving.evaluation import Evaluation, Evaluator
+from s2s_jax.serving.restored import restore
+from s2s_jax.training import hosts
+from s2s_jax.training.mesh import make_mesh
+
+_SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
+_SLICED = ("hr@10", "ndcg@10")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError: see `errors.run_door`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m s2s_jax.evaluate", allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--config", required=True, help="of the run; dotted overrides may follow")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
+    )
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
+    try:
+        arguments, overrides = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; give --config configs/ml1m.py") from error
+    config = load(arguments.config, overrides)
+    hosts.join()
+    mesh = make_mesh()
+    run = restore(config, mesh, arguments.checkpoint)
+    found = Evaluator(config, mesh).evaluate(run.functions, run.state, arguments.split)
+    if hosts.is_first():
+        name = f"evaluation_{arguments.split}_{run.step}.json"
+        out = arguments.out or Path(config.train.output_dir) / name
+        out.write_text(json.dumps(_as_json(config, run.step, arguments.split, found), indent=2))
+        _print(found, f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}")
+    hosts.leave()
+    return EXIT_DONE
+
+
+def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[str, Any]:
+    return {
+        "step": step,
+        "split": split,
+        "filter_seen": config.eval.filter_seen,
+        "data_paths": config.io.data_paths,
+        "metrics": found.metrics,
+        "intervals_95": {name: list(ends) for name, ends in found.intervals.items()},
+    }
+
+
+def _print(found: Evaluation, title: str) -> None:
+    console = Console()
+    values = found.metrics
+    table = Table(title=f"{values['eval/users']:,.0f} users: {title}")
+    for column in ("", "value", "95% interval", "popularity"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name in _SHOWN:
+        low, high = found.intervals[f"eval/{name}"]
+        popularity = values[f"eval/popularity/{name}"]
+        interval = f"{low:.4f} to {high:.4f}"
+        table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")
+    table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
+    console.print(table)
+    table = Table(title="by length of history and popularity of the target")
+    for column in ("", "users", *_SLICED):
+        table.add_column(column, justify="left" if column == "" else "right")
+    slices = [key.split("/")[1] for key in values if key.count("/") == 2]
+    for name in dict.fromkeys(slices):
+        if name != "popularity":
+            of = f"eval/{name}/"
+            cells = [f"{values[of + metric]:.4f}" for metric in _SLICED]
+            table.add_row(name.replace("_", " "), f"{values[of + 'users']:,.0f}", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,1 @@
+"""What a trained model is asked for: items ranked for users, and how good the ranking is."""

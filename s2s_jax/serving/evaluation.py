@@ -1,0 +1,180 @@
+"""How well held-out events are found among all items of the log.
+
+Every user is ranked over the whole catalogue, which holds every item of the log, held-out events
+included. The history ends before the event to be found, whose time and behaviour stay unknown.
+
+Shapes: U users, S items that a user had, I items, E width.
+"""
+
+import itertools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config
+from s2s_jax.data.catalogue import Catalogue, collect
+from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
+from s2s_jax.data.index import index_files
+from s2s_jax.data.item_counts import codes_of
+from s2s_jax.errors import UserError
+from s2s_jax.serving import metrics, ranking
+from s2s_jax.training.mesh import batch_sharded
+from s2s_jax.training.step import StepFunctions, TrainState
+
+Split = Literal["validation", "test"]
+
+# Items that are encoded together by one device.
+_ITEMS = 4096
+# Lengths of the lists from which coverage is taken.
+_COVERAGE = (5, 10, 50)
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline.
+      intervals: 95% bootstrap intervals of the means over all users.
+      values: of each user, see `metrics.user_values`.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    values: dict[str, np.ndarray]
+
+
+class Evaluator:
+    """Evaluates states of one configuration.
+
+    Attributes:
+      catalogue: the items of the log.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, max_users: int | None = None):
+        """Reads the log's items.
+
+        Args:
+          config: the configuration.
+          mesh: the devices.
+          max_users: users that are looked at, the first of the log; None: all.
+
+        Raises:
+          UserError: nothing is held out, or the log cannot be read.
+        """
+        if config.eval.held_out < 1:
+            raise UserError(
+                "eval.held_out: expected at least 1, the events at the end of each row that training "
+                "does not see, found 0; train with eval.held_out 2 and evaluate that run"
+            )
+        self._config = config
+        self._mesh = mesh
+        self._max_users = max_users
+        self.catalogue = collect(config)
+        self._numbers = ItemNumbers(self.catalogue, config)
+        self._count_I = self._training_counts()
+        self._reader = HistoryReader(
+            config, index_files(config), self._numbers, config.eval.batch_size * mesh.size
+        )
+
+    def _training_counts(self) -> np.ndarray:
+        """Events of each item that training sees."""
+        seen = collect(self._config, self._config.eval.held_out)
+        name = self._config.loss.item_feature
+        ids = seen.ids[name]
+        number = self._numbers.of(codes_of(ids.reshape(len(ids), -1)))
+        count_I = np.zeros(len(self.catalogue.count_I), np.int64)
+        count_I[number] = seen.count_I
+        return count_I
+
+    def evaluate(self, functions: StepFunctions, state: TrainState, split: Split) -> Evaluation:
+        """Ranks the events of `split`.
+
+        Raises:
+          UserError: no user has a history and an event to be found.
+        """
+        items = ranking.make_catalogue(
+            item_vectors(functions, state, self.catalogue, self._config, self._mesh), self._mesh
+        )
+        ahead = 0 if split == "test" else self._config.eval.held_out - 1
+        rank, popular, events, target = [], [], [], []
+        coverage = metrics.Coverage(len(self.catalogue.item))
+        for batch in self._batches(ahead):
+            seen_US = batch.seen_US
+            users_UE = user_vectors(functions, state, batch, self._mesh)
+            chosen = np.flatnonzero(batch.target_U >= 0)
+            filtered_US = seen_US if self._config.eval.filter_seen else None
+            rank_U = np.asarray(ranking.ranks(users_UE, batch.target_U, items, filtered_US))
+            best = ranking.top_k(users_UE, items, max(_COVERAGE), filtered_US)
+            coverage.add(np.asarray(best.index_BK)[chosen])
+            kept_US = None if filtered_US is None else filtered_US[chosen]
+            rank.append(rank_U[chosen])
+            popular.append(metrics.popularity_ranks(self._count_I, batch.target_U[chosen], kept_US))
+            events.append(batch.events_U[chosen])
+            target.append(batch.target_U[chosen])
+        if not sum(map(len, rank)):
+            raise UserError(
+                f"io.data_paths: no row of {self._config.io.data_paths} has an event before the "
+                f"{split} event; evaluate a log with longer rows or lower eval.held_out"
+            )
+        return self._result(rank, popular, events, target, coverage)
+
+    def _batches(self, ahead: int) -> Any:
+        batches = itertools.chain.from_iterable(
+            self._reader.read(stripe, ahead) for stripe in range(self._reader.stripes)
+        )
+        left = self._max_users
+        for batch in batches:
+            if left is not None:
+                if left <= 0:
+                    return
+                batch.target_U[left:] = -1
+                left -= batch.users
+            yield batch
+
+    def _result(
+        self, rank: list, popular: list, events: list, target: list, coverage: metrics.Coverage
+    ) -> Evaluation:
+        values = metrics.user_values(np.concatenate(rank))
+        baseline = metrics.user_values(np.concatenate(popular))
+        found = metrics.summarize(values)
+        found |= coverage.summarize(_COVERAGE)
+        found |= metrics.summarize(baseline, f"{metrics.PREFIX}popularity/")
+        found |= metrics.by_length(values, np.concatenate(events))
+        found |= metrics.by_popularity(values, np.concatenate(target), self._count_I)
+        return Evaluation(found, metrics.intervals(values), values)
+
+
+def user_vectors(
+    functions: StepFunctions, state: TrainState, batch: Histories, mesh: Mesh
+) -> jax.Array:
+    """f32 `[U, E]`: what each user will do next, as items are compared with it."""
+    arrays = {name: _spread(x, mesh) for name, x in batch.arrays.items()}
+    return functions.user_vectors(state, arrays)
+
+
+def item_vectors(
+    functions: StepFunctions, state: TrainState, catalogue: Catalogue, config: Config, mesh: Mesh
+) -> np.ndarray:
+    """f32 `[I, E]`: the items of a catalogue as users are compared with them."""
+    chunk = _ITEMS * mesh.size
+    parts = []
+    for begin in range(0, len(catalogue.item), chunk):
+        ids = {}
+        for feature in config.features:
+            shape = (chunk, 1, feature.bag_size, *([2] if feature.grows else []))
+            padded = np.full(shape, -1, np.int32)
+            if feature.name in config.target_features:
+                part = catalogue.ids[feature.name][begin : begin + chunk]
+                padded[: len(part), 0] = part
+            ids[feature.name] = _spread(padded, mesh)
+        parts.append(np.asarray(functions.item_vectors(state, ids)))
+    return np.concatenate(parts)[: len(catalogue.item)]
+
+
+def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """One microbatch `[1, …]` over the devices; on several hosts all hosts hold all of it."""
+    return jax.make_array_from_callback(
+        (1, *x.shape), batch_sharded(mesh), lambda index: x[None][index]
+    )

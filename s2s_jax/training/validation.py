@@ -1,0 +1,51 @@
+"""When training evaluates, which checkpoint was best, and when to stop for lack of progress."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from s2s_jax.config import EvalConfig
+from s2s_jax.training.metrics import read_lines
+
+
+class Progress:
+    """The evaluations of a run so far.
+
+    Attributes:
+      best_step: the step of the best, None before the first.
+    """
+
+    def __init__(self, settings: EvalConfig, lines: Sequence[dict[str, float]] = ()):
+        """Args: the settings, and lines of metrics.jsonl up to the step that the run stands at."""
+        self._settings = settings
+        self._name = f"eval/{settings.metric}"
+        self.best_step: int | None = None
+        self._best = -1.0
+        self._since_best = 0
+        for line in lines:
+            self.hear(line)
+
+    def hear(self, line: dict[str, float]) -> None:
+        """Takes in a line of metrics.jsonl."""
+        if self._name not in line:
+            return
+        if line[self._name] > self._best:
+            self._best, self.best_step, self._since_best = line[self._name], int(line["step"]), 0
+        else:
+            self._since_best += 1
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after `step`."""
+        every = self._settings.every_steps
+        return every is not None and step % every == 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        patience = self._settings.patience
+        return patience is not None and self._since_best >= patience
+
+
+def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int | None:
+    """Of some checkpoints, that whose evaluation in metrics.jsonl was best; None if none has any."""
+    lines = [line for line in read_lines(run_dir) if line["step"] in steps]
+    return Progress(settings, lines).best_step

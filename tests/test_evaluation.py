@@ -1,0 +1,320 @@
+"""Evaluation, recommending, and evaluation during training, against plain NumPy over the log's rows."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import small
+from pyarrow import orc
+from test_train import job, lines, one_device
+
+from s2s_jax import evaluate, recommend
+from s2s_jax.data import blocks, features
+from s2s_jax.data.catalogue import collect
+from s2s_jax.data.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.index import index_files
+from s2s_jax.data.orc import read_stripe
+from s2s_jax.errors import UserError
+from s2s_jax.serving.evaluation import Evaluator, item_vectors
+from s2s_jax.serving.restored import restore
+from s2s_jax.train import train
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
+
+USERS = 90
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log") / "log"
+    small.write_log(directory, USERS)
+    return directory
+
+
+def evaluating(log, run_dir, grows=False, **settings):
+    config = job(log, run_dir)
+    made = {"held_out": 2, "batch_size": 32} | settings
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **made))
+    if grows:
+        changed = tuple(
+            dataclasses.replace(f, hash_bucket_size=0, capacity=1)
+            if f.table_name == "item_id"
+            else f
+            for f in config.features
+        )
+        config = dataclasses.replace(config, features=changed)
+    return config
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["buckets", "growing"])
+def trained(request, log, tmp_path_factory):
+    config = evaluating(log, tmp_path_factory.mktemp("run"), request.param, every_steps=10)
+    assert train(config, one_device()) == 0
+    return config
+
+
+def rows_of(log):
+    """Items, behaviours and tags of each user, as they stand in the files."""
+    tables = [orc.read_table(str(path)) for path in sorted(log.glob("*.orc"))]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def user_vector(config, run, rows, mesh):
+    """Of whole histories, one by one, through `predict`."""
+    vectors = []
+    for begin in range(0, len(rows), 8):
+        part = rows[begin : begin + 8]
+        length, ids = np.zeros(8, np.int32), []
+        for feature in config.features:
+            shape = (8, config.model.seq_len, feature.bag_size)
+            mine = np.full(shape, -1, np.int64)
+            for n, row in enumerate(part):
+                newest = row[feature.name][-config.model.seq_len :]
+                length[n] = len(newest)
+                for position, bag in enumerate(newest):
+                    mine[n, position, : len(bag)] = bag
+            words = small.to_words(mine) if feature.grows else mine[..., None].astype(np.int32)
+            ids.append(words.reshape(8, config.model.seq_len, -1))
+        batch = put_batch({"length": length, "ids": np.concatenate(ids, axis=-1)}, 1, mesh)
+        encoded = run.functions.predict(run.state, jax.tree.map(lambda x: x[0], batch))
+        states = np.asarray(encoded.preds_ME).reshape(8, config.model.seq_len, -1)
+        vectors += [states[n, length[n] - 1] for n in range(len(part))]
+    vectors = np.array(vectors)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def cut(row, end):
+    return {name: column[:end] for name, column in row.items()}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_against_numpy(trained, log, split):
+    mesh = make_mesh(jax.devices()[:2])
+    run = restore(trained, mesh, "newest")
+    evaluator = Evaluator(trained, mesh)
+    found = evaluator.evaluate(run.functions, run.state, split)
+    ahead = 0 if split == "test" else 1
+    rows = [row for row in rows_of(log) if len(row["item_id"]) >= 2 + ahead]
+    before = [cut(row, len(row["item_id"]) - 1 - ahead) for row in rows]
+    users = user_vector(trained, run, before, mesh)
+    items = evaluator.catalogue.item.to_pylist()
+    assert set(items) == {i for row in rows_of(log) for (i,) in row["item_id"]}
+    vectors = item_vectors(run.functions, run.state, evaluator.catalogue, trained, mesh)
+    ranks = []
+    for row, history, user in zip(rows, before, users, strict=True):
+        target = row["item_id"][len(history["item_id"])][0]
+        scores = dict(zip(items, (vectors @ user).tolist(), strict=True))
+        seen = {i for (i,) in history["item_id"]} - {target}
+        better = [i for i in items if i not in seen and scores[i] >= scores[target] - 1e-7]
+        ranks.append(len(better) - 1)
+    ranks = np.array(ranks)
+    assert found.metrics["eval/users"] == len(ranks)
+    for k in (5, 10, 50):
+        # Scores that differ by rounding alone may change places.
+        near = {"atol": 2.5 / len(ranks)}
+        np.testing.assert_allclose(found.metrics[f"eval/hr@{k}"], (ranks < k).mean(), **near)
+        gain = np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean()
+        np.testing.assert_allclose(found.metrics[f"eval/ndcg@{k}"], gain, **near)
+    np.testing.assert_allclose(found.metrics["eval/mrr"], (1 / (ranks + 1)).mean(), atol=0.02)
+    low, high = found.intervals["eval/hr@10"]
+    assert low <= found.metrics["eval/hr@10"] <= high
+
+
+def test_popularity_counts_only_what_training_sees(trained, log):
+    evaluator = Evaluator(trained, one_device())
+    counts = {}
+    for row in rows_of(log):
+        for (item,) in row["item_id"][:-2]:
+            counts[item] = counts.get(item, 0) + 1
+    items = evaluator.catalogue.item.to_pylist()
+    assert evaluator._count_I.tolist() == [counts.get(item, 0) for item in items]
+
+
+def test_results_do_not_depend_on_devices_or_batches(trained):
+    results = []
+    for devices, batch_size in ((1, 32), (4, 16)):
+        config = dataclasses.replace(
+            trained, eval=dataclasses.replace(trained.eval, batch_size=batch_size)
+        )
+        mesh = make_mesh(jax.devices()[:devices])
+        run = restore(config, mesh, "newest")
+        found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
+        results.append(found.metrics)
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=1.5 / USERS)
+
+
+def test_training_never_sees_what_is_held_out(log):
+    config = evaluating(log, Path("unused"))
+    index = index_files(config)
+    file, number, first_row = index.stripes[0]
+    batch = read_stripe(file, number, features.column_names(config.features))
+    block = features.decode(batch, file, first_row, config)
+    ids = blocks.to_dense([blocks.pack(block)], batch.num_rows, config.model.seq_len)["ids"]
+    for row, found in zip(batch.to_pylist(), ids, strict=True):
+        kept = [i for (i,) in row["item_id"][:-2]][-config.model.seq_len :]
+        assert found[: len(kept), 0].tolist() == kept
+        assert (found[len(kept) :] == -1).all()
+
+
+def test_histories_end_before_the_target(log):
+    config = evaluating(log, Path("unused"))
+    catalogue = collect(config)
+    numbers = ItemNumbers(catalogue, config)
+    items = catalogue.item.to_pylist()
+    rows = rows_of(log)
+    for ahead in (0, 1, None):
+        reader = HistoryReader(config, index_files(config), numbers, 32)
+        found = [b for stripe in range(reader.stripes) for b in reader.read(stripe, ahead)]
+        left_out = 0 if ahead is None else ahead + 1
+        expected = [r for r in rows if len(r["item_id"]) > left_out]
+        assert sum(b.users for b in found) == len(expected)
+        number = 0
+        for batch in found:
+            for n in range(batch.users):
+                row = [i for (i,) in expected[number]["item_id"]]
+                history = row[: len(row) - left_out]
+                newest = history[-config.model.seq_len :]
+                assert batch.arrays["ids"][n, : len(newest), 0].tolist() == newest
+                assert batch.arrays["length"][n] == len(newest)
+                seen = batch.seen_US[n]
+                assert [items[i] for i in seen[seen >= 0]] == history
+                assert batch.events_U[n] == len(history)
+                target = -1 if ahead is None else items.index(row[len(history)])
+                assert batch.target_U[n] == target
+                number += 1
+            assert (batch.target_U[batch.users :] == -1).all()
+            assert (batch.arrays["length"][batch.users :] == 0).all()
+
+
+def test_lines_of_evaluations_and_the_best_checkpoint(trained):
+    run_dir = Path(trained.train.output_dir)
+    written = [line for line in lines(run_dir) if "eval/ndcg@10" in line]
+    assert [line["step"] for line in written] == [10, 20, 30, 40]
+    best = max(written, key=lambda line: line["eval/ndcg@10"])
+    assert restore(trained, one_device()).step == best["step"]
+    assert restore(trained, one_device(), "20").step == 20
+    with pytest.raises(UserError, match="--checkpoint: expected best, newest or one of 10, 20"):
+        restore(trained, one_device(), "7")
+
+
+def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
+    config = evaluating(log, tmp_path, every_steps=1, patience=3)
+    train_config = dataclasses.replace(config.train, max_to_keep=1, log_steps=1)
+    config = dataclasses.replace(config, train=train_config)
+    # Rates that make the model worse with every step.
+    config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1.0))
+    assert train(config, one_device()) == 0
+    written = [line for line in lines(tmp_path) if "eval/ndcg@10" in line]
+    values = [line["eval/ndcg@10"] for line in written]
+    best = written[int(np.argmax(values))]["step"]
+    assert len(written) == best + 3 < 40
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, best + 3}
+    assert "3 evaluations in a row" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
+    config = dataclasses.replace(
+        trained, train=dataclasses.replace(trained.train, output_dir=str(tmp_path))
+    )
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=25))
+    assert train(short, one_device()) == 0
+    assert train(config, one_device()) == 0
+
+    def evaluated(run_dir):
+        return [line for line in lines(run_dir) if "eval/mrr" in line]
+
+    assert evaluated(tmp_path) == evaluated(Path(trained.train.output_dir))
+
+
+def config_file(config, tmp_path):
+    """A file from which doors load a configuration."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from pathlib import Path\n"
+        "from s2s_jax.config import load_json\n"
+        f"def get_config():\n    return load_json(Path({config.train.output_dir!r}) / 'config.json')\n"
+    )
+    return str(path)
+
+
+def test_the_evaluate_door(trained, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    arguments = ["--config", config_file(trained, tmp_path), "--out", str(out)]
+    assert evaluate.main([*arguments, "--checkpoint", "40"]) == 0
+    told = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["step"] == 40
+    assert result["split"] == "test"
+    assert f"{result['metrics']['eval/hr@10']:.4f}" in told
+    assert "popularity" in told
+
+
+def test_nothing_held_out_is_refused(log, tmp_path):
+    with pytest.raises(UserError, match=r"eval\.held_out: expected at least 1"):
+        Evaluator(job(log, tmp_path), one_device())
+
+
+def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_path, monkeypatch):
+    out = tmp_path / "recs.parquet"
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
+    done = []
+    whole = recommend._Job.recommend
+
+    def interrupted(self, stripe):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(stripe)
+        return whole(self, stripe)
+
+    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main(arguments)
+    assert not out.exists()
+    again = []
+    monkeypatch.setattr(recommend._Job, "recommend", lambda s, n: (again.append(n), whole(s, n))[1])
+    assert recommend.main(arguments) == 0
+    assert again == [1], "what was written is not done again"
+    assert not out.with_name("recs.parquet.parts").exists()
+    table = pq.read_table(out)
+    rows = rows_of(log)
+    assert table.num_rows == len(rows)
+    mesh = make_mesh(jax.devices()[:1])
+    run = restore(trained, mesh, "newest")
+    catalogue = collect(trained)
+    items = catalogue.item.to_pylist()
+    vectors = item_vectors(run.functions, run.state, catalogue, trained, mesh)
+    users = user_vector(trained, run, rows, mesh)
+    for row, user, found, scores in zip(
+        rows, users, table["items"].to_pylist(), table["scores"].to_pylist(), strict=True
+    ):
+        seen = {i for (i,) in row["item_id"]}
+        assert len(set(found)) == len(found) == 7
+        assert not seen & set(found)
+        score_of = dict(zip(items, (vectors @ user).tolist(), strict=True))
+        np.testing.assert_allclose([score_of[i] for i in found], scores, atol=1e-5)
+        others = [s for i, s in score_of.items() if i not in seen and i not in found]
+        assert max(others) <= scores[-1] + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--top_k", "0"], ["--top_k", "at least 1"]),
+        (["--user_column", "uid"], ["uid", "item_id"]),
+        (["--train.output_dir", "/nowhere"], ["train.output_dir", "/nowhere"]),
+    ],
+)
+def test_mistakes_with_recommend_are_explained(trained, log, tmp_path, changed, words):
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--output", str(tmp_path / "recs.parquet"), *changed]
+    with pytest.raises(UserError) as caught:
+        recommend.main(arguments)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,274 @@
+"""Ranking in blocks against plain NumPy: ties, seen items, any block, batch and number of devices."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2s_jax.serving import metrics, ranking
+from s2s_jax.training.mesh import make_mesh
+
+SEEN = 6
+
+
+def mesh_of(devices):
+    return make_mesh(jax.devices()[:devices])
+
+
+def expected_top_k(users, vectors, k, seen):
+    """Whole numbers, so that any order of adding up is exact."""
+    index = np.full((len(users), k), -1)
+    score = np.full((len(users), k), -np.inf, np.float32)
+    for u, user in enumerate(users):
+        left = [i for i in range(len(vectors)) if i not in seen[u]]
+        scores = (vectors[left] @ user).astype(np.float32) if left else np.zeros(0)
+        order = np.argsort(-scores, kind="stable")[:k]
+        index[u, : len(order)] = np.asarray(left, int)[order]
+        score[u, : len(order)] = scores[order]
+    return index, score
+
+
+def expected_ranks(users, target, vectors, seen):
+    ranks = []
+    for u, user in enumerate(users):
+        scores = vectors @ user
+        others = [i for i in range(len(vectors)) if i != target[u] and i not in seen[u] and i >= 0]
+        ranks.append(sum(scores[i] >= scores[target[u]] for i in others))
+    return np.asarray(ranks)
+
+
+@pytest.fixture
+def _small_sizes(monkeypatch):
+    """Many tiles, chunks and groups of few items and users."""
+    for name, size in {"_USERS": 4, "_TILE": 16, "_CHUNK": 4, "_LANES": 4}.items():
+        monkeypatch.setattr(ranking, name, size)
+    monkeypatch.setattr(ranking, "_FEW_CHUNKS", (1, 2))
+    ranking._top_k.clear_cache()
+    ranking._ranks.clear_cache()
+    yield
+    ranking._top_k.clear_cache()
+    ranking._ranks.clear_cache()
+
+
+@st.composite
+def problems(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    # Two sizes once they are padded, so that little is compiled.
+    items = draw(st.integers(1, 16) | st.integers(81, 96))
+    users = draw(st.integers(1, 4))
+    spread = draw(st.sampled_from([0, 1, 5]))
+    vectors = rng.integers(-spread, spread, (items, 3), endpoint=True).astype(np.float32)
+    queries = rng.integers(-spread, spread, (users, 3), endpoint=True).astype(np.float32)
+    seen = rng.integers(-1, items, (users, SEEN)).astype(np.int32)
+    return queries, rng.integers(0, items, users).astype(np.int32), vectors, seen
+
+
+@pytest.mark.usefixtures("_small_sizes")
+@pytest.mark.parametrize(("devices", "k", "block"), [(1, 3, 32), (4, 100, 16)])
+def test_any_problem(devices, k, block):
+    mesh = mesh_of(devices)
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(problems())
+    def check(problem):
+        users, target, vectors, seen = problem
+        catalogue = ranking.make_catalogue(vectors, mesh, block)
+        best = ranking.top_k(users, catalogue, k, seen)
+        index, score = expected_top_k(users, vectors, k, seen)
+        np.testing.assert_array_equal(best.index_BK, index)
+        np.testing.assert_array_equal(best.score_BK, score)
+        found = ranking.ranks(users, target, catalogue, seen)
+        np.testing.assert_array_equal(found, expected_ranks(users, target, vectors, seen))
+
+    check()
+
+
+def test_bits_do_not_depend_on_devices_blocks_and_batches():
+    """Real sizes and numbers that rounding moves; a third of the items have one vector."""
+    rng = np.random.default_rng(0)
+    items, width, users = 9_001, 50, 70
+    vectors = rng.normal(size=(items, width)).astype(np.float32)
+    same = rng.permutation(items)[: items // 3]
+    vectors[same] = vectors[same[0]]
+    queries = rng.normal(size=(users, width)).astype(np.float32)
+    seen = rng.integers(-1, items, (users, SEEN)).astype(np.int32)
+    target = rng.integers(0, items, users).astype(np.int32)
+    target[:30] = same[:30]
+    results = []
+    for devices, block in [(1, 2**14), (2, 2048), (8, 1)]:
+        catalogue = ranking.make_catalogue(vectors, mesh_of(devices), block)
+        best = ranking.top_k(queries, catalogue, 10, seen)
+        results.append((*best, ranking.ranks(queries, target, catalogue, seen)))
+    for result, (found, first) in itertools.product(
+        results, enumerate(map(np.asarray, results[0]))
+    ):
+        np.testing.assert_array_equal(result[found], first)
+    # The same users in other places of smaller batches.
+    some = np.asarray([69, 3, 20])
+    best = ranking.top_k(queries[some], catalogue, 10, seen[some])
+    rank = ranking.ranks(queries[some], target[some], catalogue, seen[some])
+    for found, first in zip((*best, rank), results[0], strict=True):
+        np.testing.assert_array_equal(found, np.asarray(first)[some])
+    # Items of one vector tie, wherever they stand: whose target is one of them beats none of the others.
+    seen_of_them = np.isin(seen, same) & (seen != target[:, None])
+    others = [len(same) - 1 - len(set(s[m])) for s, m in zip(seen, seen_of_them, strict=True)]
+    assert (np.asarray(results[0][2])[:30] >= np.asarray(others)[:30]).all()
+    close = queries @ vectors.T
+    clearly_better = (close > np.take_along_axis(close, target[:, None], 1) + 1e-4).sum(axis=1)
+    assert (np.asarray(results[0][2])[:30] - clearly_better[:30] < len(same)).all()
+
+
+def test_edges():
+    vectors = np.asarray([[1.0], [0.0], [-1.0]], np.float32)
+    catalogue = ranking.make_catalogue(jax.numpy.asarray(vectors), mesh_of(1))
+    users = np.asarray([[1.0], [-1.0]], np.float32)
+    all_seen = np.asarray([[0, 1, 2, 2], [2, -1, -1, -1]], np.int32)
+    best = ranking.top_k(users, catalogue, 5, all_seen)
+    np.testing.assert_array_equal(best.index_BK, [[-1] * 5, [1, 0, -1, -1, -1]])
+    np.testing.assert_array_equal(best.score_BK[0], [-np.inf] * 5)
+    # The target is ranked though it was seen; one outside of the catalogue comes after all.
+    np.testing.assert_array_equal(
+        ranking.ranks(users, np.asarray([2, 7]), catalogue, all_seen), [0, 3]
+    )
+    # A score that is no number is no hit.
+    nan = np.full((1, 1), np.nan, np.float32)
+    np.testing.assert_array_equal(ranking.ranks(nan, np.asarray([1]), catalogue), [2])
+    # -0 and 0 are equal, so the lower index comes first.
+    zeros = ranking.make_catalogue(np.asarray([[0.0], [-0.0], [0.0]], np.float32), mesh_of(1))
+    np.testing.assert_array_equal(ranking.top_k(users, zeros, 5).index_BK[:, :3], [[0, 1, 2]] * 2)
+    with pytest.raises(ValueError, match="width 1"):
+        ranking.top_k(np.zeros((2, 3), np.float32), catalogue, 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        ranking.top_k(users, catalogue, 0)
+    with pytest.raises(ValueError, match="1 to about"):
+        ranking.make_catalogue(vectors[:0], mesh_of(1))
+
+
+def test_values_against_loops():
+    rng = np.random.default_rng(0)
+    rank = rng.integers(0, 30, (200, 3))
+    rank[rng.random(rank.shape) < 0.4] = -1
+    rank[:, 0] = np.abs(rank[:, 0])
+    values = metrics.user_values(rank, (5, 10))
+    for u, row in enumerate(rank.tolist()):
+        targets = [r for r in row if r >= 0]
+        for k in (5, 10):
+            hits = [r for r in targets if r < k]
+            best = sum(1 / np.log2(p + 2) for p in range(min(k, len(targets))))
+            assert values[f"hr@{k}"][u] == bool(hits)
+            assert values[f"recall@{k}"][u] == len(hits) / len(targets)
+            assert values[f"ndcg@{k}"][u] == pytest.approx(
+                sum(1 / np.log2(r + 2) for r in hits) / best
+            )
+        assert values["mrr"][u] == pytest.approx(1 / (min(targets) + 1))
+    result = metrics.summarize(metrics.user_values(np.asarray([0, 9, 10, 300])))
+    assert result["eval/hr@10"] == result["eval/recall@10"] == 0.5
+    assert result["eval/ndcg@10"] == pytest.approx((1 + 1 / np.log2(11)) / 4)
+    assert result["eval/mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 301) / 4)
+    assert result["eval/users"] == 4
+    with pytest.raises(ValueError, match="one target"):
+        metrics.user_values(np.asarray([[1, 2], [-1, -1]]))
+
+
+def test_intervals(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = metrics.user_values(rng.integers(0, 40, 400), (10,))
+    found = metrics.intervals(values)
+    for name, value in values.items():
+        low, high = found[f"eval/{name}"]
+        error = 1.96 * value.std() / np.sqrt(value.size)
+        assert low == pytest.approx(value.mean() - error, abs=0.25 * error)
+        assert high == pytest.approx(value.mean() + error, abs=0.25 * error)
+    # Draws do not depend on how many are held at once.
+    monkeypatch.setattr(metrics, "_DRAWS", 3 * 400)
+    again = metrics.intervals(values)
+    for name, pair in found.items():
+        assert again[name] == pytest.approx(pair, rel=1e-12)
+
+
+def test_slices():
+    """Histories of one item are those of the first slice."""
+    rank = np.asarray([0, 100, 0, 100, 0, 0])
+    values = metrics.user_values(rank, (10,))
+    found = metrics.by_length(values, np.asarray([1, 5, 6, 200, 201, 10_000]))
+    assert {n: v for n, v in found.items() if "hr@" in n} == {
+        "eval/length_1-5/hr@10": 0.5,
+        "eval/length_6-20/hr@10": 1.0,
+        "eval/length_51-200/hr@10": 0.0,
+        "eval/length_201+/hr@10": 1.0,
+    }
+    assert found["eval/length_1-5/users"] == 2
+    # Item 2 has half of the events, 0 and 3 the next 40%.
+    target = np.asarray([2, 0, 3, 1, 4, 99])
+    found = metrics.by_popularity(values, target, np.asarray([25, 10, 50, 15, 0]))
+    assert {n: v for n, v in found.items() if "users" in n} == {
+        "eval/target_head/users": 1,
+        "eval/target_middle/users": 2,
+        "eval/target_tail/users": 3,
+    }
+    assert found["eval/target_middle/hr@10"] == 0.5
+
+
+def test_coverage():
+    coverage = metrics.Coverage(4)
+    coverage.add(np.asarray([[0, 1, 2], [0, 1, -1]]))
+    coverage.add(np.asarray([[1, -1, -1]]))
+    assert coverage.summarize((1, 2, 3, 10)) == {
+        "eval/coverage@1": 0.5,
+        "eval/coverage@2": 0.5,
+        "eval/coverage@3": 0.75,
+        "eval/coverage@10": 0.75,
+    }
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(problems())
+def test_popularity_baseline(problem):
+    _, target, vectors, seen = problem
+    counts = np.abs(vectors[:, :1]).astype(int)
+    expected = expected_ranks(np.ones((len(target), 1), int), target, counts, seen)
+    np.testing.assert_array_equal(metrics.popularity_ranks(counts[:, 0], target, seen), expected)
+    unseen = np.full_like(seen, -1)
+    np.testing.assert_array_equal(
+        metrics.popularity_ranks(counts[:, 0], target),
+        metrics.popularity_ranks(counts[:, 0], target, unseen),
+    )
+    gone = np.full(len(target), len(counts))
+    assert (metrics.popularity_ranks(counts[:, 0], gone, seen) == len(counts)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_public_evaluator_agrees():
+    """The evaluator sorts its own lists, so scores here are distinct."""
+    ranx = pytest.importorskip("ranx")
+    rng = np.random.default_rng(0)
+    items, users = 300, 150
+    vectors = rng.normal(size=(items, 8)).astype(np.float32)
+    queries = rng.normal(size=(users, 8)).astype(np.float32)
+    target = rng.integers(0, items, users).astype(np.int32)
+    seen = rng.integers(0, items, (users, SEEN)).astype(np.int32)
+    seen[seen == target[:, None]] = -1
+    catalogue = ranking.make_catalogue(vectors, mesh_of(2))
+    found = metrics.summarize(
+        metrics.user_values(np.asarray(ranking.ranks(queries, target, catalogue, seen)))
+    )
+    best = ranking.top_k(queries, catalogue, items, seen)
+    run = {
+        str(u): {str(i): float(s) for i, s in zip(index, score, strict=True) if i >= 0}
+        for u, (index, score) in enumerate(zip(*map(np.asarray, best), strict=True))
+    }
+    relevant = {str(u): {str(item): 1} for u, item in enumerate(target)}
+    names = {"mrr": "mrr"}
+    for k in metrics.CUTOFFS:
+        names |= {
+            f"hit_rate@{k}": f"hr@{k}",
+            f"ndcg@{k}": f"ndcg@{k}",
+            f"recall@{k}": f"recall@{k}",
+        }
+    expected = ranx.evaluate(ranx.Qrels(relevant), ranx.Run(run), list(names))
+    for name, ours in names.items():
+        assert found[f"eval/{ours}"] == pytest.approx(expected[name], rel=1e-6)
