@@ -11,12 +11,13 @@ import math
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
@@ -29,6 +30,7 @@ from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary, read_lines
+from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
 
@@ -70,12 +72,14 @@ class Job(NamedTuple):
       mesh: the devices.
       reader: batches.
       checkpoints: of the run directory.
+      items: of the log, where the loss needs them.
     """
 
     config: Config
     mesh: Mesh
     reader: Reader
     checkpoints: Checkpoints
+    items: ItemSource | None
 
     def functions(self, plan: GrowthPlan) -> StepFunctions:
         """Pure functions over the devices, for tables as large as they are now."""
@@ -116,14 +120,22 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
         StopSignals() as stop,
     ):
         checkpoints.check_config()
+        items = None
+        if config.loss.negatives != "in_batch" or config.loss.log_q:
+            items = ItemSource(config, mesh)
+
+        def to_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+            arrays = arrays if items is None else items.with_shares(arrays)
+            return put_batch(arrays, microbatches, mesh, stop.requested is not None)
+
         reader = Reader(
             config,
             config.io.batch_size * mesh.size * microbatches,
             Share(jax.process_index(), jax.process_count()),
-            to_device=lambda a: put_batch(a, microbatches, mesh, stop.requested is not None),
+            to_device=to_device,
         )
         hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
-        job = Job(config, mesh, reader, checkpoints)
+        job = Job(config, mesh, reader, checkpoints, items)
         with contextlib.closing(reader), _memory_explained(job):
             progress = _start_or_continue(job)
             total_steps = _total_steps(job, progress)
@@ -240,14 +252,17 @@ def _run(
                 raise
             waited = time.perf_counter() - asked
             skips.add(batch.skipped)
+            arrays = batch.arrays
+            if job.items is not None:
+                arrays = arrays | job.items.draw(step + 1)
             if compiled is None:
                 functions = job.functions(plan)
-                compiled = functions.train_step.lower(state, batch.arrays).compile()
+                compiled = functions.train_step.lower(state, arrays).compile()
                 # Rates leave out compilation and the first reading.
                 meters.start_rates()
                 waited = 0.0
             profile.before(step + 1)
-            state, metrics = compiled(state, batch.arrays)
+            state, metrics = compiled(state, arrays)
             read_pending()
             step += 1
             pending = (step, metrics, waited)

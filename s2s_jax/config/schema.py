@@ -211,7 +211,17 @@ class LossConfig:
     the number of devices; local, each device's own, as data-parallel RecIS does, which exchanges less"""
     negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
     """What the positive competes with: in_batch, the other events of the batch; mixed, these and sampled
-    items; uniform, sampled items instead; full, all items instead"""
+    items; uniform, sampled items instead; full, all items instead (every step encodes them, so for
+    catalogues of up to some ten thousand). Items are those of the log that training sees; drawn ones
+    count as seen in tables that grow"""
+    catalogue: str | None = None
+    """Parquet file of `python -m s2s_jax.data.catalogue`, where negatives or log_q need the items. None:
+    they are collected from the log before training starts"""
+    num_negatives: int = 1024
+    """Items that each device draws for mixed and uniform, anew in each step"""
+    log_q: bool = False
+    """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
+    advantage from rare items that frequent ones, often negatives, give them in_batch and mixed"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")

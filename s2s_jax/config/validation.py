@@ -273,6 +273,13 @@ def _check_loss(config: Config) -> None:
     names = [f.name for f in config.features]
     loss = config.loss
     listed = ", ".join(names)
+    _require(loss.num_negatives >= 1, "loss.num_negatives", "at least 1", loss.num_negatives)
+    _require(
+        not loss.log_q or loss.negatives in ("in_batch", "mixed"),
+        "loss.log_q",
+        f"False with loss.negatives {loss.negatives}, whose candidates come up equally often",
+        loss.log_q,
+    )
     _require(loss.temperature > 0, "loss.temperature", "more than 0", loss.temperature)
     _require(
         loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature

@@ -305,7 +305,7 @@ class ShardedTables:
     def embed(
         self, rows: Arrays, places: Mapping[str, jax.Array], ids: Mapping[str, jax.Array]
     ) -> Arrays:
-        """Embeddings `[B, L, D]` of each feature for one microbatch.
+        """Embeddings `[B, L, D]` of the features of `ids` for one microbatch.
 
         Args:
           rows: see `Found`; the result can be differentiated with respect to them.
@@ -314,12 +314,13 @@ class ShardedTables:
         """
 
         def on_device(rows: Arrays, places: Arrays, ids: Arrays) -> Arrays:
-            return {
-                name: lookup.combine(
+            embeddings = {}
+            for name in ids:
+                feature = self._features[name]
+                embeddings[name] = lookup.combine(
                     rows[feature.table_name], places[name], present(feature, ids), feature.combiner
                 )
-                for name, feature in self._features.items()
-            }
+            return embeddings
 
         spec = self._first
         return jax.shard_map(on_device, mesh=self._mesh, in_specs=spec, out_specs=spec)(

@@ -39,12 +39,14 @@ class Pairs(NamedTuple):
       positives_NE: f32; the positives of all pairs are the candidates of each.
       valid_N: bool; a pair that is not valid is no query, positive or negative.
       item_NK: int32 ids of the positives' items; None: repeats of an item count as negatives.
+      share_N: f32 share of all events that is the positive's item's; None where it is not asked for.
     """
 
     queries_NE: jax.Array
     positives_NE: jax.Array
     valid_N: jax.Array
     item_NK: jax.Array | None
+    share_N: jax.Array | None = None
 
 
 def pair_up(
@@ -54,6 +56,7 @@ def pair_up(
     length_B: jax.Array,
     item_BLK: jax.Array,
     present_BL: jax.Array,
+    share_BL: jax.Array | None = None,
 ) -> Pairs:
     """Pairs each position's prediction with the event that it is scored against.
 
@@ -65,6 +68,7 @@ def pair_up(
       item_BLK: int32 ids (or the words of ids) of `config.item_feature`.
       present_BL: bool, whether a position has an item. One without is nobody's positive and no
         negative.
+      share_BL: f32 share of all events that is the item's.
     """
     batch, seq_len, _ = item_BLK.shape
     earlier, later = slice(None, -1), slice(1, None)
@@ -78,7 +82,8 @@ def pair_up(
     valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]
     valid_N = valid_BL.reshape(-1) if config.mask_padding else jnp.ones(valid_BL.size, bool)
     item_NK = item_BLK[:, positive].reshape(valid_N.size, -1) if config.mask_same_item else None
-    return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_NK)
+    share_N = None if share_BL is None else share_BL[:, positive].reshape(-1)
+    return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_NK, share_N)
 
 
 class Sampled(NamedTuple):

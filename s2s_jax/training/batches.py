@@ -18,6 +18,10 @@ from s2s_jax.training.mesh import batch_sharded
 
 Batch = Mapping[str, jax.Array]
 
+# Names of arrays that `negatives.ItemSource` adds to a batch.
+ITEM_SHARE = "item_share"
+OF_NEGATIVES = ("ids/negatives:", "negatives_share", "uniform_share")
+
 
 def put_batch(
     arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh, stop: bool = False
@@ -63,7 +67,8 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
 
     Returns:
       int32 `length` `[…, B]` and for each feature `ids/<name>` `[…, B, L, K]`, or `[…, B, L, K, 2]` if
-      its table grows; `NO_ID` where there is none.
+      its table grows; `NO_ID` where there is none. With `loss.log_q`, `ITEM_SHARE` `[…, B, L]` in parts
+      of 2^30. What is of negatives stays as it is.
     """
     length = jnp.maximum(batch["length"], 0)
     ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
@@ -74,7 +79,10 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         if feature.grows:
             ids_of = ids_of.reshape(*ids_of.shape[:-1], -1, feature.id_words)
         features[f"ids/{feature.name}"] = ids_of
-    return {"length": length, **features}
+    if config.loss.log_q:
+        features[ITEM_SHARE] = ids[..., -1]
+    negatives = {name: x for name, x in batch.items() if name.startswith(OF_NEGATIVES)}
+    return {"length": length, **features, **negatives}
 
 
 def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:

@@ -18,10 +18,11 @@ from s2s_jax.config import Config
 from s2s_jax.data.blocks import SKIPPED
 from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import LossSums, normalize, pair_up, softmax_loss
+from s2s_jax.model.loss import LossSums, Pairs, Sampled, normalize, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
-from s2s_jax.training.batches import Batch, unpack
+from s2s_jax.training.batches import ITEM_SHARE, Batch, unpack
+from s2s_jax.training.negatives import SHARE_UNIT, negative_features, split_ids
 from s2s_jax.training.optimizer import (
     Params,
     apply_updates,
@@ -83,8 +84,13 @@ def make_step_functions(
       mesh: the devices.
       capacities: rows of the tables that grow; None: those they start with.
     """
-    tables = ShardedTables(config.features, mesh, capacities, config.train.seed)
+    seed = config.train.seed
+    tables = ShardedTables(config.features, mesh, capacities, seed)
     specs = tables.specs
+    # Negatives are looked up with the events.
+    in_training = ShardedTables(
+        (*config.features, *negative_features(config)), mesh, capacities, seed
+    )
     optimizer = make_optimizer(config.lr)
     # The graph is static; from here on parameters are a plain tree of arrays.
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
@@ -100,14 +106,14 @@ def make_step_functions(
     fsdp = config.train.dense_sharding == "fsdp"
     abstract = _with_shardings(jax.eval_shape(init), specs, mesh, fsdp)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    model = _Model(config, graph, tables, mesh)
+    model = _Model(config, graph, in_training, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
         sent, batch = batch, unpack(config, batch)
         stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
-        stored, found = tables.admit(stored, _ids(batch), state.step + 1)
+        stored, found = in_training.admit(stored, _ids(batch), state.step + 1)
         opt_state = with_table_moments(state.opt_state, stored.moments)
         state = TrainState(
             state.step, state.params | {"tables": stored.values}, opt_state, stored.maps
@@ -196,28 +202,57 @@ class _Model(NamedTuple):
         self, dense: Any, rows: Any, places: Any, batch: Batch, key: jax.Array | None
     ) -> Encoded:
         """Encodes one microbatch `[B, L, …]` from the rows that were found for all."""
-        embeddings = self.tables.embed(rows, places, _ids(batch))
+        ids, _ = split_ids(_ids(batch))
+        embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
         return nnx.merge(self.graph, nnx.State(dense))(embeddings, key)
 
-    def loss(self, encoded: Encoded, batch: Batch) -> LossSums:
+    def negatives(self, dense: Any, found: Found, rows: Any, batch: Batch) -> jax.Array | None:
+        """f32 `[n * S, E]`: how the drawn negatives look, None if none are drawn."""
+        events, _ = split_ids(_ids(batch))
+        drawn = {name: x for name, x in _ids(batch).items() if name not in events}
+        if not drawn:
+            return None
+        places, ids = jax.tree.map(
+            lambda x: x[0], ({name: found.places[name] for name in drawn}, drawn)
+        )
+        _, embeddings = split_ids(self.tables.embed(rows, places, ids))
+        return nnx.merge(self.graph, nnx.State(dense)).targets(embeddings)
+
+    def loss(self, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch) -> LossSums:
         """Loss sums of all microbatches: `encoded` is `[A, B*L, E]`, `batch` `[A, B, …]`."""
         config, axis = self.config.loss, meshes.DATA_AXIS
         feature = self.config.feature(config.item_feature)
 
-        def on_device(encoded: Encoded, length_AB: jax.Array, ids: jax.Array) -> LossSums:
-            there = present(feature, {feature.name: ids})
-            together = jax.tree.map(
-                lambda x: x.reshape(-1, *x.shape[2:]), (encoded, length_AB, ids, there)
-            )
+        def on_device(encoded: Encoded, batch: Batch, negatives_CE: jax.Array | None) -> LossSums:
+            events, drawn = split_ids(_ids(batch))
+            ids = events[feature.name]
+            there = present(feature, events)
+            scored = (encoded, batch["length"], ids, there)
+            together = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
             (preds_ME, targets_ME), length_B, ids, there_BLK = together
             item_BLK = ids.reshape(*ids.shape[:2], -1)
-            pairs = pair_up(config, preds_ME, targets_ME, length_B, item_BLK, there_BLK[..., 0])
-            sums = softmax_loss(config, pairs, axis if config.negative_scope == "global" else None)
-            return jax.lax.psum(sums, axis)
+            share_BL = None
+            if config.log_q:
+                share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2]) / SHARE_UNIT
+            pairs = pair_up(
+                config, preds_ME, targets_ME, length_B, item_BLK, there_BLK[..., 0], share_BL
+            )
+            scope = axis if config.negative_scope == "global" else None
+            sampled = None
+            if negatives_CE is not None:
+                item_CK = drawn[feature.name].reshape(len(negatives_CE), -1)
+                sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
+            sampled, log_q_N = _corrected(pairs, sampled, batch, scope)
+            return jax.lax.psum(softmax_loss(config, pairs, scope, sampled, log_q_N), axis)
 
-        spec = PartitionSpec(None, axis)
-        mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=spec, out_specs=PartitionSpec())
-        return mapped(encoded, batch["length"], batch[f"ids/{config.item_feature}"])
+        spec, first = PartitionSpec(None, axis), PartitionSpec(axis)
+        mapped = jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=(spec, spec, first),
+            out_specs=PartitionSpec(),
+        )
+        return mapped(encoded, dict(batch), negatives_CE)
 
     def gradients(
         self, dense: Any, found: Found, batch: Batch, key: jax.Array | None
@@ -232,19 +267,24 @@ class _Model(NamedTuple):
         rows, places = found.rows, found.places
         microbatches = batch["length"].shape[0]
 
-        def mean_loss(encoded: Encoded) -> tuple[jax.Array, LossSums]:
-            sums = self.loss(encoded, batch)
+        def mean_loss(
+            encoded: Encoded, negatives_CE: jax.Array | None
+        ) -> tuple[jax.Array, LossSums]:
+            sums = self.loss(encoded, negatives_CE, batch)
             return sums.loss / jnp.maximum(sums.pairs, 1), sums
 
         def take(number: Any) -> tuple[Any, Batch, jax.Array | None]:
-            chosen = jax.tree.map(lambda x: x[number], (places, batch))
+            # Negatives, of which there is one set, are left out.
+            events = {name: x for name, x in batch.items() if x.shape[0] == microbatches}
+            chosen = jax.tree.map(lambda x: x[number], (places, events))
             return *chosen, None if key is None else jax.random.fold_in(key, number)
 
         if microbatches == 1:
 
             def objective(dense: Any, rows: Any) -> tuple[jax.Array, LossSums]:
                 encoded = self.encode(dense, rows, *take(0))
-                return mean_loss(jax.tree.map(lambda x: x[None], encoded))
+                negatives_CE = self.negatives(dense, found, rows, batch)
+                return mean_loss(jax.tree.map(lambda x: x[None], encoded), negatives_CE)
 
             grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
             (_, sums), (d_dense, d_rows) = grad(dense, rows)
@@ -252,16 +292,36 @@ class _Model(NamedTuple):
 
         numbers = jnp.arange(microbatches)
         encoded = jax.lax.map(lambda number: self.encode(dense, rows, *take(number)), numbers)
-        (_, sums), d_encoded = jax.value_and_grad(mean_loss, has_aux=True)(encoded)
+        negatives_CE, pull_negatives = jax.vjp(
+            lambda d, r: self.negatives(d, found, r, batch), dense, rows
+        )
+        grad = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
+        (_, sums), (d_encoded, d_negatives) = grad(encoded, negatives_CE)
 
         def add_gradients(total: Any, part: tuple) -> tuple[Any, None]:
             number, d_micro = part
             _, pull = jax.vjp(lambda d, r: self.encode(d, r, *take(number)), dense, rows)
             return jax.tree.map(jnp.add, total, pull(d_micro)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (dense, rows))
-        (d_dense, d_rows), _ = jax.lax.scan(add_gradients, zeros, (numbers, d_encoded))
+        start = pull_negatives(d_negatives)
+        (d_dense, d_rows), _ = jax.lax.scan(add_gradients, start, (numbers, d_encoded))
         return sums, {"dense": d_dense, "tables": d_rows}
+
+
+def _corrected(
+    pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
+) -> tuple[Sampled | None, jax.Array | None]:
+    """Sampled candidates with log q, and log q of the pairs: how often each is expected to come up."""
+    if pairs.share_N is None:
+        return sampled, None
+    candidates = pairs.valid_N.sum(dtype=jnp.float32)
+    candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
+    drawn = 0.0
+    if sampled is not None:
+        drawn = len(sampled.vectors_CE) * batch["uniform_share"].reshape(())
+        share_C = batch["negatives_share"].reshape(-1) / SHARE_UNIT
+        sampled = sampled._replace(log_q_C=jnp.log(candidates * share_C + drawn))
+    return sampled, jnp.log(candidates * pairs.share_N + drawn)
 
 
 def _ids(batch: Batch) -> dict[str, jax.Array]:

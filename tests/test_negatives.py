@@ -1,0 +1,178 @@
+"""Negatives from the catalogue and log-Q through whole steps, against NumPy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import small
+from test_train import job, lines
+
+from s2s_jax.config import validate
+from s2s_jax.data.catalogue import collect
+from s2s_jax.errors import UserError
+from s2s_jax.serving.evaluation import item_vectors
+from s2s_jax.train import train
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.step import make_step_functions
+
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log") / "log"
+    small.write_log(directory, 90)
+    return directory
+
+
+def configured(log, tmp_path, grows=False, **loss):
+    config = job(log, tmp_path)
+    config = dataclasses.replace(
+        config,
+        loss=dataclasses.replace(config.loss, **loss),
+        model=dataclasses.replace(config.model, dropout=0.0),
+    )
+    if grows:
+        changed = tuple(
+            dataclasses.replace(f, hash_bucket_size=0, capacity=1)
+            if f.table_name == "item_id"
+            else f
+            for f in config.features
+        )
+        config = dataclasses.replace(config, features=changed)
+    return config
+
+
+def expected_loss(config, functions, state, batch, mesh, items):
+    """Mean loss in float64, from vectors that `predict` and `item_vectors` give."""
+    arrays = jax.tree.map(lambda x: x[0], put_batch(batch, 1, mesh))
+    encoded = functions.predict(state, arrays)
+    catalogue = collect(config)
+    known = catalogue.item.to_pylist()
+    vectors = item_vectors(functions, state, catalogue, config, mesh).astype(np.float64)
+    length, seq_len = batch["length"], config.model.seq_len
+    item = batch["ids"][..., 0]
+
+    def unit(x):
+        x = np.asarray(x, np.float64).reshape(len(length), seq_len, -1)
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    preds, targets = unit(encoded.preds_ME), unit(encoded.targets_ME)
+    pairs = [(b, p) for b in range(len(length)) for p in range(max(length[b], 1) - 1)]
+    share = catalogue.count_I / catalogue.count_I.sum()
+    losses = []
+    for b, p in pairs:
+        target = int(item[b, p + 1])
+        logits = [preds[b, p] @ targets[b, p + 1]]
+        q = [target]
+        if config.loss.negatives in ("in_batch", "mixed"):
+            for c, r in pairs:
+                if item[c, r + 1] != target:
+                    logits.append(preds[b, p] @ targets[c, r + 1])
+                    q.append(int(item[c, r + 1]))
+        for i in items:
+            if known[i] != target:
+                logits.append(preds[b, p] @ vectors[i])
+                q.append(known[i])
+        logits = np.array(logits) / config.loss.temperature
+        if config.loss.log_q:
+            p_of = dict(zip(known, share, strict=True))
+            often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
+            logits -= np.log(often + len(items) / len(known))
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize(
+    ("loss", "grows"),
+    [
+        ({"negatives": "uniform", "num_negatives": 40}, False),
+        ({"negatives": "mixed", "num_negatives": 40, "log_q": True}, True),
+        ({"negatives": "full"}, False),
+        ({"log_q": True}, False),
+    ],
+    ids=["uniform", "mixed", "full", "in_batch"],
+)
+def test_a_step_against_numpy(log, tmp_path, loss, grows):
+    config = configured(log, tmp_path, grows, **loss)
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    source = ItemSource(config, mesh)
+    plain = dataclasses.replace(
+        config,
+        features=tuple(dataclasses.replace(f, hash_bucket_size=300) for f in config.features),
+    )
+    batch = small.batch(plain if grows else config, ROWS, 0)
+    if grows:
+        words = small.to_words(batch["ids"])
+        parts = [words[..., :1, :], words[..., 1:2, :1], words[..., 2:, :]]
+        batch["ids"] = np.concatenate(
+            [part.reshape(*part.shape[:2], -1) for part in parts], axis=-1
+        )
+    drawn = source.draw(1)
+    state = functions.init()
+    if grows:
+        # Rows for all ids, so that what `predict` sees is what the step sees.
+        full = ItemSource(configured(log, tmp_path, True, negatives="full"), mesh).draw(1)
+        still = dataclasses.replace(config.lr, dense_lr=0.0, sparse_lr=0.0, weight_decay=0.0)
+        resting = dataclasses.replace(
+            config, lr=still, loss=dataclasses.replace(config.loss, negatives="full", log_q=False)
+        )
+        step = make_step_functions(resting, mesh).train_step
+        state, _ = step(state, put_batch(batch, 1, mesh) | full)
+    chosen = []
+    if config.loss.negatives == "full":
+        chosen = range(source.items)
+    elif config.loss.negatives != "in_batch":
+        rng = np.random.default_rng((config.train.seed, 1, 0))
+        chosen = rng.integers(source.items, size=40)
+    expected = expected_loss(config, functions, state, batch, mesh, chosen)
+    sent = put_batch(source.with_shares(batch), 1, mesh) | drawn
+    _, metrics = functions.train_step(state, sent)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("negatives", ["mixed", "full"])
+def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives):
+    config = configured(log, tmp_path, negatives=negatives, num_negatives=24)
+    results = []
+    for devices, microbatches in ((1, 1), (1, 4), (2, 2)):
+        mesh = make_mesh(jax.devices()[:devices])
+        functions = make_step_functions(config, mesh)
+        batch = put_batch(small.batch(config, ROWS, 0), microbatches, mesh)
+        # Both devices draw the same.
+        draw = ItemSource(config, make_mesh(jax.devices()[:1])).draw(1)
+        source = ItemSource(config, mesh)
+        if negatives == "full":
+            draw = source.draw(1)
+        else:
+            rng = np.random.default_rng((config.train.seed, 1, 0))
+            chosen = rng.integers(source.items, size=24)
+            draw = source._put(np.tile(chosen, devices))
+        _, metrics = functions.train_step(functions.init(), batch | draw)
+        results.append([float(metrics[n]) for n in ("loss", "hit_rate", "grad_norm")])
+    np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [{"negatives": "full"}, {"negatives": "mixed", "log_q": True}], ids=["full", "mixed"]
+)
+def test_training_with_the_catalogue(log, tmp_path, loss):
+    config = configured(log, tmp_path / "run", num_negatives=64, **loss)
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=15))
+    mesh = make_mesh(jax.devices()[:2])
+    assert train(short, mesh) == 0
+    assert train(config, mesh) == 0
+    straight = configured(log, tmp_path / "straight", num_negatives=64, **loss)
+    assert train(straight, mesh) == 0
+    ours, theirs = lines(tmp_path / "run"), lines(tmp_path / "straight")
+    assert [x["loss"] for x in ours] == [x["loss"] for x in theirs]
+    assert ours[-1]["loss"] < ours[0]["loss"] - 0.5
+
+
+def test_log_q_needs_negatives_that_come_up_unevenly(log, tmp_path):
+    with pytest.raises(UserError, match=r"loss\.log_q: expected False with loss\.negatives full"):
+        validate(configured(log, tmp_path, negatives="full", log_q=True))
