@@ -27,6 +27,7 @@ from s2s_jax.serving.evaluation import Evaluator
 from s2s_jax.training import growth, hosts, validation
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
+from s2s_jax.training.flops import peak_flops, step_flops
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, SkipLog, Writer, print_summary, read_lines
@@ -293,7 +294,9 @@ def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -
 
 def _start_or_continue(job: Job) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
-    meters, plan = Meters(), GrowthPlan(job.config)
+    peak = peak_flops(job.config)
+    at_peak = None if peak is None else step_flops(job.config, job.mesh.size) / peak
+    meters, plan = Meters(at_peak), GrowthPlan(job.config)
     step = job.checkpoints.newest_step
     if step is None:
         nothing = validation.Progress(job.config.eval)

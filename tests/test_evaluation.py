@@ -50,9 +50,10 @@ def evaluating(log, run_dir, grows=False, **settings):
     return config
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["buckets", "growing"])
-def trained(request, log, tmp_path_factory):
-    config = evaluating(log, tmp_path_factory.mktemp("run"), request.param, every_steps=10)
+@pytest.fixture(scope="module")
+def trained(log, tmp_path_factory):
+    """With a table that grows, and one of buckets."""
+    config = evaluating(log, tmp_path_factory.mktemp("run"), grows=True, every_steps=10)
     assert train(config, one_device()) == 0
     return config
 

@@ -139,7 +139,7 @@ def test_a_table_grows_between_steps(straight):
     assert all(np.isfinite(x["loss"]) for x in written)
 
 
-@pytest.mark.parametrize("steps_before", [1, 2])
+@pytest.mark.parametrize("steps_before", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, steps_before):
     """As one that was killed after it grew and before it saved, and starts from its last checkpoint."""
     stop = grew_at(straight) - steps_before

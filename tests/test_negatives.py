@@ -135,7 +135,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("negatives", ["mixed", "full"])
+@pytest.mark.parametrize("negatives", ["mixed", pytest.param("full", marks=pytest.mark.slow)])
 def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives):
     config = configured(log, tmp_path, negatives=negatives, num_negatives=24)
     results = []
@@ -158,7 +158,12 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
 
 
 @pytest.mark.parametrize(
-    "loss", [{"negatives": "full"}, {"negatives": "mixed", "log_q": True}], ids=["full", "mixed"]
+    "loss",
+    [
+        pytest.param({"negatives": "full"}, marks=pytest.mark.slow),
+        {"negatives": "mixed", "log_q": True},
+    ],
+    ids=["full", "mixed"],
 )
 def test_training_with_the_catalogue(log, tmp_path, loss):
     config = configured(log, tmp_path / "run", num_negatives=64, **loss)

@@ -1,8 +1,8 @@
 """A causal pre-LN transformer in Flax NNX, its layers stacked and scanned.
 
-Shapes: B batch, L positions, E width (`hidden_size`), F feed-forward width, N heads, H head width.
-Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts a transposing copy before
-the weight gradient of every linear layer.
+Shapes: B batch, L positions, M = B L, E width (`hidden_size`), F feed-forward width, N heads, H head
+width. Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts a transposing copy
+before the weight gradient of every linear layer.
 """
 
 import jax
@@ -10,8 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import ModelConfig
+from s2s_jax.model.attention import (
+    Attention,
+    Rotation,
+    causal_attention,
+    rotate,
+    rotation,
+    segment_positions,
+)
 
 _LAYER_NORM_EPS = 1e-5
+_POSITION_STD = 0.02
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
@@ -53,15 +62,36 @@ class CausalAttention(nnx.Module):
         self.proj = linear(config.hidden_size, config.hidden_size, dtype, rngs)
         self.nhead = config.nhead
         self.dropout = config.dropout
+        self.implementation: Attention = config.attention
 
-    def __call__(self, x_ME: jax.Array, seq_len: int, keys: jax.Array | None) -> jax.Array:
-        """Args: `[B*L, E]` activations, L, and two dropout keys. Returns `[B*L, E]`."""
+    def __call__(
+        self,
+        x_ME: jax.Array,
+        seq_len: int,
+        keys: jax.Array | None,
+        segment_BL: jax.Array | None = None,
+        turns: Rotation | None = None,
+    ) -> jax.Array:
+        """Attends within rows.
+
+        Args:
+          x_ME: `[B*L, E]` activations.
+          seq_len: L.
+          keys: two, for dropout.
+          segment_BL: int32; positions attend within their segment only. None: rows are one segment.
+          turns: of queries and keys; None: attention knows no positions.
+
+        Returns:
+          `[B*L, E]`.
+        """
         qkv_ME3 = self.qkv(x_ME)
         q, k, v = (
             part.reshape(-1, seq_len, self.nhead, part.shape[-1] // self.nhead)
             for part in jnp.split(qkv_ME3, 3, axis=-1)
         )
-        out_BLNH = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        out_BLNH = causal_attention(q, k, v, segment_BL, self.implementation)
         out_ME = out_BLNH.reshape(x_ME.shape)
         out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
         return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
@@ -92,11 +122,32 @@ class Layer(nnx.Module):
         self.attn = CausalAttention(config, rngs)
         self.norm2 = layer_norm(config.hidden_size, rngs)
         self.ffn = FeedForward(config, rngs)
+        self.remat = config.remat
+        self.prevent_cse = _prevent_cse(config)
 
-    def __call__(self, x_ME: jax.Array, seq_len: int, keys: jax.Array | None) -> jax.Array:
-        """Args: `[B*L, E]` activations, L, and three dropout keys. Returns `[B*L, E]`."""
-        x_ME = x_ME + self.attn(self.norm1(x_ME), seq_len, None if keys is None else keys[:2])
+    def __call__(
+        self,
+        x_ME: jax.Array,
+        seq_len: int,
+        keys: jax.Array | None,
+        segment_BL: jax.Array | None = None,
+        turns: Rotation | None = None,
+    ) -> jax.Array:
+        """Runs the layer: as `CausalAttention`, but with three dropout keys."""
+
+        def attend(x_ME: jax.Array, keys: jax.Array | None) -> jax.Array:
+            return self.attn(self.norm1(x_ME), seq_len, keys, segment_BL, turns)
+
+        if self.remat == "attention":
+            attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)
+        x_ME = x_ME + attend(x_ME, None if keys is None else keys[:2])
         return x_ME + self.ffn(self.norm2(x_ME), None if keys is None else keys[2])
+
+
+def _prevent_cse(config: ModelConfig) -> bool:
+    # The forward and the backward loop over layers cannot share computations, but without loops XLA
+    # would find what is computed again equal to what was computed, and keep it after all.
+    return config.unroll == config.num_layers
 
 
 class Transformer(nnx.Module):
@@ -110,26 +161,53 @@ class Transformer(nnx.Module):
 
         self.layers = stacked_layers(rngs)
         self.final_norm = layer_norm(config.hidden_size, rngs)
-        self.num_layers = config.num_layers
+        if config.position == "learned":
+            shape = (config.seq_len, config.hidden_size)
+            self.positions = nnx.Param(_POSITION_STD * jax.random.normal(rngs.params(), shape))
+        self.config = config
 
-    def __call__(self, x_ME: jax.Array, seq_len: int, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x_ME: jax.Array,
+        seq_len: int,
+        key: jax.Array | None,
+        segment_BL: jax.Array | None = None,
+        position_BL: jax.Array | None = None,
+    ) -> jax.Array:
         """Runs the layers.
 
         Args:
-          x_ME: `[B*L, E]`; padding stands at the end of each sequence, so that causality alone keeps
-            it from real positions.
+          x_ME: `[B*L, E]`; padding stands at the end of each row, so that causality alone keeps it from
+            real positions.
           seq_len: L.
           key: for dropout; None turns it off.
+          segment_BL: int32, which of the sequences that a row packs a position belongs to; each is
+            encoded as it would be alone. None: a row is one sequence.
+          position_BL: int32, numbers of the positions for learned and rotary ones. None: they count
+            from 0 at the start of each segment.
 
         Returns:
           f32 `[B*L, E]`.
         """
+        config = self.config
+        if position_BL is None:
+            one_row = jnp.zeros((1, seq_len), jnp.int32)
+            position_BL = segment_positions(one_row if segment_BL is None else segment_BL)
+        if config.position == "learned":
+            assert seq_len <= config.seq_len, f"{seq_len} positions, {config.seq_len} learned"
+            x_BLE = x_ME.reshape(-1, seq_len, x_ME.shape[-1])
+            x_ME = (x_BLE + self.positions[...][position_BL].astype(x_ME.dtype)).reshape(x_ME.shape)
+        turns = None
+        if config.position == "rope":
+            turns = rotation(position_BL, config.hidden_size // config.nhead)
         graph, stacked = nnx.split(self.layers)
-        keys = None if key is None else jax.random.split(key, (self.num_layers, 3))
+        keys = None if key is None else jax.random.split(key, (config.num_layers, 3))
 
         def run_layer(x_ME: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             params, layer_keys = layer
-            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys), None
+            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys, segment_BL, turns), None
 
-        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys))
+        if config.remat == "full":
+            run_layer = jax.checkpoint(run_layer, prevent_cse=_prevent_cse(config))
+        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys), unroll=config.unroll)
         return self.final_norm(x_ME)

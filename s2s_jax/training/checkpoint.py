@@ -31,7 +31,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 # Changing these would silently give weights another meaning.
 _FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name")
-_FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward")
+_FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward", "position")
 
 
 @contextlib.contextmanager

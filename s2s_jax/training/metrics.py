@@ -25,8 +25,19 @@ class Meters:
     one that was never interrupted; rates cover what this process did.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        """Args: a clock in seconds."""
+    def __init__(
+        self,
+        step_seconds_at_peak: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts with nothing.
+
+        Args:
+          step_seconds_at_peak: a step would take if devices did nothing but the model's operations at
+            their peak (see `flops`); None: not known, and no `mfu` is told.
+          clock: in seconds.
+        """
+        self._at_peak = step_seconds_at_peak
         self._clock = clock
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
@@ -60,6 +71,8 @@ class Meters:
         line["tokens_per_sec"] = self._tokens / seconds
         line["step_ms"] = 1e3 * seconds / self._timed_steps
         line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
+        if self._at_peak is not None:
+            line["mfu"] = self._at_peak * self._timed_steps / seconds
         if self._skipped_rows:
             line["skipped_rows"] = self._skipped_rows
         line |= self._tables

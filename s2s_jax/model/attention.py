@@ -1,0 +1,191 @@
+"""Causal attention in three ways, chosen by platform, and rotary positions.
+
+Shapes: B batch, L positions, N heads, H head width, Q queries of a block, K keys that they may see.
+
+Padding stands at the end of each row, so causality alone keeps it from real positions. In rows that
+pack several sequences, `segment_BL` says which positions belong together; a position attends to none
+outside its segment.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_Implementation = Literal["blocked", "cudnn", "xla"]
+Attention = _Implementation | Literal["auto"]
+
+# Queries that are scored together. At 64, the part of a block above the diagonal is small and matrix
+# products still large: 32 and 128 take a tenth to a half more time on CPUs.
+_BLOCK = 64
+# Finite, so that differences of masked scores are numbers.
+_MASKED = -1e30
+_ROPE_BASE = 10_000.0
+# Head widths of cuDNN's fused attention on all GPUs that have it.
+_CUDNN_WIDTH_MULTIPLE, _CUDNN_MAX_WIDTH = 8, 128
+
+
+class Rotation(NamedTuple):
+    """Angles by which `rotate` turns the pairs of a head's features.
+
+    Attributes:
+      cos_BLH: f32 `[B, L, H/2]`, or `[1, L, H/2]` if all rows have the same positions.
+      sin_BLH: alike.
+    """
+
+    cos_BLH: jax.Array
+    sin_BLH: jax.Array
+
+
+def causal_attention(
+    q_BLNH: jax.Array,
+    k_BLNH: jax.Array,
+    v_BLNH: jax.Array,
+    segment_BL: jax.Array | None = None,
+    implementation: Attention = "auto",
+) -> jax.Array:
+    """Softmax-weighted values of each position and those before it, scores scaled by 1/sqrt(H).
+
+    Args:
+      q_BLNH: queries.
+      k_BLNH: keys.
+      v_BLNH: values.
+      segment_BL: int32; positions with different numbers do not see each other. None: one segment.
+      implementation: blocked, `_blocked`; cudnn or xla, `jax.nn.dot_product_attention`'s; auto, see
+        `choose`.
+
+    Returns:
+      `[B, L, N, H]` of the inputs' type.
+    """
+    if implementation == "auto":
+        implementation = choose(jax.default_backend(), q_BLNH.dtype, q_BLNH.shape[-1])
+    if implementation == "blocked":
+        # Heads beside the batch: products over the last two axes need no further copies.
+        heads_first = (x.swapaxes(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
+        return _blocked(*heads_first, segment_BL).swapaxes(1, 2)
+    mask_B1LL = None
+    if segment_BL is not None:
+        mask_B1LL = (segment_BL[:, :, None] == segment_BL[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BLNH, k_BLNH, v_BLNH, mask=mask_B1LL, is_causal=True, implementation=implementation
+    )
+
+
+def choose(backend: str, dtype: jnp.dtype, head_width: int) -> _Implementation:
+    """The fastest implementation that `backend` has for this type and head width."""
+    if backend == "cpu":
+        return "blocked"
+    narrow = dtype in (jnp.bfloat16, jnp.float16)
+    fits = head_width % _CUDNN_WIDTH_MULTIPLE == 0 and head_width <= _CUDNN_MAX_WIDTH
+    return "cudnn" if backend == "gpu" and narrow and fits else "xla"
+
+
+@jax.custom_vjp
+def _blocked(
+    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, segment_BL: jax.Array | None
+) -> jax.Array:
+    """Exact attention by blocks of queries, each seeing keys only up to its own end.
+
+    So about half of the scores are never formed. The backward pass forms them again from the
+    log-sum-exp of each query, as flash attention does (Dao et al., 2022): a scan over layers would
+    otherwise write all of them to memory and read them back.
+    """
+    return _blocked_forward(q_BNLH, k_BNLH, v_BNLH, segment_BL)[0]
+
+
+def _blocked_forward(
+    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, segment_BL: jax.Array | None
+) -> tuple[jax.Array, tuple]:
+    outs, log_sums = [], []
+    for begin, end in _blocks(q_BNLH.shape[2]):
+        scores_BNKQ = _scores(q_BNLH, k_BNLH, segment_BL, begin, end)
+        top_BN1Q = scores_BNKQ.max(axis=2, keepdims=True)
+        weights_BNKQ = jnp.exp(scores_BNKQ - top_BN1Q)
+        sum_BN1Q = weights_BNKQ.sum(axis=2, keepdims=True)
+        out_BNQH = _product("bnkq,bnkh->bnqh", weights_BNKQ, v_BNLH[:, :, :end])
+        # Dividing by the sums after the product touches H instead of K numbers of each query.
+        outs.append(out_BNQH / sum_BN1Q.swapaxes(2, 3))
+        log_sums.append(top_BN1Q + jnp.log(sum_BN1Q))
+    out_BNLH = jnp.concatenate(outs, axis=2).astype(q_BNLH.dtype)
+    log_sum_BN1L = jnp.concatenate(log_sums, axis=3)
+    return out_BNLH, (q_BNLH, k_BNLH, v_BNLH, segment_BL, out_BNLH, log_sum_BN1L)
+
+
+def _blocked_backward(saved: tuple, d_out_BNLH: jax.Array) -> tuple:
+    q_BNLH, k_BNLH, v_BNLH, segment_BL, out_BNLH, log_sum_BN1L = saved
+    seq_len, scale = q_BNLH.shape[2], q_BNLH.shape[-1] ** -0.5
+    # The part of a score's gradient that all scores of its query share.
+    shared_BN1L = (d_out_BNLH.astype(jnp.float32) * out_BNLH).sum(axis=-1)[:, :, None]
+    d_q, d_k, d_v = [], [], []
+    for begin, end in _blocks(seq_len):
+        scores_BNKQ = _scores(q_BNLH, k_BNLH, segment_BL, begin, end)
+        weights_BNKQ = jnp.exp(scores_BNKQ - log_sum_BN1L[..., begin:end])
+        d_out_BNQH = d_out_BNLH[:, :, begin:end]
+        d_weights_BNKQ = _product("bnkh,bnqh->bnkq", v_BNLH[:, :, :end], d_out_BNQH)
+        d_scores_BNKQ = weights_BNKQ * (d_weights_BNKQ - shared_BN1L[..., begin:end]) * scale
+        d_q.append(_product("bnkq,bnkh->bnqh", d_scores_BNKQ, k_BNLH[:, :, :end]))
+        d_k_BNKH = _product("bnkq,bnqh->bnkh", d_scores_BNKQ, q_BNLH[:, :, begin:end])
+        d_v_BNKH = _product("bnkq,bnqh->bnkh", weights_BNKQ, d_out_BNQH)
+        later = ((0, 0), (0, 0), (0, seq_len - end), (0, 0))
+        d_k.append(jnp.pad(d_k_BNKH, later))
+        d_v.append(jnp.pad(d_v_BNKH, later))
+    gradients = (jnp.concatenate(d_q, axis=2), sum(d_k[1:], d_k[0]), sum(d_v[1:], d_v[0]))
+    return *(x_BNLH.astype(q_BNLH.dtype) for x_BNLH in gradients), None
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _blocks(seq_len: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + _BLOCK, seq_len)) for begin in range(0, seq_len, _BLOCK)]
+
+
+def _scores(
+    q_BNLH: jax.Array, k_BNLH: jax.Array, segment_BL: jax.Array | None, begin: int, end: int
+) -> jax.Array:
+    """f32 `[B, N, K, Q]` scores of the queries from `begin` to `end` and the keys up to `end`.
+
+    Keys come first because the products of the backward pass sum over queries: with queries last, two
+    of its five need no transposed operand, which takes a tenth off the whole.
+    """
+    scale = q_BNLH.shape[-1] ** -0.5
+    scores_BNKQ = _product("bnkh,bnqh->bnkq", k_BNLH[:, :, :end], q_BNLH[:, :, begin:end]) * scale
+    seen = (jnp.arange(end)[:, None] <= jnp.arange(begin, end))[None]
+    if segment_BL is not None:
+        seen &= segment_BL[:, :end, None] == segment_BL[:, None, begin:end]
+    return jnp.where(seen[:, None], scores_BNKQ, _MASKED)
+
+
+def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product of operands of `b`'s type, accumulated in f32."""
+    return jnp.einsum(axes, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
+
+
+def segment_positions(segment_BL: jax.Array) -> jax.Array:
+    """int32 `[B, L]`: how many positions of its segment come before each."""
+    index_L = jnp.arange(segment_BL.shape[1], dtype=jnp.int32)
+    begins_BL = jnp.diff(segment_BL, axis=1, prepend=segment_BL[:, :1]) != 0
+    return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
+
+
+def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
+    """The angles of positions: position / 10000^(2i/H) for the i-th pair of features.
+
+    So a product of a rotated query and a rotated key depends on their distance only (Su et al.,
+    "RoFormer", 2021).
+
+    Args:
+      position_BL: int32 `[B, L]`, or `[1, L]` for all rows.
+      head_width: H, even.
+    """
+    pair = jnp.arange(head_width // 2, dtype=jnp.float32)
+    angle_BLH = position_BL[..., None] * _ROPE_BASE ** (-2 * pair / head_width)
+    return Rotation(jnp.cos(angle_BLH), jnp.sin(angle_BLH))
+
+
+def rotate(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
+    """Turns feature i and feature i + H/2 of each head, taken as a point, by the i-th angle."""
+    cos_BL1H, sin_BL1H = (part[:, :, None] for part in rotation)
+    one, other = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    turned = (one * cos_BL1H - other * sin_BL1H, other * cos_BL1H + one * sin_BL1H)
+    return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
