@@ -13,10 +13,10 @@ with M = B·L positions, N = B(L−1) pairs, E model width, F feed-forward width
 width, Y layers. With several values of --hidden, --layers and --batch, the i-th of each make one size.
 The two default sizes need about 14 GB. Without PyTorch, --peer_python none times ours alone.
 
-Both processes inherit the environment. On CPU cores that others use too, set OMP_WAIT_POLICY=passive and
-GOMP_SPINCOUNT=0, else PyTorch's threads spin while they wait for each other, and take several times as
-long. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives both huge pages where Linux has them on request: a step's
-temporary memory is new in each step, and small pages take a tenth to a third of our time to arrive.
+Both processes inherit the environment. On CPU cores that others use too, set OMP_WAIT_POLICY=passive
+and GOMP_SPINCOUNT=0, else PyTorch's threads spin while they wait for each other, and take several times
+as long. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives both huge pages where Linux has them on request: a
+step's temporary memory is new in each step, and small pages take a tenth to a third of our time.
 """
 
 import argparse
