@@ -32,12 +32,14 @@ def make_model(**model_changes):
 def test_causality():
     """The gradient of a position's state is zero at later positions and not at earlier ones."""
     model, embeddings = make_model()
+
+    @jax.jit
+    @jax.grad
+    def gradient(embeddings, position):
+        return model(embeddings).preds_ME.reshape(B, L, -1)[1, position].sum()
+
     for position in range(L):
-
-        def state(embeddings, position=position):
-            return model(embeddings).preds_ME.reshape(B, L, -1)[1, position].sum()
-
-        gradients = jax.grad(state)(embeddings)
+        gradients = gradient(embeddings, position)
         for gradient_BLD in gradients.values():
             size_BL = np.abs(np.asarray(gradient_BLD)).max(axis=-1)
             assert np.all(size_BL[1, position + 1 :] == 0)

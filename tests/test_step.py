@@ -57,7 +57,7 @@ def test_clipped_steps_do_not_depend_on_the_devices():
     assert_close(run(CLIPPED, devices=4), run(CLIPPED))
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_20_steps_do_not_depend_on_the_devices(devices):
     config = small.config(lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3))
     (one, losses), (other, others) = run(config, 20), run(config, 20, devices)

@@ -299,7 +299,8 @@ def test_learning_rates_may_change(straight, log, tmp_path):
     assert lines(tmp_path / "run")[-1]["step"] == 45
 
 
-@pytest.mark.parametrize("devices", [8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
 def test_goes_on_with_other_devices(straight, log, tmp_path, devices):
     """Saved on one device, continued on several: the same losses up to rounding (no dropout)."""
 

@@ -257,5 +257,7 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     for i, feature in enumerate(config["features"]):
         fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
     fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
+    if config["model"]["position"] == "learned":
+        fixed["model.seq_len"] = config["model"]["seq_len"]
     # What was held out would be trained on, or the reverse.
     return fixed | {"eval.held_out": config["eval"]["held_out"]}
