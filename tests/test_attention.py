@@ -128,7 +128,12 @@ def make_transformer(**changes):
 
 
 @pytest.mark.parametrize(
-    ("position", "attention"), [("none", "xla"), ("learned", "blocked"), ("rope", "blocked")]
+    ("position", "attention"),
+    [
+        pytest.param("none", "xla", marks=pytest.mark.slow),
+        pytest.param("learned", "blocked", marks=pytest.mark.slow),
+        ("rope", "blocked"),
+    ],
 )
 def test_packed_sequences_are_encoded_as_alone(position, attention):
     """States, and gradients to events and parameters, are those of each sequence in a row of its own."""

@@ -148,7 +148,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(straight, log, tm
     assert_same_run(straight, config, step=20)
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_job_continues(straight, log, tmp_path, killed):
     config = make_job(log, tmp_path / "run", save_steps=6)
     processes = start(config, tmp_path, 2, 2, pause=0.2)

@@ -237,7 +237,7 @@ def check_all(table, ids, batch):
         ("consecutive", 2**17, 1),
         ("multiples of 2^32", 2**17, 1),
         ("same low word", 2**17, 1),
-        ("negative", 2**17, 2),
+        pytest.param("negative", 2**17, 2, marks=pytest.mark.slow),
         pytest.param("random", 10_000_000, 1, marks=pytest.mark.slow),
         pytest.param("consecutive", 10_000_000, 1, marks=pytest.mark.slow),
     ],

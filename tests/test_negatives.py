@@ -135,7 +135,8 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("negatives", ["mixed", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("negatives", ["mixed", "full"])
 def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives):
     config = configured(log, tmp_path, negatives=negatives, num_negatives=24)
     results = []

@@ -57,7 +57,7 @@ def test_clipped_steps_do_not_depend_on_the_devices():
     assert_close(run(CLIPPED, devices=4), run(CLIPPED))
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
 def test_20_steps_do_not_depend_on_the_devices(devices):
     config = small.config(lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3))
     (one, losses), (other, others) = run(config, 20), run(config, 20, devices)
@@ -68,13 +68,17 @@ def test_20_steps_do_not_depend_on_the_devices(devices):
         np.testing.assert_allclose(other.params["tables"][name], table, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (1, 16), (2, 4)])
+@pytest.mark.parametrize(
+    ("devices", "microbatches"), [(1, 4), pytest.param(1, 16, marks=pytest.mark.slow), (2, 4)]
+)
 def test_accumulation_equals_the_large_batch(devices, microbatches):
     accumulated = run(CLIPPED, devices=devices, microbatches=microbatches)
     assert_close(accumulated, run(CLIPPED))
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("devices", "microbatches"), [pytest.param(8, 1, marks=pytest.mark.slow), (4, 2)]
+)
 def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, microbatches):
     config = dataclasses.replace(
         CLIPPED, train=dataclasses.replace(CLIPPED.train, dense_sharding="fsdp")
