@@ -130,6 +130,18 @@ class FeatureConfig:
         return self.name if self.shard_name is None else self.shard_name
 
 
+# Keys of a feature that only tables that grow have a use for.
+GROWING_KEYS = (
+    "capacity",
+    "max_capacity",
+    "on_full",
+    "admit_after",
+    "evict_after_steps",
+    "evict_below",
+    "evict_every",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The causal transformer."""

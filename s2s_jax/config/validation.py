@@ -8,27 +8,18 @@ import types
 import typing
 from typing import Any, Literal
 
-from s2s_jax.config.schema import Config, FeatureConfig
+from s2s_jax.config.schema import GROWING_KEYS, Config, FeatureConfig
 from s2s_jax.errors import UserError
 
 # Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
 MAX_BUCKETS = 2_000_000_000
-_GROWING = (
-    "capacity",
-    "max_capacity",
-    "on_full",
-    "admit_after",
-    "evict_after_steps",
-    "evict_below",
-    "evict_every",
-)
 _DEFAULT_OF_GROWING = {
     field.name: field.default
     for field in dataclasses.fields(FeatureConfig)
-    if field.name in _GROWING
+    if field.name in GROWING_KEYS
 }
 # What features that share a table must agree on.
-_OF_TABLE = ("emb_dim", "hash_bucket_size", "init_std", *_GROWING)
+_OF_TABLE = ("emb_dim", "hash_bucket_size", "init_std", *GROWING_KEYS)
 
 
 def validate(config: Config) -> None:

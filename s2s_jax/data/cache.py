@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_jax.config import Config
+from s2s_jax.config.schema import GROWING_KEYS
 from s2s_jax.data.blocks import Block, packed_block, starts
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
@@ -30,13 +31,7 @@ _NOT_OF_DECODING = (
     "shard_name",
     "combiner",
     "init_std",
-    "capacity",
-    "max_capacity",
-    "on_full",
-    "admit_after",
-    "evict_after_steps",
-    "evict_below",
-    "evict_every",
+    *GROWING_KEYS,
 )
 
 
