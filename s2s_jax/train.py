@@ -131,7 +131,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
 
         reader = Reader(
             config,
-            config.io.batch_size * mesh.size * microbatches,
+            config.io.device_rows * mesh.size * microbatches,
             Share(jax.process_index(), jax.process_count()),
             to_device=to_device,
         )
@@ -257,6 +257,8 @@ def _run(
             if job.items is not None:
                 arrays = arrays | job.items.draw(step + 1)
             if compiled is None:
+                # Steps before are not part of what is timed anew.
+                read_pending()
                 functions = job.functions(plan)
                 compiled = functions.train_step.lower(state, arrays).compile()
                 # Rates leave out compilation and the first reading.

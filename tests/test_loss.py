@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.config import LossConfig
-from s2s_jax.model.loss import pair_up, softmax_loss
+from s2s_jax.model.loss import Events, pair_up, softmax_loss
 
 B, L, E = 3, 7, 5
 
@@ -62,14 +62,8 @@ def make_batch(seed, bag=1):
 
 
 def ours(config, preds, targets, length, items):
-    pairs = pair_up(
-        config,
-        preds.reshape(B * L, E),
-        targets.reshape(B * L, E),
-        jnp.asarray(length),
-        items,
-        items[..., 0] >= 0,
-    )
+    events = Events(jnp.asarray(length), items, items[..., 0] >= 0)
+    pairs = pair_up(config, preds.reshape(B * L, E), targets.reshape(B * L, E), events)
     sums = softmax_loss(config, pairs)
     return sums.loss / sums.pairs, sums.hits / sums.pairs
 
@@ -138,6 +132,6 @@ def test_nothing_to_score_is_zero_not_nan():
     preds, targets, _, items = make_batch(0)
     length = np.array([1, 0, 1], np.int32)
     flat = preds.reshape(-1, E), targets.reshape(-1, E)
-    pairs = pair_up(LossConfig(), *flat, length, items, items[..., 0] >= 0)
+    pairs = pair_up(LossConfig(), *flat, Events(length, items, items[..., 0] >= 0))
     sums = softmax_loss(LossConfig(), pairs)
     assert (sums.loss, sums.hits, sums.pairs) == (0, 0, 0)

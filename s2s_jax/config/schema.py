@@ -14,8 +14,8 @@ class IOConfig:
     files ending in .orc are taken or, where there are none, all files; names starting with . or _
     are passed over"""
     batch_size: int = 16
-    """Rows (users) of one device in one forward pass. An optimizer step consumes batch_size x
-    devices x train.gradient_accumulation_steps rows"""
+    """Rows (users, unless packing says otherwise) of one device in one forward pass. An optimizer step
+    consumes batch_size x devices x train.gradient_accumulation_steps rows"""
     thread_num: int = 2
     """Threads that read and decode stripes ahead of their use; 0 does everything in the main thread"""
     prefetch: int = 4
@@ -37,7 +37,16 @@ class IOConfig:
     truncate_side: Literal["left", "right"] = "left"
     """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
     check_length: bool = False
-    """Refuse sequences longer than model.seq_len instead of truncating them"""
+    """Refuse sequences that would be truncated"""
+    packing: int | None = None
+    """Rows of the log (users) of one device in one forward pass, which lie side by side in its
+    batch_size rows, as sequences that know nothing of each other. Best about batch_size x model.seq_len
+    / mean length; where they do not fit, the longest lose positions (cut_positions in the metrics
+    counts these). None: a user a row"""
+    windows: int = 1
+    """Windows of model.seq_len that a longer sequence is cut into at most, the newest ones (or oldest,
+    see truncate_side); each shares an event with the next, so that every event is predicted once. 1:
+    longer ones are truncated. More needs packing"""
     layout: Literal["dense", "flat"] = "dense"
     """How ids travel to the devices: dense, padded to seq_len on the host, or flat, packed, and padded
     on the device, which takes less of the host's processor"""
@@ -50,6 +59,11 @@ class IOConfig:
     new_files: Literal["refuse", "next_epoch"] = "refuse"
     """What files added since the checkpoint was made do to a continued run: end it, or take part from
     the next epoch on"""
+
+    @property
+    def device_rows(self) -> int:
+        """Rows of the log of one device in one forward pass."""
+        return self.batch_size if self.packing is None else self.packing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,6 +324,11 @@ class Config:
         """The feature called `name`, which must exist."""
         (feature,) = (f for f in self.features if f.name == name)
         return feature
+
+    @property
+    def history_len(self) -> int:
+        """Positions of a row of the log that are kept: all windows, each sharing one with the next."""
+        return self.io.windows * (self.model.seq_len - 1) + 1
 
     @property
     def target_features(self) -> tuple[str, ...]:

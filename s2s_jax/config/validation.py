@@ -99,10 +99,28 @@ def spell(hint: Any) -> str:
 
 def _check_io(config: Config) -> None:
     io_ = config.io
-    for name in ("batch_size", "shuffle_rows", "shards"):
+    for name in ("batch_size", "shuffle_rows", "shards", "windows"):
         _require(getattr(io_, name) >= 1, f"io.{name}", "at least 1", getattr(io_, name))
     for name in ("thread_num", "prefetch"):
         _require(getattr(io_, name) >= 0, f"io.{name}", "at least 0", getattr(io_, name))
+    if io_.packing is None:
+        _require(
+            io_.windows == 1, "io.windows", "1 unless io.packing lets a user fill rows", io_.windows
+        )
+        return
+    most = io_.batch_size * config.model.seq_len
+    _require(
+        1 <= io_.packing <= most,
+        "io.packing",
+        f"1 to {most:,}, the positions of a batch (io.batch_size x model.seq_len)",
+        io_.packing,
+    )
+    _require(
+        io_.layout == "dense",
+        "io.layout",
+        "dense with io.packing, which leaves little padding",
+        io_.layout,
+    )
 
 
 def _check_features(config: Config) -> None:

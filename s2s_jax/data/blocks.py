@@ -80,7 +80,8 @@ def choose(block: Block, rows: np.ndarray | slice) -> Block:
 
 
 def pack(block: Block) -> Block:
-    """The same rows with memory of their own, in which their positions follow each other."""
+    """The same rows, no two of which share positions, with memory of their own, in which they follow
+    each other."""
     values_PC = np.ascontiguousarray(block.values_PC)
     lengths_N = np.maximum(block.lengths_N, 0)
     if not lengths_N.any():
@@ -114,12 +115,33 @@ def to_dense(blocks: Sequence[Block], rows: int, seq_len: int) -> dict[str, np.n
       `[B, L, C]`, `NO_ID` where there is none. Positions of a row come first. The arrays are the
       caller's own.
     """
-    values_PC, length_B = _gather(blocks, rows)
-    ids_BLC = np.full((rows, seq_len, values_PC.shape[1]), NO_ID, np.int32)
+    values_PC, length_B = gather(blocks, rows)
+    return {"length": length_B, "ids": padded(values_PC, length_B, seq_len)}
+
+
+def positions_of(block: Block) -> np.ndarray:
+    """int32 `[P, C]`: the positions of rows, which may share some, one row after the other."""
+    lengths_N = np.maximum(block.lengths_N, 0)
+    before_N = starts(lengths_N)[:-1]
+    place_P = np.repeat(block.begins_N - before_N, lengths_N) + np.arange(lengths_N.sum())
+    values_PC = np.ascontiguousarray(block.values_PC)
+    item = _item(values_PC)
+    return values_PC.view(item)[:, 0].take(place_P).view(np.int32).reshape(-1, values_PC.shape[1])
+
+
+def padded(values_PC: np.ndarray, length_B: np.ndarray, seq_len: int) -> np.ndarray:
+    """int32 `[B, L, C]`: rows whose positions follow each other, and `NO_ID` after each.
+
+    Args:
+      values_PC: int32, positions of all rows.
+      length_B: positions of each row, at most `seq_len`; a negative one has none.
+      seq_len: L.
+    """
+    ids_BLC = np.full((len(length_B), seq_len, values_PC.shape[1]), NO_ID, np.int32)
     real_BL = np.arange(seq_len) < length_B[:, None]
     item = _item(values_PC)
     ids_BLC.view(item)[..., 0][real_BL] = values_PC.view(item)[:, 0]
-    return {"length": length_B, "ids": ids_BLC}
+    return ids_BLC
 
 
 def to_flat(
@@ -138,7 +160,7 @@ def to_flat(
       `[S, B // S * L, C]`; the positions of a segment's rows follow each other, then come `NO_ID`s.
       The arrays are the caller's own.
     """
-    values_PC, length_B = _gather(blocks, rows)
+    values_PC, length_B = gather(blocks, rows)
     segments = rows // segment_rows
     flat_SMC = np.empty((segments, segment_rows * seq_len, values_PC.shape[1]), np.int32)
     ends_S = starts(np.maximum(length_B, 0))[::segment_rows]
@@ -149,8 +171,13 @@ def to_flat(
     return {"length": length_B, "values": flat_SMC}
 
 
-def _gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and lengths of all rows."""
+def gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of all rows, one after the other, and int32 lengths of `rows` rows.
+
+    Args:
+      blocks: parts of packed blocks, of at most `rows` rows in all.
+      rows: those beyond the blocks' rows have length 0.
+    """
     assert blocks, "a batch has at least one block, which may be empty"
     parts = []
     for block in blocks:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from s2s_jax.config import Config
 from s2s_jax.config.schema import GROWING_KEYS
 from s2s_jax.data.blocks import Block, packed_block, starts
+from s2s_jax.data.features import id_width
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
 
@@ -46,7 +47,7 @@ class StripeCache:
         """
         assert config.io.cache is not None, "asked for only with a directory"
         self._made_for = decoding_settings(config)
-        self._columns = sum(feature.bag_size for feature in config.features)
+        self._columns = id_width(config.features)
         text = json.dumps(self._made_for, indent=2)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._dir = Path(config.io.cache).expanduser() / key
@@ -113,7 +114,7 @@ def decoding_settings(config: Config) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "features": features,
-        "model.seq_len": config.model.seq_len,
+        "model.seq_len": config.history_len,
         "io.truncate_side": config.io.truncate_side,
         "io.check_length": config.io.check_length,
         "eval.held_out": config.eval.held_out,

@@ -30,6 +30,11 @@ def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
     return columns
 
 
+def id_width(features: Sequence[FeatureConfig]) -> int:
+    """Columns of `Block.values_PC`."""
+    return sum(feature.bag_size * feature.id_words for feature in features)
+
+
 def column_names(features: Sequence[FeatureConfig]) -> list[str]:
     """The columns of the files that `features` read, each once."""
     return list(dict.fromkeys(f.column_name for f in features))
@@ -89,26 +94,26 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
       config: says how features are truncated, hashed and bagged.
 
     Raises:
-      UserError: features of a row disagree in length, a row is longer than seq_len although
+      UserError: features of a row disagree in length, a row is longer than what is kept although
         `io.check_length` forbids it, a bag is fuller than its `bag_size`, or a text is no time.
     """
     names = column_names(config.features)
     found = {name: _list_lengths(batch.column(name)) for name in names}
     lengths_N = _common_lengths(found, file, first_row)
-    seq_len = config.model.seq_len
-    if config.io.check_length and lengths_N.max(initial=0) > seq_len:
-        row = int(np.argmax(lengths_N > seq_len))
+    longest = config.history_len
+    if config.io.check_length and lengths_N.max(initial=0) > longest:
+        row = int(np.argmax(lengths_N > longest))
+        windows = "" if config.io.windows == 1 else f" in {config.io.windows} windows"
         raise UserError(
             f"{file.path}: row {first_row + row} has {lengths_N[row]} positions, expected at most "
-            f"{seq_len} (model.seq_len); unset io.check_length to truncate"
+            f"{longest} (model.seq_len{windows}); unset io.check_length to truncate"
         )
     starts_N = blocks.starts(lengths_N)
     columns = id_columns(config.features)
-    width = sum(feature.bag_size * feature.id_words for feature in config.features)
-    values_PC = np.empty((starts_N[-1], width), np.int32)
+    values_PC = np.empty((starts_N[-1], id_width(config.features)), np.int32)
     decoded = Block(values_PC, starts_N[:-1], lengths_N)
     seen = blocks.drop_last(decoded, config.eval.held_out)
-    kept = blocks.truncate(seen, seq_len, keep_newest=config.io.truncate_side == "left")
+    kept = blocks.truncate(seen, longest, keep_newest=config.io.truncate_side == "left")
     where = _Where(file, first_row, starts_N, kept)
     entries = {name: _open(batch.column(name).flatten()) for name in names}
     for feature in config.features:

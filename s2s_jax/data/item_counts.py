@@ -310,6 +310,8 @@ def whole_sequences(config: Config, names: Sequence[str]) -> Config:
         config,
         features=kept,
         model=dataclasses.replace(config.model, seq_len=sys.maxsize),
-        io=dataclasses.replace(config.io, check_length=False, truncate_side="left"),
+        io=dataclasses.replace(
+            config.io, check_length=False, truncate_side="left", packing=None, windows=1
+        ),
         eval=dataclasses.replace(config.eval, held_out=0),
     )

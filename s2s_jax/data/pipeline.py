@@ -13,14 +13,20 @@ import numpy as np
 
 from s2s_jax.config import Config
 from s2s_jax.data import blocks, stripes
+from s2s_jax.data.features import id_width
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
 from s2s_jax.data.memory import keep_freed_memory
 from s2s_jax.data.order import Order, WindowKey
+from s2s_jax.data.packing import to_packed
 from s2s_jax.data.windows import Decoder, WindowReader
 from s2s_jax.errors import UserError
 
 # Windows of a shard that are held at most.
 _WINDOWS_PER_SHARD = 3
+
+# Share of the positions that packing should fill on average, so that little has to be cut; and how many
+# times the users it should hold to be worth a note.
+_WELL_FILLED, _WORTH_PACKING = 0.9, 2
 
 # Batches that wait on the devices, their copies overlapping with the steps before them.
 _AHEAD_ON_DEVICE = 2
@@ -48,7 +54,8 @@ class Batch(NamedTuple):
     """A host's rows of a global batch.
 
     Attributes:
-      arrays: what `blocks.to_dense` or `blocks.to_flat` describes, or what became of it on the devices.
+      arrays: what `blocks.to_dense`, `blocks.to_flat` or `packing.to_packed` describes, or what became
+        of it on the devices.
       after: place of the next batch.
       skipped: stripes that the rows were to come from but that could not be read.
       skipped_rows: how many rows that were.
@@ -82,7 +89,7 @@ class BatchDataset(grain.MapDataset):
 
         Args:
           config: the configuration.
-          batch_rows: rows of a global batch.
+          batch_rows: rows of the log in a global batch.
           index: of the files.
           first_index: of the files of the epoch that `start` is in, where those are others.
           start: place of batch 0.
@@ -170,12 +177,15 @@ class BatchDataset(grain.MapDataset):
     def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
         config = self._config
         if not parts:
-            columns = sum(feature.bag_size for feature in config.features)
-            parts = [blocks.skipped_block(0, columns)]
+            parts = [blocks.skipped_block(0, id_width(config.features))]
+        rows, seq_len = config.io.batch_size, config.model.seq_len
+        if config.io.packing is not None:
+            groups = self._rows // config.io.packing
+            newest = config.io.truncate_side == "left"
+            return to_packed(parts, groups, config.io.packing, rows, seq_len, newest)
         if config.io.layout == "dense":
-            return blocks.to_dense(parts, self._rows, config.model.seq_len)
-        segment_rows = config.io.batch_size
-        return blocks.to_flat(parts, self._rows, config.model.seq_len, segment_rows)
+            return blocks.to_dense(parts, self._rows, seq_len)
+        return blocks.to_flat(parts, self._rows, seq_len, rows)
 
 
 def _make_order(config: Config, index: FileIndex) -> Order:
@@ -202,6 +212,31 @@ def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
     ]
 
 
+def _packing_notes(index: FileIndex, config: Config) -> list[str]:
+    """What packing would gain, or loses, as far as footers tell the lengths of rows."""
+    rows = sum(file.rows for file in index.files if file.positions)
+    if not rows:
+        return []
+    mean = sum(file.positions for file in index.files) / rows
+    room = config.io.batch_size * config.model.seq_len
+    if config.io.packing is None:
+        fitting = int(_WELL_FILLED * room / mean)
+        if fitting < _WORTH_PACKING * config.io.batch_size:
+            return []
+        return [
+            f"rows have {mean:,.0f} positions on average, so most of the {config.model.seq_len:,} "
+            f"(model.seq_len) are padding; io.packing {fitting} would fill them with more users"
+        ]
+    wanted = config.io.packing * min(mean, config.history_len)
+    if wanted <= room:
+        return []
+    return [
+        f"warning: io.packing {config.io.packing} users have {wanted:,.0f} positions on average but a "
+        f"device's batch only {room:,} (io.batch_size x model.seq_len), so the longest are cut; "
+        f"io.packing {max(1, int(_WELL_FILLED * room / min(mean, config.history_len)))} would fit"
+    ]
+
+
 class Reader(Iterator[Batch]):
     """Endless batches with a reading position that can be saved and restored.
 
@@ -223,7 +258,7 @@ class Reader(Iterator[Batch]):
 
         Args:
           config: the configuration.
-          batch_rows: rows of a global batch.
+          batch_rows: rows of the log in a global batch.
           share: which of its rows are read.
           to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
 
@@ -237,7 +272,7 @@ class Reader(Iterator[Batch]):
         keep_freed_memory()
         self._index = index_files(config)
         self.skipped_files = self._index.skipped
-        self.notes = _stripe_notes(self._index, config)
+        self.notes = _stripe_notes(self._index, config) + _packing_notes(self._index, config)
         self._iterator: Any = None
         self._go_to(Place(0, 0), None)
         self.rows_per_epoch = sum(self._index.stripe_rows)
@@ -277,8 +312,8 @@ class Reader(Iterator[Batch]):
         rows = -(-self._config.io.shuffle_rows // order.shards) + max(self._index.stripe_rows)
         held = min((_WINDOWS_PER_SHARD * order.shards + 1) * rows, 2 * self.rows_per_epoch)
         positions = sum(file.positions for file in self._index.files) / self.rows_per_epoch
-        columns = sum(feature.bag_size for feature in self._config.features)
-        return round(held * min(positions, self._config.model.seq_len) * 4 * columns)
+        width = id_width(self._config.features)
+        return round(held * min(positions, self._config.history_len) * 4 * width)
 
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""

@@ -38,7 +38,7 @@ class Decoder:
         """
         self._config = config
         self._names = features.column_names(config.features)
-        self._columns = sum(f.bag_size * f.id_words for f in config.features)
+        self._columns = features.id_width(config.features)
         self._cache = None if config.io.cache is None else StripeCache(config)
 
     def window(self, index: FileIndex, order: Order, key: WindowKey) -> Window:

@@ -49,14 +49,27 @@ class Pairs(NamedTuple):
     share_N: jax.Array | None = None
 
 
+class Events(NamedTuple):
+    """What the loss knows of the events of a batch besides their vectors.
+
+    Attributes:
+      length_B: int32, real positions of each row.
+      item_BLK: int32 ids (or the words of ids) of the item feature.
+      present_BL: bool, whether a position has an item. One without is nobody's positive and no
+        negative.
+      segment_BL: int32, which sequence of its row a position belongs to; None: rows are one.
+      share_BL: f32 share of all events that is the item's; None where it is not asked for.
+    """
+
+    length_B: jax.Array
+    item_BLK: jax.Array
+    present_BL: jax.Array
+    segment_BL: jax.Array | None = None
+    share_BL: jax.Array | None = None
+
+
 def pair_up(
-    config: LossConfig,
-    preds_ME: jax.Array,
-    targets_ME: jax.Array,
-    length_B: jax.Array,
-    item_BLK: jax.Array,
-    present_BL: jax.Array,
-    share_BL: jax.Array | None = None,
+    config: LossConfig, preds_ME: jax.Array, targets_ME: jax.Array, events: Events
 ) -> Pairs:
     """Pairs each position's prediction with the event that it is scored against.
 
@@ -64,12 +77,9 @@ def pair_up(
       config: pairing and masks.
       preds_ME: f32 `[B*L, E]`.
       targets_ME: f32 `[B*L, E]`.
-      length_B: int32, real positions of each sequence.
-      item_BLK: int32 ids (or the words of ids) of `config.item_feature`.
-      present_BL: bool, whether a position has an item. One without is nobody's positive and no
-        negative.
-      share_BL: f32 share of all events that is the item's.
+      events: of these positions.
     """
+    length_B, item_BLK, present_BL, segment_BL, share_BL = events
     batch, seq_len, _ = item_BLK.shape
     earlier, later = slice(None, -1), slice(1, None)
     query, positive = (earlier, later) if config.pairing == "next" else (later, earlier)
@@ -80,7 +90,11 @@ def pair_up(
 
     real_BL = jnp.arange(seq_len) < length_B[:, None]
     valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]
-    valid_N = valid_BL.reshape(-1) if config.mask_padding else jnp.ones(valid_BL.size, bool)
+    if not config.mask_padding:
+        valid_BL = jnp.ones_like(valid_BL)
+    if segment_BL is not None:
+        valid_BL &= segment_BL[:, query] == segment_BL[:, positive]
+    valid_N = valid_BL.reshape(-1)
     item_NK = item_BLK[:, positive].reshape(valid_N.size, -1) if config.mask_same_item else None
     share_N = None if share_BL is None else share_BL[:, positive].reshape(-1)
     return Pairs(cut(preds_ME, query), cut(targets_ME, positive), valid_N, item_NK, share_N)

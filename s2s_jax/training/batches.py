@@ -12,12 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
-from s2s_jax.data.blocks import NO_ID
+from s2s_jax.data.blocks import NO_ID, SKIPPED
 from s2s_jax.data.features import id_columns
 from s2s_jax.training.mesh import batch_sharded
 
 Batch = Mapping[str, jax.Array]
 
+# Name of the array that packing adds: which sequence of its row a position belongs to.
+SEGMENT = "segment"
 # Names of arrays that `negatives.ItemSource` adds to a batch.
 ITEM_SHARE = "item_share"
 OF_NEGATIVES = ("ids/negatives:", "negatives_share", "uniform_share")
@@ -63,12 +65,12 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
     Args:
       config: names the features and gives L.
       batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, S, M, C]`, see
-        `data.blocks`.
+        `data.blocks` and `data.packing`.
 
     Returns:
-      int32 `length` `[…, B]` and for each feature `ids/<name>` `[…, B, L, K]`, or `[…, B, L, K, 2]` if
-      its table grows; `NO_ID` where there is none. With `loss.log_q`, `ITEM_SHARE` `[…, B, L]` in parts
-      of 2^30. What is of negatives stays as it is.
+      int32 `length` `[…, B]`, with packing `segment` `[…, B, L]`, and for each feature `ids/<name>`
+      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. With
+      `loss.log_q`, `ITEM_SHARE` `[…, B, L]` in parts of 2^30. What is of negatives stays as it is.
     """
     length = jnp.maximum(batch["length"], 0)
     ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
@@ -82,7 +84,28 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
     if config.loss.log_q:
         features[ITEM_SHARE] = ids[..., -1]
     negatives = {name: x for name, x in batch.items() if name.startswith(OF_NEGATIVES)}
-    return {"length": length, **features, **negatives}
+    segments = {SEGMENT: batch[SEGMENT]} if SEGMENT in batch else {}
+    return {"length": length, **segments, **features, **negatives}
+
+
+def count_rows(batch: Batch) -> dict[str, jax.Array]:
+    """What a batch holds, as it was sent.
+
+    Returns:
+      int32 scalars: rows of the log that have positions (`examples`) and that could not be read
+      (`skipped_rows`), real positions (`tokens`) and, with packing, those that did not fit
+      (`cut_positions`).
+    """
+    length = batch["length"]
+    counts = {"tokens": jnp.maximum(length, 0).sum()}
+    if SEGMENT not in batch:
+        counts |= {"examples": (length > 0).sum(), "skipped_rows": (length == SKIPPED).sum()}
+        return counts
+    return counts | {
+        "examples": batch["examples"].sum(),
+        "skipped_rows": batch["skipped"].sum(),
+        "cut_positions": batch["cut"].sum(),
+    }
 
 
 def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:

@@ -16,6 +16,8 @@ from tensorboardX import SummaryWriter
 from s2s_jax.data.index import Skipped
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
+# Sums since the start of the run, told where there are any.
+_COUNTS = ("skipped_rows", "cut_positions")
 
 
 class Meters:
@@ -41,7 +43,7 @@ class Meters:
         self._clock = clock
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
-        self._skipped_rows = 0
+        self._counts = dict.fromkeys(_COUNTS, 0)
         self._tables: dict[str, int] = {}
         self.start_rates()
 
@@ -60,7 +62,8 @@ class Meters:
         self._examples += int(metrics["examples"])
         self._tokens += int(metrics["tokens"])
         self._input_wait += input_wait
-        self._skipped_rows += int(metrics["skipped_rows"])
+        for name in self._counts:
+            self._counts[name] += int(metrics[name]) if name in metrics else 0
         self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
 
     def take_line(self, step: int) -> dict[str, float]:
@@ -73,8 +76,7 @@ class Meters:
         line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
         if self._at_peak is not None:
             line["mfu"] = self._at_peak * self._timed_steps / seconds
-        if self._skipped_rows:
-            line["skipped_rows"] = self._skipped_rows
+        line |= {name: count for name, count in self._counts.items() if count}
         line |= self._tables
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
@@ -86,14 +88,14 @@ class Meters:
         return {
             "steps": self._steps,
             "sums": dict(self._sums),
-            "skipped_rows": self._skipped_rows,
+            "counts": dict(self._counts),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes back to what `get_state` returned."""
         self._steps = state["steps"]
         self._sums = dict(state["sums"])
-        self._skipped_rows = state["skipped_rows"]
+        self._counts = dict(state["counts"])
 
 
 def read_lines(run_dir: Path) -> list[dict[str, float]]:

@@ -15,13 +15,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import Config
-from s2s_jax.data.blocks import SKIPPED
 from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import LossSums, Pairs, Sampled, normalize, pair_up, softmax_loss
+from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, normalize, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
-from s2s_jax.training.batches import ITEM_SHARE, Batch, unpack
+from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
 from s2s_jax.training.negatives import SHARE_UNIT, negative_features, split_ids
 from s2s_jax.training.optimizer import (
     Params,
@@ -139,9 +138,7 @@ def make_step_functions(
             "loss": sums.loss / pairs,
             "hit_rate": sums.hits / pairs,
             "grad_norm": norm,
-            "tokens": batch["length"].sum(),
-            "examples": (batch["length"] > 0).sum(),
-            "skipped_rows": (sent["length"] == SKIPPED).sum(),
+            **count_rows(sent),
         }
         for name, of_table in state.maps.items():
             metrics[f"table/{name}/rows"] = of_table.rows_S.sum()
@@ -204,7 +201,8 @@ class _Model(NamedTuple):
         """Encodes one microbatch `[B, L, …]` from the rows that were found for all."""
         ids, _ = split_ids(_ids(batch))
         embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
-        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key)
+        segment_BL = batch[SEGMENT] if SEGMENT in batch else None
+        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key, segment_BL)
 
     def negatives(self, dense: Any, found: Found, rows: Any, batch: Batch) -> jax.Array | None:
         """f32 `[n * S, E]`: how the drawn negatives look, None if none are drawn."""
@@ -227,16 +225,16 @@ class _Model(NamedTuple):
             events, drawn = split_ids(_ids(batch))
             ids = events[feature.name]
             there = present(feature, events)
-            scored = (encoded, batch["length"], ids, there)
+            segment = batch[SEGMENT] if SEGMENT in batch else None
+            scored = (encoded, batch["length"], ids, there, segment)
             together = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
-            (preds_ME, targets_ME), length_B, ids, there_BLK = together
+            (preds_ME, targets_ME), length_B, ids, there_BLK, segment_BL = together
             item_BLK = ids.reshape(*ids.shape[:2], -1)
             share_BL = None
             if config.log_q:
                 share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2]) / SHARE_UNIT
-            pairs = pair_up(
-                config, preds_ME, targets_ME, length_B, item_BLK, there_BLK[..., 0], share_BL
-            )
+            events = Events(length_B, item_BLK, there_BLK[..., 0], segment_BL, share_BL)
+            pairs = pair_up(config, preds_ME, targets_ME, events)
             scope = axis if config.negative_scope == "global" else None
             sampled = None
             if negatives_CE is not None:

@@ -1,0 +1,295 @@
+"""Packing: windows, layout, batches, and a model that cannot tell packed sequences from single ones."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s2s_jax.config import FeatureConfig, IOConfig, LossConfig, validate
+from s2s_jax.data.blocks import NO_ID, packed_block
+from s2s_jax.data.packing import NO_SEGMENT, cut_windows, lay_out, share
+from s2s_jax.data.pipeline import Reader, Share
+from s2s_jax.errors import UserError
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.step import make_step_functions
+
+L = small.SEQ_LEN
+lengths = st.lists(st.integers(0, 40), min_size=1, max_size=20)
+
+
+@given(lengths, st.integers(2, 9), st.booleans())
+def test_windows_predict_every_event_but_the_first_once(lengths, seq_len, newest):
+    windows = cut_windows(np.array(lengths), seq_len, newest)
+    found = {row: [] for row in range(len(lengths))}
+    for row, begin, length in zip(*(x.tolist() for x in windows), strict=True):
+        assert 0 < length <= seq_len
+        found[row].append((begin, begin + length))
+    for row, length in enumerate(lengths):
+        predicted = [p for begin, end in found[row] for p in range(begin + 1, end)]
+        assert sorted(predicted) == list(range(1, length))
+        assert len(found[row]) == max(-(-(length - 1) // (seq_len - 1)), int(length > 0))
+        if length:
+            # The newest window comes first and is whole, or the oldest is.
+            assert found[row] == sorted(found[row], reverse=True)
+            whole = (max(length - seq_len, 0), length) if newest else (0, min(seq_len, length))
+            assert whole in found[row]
+
+
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(1, 8))
+def test_layout_uses_each_sequence_once_and_fails_only_where_rows_are_full(lengths, bins):
+    contents = lay_out(lengths, bins, 12)
+    if contents is None:
+        # Best fit leaves a sequence over only if it is longer than what each row has left, so rows
+        # are, but for at most one, at least half full.
+        assert sum(lengths) > bins * 12 / 2
+        return
+    assert len(contents) == bins
+    assert sorted(itertools.chain.from_iterable(contents)) == list(range(len(lengths)))
+    assert all(sum(lengths[s] for s in row) <= 12 for row in contents)
+
+
+def test_layout_fills_rows_to_the_last_position():
+    assert lay_out([3, 9, 5, 7, 12, 1, 11], 4, 12) is not None
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log")
+    small.write_log(directory, 50)
+    return directory
+
+
+def packed_config(log, **io):
+    settings = {"data_paths": str(log), "batch_size": 7, "packing": 12, "windows": 3}
+    return small.config(io=IOConfig(**settings | io, thread_num=0, prefetch=0, seed=3))
+
+
+def sequences(batch) -> list[list[tuple]]:
+    """The sequences of a batch, each a list of positions, however they lie in it."""
+    found = []
+    for row, length in enumerate(batch["length"].tolist()):
+        ids = batch["ids"][row]
+        assert (ids[max(length, 0) :] == NO_ID).all()
+        segment = np.zeros(L, int) if "segment" not in batch else batch["segment"][row]
+        if "segment" in batch:
+            assert (segment[length:] == NO_SEGMENT).all()
+            assert (np.diff(segment[:length]) >= 0).all()
+        positions = [tuple(ids[p].tolist()) for p in range(max(length, 0))]
+        for _, group in itertools.groupby(range(len(positions)), key=lambda p: segment[p]):
+            found.append([positions[p] for p in group])
+    return found
+
+
+def epoch(config, rows, share=Share(0, 1)):  # noqa: B008
+    reader = Reader(config, rows, share)
+    return [batch.arrays for batch in itertools.islice(reader, reader.steps_per_epoch)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_packed_batches_hold_the_windows_of_whole_rows(log, side):
+    config = packed_config(log, truncate_side=side, batch_size=20)
+    batches = epoch(config, 24)
+    whole = dataclasses.replace(
+        config,
+        io=dataclasses.replace(config.io, packing=None, windows=1),
+        model=dataclasses.replace(config.model, seq_len=40),
+    )
+    expected = []
+    for batch in epoch(whole, 50):
+        for row, length in enumerate(batch["length"].tolist()):
+            ids = [tuple(x) for x in batch["ids"][row, :length].tolist()]
+            ends = range(length, 1, 1 - L) if side == "left" else range(0, length - 1, L - 1)
+            expected += [
+                ids[max(at - L, 0) : at] if side == "left" else ids[at : at + L] for at in ends
+            ]
+    found = [s for batch in batches for s in sequences(batch)]
+    assert sorted(found) == sorted(expected)
+    assert sum(batch["examples"].sum() for batch in batches) == 50
+    assert sum(batch["cut"].sum() for batch in batches) == 0
+    # 24 users on two devices with 20 rows each.
+    assert {batch["length"].shape for batch in batches} == {(40,)}
+
+
+@given(lengths, st.integers(1, 9), st.integers(2, 9), st.booleans())
+def test_what_does_not_fit_is_cut_from_the_longest_and_counted(lengths, bins, seq_len, newest):
+    lengths = lengths[: bins * seq_len]
+    begins = np.cumsum([0, *lengths])
+    log = packed_block(np.arange(begins[-1], dtype=np.int32)[:, None], np.array(lengths))
+    found = share(log, bins, seq_len, newest)
+    used = np.zeros(bins, int)
+    np.add.at(used, found.bin_W, found.lengths_W)
+    assert used.max(initial=0) <= seq_len
+    places = [np.arange(b, b + n) for b, n in zip(found.begins_W, found.lengths_W, strict=True)]
+    kept = set(itertools.chain.from_iterable(x.tolist() for x in places))
+    of_rows = [kept & set(range(b, b + n)) for b, n in zip(begins, lengths, strict=False)]
+    longest = max(map(len, of_rows))
+    for row, begin, length in zip(of_rows, begins, lengths, strict=False):
+        n = min(length, longest)
+        first = begin + length - n if newest else begin
+        assert row == set(range(first, first + n))
+    assert found.cut == sum(lengths) - len(kept)
+    if found.cut:
+        more = np.minimum(lengths, longest + 1)
+        windows = cut_windows(more, seq_len, newest)
+        assert lay_out(windows.lengths_W.tolist(), bins, seq_len) is None
+
+
+def test_hosts_and_continued_readers_see_the_same_batches(log):
+    config = packed_config(log)
+    whole = epoch(config, 24)
+    shares = [epoch(config, 24, Share(host, 2)) for host in range(2)]
+    for number, batch in enumerate(whole):
+        for name, array in batch.items():
+            halves = [share[number][name] for share in shares]
+            np.testing.assert_array_equal(np.concatenate(halves), array)
+    reader = Reader(config, 24)
+    next(reader)
+    other = Reader(config, 24)
+    other.set_state(reader.get_state())
+    for name, array in next(other).arrays.items():
+        np.testing.assert_array_equal(array, whole[1][name])
+
+
+def test_a_host_without_rows_has_growing_ids_too(log):
+    features = (FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=0),)
+    config = dataclasses.replace(
+        packed_config(log, batch_size=8, packing=None, windows=1),
+        features=features,
+        loss=LossConfig(target_features=("item_id",)),
+    )
+    shapes = [{b["ids"].shape for b in epoch(config, 32, Share(host, 4))} for host in range(4)]
+    assert shapes == [{(8, L, 2)}] * 4
+
+
+@pytest.mark.parametrize(
+    ("io", "path"),
+    [
+        ({"packing": 0}, "io.packing"),
+        ({"packing": 2 * L + 1, "batch_size": 2}, "io.packing"),
+        ({"packing": None}, "io.windows"),
+        ({"windows": 0}, "io.windows"),
+        ({"layout": "flat"}, "io.layout"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(log, io, path):
+    config = packed_config(log)
+    with pytest.raises(UserError, match=f"^{path}: expected"):
+        validate(dataclasses.replace(config, io=dataclasses.replace(config.io, **io)))
+
+
+@pytest.mark.parametrize(
+    ("io", "note"),
+    [
+        ({"packing": 5}, None),
+        ({"packing": 40}, "the longest are cut; io.packing 5 would fit"),
+        ({"packing": None, "windows": 1}, None),
+    ],
+)
+def test_notes_say_what_packing_fits(log, io, note):
+    notes = Reader(packed_config(log, **io), 60).notes
+    assert [n for n in notes if "packing" in n] == [n for n in notes if note and note in n]
+    assert (note is None) == (not any("packing" in n for n in notes))
+
+
+def test_a_log_of_short_rows_is_told_of_packing(log):
+    config = packed_config(log, packing=None, windows=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
+    assert any("io.packing" in note and "padding" in note for note in Reader(config, 7).notes)
+
+
+# --------------------------------------------------------------------------------------- model
+
+
+def packed_and_not(config, users, bins, seed):
+    """The same random users a row each, and packed by hand."""
+    alone = small.batch(config, users, seed)
+    ids, segment = np.full((bins, *alone["ids"].shape[1:]), NO_ID, np.int32), None
+    contents = lay_out(np.maximum(alone["length"], 0).tolist(), bins, L)
+    assert contents is not None
+    segment = np.full((bins, L), NO_SEGMENT, np.int32)
+    length = np.zeros(bins, np.int32)
+    places = {}
+    for row, users_of_row in enumerate(contents):
+        for number, user in enumerate(users_of_row):
+            at = slice(length[row], length[row] + alone["length"][user])
+            ids[row, at] = alone["ids"][user, : alone["length"][user]]
+            segment[row, at] = number
+            length[row] += alone["length"][user]
+            places[user] = (row, at)
+    counts = {name: np.zeros(bins, np.int32) for name in ("examples", "skipped", "cut")}
+    packed = {"length": length, "ids": ids, "segment": segment, **counts}
+    return alone, packed, places
+
+
+@pytest.mark.parametrize(
+    "position", [pytest.param("none", marks=pytest.mark.slow), "learned", "rope"]
+)
+def test_sequences_are_encoded_as_if_alone(position):
+    config = small.config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, position=position))
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
+    alone, packed, places = packed_and_not(config, 16, 12, seed=1)
+
+    def encode(batch):
+        batch = {name: x[0] for name, x in put_batch(batch, 1, mesh).items()}
+        encoded = functions.predict(state, batch)
+        return [np.asarray(x).reshape(-1, L, x.shape[-1]) for x in encoded]
+
+    preds, targets = encode(packed)
+    assert sum(len(users) > 1 for users in map(set, packed["segment"].tolist())) > 3
+    for user, (row, at) in places.items():
+        for ours, theirs in ((preds, encode(alone)[0]), (targets, encode(alone)[1])):
+            length = alone["length"][user]
+            np.testing.assert_allclose(ours[row, at], theirs[user, :length], rtol=1e-5, atol=1e-5)
+    # Another sequence of the row changes, and this one does not, to the last bit.
+    changed = dict(packed, ids=packed["ids"].copy())
+    row = next(row for row, at in places.values() if at.start > 0)
+    first = packed["segment"][row] == 0
+    changed["ids"][row, first, 0] += 1
+    now = encode(changed)[0]
+    real = np.arange(L) < packed["length"][row]
+    np.testing.assert_array_equal(now[row, ~first & real], preds[row, ~first & real])
+    assert np.abs(now[row, first] - preds[row, first]).min(axis=0).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "microbatches", "pairing"),
+    [
+        pytest.param(1, 1, "next", marks=pytest.mark.slow),
+        (1, 1, "previous"),
+        (2, 2, "next"),
+    ],
+)
+def test_a_packed_step_is_the_step_of_single_rows(devices, microbatches, pairing):
+    config = small.config()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_layers=1),
+        loss=dataclasses.replace(config.loss, pairing=pairing),
+    )
+    mesh = make_mesh(jax.devices()[:devices])
+    functions = make_step_functions(config, mesh)
+    results = []
+    for batch in packed_and_not(config, 16, 12, seed=2)[:2]:
+        arrays = put_batch(batch, microbatches, mesh)
+        state, metrics = functions.train_step(functions.init(), arrays)
+        results.append(jax.device_get((state, metrics)))
+    (one, metrics), (other, others) = results
+    for name in ("loss", "hit_rate", "grad_norm", "tokens"):
+        np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5, err_msg=name)
+    # First moments are gradients, a tenth of them: of tables and of the dense part.
+    for ours, theirs in zip(
+        jax.tree.leaves(other.opt_state), jax.tree.leaves(one.opt_state), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
