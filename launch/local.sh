@@ -33,6 +33,7 @@ run_once() {
       export S2S_JAX_HOST=$host
       if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
         export CUDA_VISIBLE_DEVICES=$host
+        source launch/gpu_env.sh
       else
         export JAX_PLATFORMS=cpu
         export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"

@@ -76,3 +76,20 @@ def test_a_signal_reaches_all_and_nothing_starts_again(launch):
     process.communicate(timeout=20)
     assert process.returncode == 75
     assert len(started()) == 2
+
+
+def test_flags_for_gpus_are_known_and_those_of_the_user_win(tmp_path):
+    # A flag that this XLA does not know would end every process.
+    script = 'source launch/gpu_env.sh && exec "$0" -c "$1"'
+    code = "import os, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    mine = "--xla_gpu_enable_latency_hiding_scheduler=false"
+    done = subprocess.run(
+        ["bash", "-euc", script, sys.executable, code],
+        cwd=golden.REPO,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": mine},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == mine
+    assert len(done.stdout.split()) > 1
