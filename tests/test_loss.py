@@ -29,7 +29,7 @@ def reference(config, preds, targets, length, items):
 
     def unit(x):
         x = x.astype(np.float64)
-        return x / max(np.linalg.norm(x), 1e-6)
+        return x / max(np.linalg.norm(x), 1e-6) if config.similarity == "cosine" else x
 
     losses, hits = [], 0
     for b, query, positive in pairs:
@@ -86,6 +86,14 @@ def test_against_the_definition(pairing, mask_padding, mask_same_item, temperatu
         expected_loss, expected_rate = reference(config, *batch)
         np.testing.assert_allclose(loss, expected_loss, rtol=2e-5)
         np.testing.assert_allclose(hit_rate, expected_rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask_same_item", [True, False])
+def test_dot_products_against_the_definition(mask_same_item):
+    config = LossConfig(similarity="dot", temperature=1.0, mask_same_item=mask_same_item)
+    batch = make_batch(0)
+    found, expected = ours(config, *batch), reference(config, *batch)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
 def test_ties_count_against_the_positive():

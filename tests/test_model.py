@@ -9,6 +9,8 @@ import pytest
 import small
 from flax import nnx
 
+from s2s_jax.config import LossConfig
+from s2s_jax.data.features import id_columns
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.mesh import make_mesh
@@ -88,13 +90,17 @@ def test_scanned_layers_equal_layers_in_turn():
     assert not np.array_equal(first[0], first[1]), "layers start alike"
 
 
-def test_dropout_is_a_function_of_its_key():
-    model, embeddings = make_model(dropout=0.5)
+@pytest.mark.parametrize("where", ["dropout", "input_dropout"])
+def test_dropout_is_a_function_of_its_key(where):
+    model, embeddings = make_model(**{where: 0.5})
     quiet = model(embeddings).preds_ME
     one = model(embeddings, jax.random.key(1)).preds_ME
     np.testing.assert_array_equal(one, model(embeddings, jax.random.key(1)).preds_ME)
     assert not np.allclose(one, model(embeddings, jax.random.key(2)).preds_ME)
     assert not np.allclose(one, quiet)
+    # What is to be predicted is whole.
+    targets = model(embeddings, jax.random.key(1)).targets_ME
+    np.testing.assert_array_equal(targets, model(embeddings).targets_ME)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters():
@@ -104,6 +110,32 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
     one, other = exact(embeddings).preds_ME, rough(embeddings).preds_ME
     assert other.dtype == jnp.float32
     assert 1e-4 < np.abs(one - other).max() < 0.1
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_vectors_of_users_and_items_are_what_the_loss_compares(similarity):
+    config = small.config(
+        loss=LossConfig(similarity=similarity, target_features=("item_id", "tags"))
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    state, sent = functions.init(), small.batch(config, 8, 0)
+    batch = put_batch(sent, 1, mesh)
+    encoded = functions.predict(state, {name: x[0] for name, x in batch.items()})
+
+    def expected(x_ME, position_B):
+        x = np.asarray(x_ME).reshape(8, L, -1)[np.arange(8), position_B]
+        return x / np.linalg.norm(x, axis=1, keepdims=True) if similarity == "cosine" else x
+
+    last = np.maximum(sent["length"] - 1, 0)
+    users = functions.user_vectors(state, batch)
+    np.testing.assert_allclose(users, expected(encoded.preds_ME, last), rtol=1e-5, atol=1e-6)
+    ids = {}
+    for feature in config.features:
+        columns = sent["ids"][..., id_columns(config.features)[feature.name]]
+        ids[feature.name] = columns[None, np.arange(8), last][:, :, None]
+    items = functions.item_vectors(state, ids)
+    np.testing.assert_allclose(items, expected(encoded.targets_ME, last), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

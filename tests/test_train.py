@@ -268,6 +268,11 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
         (lambda c: dataclasses.replace(
             c, features=c.features[:2], loss=dataclasses.replace(c.loss, target_features=None)),
          ["features.2.name", "tags", "nothing"]),
+        (lambda c: dataclasses.replace(
+            c, loss=dataclasses.replace(c.loss, target_features=("item_id",))),
+         ["loss.target_features", "tags"]),
+        (lambda c: dataclasses.replace(c, loss=dataclasses.replace(c.loss, similarity="dot")),
+         ["loss.similarity", "cosine", "dot"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, seed=1)),
          ["io.seed", "42", "now 1"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, shards=3)),

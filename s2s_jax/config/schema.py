@@ -172,6 +172,8 @@ class ModelConfig:
     """Width of the feed-forward layers"""
     dropout: float = 0.1
     """Dropout after the attention, after its projection and after the feed-forward"""
+    input_dropout: float = 0.0
+    """Dropout of the projected events, before the first layer"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
     float32 on a CPU, bfloat16 elsewhere"""
@@ -221,13 +223,16 @@ class LRConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Softmax over cosine similarities between predictions and the events of the batch."""
+    """Softmax over similarities between predictions and the events of the batch."""
 
     pairing: Literal["next", "previous"] = "next"
     """What a position is scored against: the event after it, or (as the RecIS example does) the
     event before it, which attention has already seen"""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Of a prediction and an event, as the loss, evaluation and recommending compare them: the cosine of
+    their vectors, or the dot product, whose size lets frequent items score higher everywhere"""
     temperature: float = 0.05
-    """Similarities are divided by this before the softmax"""
+    """Similarities are divided by this before the softmax; 1 goes well with dot"""
     mask_padding: bool = True
     """Leave padding out of queries, positives and negatives"""
     mask_same_item: bool = True

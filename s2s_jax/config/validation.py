@@ -233,7 +233,10 @@ def _check_model(config: Config) -> None:
     for name in ("hidden_size", "num_layers", "nhead", "dim_feedforward"):
         _require(getattr(model, name) >= 1, f"model.{name}", "at least 1", getattr(model, name))
     _require(model.seq_len >= 2, "model.seq_len", "at least 2", model.seq_len)
-    _require(0 <= model.dropout < 1, "model.dropout", "0 to below 1", model.dropout)
+    for name in ("dropout", "input_dropout"):
+        _require(
+            0 <= getattr(model, name) < 1, f"model.{name}", "0 to below 1", getattr(model, name)
+        )
     _require(
         model.hidden_size % model.nhead == 0,
         "model.nhead",

@@ -1,4 +1,4 @@
-"""Softmax over cosine similarities between predictions and the events of a batch.
+"""Softmax over similarities between predictions and the events of a batch.
 
 Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C candidates (the
 positives of the pairs of one device, or of all), E model width, K ids of a bag.
@@ -145,7 +145,8 @@ def softmax_loss(
         raise ValueError(
             f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
         )
-    vectors_NE, positives_NE = normalize(pairs.queries_NE), normalize(pairs.positives_NE)
+    vectors_NE = comparable(config, pairs.queries_NE)
+    positives_NE = comparable(config, pairs.positives_NE)
     size, first = pairs.valid_N.size, 0
     bias_N = jnp.zeros_like(vectors_NE[:, 0]) if log_q_N is None else -log_q_N
     bias_A, item_AK = jnp.where(pairs.valid_N, bias_N, MASKED), pairs.item_NK
@@ -157,12 +158,12 @@ def softmax_loss(
             lambda x: jax.lax.all_gather(x, axis, tiled=True), (bias_A, item_AK)
         )
         first = jax.lax.axis_index(axis) * size
-    item_NK, item_AK, item_SK = _comparable(item_AK, sampled, first, size)
+    item_NK, item_AK, item_SK = _item_words(item_AK, sampled, first, size)
     own_N = first + jnp.arange(size, dtype=jnp.int32)
     queries = Queries(vectors_NE, positives_NE, pairs.valid_N, bias_N, own_N, item_NK)
     candidates, further = Candidates(positives_NE, bias_A, item_AK), None
     if sampled is not None:
-        further_CE = normalize(sampled.vectors_CE)
+        further_CE = comparable(config, sampled.vectors_CE)
         bias_C = jnp.zeros_like(further_CE[:, 0])
         if sampled.log_q_C is not None:
             bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
@@ -173,7 +174,7 @@ def softmax_loss(
     return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
 
 
-def _comparable(
+def _item_words(
     item_AK: jax.Array | None, sampled: Sampled | None, first: jax.Array | int, size: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
     """Items in few words: of pairs `[first, first + size)` of A, of all A, and of sampled candidates."""
@@ -187,6 +188,11 @@ def _comparable(
         number_N1 = _number_bags(jnp.concatenate([item_AK, others_SK]))[:, None]
         item_AK, item_SK = number_N1[: len(item_AK)], number_N1[len(item_AK) :]
     return jax.lax.dynamic_slice_in_dim(item_AK, first, size), item_AK, item_SK
+
+
+def comparable(config: LossConfig, x_NE: jax.Array) -> jax.Array:
+    """Vectors whose dot products are the similarities that `config` asks for."""
+    return normalize(x_NE) if config.similarity == "cosine" else x_NE
 
 
 def normalize(x_NE: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ place when whole, so one that did not finish is never seen.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import shutil
@@ -31,6 +30,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 # Changing these would silently give weights another meaning.
 _FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name")
+_FIXED_OF_LOSS = ("similarity", "item_feature", "target_features")
 _FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward", "position")
 
 
@@ -119,7 +119,7 @@ class Checkpoints:
                 f"{path}: expected the configuration that the checkpoints beside it were made with, "
                 f"but it cannot be read ({error}); give another train.output_dir"
             ) from error
-        now = _fixed_values(dataclasses.asdict(self._config))
+        now = _fixed_values(json.loads(self._config.to_json()))
         for key in before | now:
             if key not in now or key not in before or before[key] != now[key]:
                 was = before[key] if key in before else "nothing"
@@ -259,5 +259,7 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
     if config["model"]["position"] == "learned":
         fixed["model.seq_len"] = config["model"]["seq_len"]
+    # Other vectors would be compared than those that learned to be alike.
+    fixed |= {f"loss.{key}": config["loss"][key] for key in _FIXED_OF_LOSS}
     # What was held out would be trained on, or the reverse.
     return fixed | {"eval.held_out": config["eval"]["held_out"]}

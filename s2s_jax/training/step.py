@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, normalize, pair_up, softmax_loss
+from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
@@ -59,9 +59,9 @@ class StepFunctions(NamedTuple):
       train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
       predict: `(state, batch) -> Encoded`, jitted, without dropout, for one microbatch; ids without a
         row in a growing table stay without one, and are zeros.
-      user_vectors: `(state, batch) -> f32 [B, E]`, jitted, for one microbatch: the unit vectors that
-        items are compared with after each row's last event.
-      item_vectors: `(state, ids) -> f32 [B, E]`, jitted: the unit vectors of items whose features have
+      user_vectors: `(state, batch) -> f32 [B, E]`, jitted, for one microbatch: vectors of users after
+        each row's last event, whose dot products with those of items are similarities.
+      item_vectors: `(state, ids) -> f32 [B, E]`, jitted: the vectors of items whose features have
         the ids `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
     """
 
@@ -163,14 +163,15 @@ def make_step_functions(
         length_B = batch["length"]
         preds_BLE = preds_ME.reshape(length_B.size, -1, preds_ME.shape[-1])
         last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
-        return normalize(jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0])
+        last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0]
+        return comparable(config.loss, last_BE)
 
     def item_vectors(state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
         found = tables.look_up(state.params["tables"], state.maps, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
         embeddings = tables.embed(found.rows, places, ids)
         module = nnx.merge(graph, nnx.State(state.params["dense"]))
-        return normalize(module.targets(embeddings))
+        return comparable(config.loss, module.targets(embeddings))
 
     everywhere = meshes.replicated(mesh)
     return StepFunctions(
