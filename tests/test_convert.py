@@ -19,8 +19,8 @@ from logs import write_log
 
 from s2s_jax.config import load_file
 from s2s_jax.data import orc
+from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.convert import Settings, convert, main
-from s2s_jax.data.grouping import Grouping
 from s2s_jax.data.pipeline import Reader
 from s2s_jax.errors import UserError
 

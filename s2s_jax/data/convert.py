@@ -19,10 +19,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from s2s_jax.data import orc, orc_writer, sources, sql
-from s2s_jax.data.grouping import Grouping
-from s2s_jax.data.selection import Selection, movielens, parse
-from s2s_jax.data.sources import CsvFormat, Layout
+from s2s_jax.data import orc, orc_writer
+from s2s_jax.data.conversion import sources, sql
+from s2s_jax.data.conversion.grouping import Grouping
+from s2s_jax.data.conversion.selection import Selection, movielens, parse
+from s2s_jax.data.conversion.sources import CsvFormat, Layout
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
@@ -179,7 +180,7 @@ def _sort(
     settings: Settings, layout: Layout, files: Sequence[Path], selection: Selection
 ) -> Converted:
     try:
-        from s2s_jax.data.events import EventStore
+        from s2s_jax.data.conversion.events import EventStore
     except ModuleNotFoundError as error:
         if error.name != "duckdb":
             raise

@@ -13,8 +13,8 @@ from typing import NamedTuple, Self
 import duckdb
 import pyarrow as pa
 
-from s2s_jax.data import sql
-from s2s_jax.data.selection import Selection
+from s2s_jax.data.conversion import sql
+from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 
 # Rejected lines that are surely one event each; what follows an unclosed quote is not.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from s2s_jax.data import sources
+from s2s_jax.data.conversion import sources
 from s2s_jax.errors import UserError
 
 # What is written of every event, and the flags that say which columns it comes from.

@@ -1,0 +1,1 @@
+"""What only `data.convert` needs: where events are, how they are cut, chosen and grouped."""
