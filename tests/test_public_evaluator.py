@@ -7,7 +7,8 @@ import pytest
 from s2s_jax.serving import metrics, ranking
 from s2s_jax.training.mesh import make_mesh
 
-pytestmark = pytest.mark.slow
+# Numba tells of its own casts.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unsafe cast")]
 USERS, ITEMS, SEEN = 60, 500, 12
 
 
