@@ -182,3 +182,17 @@ def test_training_with_the_catalogue(log, tmp_path, loss):
 def test_log_q_needs_negatives_that_come_up_unevenly(log, tmp_path):
     with pytest.raises(UserError, match=r"loss\.log_q: expected False with loss\.negatives full"):
         validate(configured(log, tmp_path, negatives="full", log_q=True))
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "mixed"])
+def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
+    mesh = make_mesh(jax.devices()[:2])
+    config = configured(log, tmp_path, negatives=negatives, num_negatives=10_000)
+    source = ItemSource(config, mesh)
+    drawn = np.asarray(source.draw(3)["ids/negatives:item_id"]).reshape(2, -1)
+    known = sorted(collect(config).item.to_pylist())
+    assert [sorted(of_device.tolist()) for of_device in drawn] == [known, known]
+    fewer = configured(log, tmp_path, negatives=negatives, num_negatives=len(known) - 1)
+    one, other = (ItemSource(fewer, mesh).draw(step)["ids/negatives:item_id"] for step in (3, 4))
+    assert one.shape == (1, 2 * (len(known) - 1), 1, 1)
+    assert not np.array_equal(one, other)

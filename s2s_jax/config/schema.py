@@ -249,7 +249,8 @@ class LossConfig:
     """Parquet file of `python -m s2s_jax.data.catalogue`, where negatives or log_q need the items. None:
     they are collected from the log before training starts"""
     num_negatives: int = 1024
-    """Items that each device draws for mixed and uniform, anew in each step"""
+    """Items that each device draws for mixed and uniform, anew in each step; all of them, once, where
+    there are no more"""
     log_q: bool = False
     """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
     advantage from rare items that frequent ones, often negatives, give them in_batch and mixed"""

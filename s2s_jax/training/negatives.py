@@ -71,12 +71,13 @@ class ItemSource:
     def draw(self, step: int) -> dict[str, jax.Array]:
         """Ids of the negatives of a step, `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`).
 
-        With `loss.negatives` full, every device has all items.
+        With `loss.negatives` full, or if there are no more items than a device would draw, every device has
+        all items, each once.
         """
         kind = self._config.loss.negatives
         if kind == "in_batch":
             return {}
-        if kind == "full":
+        if kind == "full" or self.items <= self._config.loss.num_negatives:
             if self._all is None:
                 everything = np.tile(np.arange(self.items), self._mesh.size)
                 self._all = self._put(everything)
