@@ -71,8 +71,8 @@ class ItemSource:
     def draw(self, step: int) -> dict[str, jax.Array]:
         """Ids of the negatives of a step, `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`).
 
-        With `loss.negatives` full, or if there are no more items than a device would draw, every device has
-        all items, each once.
+        With `loss.negatives` full, or if there are no more items than a device would draw, every device
+        has all items, each once.
         """
         kind = self._config.loss.negatives
         if kind == "in_batch":
