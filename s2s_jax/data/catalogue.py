@@ -139,6 +139,16 @@ def load(path: str | Path, config: Config) -> Catalogue:
     return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"])
 
 
+def item_text(items: pa.Array, index: int) -> str:
+    """One of `Catalogue.item` for a reader."""
+    try:
+        item = items[index].as_py()
+    except (ValueError, OverflowError):
+        # Text that is no UTF-8, or a time that Python has not.
+        return items.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
+    return item.decode(errors="backslashreplace") if isinstance(item, bytes) else str(item)
+
+
 def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
     """`[I, K]`, or `[I, K, 2]` where ids have two words, with memory of their own."""
     shape = (len(ids_IC), feature.bag_size, feature.id_words)
@@ -238,7 +248,7 @@ def main(argv: list[str]) -> int:
 def _print_summary(catalogue: Catalogue, config: Config, out: str) -> None:
     print(f"{len(catalogue.item):,} items of {catalogue.count_I.sum():,} events in {out}")
     top = [
-        f"{_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
+        f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
         for i in range(min(_TOP, len(catalogue.item)))
     ]
     print(f"most frequent: {', '.join(top)}")
@@ -250,14 +260,6 @@ def _print_summary(catalogue: Catalogue, config: Config, out: str) -> None:
         )
     else:
         print("no two ids share a bucket")
-
-
-def _text(items: pa.Array, index: int) -> str:
-    try:
-        return str(items[index].as_py())
-    except ValueError:
-        # Text that is no UTF-8, or a time that Python has not.
-        return items.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
 
 
 if __name__ == "__main__":
