@@ -74,6 +74,10 @@ th:first-child, td:first-child { text-align: left; }
 th { color: var(--quiet); font-weight: 600; }
 .numbers td { white-space: nowrap; }
 .numbers th, .numbers td { overflow-wrap: normal; }
+@media (max-width: 30rem) {
+  table { font-size: 0.8rem; }
+  th, td { padding-right: 0.4rem; }
+}
 .words th, .words td { text-align: left; }
 summary { cursor: pointer; }
 ol { margin: 0; padding-left: 2.75rem; }

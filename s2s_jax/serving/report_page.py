@@ -224,8 +224,8 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
     notes = [f"Recommended by the checkpoint of step {shown.step:,}, of {shown.items:,} items."]
     if config.eval.held_out:
         notes.append(
-            "It is to find the last event, and sees only what came before. Of that event's rank, other "
-            "items that score the same count as better."
+            "It is to find the last event and sees only what came before; items with the same score as "
+            "that event's count as better in its rank."
         )
     if config.eval.filter_seen:
         notes.append("Items that the user had before are left out, but for the one to be found.")
