@@ -7,6 +7,7 @@ finite, 75 stopped by SIGTERM or SIGINT and saved.
 
 import argparse
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from s2s_jax.training.loop import Evaluate, Job, Loop, Progress, StopSignals
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, Writer, print_summary, read_lines
 from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.optimizer import with_decay_end
 from s2s_jax.training.step import StepFunctions, TrainState
 
 
@@ -93,10 +95,12 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             to_device=to_device,
         )
         hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
-        job = Job(config, mesh, reader, checkpoints, items)
+        # Counted from the beginning, also where the run continues.
+        lr = with_decay_end(config.lr, _total_steps(config, reader, 0))
+        job = Job(dataclasses.replace(config, lr=lr), mesh, reader, checkpoints, items)
         with contextlib.closing(reader), _memory_explained(job):
             progress = _start_or_continue(job)
-            total_steps = _total_steps(job, progress)
+            total_steps = _total_steps(config, reader, progress.step)
             checkpoints.write_config()
             _describe(job, progress, total_steps)
             if progress.step < total_steps:
@@ -171,12 +175,12 @@ def _memory_explained(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _total_steps(job: Job, progress: Progress) -> int:
+def _total_steps(config: Config, reader: Reader, step: int) -> int:
     """Steps at which the run ends; the epochs' part of it depends on where the reader stands."""
-    settings = job.config.train
+    settings = config.train
     ends = [settings.train_steps]
     if settings.train_epoch is not None:
-        ends.append(progress.step + job.reader.steps_until(settings.train_epoch))
+        ends.append(step + reader.steps_until(settings.train_epoch))
     return min(end for end in ends if end is not None)
 
 

@@ -463,6 +463,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
 def test_movielens_without_the_last_event_of_each_user():
     config = load_file(REPO / "configs" / "ml1m.py")
     config = change(config, "item_id", hash_bucket_size=0, hash_type=None)
+    config = change(config, "cate_id", hash_bucket_size=65_536, capacity=65_536)
     config = dataclasses.replace(
         config, io=dataclasses.replace(config.io, data_paths=str(DATA / "ml-1m"))
     )

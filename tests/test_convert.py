@@ -145,7 +145,7 @@ def test_what_is_converted_trains_with_the_config_of_movielens(tmp_path):
         config, io=dataclasses.replace(config.io, data_paths=str(tmp_path))
     )
     reader = Reader(config, 64)
-    assert next(reader).arrays["length"].max() == 128
+    assert next(reader).arrays["length"].max() == config.model.seq_len
     reader.close()
 
 

@@ -296,6 +296,31 @@ def test_other_files_are_refused(straight, tmp_path):
         train(config, one_device())
 
 
+def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
+    def run(name, decay_steps, **changes):
+        config = job(log, tmp_path / name, **{"train_steps": 15, "log_steps": 1} | changes)
+        lr = dataclasses.replace(config.lr, decay="linear", decay_steps=decay_steps)
+        config = dataclasses.replace(config, lr=lr)
+        assert train(config, one_device()) == 0
+        return config
+
+    run("open", None, train_steps=15)
+    run("given", 15)
+    assert learned(tmp_path / "open") == learned(tmp_path / "given")
+    # Two epochs, continued in the second one.
+    steps = -(-USERS // 8)
+    config = run("epochs", None, train_steps=None, train_epoch=2)
+    run("known", 2 * steps, train_steps=2 * steps - 3)
+    run("known", 2 * steps, train_steps=None, train_epoch=2)
+    assert learned(tmp_path / "epochs") == learned(tmp_path / "known")
+    (_, found), (_, other) = (
+        saved_state(dataclasses.replace(config, train=dataclasses.replace(
+            config.train, output_dir=str(tmp_path / name))), 2 * steps)
+        for name in ("epochs", "known")
+    )  # fmt: skip
+    assert found == other
+
+
 def test_learning_rates_may_change(straight, log, tmp_path):
     shutil.copytree(straight.train.output_dir, tmp_path / "run")
     config = job(log, tmp_path / "run", train_steps=45)

@@ -214,7 +214,7 @@ class LRConfig:
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the rates after the warm-up"""
     decay_steps: int | None = None
-    """Step at which the decay ends; needed unless decay is constant"""
+    """Step at which the decay ends; None: the end of the run, as train_steps and train_epoch give it"""
     final_ratio: float = 0.0
     """The rates at the end of the decay, relative to their peaks"""
     clip_norm: float | None = None

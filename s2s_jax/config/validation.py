@@ -274,7 +274,7 @@ def _check_lr(config: Config) -> None:
     _require(lr.clip_norm is None or lr.clip_norm > 0, "lr.clip_norm", "more than 0", lr.clip_norm)
     if lr.decay != "constant":
         _require(
-            lr.decay_steps is not None and lr.decay_steps > lr.warmup_steps,
+            lr.decay_steps is None or lr.decay_steps > lr.warmup_steps,
             "lr.decay_steps",
             f"more than lr.warmup_steps ({lr.warmup_steps}) because lr.decay is {lr.decay}",
             lr.decay_steps,

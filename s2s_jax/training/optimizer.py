@@ -8,6 +8,7 @@ themselves, written in place: nothing of a table's size is ever made beside it.
 Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import optax
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import NUM_SEGMENTS
+from s2s_jax.errors import UserError
 
 Params = dict[str, Any]
 
@@ -144,12 +146,15 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 
 
 def learning_rate(config: LRConfig, peak: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then constant, or linear or cosine decay to `final_ratio`."""
+    """Linear warm-up from 0 to `peak`, then constant, or linear or cosine decay to `final_ratio`.
+
+    A decay that ends with the run (`decay_steps` None) is for `with_decay_end` to fill in; until then,
+    as for evaluating, which takes no steps, rates are constant.
+    """
     warmup = config.warmup_steps
-    if config.decay == "constant":
+    if config.decay == "constant" or config.decay_steps is None:
         after = optax.constant_schedule(peak)
     else:
-        assert config.decay_steps is not None, "validated"
         steps, end = config.decay_steps - warmup, config.final_ratio
         if config.decay == "linear":
             after = optax.linear_schedule(peak, peak * end, steps)
@@ -160,6 +165,22 @@ def learning_rate(config: LRConfig, peak: float) -> optax.Schedule:
     # The first update already moves: step t of the warm-up has t / warmup of the peak.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
+
+
+def with_decay_end(config: LRConfig, total_steps: int) -> LRConfig:
+    """The rates of a run of so many steps.
+
+    Raises:
+      UserError: the run ends before the decay begins.
+    """
+    if config.decay == "constant" or config.decay_steps is not None:
+        return config
+    if total_steps <= config.warmup_steps:
+        raise UserError(
+            f"lr.warmup_steps: expected fewer than the run's {total_steps:,} steps because lr.decay is "
+            f"{config.decay}, found {config.warmup_steps:,}"
+        )
+    return dataclasses.replace(config, decay_steps=total_steps)
 
 
 def make_optimizer(config: LRConfig) -> optax.GradientTransformationExtraArgs:
