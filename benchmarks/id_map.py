@@ -77,10 +77,11 @@ def measure(capacity: int, load: float, sizes: list[int], width: int, rounds: in
             new = rng.integers(0, 2**64, size // 100, dtype=np.uint64)
             ids = np.full(size, 2**64 - 1, np.uint64)
             ids[: len(old)] = old
-            keys = jnp.asarray(keys_of(ids))
+            keys = jax.device_put(keys_of(ids))
             ids[: len(new)] = new
-            keys_with_new = jnp.asarray(keys_of(ids))
+            keys_with_new = jax.device_put(keys_of(ids))
             rows = jnp.asarray(np.sort(rng.choice(capacity, size, replace=False)).astype(np.int32))
+            jax.block_until_ready((keys, keys_with_new, rows))
             found = clock(find, of_table, keys)
             gathered = clock(gather, table, rows)
             claimed = clock(claim, of_table, table, keys_with_new, jnp.int32(number + 2))

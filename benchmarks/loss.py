@@ -6,7 +6,7 @@ For each number of pairs and width: loss with its gradients by queries and posit
 `softmax_loss`, by the dense form in JAX (all logits in one matrix, differentiated by JAX) and, where it
 is installed, by the dense form in PyTorch. Prints medians, ratios to the dense form in JAX, and the
 temporary memory that the compiler reports. A tenth of the pairs is padding and items repeat. The largest
-default needs about 8 GB.
+default needs about 8 GB. On a GPU, leave PyTorch room beside JAX: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5.
 """
 
 import argparse
@@ -50,11 +50,16 @@ def dense(pairs: Pairs):
 
 
 def in_torch(arrays: dict[str, np.ndarray]) -> Callable[[], float]:
-    """The dense form in PyTorch, with as many threads as PyTorch likes."""
-    queries_NE = torch.tensor(arrays["queries_NE"], requires_grad=True)
-    positives_NE = torch.tensor(arrays["positives_NE"], requires_grad=True)
-    valid_N, item_N = torch.tensor(arrays["valid_N"]), torch.tensor(arrays["item_NK"][:, 0])
-    own_N = torch.arange(len(item_N))
+    """The dense form in PyTorch, on its GPU if it has one, else with as many threads as it likes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        # As XLA does by default.
+        torch.set_float32_matmul_precision("high")
+    queries_NE = torch.tensor(arrays["queries_NE"], requires_grad=True, device=device)
+    positives_NE = torch.tensor(arrays["positives_NE"], requires_grad=True, device=device)
+    valid_N = torch.tensor(arrays["valid_N"], device=device)
+    item_N = torch.tensor(arrays["item_NK"][:, 0], device=device)
+    own_N = torch.arange(len(item_N), device=device)
 
     def run() -> float:
         queries_NE.grad = positives_NE.grad = None

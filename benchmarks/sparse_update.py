@@ -3,8 +3,9 @@
     python benchmarks/sparse_update.py [--rows 100000 1000000 10000000] [--ids 16384] [--width 64]
 
 Times, in turn, one step's work on a table of each size with the same number of random ids: unique rows,
-gather, sparse-row AdamW, scatter, all donated. Prints medians and ratios to the smallest table. The
-largest default needs about 8 GB.
+gather, sparse-row AdamW, scatter, all donated. With --skew 1.05 ids follow a power law of that exponent
+instead of coming equally often. Prints medians and ratios to the smallest table. The largest default
+needs about 8 GB.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--ids", type=int, default=16_384)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--skew", type=float, default=0.0, help="0: uniform")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
 
@@ -60,17 +62,28 @@ def main() -> None:
         tables[rows] = (make_step(spec, optimizer), params, state)
     gradient_UD = jnp.asarray(rng.normal(size=(arguments.ids, arguments.width)), jnp.float32)
 
+    cumulated = {rows: np.cumsum(np.arange(1.0, rows + 1) ** -arguments.skew) for rows in tables}
+
+    def draw(rows: int) -> jax.Array:
+        places = np.searchsorted(
+            cumulated[rows], rng.uniform(0, cumulated[rows][-1], arguments.ids)
+        )
+        # Large numbers may round up to the end; and popular ids do not lie side by side.
+        scattered = np.minimum(places, rows - 1) * 2_654_435_761 % rows
+        return jax.block_until_ready(jnp.asarray(scattered[:, None], jnp.int32))
+
     times: dict[int, list[float]] = {rows: [] for rows in tables}
     for _ in range(arguments.rounds + 3):
         for rows, (step, params, state) in tables.items():
-            ids = jnp.asarray(rng.integers(0, rows, size=(arguments.ids, 1)), jnp.int32)
+            ids = draw(rows)
             begin = time.perf_counter()
             params, state = jax.block_until_ready(step(params, state, ids, gradient_UD))
             times[rows].append(time.perf_counter() - begin)
             tables[rows] = (step, params, state)
 
     device = jax.devices()[0]
-    print(f"{arguments.ids} ids x {arguments.width} floats, {device.platform} {device.device_kind}")
+    drawn = f"{arguments.ids} ids of exponent {arguments.skew} x {arguments.width} floats"
+    print(f"{drawn}, {device.platform} {device.device_kind}")
     medians = {rows: statistics.median(taken[3:]) for rows, taken in times.items()}
     smallest = medians[arguments.rows[0]]
     for rows, median in medians.items():
