@@ -18,7 +18,7 @@ ASKED = 64
 
 
 def exchanged(devices, rows, tables, gradients):
-    """What each device fetches, the sums that arrive, and how often each row is visited."""
+    """What each device fetches, the sums that arrive, how often each row is visited, and totals."""
     mesh = make_mesh(jax.devices()[:devices])
     spec = PartitionSpec(DATA_AXIS)
 
@@ -31,11 +31,15 @@ def exchanged(devices, rows, tables, gradients):
                 name: (
                     sums.at[windows[name].rows_W].add(windows[name].sums_WD, mode="drop"),
                     visits.at[windows[name].rows_W].add(1, mode="drop"),
+                    total + windows[name].sums_WD.sum(axis=0),
                 )
-                for name, (sums, visits) in carry.items()
+                for name, (sums, visits, total) in carry.items()
             }
 
-        carry = {name: (jnp.zeros_like(t), jnp.zeros_like(t[:, 0])) for name, t in tables.items()}
+        carry = {
+            name: (jnp.zeros_like(t), jnp.zeros_like(t[:, 0]), jnp.zeros_like(t[:1]))
+            for name, t in tables.items()
+        }
         local_rows = {name: size // devices for name, size in ROWS.items()}
         return found, exchange.reduce(gradients, asked, local_rows, visit, carry, DATA_AXIS)
 
@@ -61,10 +65,12 @@ def check(devices, wanted):
         real = flat < ROWS[name]
         expected = np.where(real[:, None], table[np.minimum(flat, ROWS[name] - 1)], 0)
         np.testing.assert_array_equal(found[name], expected)
-        sums, visits = reduced[name]
+        sums, visits, totals = reduced[name]
         expected = np.zeros_like(table)
         np.add.at(expected, flat[real], gradients[name][real])
         np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
+        # Gradients of places that are no rows count nowhere, norms included.
+        np.testing.assert_allclose(totals.sum(axis=0), expected.sum(axis=0), rtol=1e-4, atol=1e-4)
         times = np.zeros(ROWS[name])
         times[flat[real]] = 1
         np.testing.assert_array_equal(visits, times)

@@ -183,7 +183,10 @@ def reduce(
     """
     devices = jax.lax.axis_size(axis)
     if devices == 1:
-        return visit(carry, {n: Window(asked[n].rows_U, g) for n, g in gradients.items()})
+        # Places outside the table may be ids without a row, whose gradients must not count anywhere.
+        inside = {n: (asked[n].rows_U < local_rows[n])[:, None] for n in gradients}
+        own = {n: jnp.where(inside[n], g, 0) for n, g in gradients.items()}
+        return visit(carry, {n: Window(asked[n].rows_U, g) for n, g in own.items()})
     slices = {n: _slice_rows(asked[n].rows_U, g, devices) for n, g in gradients.items()}
     ends = {name: a.begins_n1[1:] for name, a in asked.items()}
 
