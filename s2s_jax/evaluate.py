@@ -1,7 +1,8 @@
 """How good a run is: `python -m s2s_jax.evaluate --config FILE [--split test] …`.
 
 Ranks every user's held-out event among all items of the log and prints hit rate, NDCG, MRR and recall
-with 95% intervals beside the popularity baseline, and by length of history and popularity of the target.
+with 95% intervals beside the popularity baseline, and by length of history and popularity of the target;
+and, where the table of items grows, which share of the events that the model was shown is unknown to it.
 Writes the same as JSON into the run directory.
 """
 
@@ -80,6 +81,8 @@ def _print(found: Evaluation, title: str) -> None:
         interval = f"{low:.4f} to {high:.4f}"
         table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")
     table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
+    if "eval/unknown_items" in values:
+        table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
     console.print(table)
     table = Table(title="by length of history and popularity of the target")
     for column in ("", "users", *_SLICED):

@@ -1,8 +1,8 @@
 """What is in the tables of a run: `python -m s2s_jax.inspect_tables RUN_DIR [--step N] …`.
 
 Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how long its rows
-are; looks ids up; and lists the ids that a table lost since an earlier checkpoint. Ids of tables with a
-`hash_type` are hashes.
+and its default row are; looks ids up; and lists the ids that a table lost since an earlier checkpoint.
+Ids of tables with a `hash_type` are hashes.
 """
 
 import argparse
@@ -84,6 +84,9 @@ def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSp
     for column in ("table", "rows", "capacity", "load", "dropped", "evicted"):
         table.add_column(column, justify="left" if column == "table" else "right")
     table.add_column("norm of a row\n(1% / median / 99%)", justify="right")
+    any_default = any(spec.default_row for spec in specs.values())
+    if any_default:
+        table.add_column("of the\ndefault row", justify="right")
     for name, spec in specs.items():
         values = saved.values(spec)
         there = np.ones(spec.rows, bool)
@@ -103,7 +106,11 @@ def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSp
         told = "-"
         if len(norms):
             told = " / ".join(f"{x:.4g}" for x in np.percentile(norms, _PERCENTILES))
-        table.add_row(name, *cells, told)
+        cells.append(told)
+        if any_default:
+            default = saved.default_row(spec) if spec.default_row else None
+            cells.append("-" if default is None else f"{np.linalg.norm(default):.4g}")
+        table.add_row(name, *cells)
     console.print(table)
 
 

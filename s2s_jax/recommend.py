@@ -3,7 +3,8 @@
 Reads logs in the format of training, whole rows as histories, and writes for each row the items of the
 catalogue (by default the items of `io.data_paths`) that the user is most likely to go on with. Stripes
 are written one by one into `OUTPUT.parts` and put together at the end, so a command that was interrupted
-goes on where it stopped. Events of items that are not in the catalogue are counted.
+goes on where it stopped. Events of items that are not in the catalogue are counted, and those of items
+that have no row in a table that grows.
 
 Shapes: U users, K items of a list.
 """
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from s2s_jax.serving import ranking
 from s2s_jax.serving.evaluation import item_vectors, user_vectors
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training.mesh import make_mesh
+
+# Where a finished stripe keeps its counts.
+_COUNTS = b"s2s_jax.counts"
 
 
 def main(argv: list[str]) -> int:
@@ -76,19 +81,30 @@ def main(argv: list[str]) -> int:
             table = job.recommend(stripe)
             pq.write_table(table, str(path.with_suffix(".tmp")))
             path.with_suffix(".tmp").replace(path)
-    rows = _join(parts, arguments.output)
-    print(f"{rows:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}")
-    if job.unknown:
-        print(f"{job.unknown:,} events of the histories are of items that are not in the catalogue")
+    counts = _join(parts, arguments.output)
+    print(
+        f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
+    )
+    _print_unknown(config, counts)
     return EXIT_DONE
 
 
-class _Job:
-    """Recommends for one stripe after the other.
+def _print_unknown(config: Config, counts: Counter[str]) -> None:
+    """Says how much of the histories is of items that are not known."""
+    missing = counts["not_in_catalogue"]
+    if missing:
+        print(f"{missing:,} events of the histories are of items that are not in the catalogue")
+    item = config.feature(config.loss.item_feature)
+    if item.grows:
+        stands = "zeros stand" if item.unknown == "zeros" else "its default row stands"
+        print(
+            f"{counts['without_row']:,} of the {counts['shown']:,} events that the model was shown are "
+            f"of items without a row in table {item.table_name}; {stands} for them"
+        )
 
-    Attributes:
-      unknown: events of histories whose item is not in the catalogue.
-    """
+
+class _Job:
+    """Recommends for one stripe after the other."""
 
     def __init__(
         self,
@@ -107,11 +123,13 @@ class _Job:
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item
         self._arguments = arguments
-        self.unknown = 0
 
     def recommend(self, stripe: int) -> pa.Table:
-        """One row for each row of the stripe that has a history."""
-        batches = [self._one_batch(batch) for batch in self._reader.read(stripe, ahead=None)]
+        """One row for each row of the stripe that has a history; counts in the schema's metadata."""
+        counts: Counter[str] = Counter()
+        batches = [
+            self._one_batch(batch, counts) for batch in self._reader.read(stripe, ahead=None)
+        ]
         file, number, first_row = self._index.stripes[stripe]
         row = np.concatenate([b[0] for b in batches]) if batches else np.zeros(0, np.int64)
         name = self._arguments.user_column
@@ -126,17 +144,23 @@ class _Job:
             kind = pa.list_(self._item.type if field == "items" else pa.float32())
             chunks = [part[field] for part in lists]
             columns[field] = pa.concat_arrays(chunks) if chunks else pa.array([], kind)
-        return pa.table(columns)
+        # Beside what they count, so that they are whole if the command is interrupted.
+        return pa.table(columns).replace_schema_metadata({_COUNTS: json.dumps(counts)})
 
-    def _one_batch(self, batch: Histories) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    def _one_batch(
+        self, batch: Histories, counts: Counter[str]
+    ) -> tuple[np.ndarray, dict[str, pa.Array]]:
         users = batch.users
-        users_UE = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
+        users_UE, unknown_U = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
         seen = None if self._arguments.keep_seen else batch.seen_US
         best = ranking.top_k(users_UE, self._items, self._arguments.top_k, seen)
         index_UK = np.asarray(best.index_BK)[:users]
         score_UK = np.asarray(best.score_BK)[:users]
         known = (batch.seen_US >= 0).sum()
-        self.unknown += int(batch.events_U.sum() - known)
+        counts["users"] += users
+        counts["not_in_catalogue"] += int(batch.events_U.sum() - known)
+        counts["without_row"] += int(np.asarray(unknown_U).sum())
+        counts["shown"] += int(batch.arrays["length"].sum())
         there_UK = index_UK >= 0
         ends = np.concatenate([[0], np.cumsum(there_UK.sum(axis=1))]).astype(np.int32)
         items = self._item.take(pa.array(index_UK[there_UK]))
@@ -159,6 +183,8 @@ def _open_parts(arguments: argparse.Namespace, step: int, index: FileIndex) -> P
     """The directory of finished stripes, emptied if they are of another command."""
     parts = arguments.output.with_name(arguments.output.name + ".parts")
     told = {
+        # Of what lies in the directory; before, parts had no counts.
+        "version": 2,
         "step": step,
         "top_k": arguments.top_k,
         "user_column": arguments.user_column,
@@ -177,21 +203,23 @@ def _open_parts(arguments: argparse.Namespace, step: int, index: FileIndex) -> P
     return parts
 
 
-def _join(parts: Path, output: Path) -> int:
-    """Puts finished stripes together, one at a time in memory; returns the rows."""
+def _join(parts: Path, output: Path) -> Counter[str]:
+    """Puts finished stripes together, one at a time in memory; returns the sums of their counts."""
     unfinished = output.with_name(f".{output.name}.tmp")
-    rows, writer = 0, None
+    counts: Counter[str] = Counter()
+    writer = None
     for path in sorted(parts.glob("*.parquet")):
         table = pq.read_table(path)
+        counts.update(json.loads(table.schema.metadata[_COUNTS]))
+        table = table.replace_schema_metadata()
         if writer is None:
             writer = pq.ParquetWriter(str(unfinished), table.schema)
         writer.write_table(table)
-        rows += len(table)
     if writer is not None:
         writer.close()
         unfinished.replace(output)
     shutil.rmtree(parts)
-    return rows
+    return counts
 
 
 if __name__ == "__main__":

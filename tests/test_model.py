@@ -128,7 +128,7 @@ def test_vectors_of_users_and_items_are_what_the_loss_compares(similarity):
         return x / np.linalg.norm(x, axis=1, keepdims=True) if similarity == "cosine" else x
 
     last = np.maximum(sent["length"] - 1, 0)
-    users = functions.user_vectors(state, batch)
+    users = functions.user_vectors(state, batch).vectors_BE
     np.testing.assert_allclose(users, expected(encoded.preds_ME, last), rtol=1e-5, atol=1e-6)
     ids = {}
     for feature in config.features:

@@ -106,8 +106,12 @@ class FeatureConfig:
     """What a table does that is full at max_capacity: evict gives a new id the row of the one in its two
     buckets that was not seen for longest; stop ends the run, saved"""
     admit_after: int = 1
-    """Sightings after which an id gets a row in such a table; until then it has its initial value. More
-    than 1 keeps ids that come once out; they are counted in a sketch, which may count a few too many"""
+    """Sightings after which an id gets a row in such a table; until then it is unknown. More than 1
+    keeps ids that come once out; they are counted in a sketch, which may count a few too many"""
+    unknown: Literal["zeros", "default_row"] = "zeros"
+    """What stands for an id that has no row in such a table: zeros (in training its own initial value,
+    which learns nothing), or default_row, one more row of the table, which learns from the ids that wait
+    for admission, so admit_after must be at least 2"""
     evict_after_steps: int | None = None
     """Ids not seen for more steps than this lose their row; None: never"""
     evict_below: int = 0
@@ -150,6 +154,7 @@ GROWING_KEYS = (
     "max_capacity",
     "on_full",
     "admit_after",
+    "unknown",
     "evict_after_steps",
     "evict_below",
     "evict_every",

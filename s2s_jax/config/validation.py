@@ -181,6 +181,13 @@ def _check_rows(feature: FeatureConfig, path: str) -> None:
         f"at least capacity ({feature.capacity:,})",
         most,
     )
+    _require(
+        feature.unknown == "zeros" or feature.admit_after >= 2,
+        f"{path}.admit_after",
+        "at least 2, because unknown is default_row, which learns only from ids that wait to be "
+        "admitted (or set unknown to zeros)",
+        feature.admit_after,
+    )
     after = feature.evict_after_steps
     _require(after is None or after >= 1, f"{path}.evict_after_steps", "at least 1", after)
     _require(feature.evict_below >= 0, f"{path}.evict_below", "at least 0", feature.evict_below)

@@ -33,7 +33,8 @@ class Found(NamedTuple):
       rows: f32 `[n * U, D]` of each table, the unique rows of each device's part of the batch.
       places: int32 `[A, B, L, K]` of each feature: where its ids are in the rows of their device.
       asked: what each device wanted of each table.
-      unknown: int32 `[n]` of each growing table: unique ids of a device's part that have no row.
+      unknown: bool `[n * U]` of each growing table: which of the rows are of ids that have none, and so
+        stand-ins.
     """
 
     rows: Arrays
@@ -121,7 +122,7 @@ class ShardedTables:
         }
 
     def look_up(self, values: Arrays, maps: Maps, ids: Mapping[str, jax.Array]) -> Found:
-        """The rows that a batch needs; ids without a row get zeros.
+        """The rows that a batch needs; zeros for ids without a row (see `with_default_rows`).
 
         Args:
           values: `[R, D]` by table.
@@ -149,7 +150,7 @@ class ShardedTables:
         """The rows that a batch needs in training; new ids of growing tables get rows first.
 
         Ids that get none, because they are not admitted yet or find no free slot, have their initial
-        value, and what they would learn is lost.
+        value, and what they would learn is lost; or zeros, where their table has a default row.
 
         Args:
           stored: the tables; of those that grow, all may change.
@@ -277,7 +278,7 @@ class ShardedTables:
         return id_map.initial_rows(seed, spec.init_std, keys_C2, spec.emb_dim)
 
     def _fetch(self, values: Arrays, wanted: dict[str, _Wanted], initial: bool) -> Found:
-        """Rows of all tables; of unknown ids, zeros or initial values."""
+        """Rows of all tables; of unknown ids, zeros or (without a default row) initial values."""
         asked = {
             name: exchange.ask(w.rows_U, self.specs[name].rows, self._mesh.size)
             for name, w in wanted.items()
@@ -289,8 +290,8 @@ class ShardedTables:
             spec = self.specs[name]
             if not spec.grows:
                 continue
-            unknown[name] = unknown_U.sum(dtype=jnp.int32)[None]
-            if initial:
+            unknown[name] = unknown_U
+            if initial and not spec.default_row:
 
                 def with_initial(
                     rows_UD: jax.Array, spec: TableSpec = spec, unknown_U=unknown_U, keys=keys_U2
@@ -327,6 +328,19 @@ class ShardedTables:
             rows, dict(places), dict(ids)
         )
 
+    def without_row(self, found: Found, name: str) -> jax.Array:
+        """bool `[A, B, L, K]`: where a feature whose table grows has an id without a row."""
+
+        def on_device(unknown_U: jax.Array, places: jax.Array) -> jax.Array:
+            return unknown_U[places]
+
+        return jax.shard_map(
+            on_device,
+            mesh=self._mesh,
+            in_specs=(self._first, self._second),
+            out_specs=self._second,
+        )(found.unknown[self._features[name].table_name], found.places[name])
+
     def reduce(
         self, asked: dict[str, exchange.Asked], gradients: Arrays, visit: exchange.Visit, carry: Any
     ) -> Any:
@@ -347,6 +361,23 @@ class ShardedTables:
         return jax.shard_map(on_device, mesh=self._mesh, in_specs=spec, out_specs=spec)(
             asked, gradients, carry
         )
+
+
+def with_default_rows(rows: Arrays, unknown: Arrays, defaults: Arrays) -> Arrays:
+    """Rows in which the default row of a table stands for each id that has none.
+
+    A gradient of the result goes to the default rows from just these ids, and to `rows` from the others.
+
+    Args:
+      rows: see `Found`.
+      unknown: see `Found`.
+      defaults: f32 `[D]` of each table that has a default row.
+    """
+    filled = {
+        name: jnp.where(unknown[name][:, None], default_D, rows[name])
+        for name, default_D in defaults.items()
+    }
+    return rows | filled
 
 
 def present(feature: FeatureConfig, ids: Mapping[str, jax.Array]) -> jax.Array:

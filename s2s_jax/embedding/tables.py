@@ -36,6 +36,7 @@ class TableSpec:
       init_std: standard deviation of its initial values.
       features: names of the features that read it.
       grows: whether each id has a row of its own, found through an `id_map.IdMap`.
+      default_row: whether one learned row stands for all ids that have none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TableSpec:
     init_std: float
     features: tuple[str, ...]
     grows: bool = False
+    default_row: bool = False
 
     @property
     def segment_rows(self) -> int:
@@ -79,6 +81,7 @@ def table_specs(
             init_std=feature.init_std,
             features=(*earlier, feature.name),
             grows=feature.grows,
+            default_row=feature.unknown == "default_row",
         )
     return specs
 

@@ -21,7 +21,7 @@ from s2s_jax.data.item_counts import codes_of
 from s2s_jax.errors import UserError
 from s2s_jax.serving import metrics, ranking
 from s2s_jax.training.mesh import batch_sharded
-from s2s_jax.training.step import StepFunctions, TrainState
+from s2s_jax.training.step import StepFunctions, TrainState, Users
 
 Split = Literal["validation", "test"]
 
@@ -35,7 +35,9 @@ class Evaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline.
+      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline; where the table
+        of items grows, "eval/unknown_items", the share of the histories' events, of those that the model
+        was shown, whose item has no row.
       intervals: 95% bootstrap intervals of the means over all users.
       values: of each user, see `metrics.user_values`.
     """
@@ -99,10 +101,11 @@ class Evaluator:
         )
         ahead = 0 if split == "test" else self._config.eval.held_out - 1
         rank, popular, events, target = [], [], [], []
+        shown = unknown = 0
         coverage = metrics.Coverage(len(self.catalogue.item))
         for batch in self._batches(ahead):
             seen_US = batch.seen_US
-            users_UE = user_vectors(functions, state, batch, self._mesh)
+            users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
             chosen = np.flatnonzero(batch.target_U >= 0)
             filtered_US = seen_US if self._config.eval.filter_seen else None
             rank_U = np.asarray(ranking.ranks(users_UE, batch.target_U, items, filtered_US))
@@ -113,12 +116,17 @@ class Evaluator:
             popular.append(metrics.popularity_ranks(self._count_I, batch.target_U[chosen], kept_US))
             events.append(batch.events_U[chosen])
             target.append(batch.target_U[chosen])
+            shown += int(batch.arrays["length"][chosen].sum())
+            unknown += int(np.asarray(unknown_U)[chosen].sum())
         if not sum(map(len, rank)):
             raise UserError(
                 f"io.data_paths: no row of {self._config.io.data_paths} has an event before the "
                 f"{split} event; evaluate a log with longer rows or lower eval.held_out"
             )
-        return self._result(rank, popular, events, target, coverage)
+        result = self._result(rank, popular, events, target, coverage)
+        if self._config.feature(self._config.loss.item_feature).grows:
+            result.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
+        return result
 
     def _batches(self, ahead: int) -> Any:
         batches = itertools.chain.from_iterable(
@@ -148,8 +156,8 @@ class Evaluator:
 
 def user_vectors(
     functions: StepFunctions, state: TrainState, batch: Histories, mesh: Mesh
-) -> jax.Array:
-    """f32 `[U, E]`: what each user will do next, as items are compared with it."""
+) -> Users:
+    """What each user will do next, as items are compared with it, and how many events are unknown."""
     arrays = {name: _spread(x, mesh) for name, x in batch.arrays.items()}
     return functions.user_vectors(state, arrays)
 

@@ -141,7 +141,7 @@ class _Shower:
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
         """The first `users` of a batch."""
-        users_UE = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
+        users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
         # As when ranks are computed, the event that is to be found is never left out.
         left_out_US = np.where(batch.seen_US == batch.target_U[:, None], -1, batch.seen_US)
         filtered_US = left_out_US if self._config.eval.filter_seen else None

@@ -6,6 +6,7 @@ place when whole, so one that did not finish is never seen.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from s2s_jax.config import Config
+from s2s_jax.config import Config, FeatureConfig, LossConfig
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
@@ -29,7 +30,14 @@ from s2s_jax.training.step import TrainState
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 # Changing these would silently give weights another meaning.
-_FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name")
+_FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name", "unknown")
+# What runs have that were made before a key existed.
+_DEFAULT_OF_FEATURE = {
+    field.name: field.default
+    for field in dataclasses.fields(FeatureConfig)
+    if field.default is not dataclasses.MISSING
+}
+_DEFAULT_OF_LOSS = {field.name: field.default for field in dataclasses.fields(LossConfig)}
 _FIXED_OF_LOSS = ("similarity", "item_feature", "target_features")
 _FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward", "position")
 
@@ -224,6 +232,13 @@ class SavedTables:
             spec.name
         ]
 
+    def default_row(self, spec: TableSpec) -> np.ndarray:
+        """f32 `[D]`: what stands for ids without a row, of a table that has it."""
+        shape = jax.ShapeDtypeStruct((spec.emb_dim,), np.float32)
+        return self._restore({"params": {"unknown": {spec.name: shape}}})["params"]["unknown"][
+            spec.name
+        ]
+
     def id_map(self, spec: TableSpec) -> IdMap:
         """The map of a table that grows; its sketch is left out."""
         shapes = jax.eval_shape(lambda: empty_map(spec.rows, 1))
@@ -255,11 +270,13 @@ def _remove_unfinished(directory: Path) -> None:
 def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     for i, feature in enumerate(config["features"]):
+        feature = _DEFAULT_OF_FEATURE | feature
         fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
     fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
     if config["model"]["position"] == "learned":
         fixed["model.seq_len"] = config["model"]["seq_len"]
     # Other vectors would be compared than those that learned to be alike.
-    fixed |= {f"loss.{key}": config["loss"][key] for key in _FIXED_OF_LOSS}
+    loss = _DEFAULT_OF_LOSS | config["loss"]
+    fixed |= {f"loss.{key}": loss[key] for key in _FIXED_OF_LOSS}
     # What was held out would be trained on, or the reverse.
     return fixed | {"eval.held_out": config["eval"]["held_out"]}

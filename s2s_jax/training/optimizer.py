@@ -1,9 +1,10 @@
 """AdamW for the dense part chained with a sparse-row AdamW for the tables, in Optax.
 
-Parameters are `{"dense": …, "tables": {name: [R, D]}}`. Gradients have the same keys, but a table's
-leaf holds a row for each of the unique rows that a device asked for, `[U, D]` a device. The extra
-argument `reduce` brings them to the devices that own the rows. Updates of tables are the new tables
-themselves, written in place: nothing of a table's size is ever made beside it.
+Parameters are `{"dense": …, "tables": {name: [R, D]}}` and, if tables have default rows,
+`"unknown": {name: [D]}`. Gradients have the same keys, but a table's leaf holds a row for each of the
+unique rows that a device asked for, `[U, D]` a device. The extra argument `reduce` brings them to the
+devices that own the rows. Updates of tables are the new tables themselves, written in place: nothing of
+a table's size is ever made beside it.
 
 Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
 """
@@ -23,6 +24,8 @@ from s2s_jax.errors import UserError
 
 Params = dict[str, Any]
 
+# Place of the sparse-row AdamW in the chain of `make_optimizer`.
+_SPARSE = 2
 
 # `(gradients of tables, visit, carry) -> carry`: see `exchange.reduce`. The carry is a tree of tables
 # and arrays beside them, sharded by rows.
@@ -183,41 +186,60 @@ def with_decay_end(config: LRConfig, total_steps: int) -> LRConfig:
     return dataclasses.replace(config, decay_steps=total_steps)
 
 
-def make_optimizer(config: LRConfig) -> optax.GradientTransformationExtraArgs:
-    """The whole optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked."""
-    dense = optax.adamw(
-        learning_rate(config, config.dense_lr),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+def make_optimizer(
+    config: LRConfig, default_rows: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """The whole optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked.
+
+    Default rows learn at the rate of tables: they are rows like others, which models see in the same
+    places and at the same scale. Every batch has ids that they stand for, so plain AdamW serves them.
+
+    Args:
+      config: rates and moments.
+      default_rows: whether tables have them.
+    """
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            learning_rate(config, peak),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    def only(part: str, transformation: Any) -> optax.GradientTransformationExtraArgs:
+        def mask(params: Any) -> Any:
+            return {name: name == part for name in params}
+
+        return optax.masked(transformation, mask)
+
     sparse = sparse_row_adamw(learning_rate(config, config.sparse_lr), config)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = clip_by_norm(config.clip_norm)
-    return optax.chain(
-        clip,
-        optax.masked(dense, {"dense": True, "tables": False}),
-        optax.masked(sparse, {"dense": False, "tables": True}),
-    )
+    parts = [clip, only("dense", adamw(config.dense_lr)), only("tables", sparse)]
+    if default_rows:
+        parts.append(only("unknown", adamw(config.sparse_lr)))
+    return optax.chain(*parts)
 
 
 def apply_updates(params: Params, updates: Any) -> Params:
-    """Adds dense updates to the dense part; tables are replaced."""
-    return {
-        "dense": optax.apply_updates(params["dense"], updates["dense"]),
-        "tables": updates["tables"].values,
-    }
+    """Adds updates to the dense part and to default rows; tables are replaced."""
+    dense = {name: part for name, part in params.items() if name != "tables"}
+    added: Any = optax.apply_updates(dense, {name: updates[name] for name in dense})
+    return added | {"tables": updates["tables"].values}
 
 
 def table_moments(opt_state: Any) -> dict[str, jax.Array]:
     """The moments of all tables in the state of `make_optimizer`."""
-    return opt_state[-1].inner_state.moments["tables"]
+    return opt_state[_SPARSE].inner_state.moments["tables"]
 
 
 def with_table_moments(opt_state: Any, moments: dict[str, jax.Array]) -> Any:
     """The state of `make_optimizer` with other moments of tables."""
-    sparse = opt_state[-1].inner_state
+    of_rows = opt_state[_SPARSE]
+    sparse = of_rows.inner_state
     sparse = sparse._replace(moments=sparse.moments | {"tables": moments})
-    return (*opt_state[:-1], opt_state[-1]._replace(inner_state=sparse))
+    changed = of_rows._replace(inner_state=sparse)
+    return (*opt_state[:_SPARSE], changed, *opt_state[_SPARSE + 1 :])

@@ -1,7 +1,7 @@
 """The training state, and one pure train step: look up, encode, score, differentiate, update.
 
-Shapes: A microbatches, B rows of one, L positions, K ids of a bag, U unique rows, D table width,
-E model width.
+Shapes: A microbatches, B rows of one, L positions, K ids of a bag, U unique rows, R rows and D width of
+a table, E model width.
 """
 
 import functools
@@ -15,7 +15,15 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import Config
-from s2s_jax.embedding.sharded import Found, Maps, ShardedTables, Stored, present
+from s2s_jax.embedding.sharded import (
+    Arrays,
+    Found,
+    Maps,
+    ShardedTables,
+    Stored,
+    present,
+    with_default_rows,
+)
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
@@ -39,7 +47,8 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, optimizer steps done.
-      params: `{"dense": the model's parameters, "tables": {name: f32 [R, D]}}`.
+      params: `{"dense": the model's parameters, "tables": {name: f32 [R, D]}}` and, if tables have
+        default rows, `"unknown": {name: f32 [D]}`.
       opt_state: the optimizer's.
       maps: which id has which row, of the tables that grow.
     """
@@ -50,6 +59,18 @@ class TrainState(NamedTuple):
     maps: Maps
 
 
+class Users(NamedTuple):
+    """What users will do next, and how much of their histories is known.
+
+    Attributes:
+      vectors_BE: f32, after each row's last event; dot products with items' vectors are similarities.
+      unknown_B: int32, events whose item has no row in its growing table; 0 where no table grows.
+    """
+
+    vectors_BE: jax.Array
+    unknown_B: jax.Array
+
+
 class StepFunctions(NamedTuple):
     """The pure functions of a job, made by `make_step_functions`.
 
@@ -58,9 +79,8 @@ class StepFunctions(NamedTuple):
       abstract: the state's shapes, types and shardings, for restoring.
       train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
       predict: `(state, batch) -> Encoded`, jitted, without dropout, for one microbatch; ids without a
-        row in a growing table stay without one, and are zeros.
-      user_vectors: `(state, batch) -> f32 [B, E]`, jitted, for one microbatch: vectors of users after
-        each row's last event, whose dot products with those of items are similarities.
+        row in a growing table stay without one, and are zeros or the table's default row.
+      user_vectors: `(state, batch) -> Users`, jitted, for one microbatch.
       item_vectors: `(state, ids) -> f32 [B, E]`, jitted: the vectors of items whose features have
         the ids `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
     """
@@ -69,7 +89,7 @@ class StepFunctions(NamedTuple):
     abstract: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     predict: Callable[[TrainState, Batch], Encoded]
-    user_vectors: Callable[[TrainState, Batch], jax.Array]
+    user_vectors: Callable[[TrainState, Batch], Users]
     item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
 
 
@@ -90,7 +110,8 @@ def make_step_functions(
     in_training = ShardedTables(
         (*config.features, *negative_features(config)), mesh, capacities, seed
     )
-    optimizer = make_optimizer(config.lr)
+    widths_of_default_rows = {n: spec.emb_dim for n, spec in specs.items() if spec.default_row}
+    optimizer = make_optimizer(config.lr, bool(widths_of_default_rows))
     # The graph is static; from here on parameters are a plain tree of arrays.
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
 
@@ -98,7 +119,9 @@ def make_step_functions(
         key = jax.random.key(config.train.seed)
         dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
         values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
-        params = {"dense": dense, "tables": values}
+        params: Params = {"dense": dense, "tables": values}
+        if widths_of_default_rows:
+            params["unknown"] = {n: jnp.zeros(width) for n, width in widths_of_default_rows.items()}
         opt_state = optimizer.init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, tables.empty_maps())
 
@@ -106,6 +129,7 @@ def make_step_functions(
     abstract = _with_shardings(jax.eval_shape(init), specs, mesh, fsdp)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     model = _Model(config, graph, in_training, mesh)
+    item = config.feature(config.loss.item_feature)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -118,11 +142,11 @@ def make_step_functions(
             state.step, state.params | {"tables": stored.values}, opt_state, stored.maps
         )
         reduce = functools.partial(tables.reduce, found.asked)
-        sums, gradients = model.gradients(state.params["dense"], found, batch, key)
+        sums, gradients = model.gradients(state.params, found, batch, key)
         gradients["dense"] = jax.lax.with_sharding_constraint(
             gradients["dense"], shardings.params["dense"]
         )
-        dense_norm = optax.tree.norm(gradients["dense"])
+        dense_norm = optax.tree.norm((gradients["dense"], _default_rows(gradients)))
         norm = None
         if config.lr.clip_norm is not None:
             norm = jnp.hypot(dense_norm, rows_norm(gradients["tables"], reduce))
@@ -149,25 +173,36 @@ def make_step_functions(
             metrics["stop"] = sent["stop"].max()
         return TrainState(state.step + 1, params, opt_state, state.maps), metrics
 
-    def predict(state: TrainState, batch: Batch) -> Encoded:
-        batch = unpack(config, batch)
-        # One microbatch, as if accumulated alone.
-        batch = jax.tree.map(lambda x: x[None], batch)
-        found = tables.look_up(state.params["tables"], state.maps, _ids(batch))
-        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
-        return model.encode(state.params["dense"], found.rows, places, batch, None)
+    def look_up(state: TrainState, ids: Mapping[str, jax.Array]) -> Found:
+        found = tables.look_up(state.params["tables"], state.maps, ids)
+        rows = with_default_rows(found.rows, found.unknown, _default_rows(state.params))
+        return found._replace(rows=rows)
 
-    def user_vectors(state: TrainState, batch: Batch) -> jax.Array:
+    def encode(state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
+        # One microbatch, as if accumulated alone.
+        batch = jax.tree.map(lambda x: x[None], unpack(config, batch))
+        found = look_up(state, _ids(batch))
+        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
+        return model.encode(state.params["dense"], found.rows, places, batch, None), found
+
+    def predict(state: TrainState, batch: Batch) -> Encoded:
+        return encode(state, batch)[0]
+
+    def user_vectors(state: TrainState, batch: Batch) -> Users:
         batch = jax.tree.map(lambda x: x[0], dict(batch))
-        preds_ME = predict(state, batch).preds_ME
+        (preds_ME, _), found = encode(state, batch)
         length_B = batch["length"]
         preds_BLE = preds_ME.reshape(length_B.size, -1, preds_ME.shape[-1])
         last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
         last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0]
-        return comparable(config.loss, last_BE)
+        unknown_B = jnp.zeros_like(length_B)
+        if item.grows:
+            unknown_BLK = tables.without_row(found, item.name)[0]
+            unknown_B = unknown_BLK.any(axis=-1).sum(axis=-1, dtype=jnp.int32)
+        return Users(comparable(config.loss, last_BE), unknown_B)
 
     def item_vectors(state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
-        found = tables.look_up(state.params["tables"], state.maps, ids)
+        found = look_up(state, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
         embeddings = tables.embed(found.rows, places, ids)
         module = nnx.merge(graph, nnx.State(state.params["dense"]))
@@ -254,9 +289,27 @@ class _Model(NamedTuple):
         return mapped(encoded, dict(batch), negatives_CE)
 
     def gradients(
+        self, params: Params, found: Found, batch: Batch, key: jax.Array | None
+    ) -> tuple[LossSums, Params]:
+        """Loss sums of all microbatches together, and gradients of the mean loss."""
+        # Default rows join the others once for all microbatches, and take their gradients at the end.
+        rows, pull_rows = jax.vjp(
+            lambda rows, defaults: with_default_rows(rows, found.unknown, defaults),
+            found.rows,
+            _default_rows(params),
+        )
+        found = found._replace(rows=rows)
+        sums, gradients = self._gradients(params["dense"], found, batch, key)
+        d_rows, d_defaults = pull_rows(gradients["tables"])
+        gradients["tables"] = d_rows
+        if d_defaults:
+            gradients["unknown"] = d_defaults
+        return sums, gradients
+
+    def _gradients(
         self, dense: Any, found: Found, batch: Batch, key: jax.Array | None
     ) -> tuple[LossSums, Params]:
-        """Loss sums of all microbatches together, and gradients of the mean loss.
+        """As `gradients`, of the dense part and of the rows that were found.
 
         Several microbatches are encoded one after the other without keeping activations; the loss then
         sees all of them at once; and each is encoded again to send the loss's gradients through it
@@ -321,6 +374,11 @@ def _corrected(
         share_C = batch["negatives_share"].reshape(-1) / SHARE_UNIT
         sampled = sampled._replace(log_q_C=jnp.log(candidates * share_C + drawn))
     return sampled, jnp.log(candidates * pairs.share_N + drawn)
+
+
+def _default_rows(params: Params) -> Arrays:
+    """f32 `[D]` of each table that has a default row, or what is beside it."""
+    return params["unknown"] if "unknown" in params else {}
 
 
 def _ids(batch: Batch) -> dict[str, jax.Array]:
