@@ -1,6 +1,6 @@
 """How good a run is: `python -m s2s_jax.evaluate --config FILE [--split test] …`.
 
-Ranks every user's held-out event among all items of the log and prints hit rate, NDCG, MRR and recall
+Ranks every user's held-out event among the items of the log and prints hit rate, NDCG, MRR and recall
 with 95% intervals beside the popularity baseline, and by length of history and popularity of the target;
 and, where the table of items grows, which share of the events that the model was shown is unknown to it.
 Writes the same as JSON into the run directory.
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2s_jax.config import Config, load
+from s2s_jax.data import held_out
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 from s2s_jax.serving.evaluation import Evaluation, Evaluator
 from s2s_jax.serving.restored import restore
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; give --config configs/ml1m.py") from error
     config = load(arguments.config, overrides)
+    # Refused before anything is read.
+    held_out.targets(config, arguments.split)
     hosts.join()
     mesh = make_mesh()
     run = restore(config, mesh, arguments.checkpoint)
@@ -62,6 +65,9 @@ def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[s
     return {
         "step": step,
         "split": split,
+        "held_out": config.eval.held_out,
+        "split_at": config.eval.split_at,
+        "validation_at": config.eval.validation_at,
         "filter_seen": config.eval.filter_seen,
         "data_paths": config.io.data_paths,
         "metrics": found.metrics,
@@ -84,6 +90,9 @@ def _print(found: Evaluation, title: str) -> None:
     if "eval/unknown_items" in values:
         table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
     console.print(table)
+    unknown = values["eval/unknown_targets"]
+    if unknown:
+        console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")
     table = Table(title="by length of history and popularity of the target")
     for column in ("", "users", *_SLICED):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -127,9 +127,7 @@ class _Job:
     def recommend(self, stripe: int) -> pa.Table:
         """One row for each row of the stripe that has a history; counts in the schema's metadata."""
         counts: Counter[str] = Counter()
-        batches = [
-            self._one_batch(batch, counts) for batch in self._reader.read(stripe, ahead=None)
-        ]
+        batches = [self._one_batch(batch, counts) for batch in self._reader.read(stripe, None)]
         file, number, first_row = self._index.stripes[stripe]
         row = np.concatenate([b[0] for b in batches]) if batches else np.zeros(0, np.int64)
         name = self._arguments.user_column

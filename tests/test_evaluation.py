@@ -13,7 +13,7 @@ from pyarrow import orc
 from test_train import job, lines, one_device
 
 from s2s_jax import evaluate, recommend
-from s2s_jax.data import blocks, features
+from s2s_jax.data import blocks, features, held_out
 from s2s_jax.data.catalogue import collect
 from s2s_jax.data.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
@@ -168,10 +168,10 @@ def test_histories_end_before_the_target(log):
     numbers = ItemNumbers(catalogue, config)
     items = catalogue.item.to_pylist()
     rows = rows_of(log)
-    for ahead in (0, 1, None):
+    for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
+        targets = None if split is None else held_out.targets(config, split)
         reader = HistoryReader(config, index_files(config), numbers, 32)
-        found = [b for stripe in range(reader.stripes) for b in reader.read(stripe, ahead)]
-        left_out = 0 if ahead is None else ahead + 1
+        found = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
         expected = [r for r in rows if len(r["item_id"]) > left_out]
         assert sum(b.users for b in found) == len(expected)
         number = 0
@@ -185,7 +185,7 @@ def test_histories_end_before_the_target(log):
                 seen = batch.seen_US[n]
                 assert [items[i] for i in seen[seen >= 0]] == history
                 assert batch.events_U[n] == len(history)
-                target = -1 if ahead is None else items.index(row[len(history)])
+                target = -1 if split is None else items.index(row[len(history)])
                 assert batch.target_U[n] == target
                 number += 1
             assert (batch.target_U[batch.users :] == -1).all()

@@ -299,11 +299,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Ranking of held-out events among all items of the log."""
+    """Ranking of held-out events among the items of the log: held_out or split_at, not both."""
 
     held_out: int = 0
     """Events at the end of every row that training never sees. The last of them is the test, the first
-    the validation: 2 is leave-one-out as papers do it. 0: nothing can be evaluated"""
+    the validation: 2 is leave-one-out as papers do it. 0: none"""
+    split_at: str | None = None
+    """Time from which on training never sees events: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds
+    since 1970. The test is each user's first event at this time or later, after all before. None:
+    no split by time"""
+    validation_at: str | None = None
+    """Earlier time, from which on training sees nothing instead. The validation is each user's
+    first event at this time or later that is before split_at. None: no validation"""
+    time_feature: str = "timestamp"
+    """The feature whose column has the times for split_at (in its time_unit)"""
     filter_seen: bool = True
     """Leave items out of a user's ranking that occur before the event to be found"""
     batch_size: int = 256

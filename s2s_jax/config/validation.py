@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal
 
 from s2s_jax.config.schema import GROWING_KEYS, Config, FeatureConfig
+from s2s_jax.config.times import seconds_of
 from s2s_jax.errors import UserError
 
 # Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
@@ -325,17 +326,69 @@ def _check_train(config: Config) -> None:
         _require(1 <= first <= last, "train.profile_steps", "first <= last", train.profile_steps)
 
 
+def _check_split(config: Config) -> None:
+    settings = config.eval
+    for name in ("split_at", "validation_at"):
+        text = getattr(settings, name)
+        _require(
+            text is None or _is_time(text),
+            f"eval.{name}",
+            "a time such as 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970",
+            text,
+        )
+    split, validation = settings.split_at, settings.validation_at
+    if split is None:
+        _require(validation is None, "eval.validation_at", "None without eval.split_at", validation)
+        return
+    _require(
+        settings.held_out == 0,
+        "eval.held_out",
+        f"0 because eval.split_at ({split}) holds events out",
+        settings.held_out,
+    )
+    names = [f.name for f in config.features]
+    _require(
+        settings.time_feature in names,
+        "eval.time_feature",
+        f"a feature ({', '.join(names)}) that has times, because eval.split_at is set",
+        settings.time_feature,
+    )
+    if validation is None:
+        _require(
+            settings.every_steps is None,
+            "eval.validation_at",
+            f"a time before eval.split_at ({split}) because eval.every_steps is set",
+            validation,
+        )
+    else:
+        _require(
+            seconds_of(validation) < seconds_of(split),
+            "eval.validation_at",
+            f"a time before eval.split_at ({split})",
+            validation,
+        )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        seconds_of(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_eval(config: Config) -> None:
     settings = config.eval
     for name in ("batch_size", "max_users", "every_steps", "patience"):
         value = getattr(settings, name)
         _require(value is None or value >= 1, f"eval.{name}", "at least 1", value)
     _require(settings.held_out >= 0, "eval.held_out", "at least 0", settings.held_out)
-    if settings.every_steps is not None:
+    _check_split(config)
+    if settings.every_steps is not None and settings.split_at is None:
         _require(
             settings.held_out >= 1,
             "eval.held_out",
-            "at least 1 because eval.every_steps is set",
+            "at least 1 (or a time as eval.split_at) because eval.every_steps is set",
             settings.held_out,
         )
     _require(

@@ -68,10 +68,9 @@ def truncate(block: Block, seq_len: int, keep_newest: bool) -> Block:
     return Block(block.values_PC, block.begins_N + dropped_N, kept_N)
 
 
-def drop_last(block: Block, positions: int) -> Block:
-    """Leaves the last positions of each row out, without copying."""
-    shorter_N = np.maximum(block.lengths_N - positions, np.minimum(block.lengths_N, 0))
-    return Block(block.values_PC, block.begins_N, shorter_N)
+def take_first(block: Block, kept_N: np.ndarray) -> Block:
+    """Keeps the first `kept_N` positions of each row, which has as many, without copying."""
+    return Block(block.values_PC, block.begins_N, kept_N)
 
 
 def choose(block: Block, rows: np.ndarray | slice) -> Block:

@@ -20,6 +20,7 @@ from s2s_jax.config import Config
 from s2s_jax.config.schema import GROWING_KEYS
 from s2s_jax.data.blocks import Block, packed_block, starts
 from s2s_jax.data.features import id_width
+from s2s_jax.data.held_out import settings_of_split
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
 
@@ -118,4 +119,5 @@ def decoding_settings(config: Config) -> dict[str, Any]:
         "io.truncate_side": config.io.truncate_side,
         "io.check_length": config.io.check_length,
         "eval.held_out": config.eval.held_out,
+        **settings_of_split(config),
     }

@@ -4,8 +4,9 @@ An item is what `loss.item_feature` becomes in training: a bucket, or a 64-bit i
 stands in the log, how many events it has, and the ids of the features that scored events show
 (`loss.target_features`): the combination of them that comes with it most often, of equals the first in
 the log. (Where items have very many combinations, rare ones are forgotten before the end, so that one
-that turns frequent late may lose.) Every event counts, also those that truncation keeps from training;
-`held_out` leaves out the last ones of each row.
+that turns frequent late may lose.) Every event counts, also those that truncation keeps from
+training, but none that a split by time (`eval.split_at`) keeps from it; `held_out` leaves out the
+last ones of each row.
 
 The file is Parquet: `item`, `count` and, for each feature, `ids/<name>`, lists of
 `bag_size * id_words` int32 numbers padded with -1. Items come by falling count, equals by encoded id.
@@ -28,6 +29,7 @@ from s2s_jax.config import Config, FeatureConfig, load_file, print_help
 from s2s_jax.config import load as load_config
 from s2s_jax.data import features
 from s2s_jax.data.cache import decoding_settings
+from s2s_jax.data.held_out import Cut, settings_of_split, training_cut
 from s2s_jax.data.index import index_files
 from s2s_jax.data.item_counts import code_words, count_items, whole_sequences
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
@@ -60,16 +62,19 @@ def collect(config: Config, held_out: int = 0) -> Catalogue:
 
     Args:
       config: the configuration.
-      held_out: so many events at the end of every row are left out.
+      held_out: so many events at the end of every row are left out; 0 where `eval.split_at` says
+        what is.
 
     Raises:
       UserError: `loss.item_feature` is no single id; see also `index_files` and `count_items`.
     """
     assert held_out >= 0, "a number of events"
+    assert held_out == 0 or config.eval.split_at is None, "one protocol at a time"
     _check_item_feature(config)
     whole = _item_side(config)
     # All features are checked, so that messages name their places in the configuration.
-    counts = count_items(whole, index_files(config), held_out)
+    cut = Cut(held_out) if config.eval.split_at is None else training_cut(config)
+    counts = count_items(whole, index_files(config), cut)
     order_I = np.lexsort((counts.code_I, -counts.count_I))
     columns = features.id_columns(whole.features)
     item = whole.feature(whole.loss.item_feature)
@@ -184,6 +189,7 @@ def _made_for(config: Config) -> dict[str, Any]:
         "version": settings["version"],
         "loss.item_feature": config.loss.item_feature,
         "features": {feature["name"]: feature for feature in settings["features"]},
+        "split": settings_of_split(config),
     }
     return json.loads(json.dumps(told))
 
@@ -198,6 +204,11 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
 
     refuse("version of ids", saved["version"], now["version"])
     refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
+    # Files of before there was a split by time are of whole logs.
+    split_before = saved["split"] if "split" in saved else {}
+    for key in dict.fromkeys([*now["split"], *split_before]):
+        before = split_before[key] if key in split_before else None
+        refuse(key, before, now["split"][key] if key in now["split"] else None)
     names = [", ".join(sorted(made["features"])) for made in (saved, now)]
     refuse("loss.target_features", *names)
     for name, settings in now["features"].items():

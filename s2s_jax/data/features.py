@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.data import blocks, ids
+from s2s_jax.data import blocks, held_out, ids
 from s2s_jax.data.blocks import NO_ID, Block
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
@@ -91,7 +91,7 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
       batch: rows with the columns of `config.features`.
       file: where they come from, for messages.
       first_row: number of their first row in the file, for messages.
-      config: says how features are truncated, hashed and bagged.
+      config: says what is held out, and how features are truncated, hashed and bagged.
 
     Raises:
       UserError: features of a row disagree in length, a row is longer than what is kept although
@@ -112,7 +112,8 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
     columns = id_columns(config.features)
     values_PC = np.empty((starts_N[-1], id_width(config.features)), np.int32)
     decoded = Block(values_PC, starts_N[:-1], lengths_N)
-    seen = blocks.drop_last(decoded, config.eval.held_out)
+    cut = held_out.training_cut(config)
+    seen = blocks.take_first(decoded, cut.kept(batch, lengths_N, file, first_row))
     kept = blocks.truncate(seen, longest, keep_newest=config.io.truncate_side == "left")
     where = _Where(file, first_row, starts_N, kept)
     entries = {name: _open(batch.column(name).flatten()) for name in names}

@@ -17,6 +17,7 @@ from s2s_jax.config import Config
 from s2s_jax.data import blocks, features, orc
 from s2s_jax.data.blocks import NO_ID, Block
 from s2s_jax.data.catalogue import Catalogue
+from s2s_jax.data.held_out import Targets
 from s2s_jax.data.index import FileIndex
 from s2s_jax.data.item_counts import codes_of, whole_sequences
 from s2s_jax.errors import UserError
@@ -29,7 +30,7 @@ class Histories(NamedTuple):
       arrays: `length` and `ids`, see `blocks.to_dense`: the newest events before the target.
       users: how many there are.
       row_U: int64 rows of the users in their file.
-      target_U: int32 item of the catalogue that comes next, -1 where it is not known or not in it.
+      target_U: int32 item of the catalogue that comes next; -1 if not in it, or not looked for.
       seen_US: int32 items of the catalogue in the whole history, -1 is padding.
       events_U: int32 events of the whole history.
     """
@@ -85,13 +86,12 @@ class HistoryReader:
         """Stripes of the log."""
         return len(self._index.stripes)
 
-    def read(self, stripe: int, ahead: int | None) -> Iterator[Histories]:
-        """The users of a stripe that have a history.
+    def read(self, stripe: int, targets: Targets | None) -> Iterator[Histories]:
+        """The users of a stripe that have a history, and an event to be found.
 
         Args:
           stripe: its number in the index.
-          ahead: events of a row after the one that is to be found; None: nothing is, and histories are
-            whole.
+          targets: what is to be found; None: nothing is, and histories are whole.
 
         Raises:
           UserError: the stripe cannot be read and `io.on_error` is stop.
@@ -100,25 +100,31 @@ class HistoryReader:
         try:
             batch = orc.read_stripe(file, number, features.column_names(self._config.features))
             block = features.decode(batch, file, first_row, self._config)
+            before_N, wanted_N = block.lengths_N, block.lengths_N > 0
+            if targets is not None:
+                before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
+                until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
+                wanted_N = (before_N > 0) & (before_N < until_N)
         except UserError as error:
             if self._config.io.on_error == "stop":
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return
         item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
-        before = blocks.drop_last(block, 0 if ahead is None else ahead + 1)
-        (rows_N,) = np.nonzero(before.lengths_N > 0)
+        before = blocks.take_first(block, before_N)
+        (rows_N,) = np.nonzero(wanted_N)
         for begin in range(0, len(rows_N), self._users):
-            yield self._batch(before, rows_N[begin : begin + self._users], item_P, first_row, ahead)
+            rows = rows_N[begin : begin + self._users]
+            yield self._batch(before, rows, item_P, first_row, targets is not None)
 
     def _batch(
-        self, before: Block, rows: np.ndarray, item_P: np.ndarray, first_row: int, ahead: int | None
+        self, before: Block, rows: np.ndarray, item_P: np.ndarray, first_row: int, to_find: bool
     ) -> Histories:
         chosen = blocks.choose(before, rows)
         newest = blocks.pack(blocks.truncate(chosen, self._seq_len, keep_newest=True))
         arrays = blocks.to_dense([newest], self._users, self._seq_len)
         ends = chosen.begins_N + chosen.lengths_N
-        target = np.full(len(rows), -1, np.int32) if ahead is None else item_P[ends]
+        target = item_P[ends] if to_find else np.full(len(rows), -1, np.int32)
         # Few widths, so that few programs are compiled.
         width = max(16, 2 ** int(chosen.lengths_N.max() - 1).bit_length())
         place = chosen.begins_N[:, None] + np.arange(width)

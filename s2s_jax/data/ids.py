@@ -73,7 +73,7 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
         limits = np.asarray(feature.boundaries, np.float64)
         return np.searchsorted(limits, numbers_T.astype(np.float64), side="right").astype(np.int32)
     if feature.op in ("hour_of_day", "day_of_week"):
-        times_T, per_second = _times(values, feature)
+        times_T, per_second = times(values, feature)
         local_T = times_T // per_second + round(3600 * feature.utc_offset_hours)
         if feature.op == "hour_of_day":
             return (local_T % _DAY // 3600).astype(np.int32)
@@ -132,7 +132,7 @@ def time_gaps(
     Raises:
       NotANumberError: a text is no time.
     """
-    times_T, per_second = _times(values, feature)
+    times_T, per_second = times(values, feature)
     times_P = np.zeros(len(there_P), np.int64)
     times_P[there_P] = times_T
     gaps_P = np.zeros(len(there_P), np.int64)
@@ -160,8 +160,16 @@ def _integers(values: pa.Array) -> np.ndarray:
     return numbers_T.astype(np.uint64 if unsigned else np.int64, copy=False)
 
 
-def _times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
-    """Times since 1970 as int64, and how many of their units a second has."""
+def times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
+    """Times since 1970 as int64, and how many of their units a second has.
+
+    Args:
+      values: entries without nulls, of a type that `accepted` allows for times.
+      feature: says the unit of numbers and text.
+
+    Raises:
+      NotANumberError: a text is no time.
+    """
     if pa.types.is_date(values.type):
         values = values.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
         return values.to_numpy(zero_copy_only=False) * _DAY, 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s2s_jax.config import Config
-from s2s_jax.data import features, orc
+from s2s_jax.data import features, held_out, orc
 from s2s_jax.errors import UserError
 
 
@@ -102,6 +102,7 @@ def index_files(config: Config) -> FileIndex:
         if file.rows == 0:
             continue
         features.check_schema(file, config.features)
+        held_out.check_times(file, config)
         files.append(file)
     if not files:
         found = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""

@@ -21,6 +21,7 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.data import blocks, features, ids, orc
 from s2s_jax.data.blocks import NO_ID
 from s2s_jax.data.columns import is_list
+from s2s_jax.data.held_out import Cut
 from s2s_jax.data.index import FileIndex
 from s2s_jax.errors import UserError
 
@@ -65,14 +66,14 @@ class _Stripe(NamedTuple):
     combinations: pa.Table
 
 
-def count_items(config: Config, index: FileIndex, held_out: int) -> ItemCounts:
+def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
     """Counts the items of a log.
 
     Args:
       config: with only the features of interest, among them `loss.item_feature`, which has one id an
         event; sequences are as long as its `model.seq_len`.
       index: of the files.
-      held_out: so many events at the end of every row do not count.
+      cut: the events before it count.
 
     Raises:
       UserError: files disagree on the type of items, a stripe cannot be read and `io.on_error` is stop,
@@ -82,7 +83,7 @@ def count_items(config: Config, index: FileIndex, held_out: int) -> ItemCounts:
     _check_types(index, item)
     others = _other_names(config)
     originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
-    for stripe in _read(config, index, held_out):
+    for stripe in _read(config, index, cut):
         originals.add(stripe.originals)
         combinations.add(stripe.combinations)
         most = _KEPT_COMBINATIONS * originals.rows + _SPARE_COMBINATIONS
@@ -187,7 +188,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 # ----------------------------------------------------------------------------------- reading
 
 
-def _read(config: Config, index: FileIndex, held_out: int) -> Iterator[_Stripe]:
+def _read(config: Config, index: FileIndex, cut: Cut) -> Iterator[_Stripe]:
     """What `_count_stripe` gives for each stripe, in order, `io.thread_num` counted at a time."""
     for skipped in index.skipped:
         _tell_skipped(skipped.reason)
@@ -205,20 +206,21 @@ def _read(config: Config, index: FileIndex, held_out: int) -> Iterator[_Stripe]:
     # Without threads, a stripe is counted in a thread while this one waits for it.
     with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
         for stripe in range(len(index.stripes)):
-            waiting.append(pool.submit(_count_stripe, config, index, stripe, held_out))
+            waiting.append(pool.submit(_count_stripe, config, index, stripe, cut))
             if len(waiting) > threads:
                 yield from finish()
         while waiting:
             yield from finish()
 
 
-def _count_stripe(config: Config, index: FileIndex, stripe: int, held_out: int) -> _Stripe:
+def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut) -> _Stripe:
     file, number, first_row = index.stripes[stripe]
-    batch = orc.read_stripe(file, number, features.column_names(config.features))
+    names = [*features.column_names(config.features), *cut.column_names]
+    batch = orc.read_stripe(file, number, list(dict.fromkeys(names)))
     block = features.decode(batch, file, first_row, config)
     item = config.feature(config.loss.item_feature)
     code_P = codes_of(block.values_PC[:, features.id_columns(config.features)[item.name]])
-    counted_P = _counted(block, held_out)
+    counted_P = _counted(block, cut.kept(batch, block.lengths_N, file, first_row))
     there_P = code_P != NO_ID
     values = _values(batch.column(item.column_name)).filter(pa.array(counted_P[there_P]))
     (events_E,) = np.nonzero(there_P & counted_P)
@@ -233,9 +235,9 @@ def _count_stripe(config: Config, index: FileIndex, stripe: int, held_out: int) 
     return _Stripe(_group(events, _ORIGINAL), _group(events, ["code", *others]))
 
 
-def _counted(block: blocks.Block, held_out: int) -> np.ndarray:
-    """bool `[P]`: all but the last `held_out` positions of each row, whose positions are all there."""
-    ends_N = block.begins_N + block.lengths_N - held_out
+def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
+    """bool `[P]`: the first `kept_N` positions of each row, whose positions are all there."""
+    ends_N = block.begins_N + kept_N
     return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
 
 
@@ -304,7 +306,7 @@ def _tell_skipped(reason: str) -> None:
 
 
 def whole_sequences(config: Config, names: Sequence[str]) -> Config:
-    """The configuration with some features only, and without truncation."""
+    """The configuration with some features only, without truncation, and with nothing held out."""
     kept = tuple(feature for feature in config.features if feature.name in names)
     return dataclasses.replace(
         config,
@@ -313,5 +315,5 @@ def whole_sequences(config: Config, names: Sequence[str]) -> Config:
         io=dataclasses.replace(
             config.io, check_length=False, truncate_side="left", packing=None, windows=1
         ),
-        eval=dataclasses.replace(config.eval, held_out=0),
+        eval=dataclasses.replace(config.eval, held_out=0, split_at=None, validation_at=None),
     )

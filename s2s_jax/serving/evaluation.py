@@ -1,20 +1,25 @@
-"""How well held-out events are found among all items of the log.
+"""How well held-out events are found among the items of the log.
 
-Every user is ranked over the whole catalogue, which holds every item of the log, held-out events
-included. The history ends before the event to be found, whose time and behaviour stay unknown.
+Every user is ranked over the whole catalogue. With `eval.held_out` it holds every item of the log,
+held-out events included; with `eval.split_at` the items that training sees. Users whose event is of
+no item of the catalogue are left out and counted. The history ends before the event to be found,
+whose time and behaviour stay unknown.
 
 Shapes: U users, S items that a user had, I items, E width.
 """
 
-import itertools
-from typing import Any, Literal, NamedTuple
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
+from s2s_jax.data import held_out
 from s2s_jax.data.catalogue import Catalogue, collect
+from s2s_jax.data.held_out import Split, Targets
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
 from s2s_jax.data.item_counts import codes_of
@@ -22,8 +27,6 @@ from s2s_jax.errors import UserError
 from s2s_jax.serving import metrics, ranking
 from s2s_jax.training.mesh import batch_sharded
 from s2s_jax.training.step import StepFunctions, TrainState, Users
-
-Split = Literal["validation", "test"]
 
 # Items that are encoded together by one device.
 _ITEMS = 4096
@@ -35,9 +38,10 @@ class Evaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline; where the table
-        of items grows, "eval/unknown_items", the share of the histories' events, of those that the model
-        was shown, whose item has no row.
+      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline;
+        "eval/unknown_targets", users left out because their event is of no item of the catalogue; and,
+        where the table of items grows, "eval/unknown_items", the share of those of the histories' events
+        that the model was shown whose item has no row.
       intervals: 95% bootstrap intervals of the means over all users.
       values: of each user, see `metrics.user_values`.
     """
@@ -51,7 +55,7 @@ class Evaluator:
     """Evaluates states of one configuration.
 
     Attributes:
-      catalogue: the items of the log.
+      catalogue: the items that are ranked.
     """
 
     def __init__(self, config: Config, mesh: Mesh, max_users: int | None = None):
@@ -65,11 +69,8 @@ class Evaluator:
         Raises:
           UserError: nothing is held out, or the log cannot be read.
         """
-        if config.eval.held_out < 1:
-            raise UserError(
-                "eval.held_out: expected at least 1, the events at the end of each row that training "
-                "does not see, found 0; train with eval.held_out 2 and evaluate that run"
-            )
+        # Refuses a configuration that holds nothing out.
+        held_out.targets(config, "test")
         self._config = config
         self._mesh = mesh
         self._max_users = max_users
@@ -82,6 +83,8 @@ class Evaluator:
 
     def _training_counts(self) -> np.ndarray:
         """Events of each item that training sees."""
+        if self._config.eval.split_at is not None:
+            return self.catalogue.count_I
         seen = collect(self._config, self._config.eval.held_out)
         name = self._config.loss.item_feature
         ids = seen.ids[name]
@@ -94,19 +97,20 @@ class Evaluator:
         """Ranks the events of `split`.
 
         Raises:
-          UserError: no user has a history and an event to be found.
+          UserError: `split` is not held out, or no user has a history and an event to be found.
         """
+        targets = held_out.targets(self._config, split)
         items = ranking.make_catalogue(
             item_vectors(functions, state, self.catalogue, self._config, self._mesh), self._mesh
         )
-        ahead = 0 if split == "test" else self._config.eval.held_out - 1
         rank, popular, events, target = [], [], [], []
-        shown = unknown = 0
+        shown = unknown = unknown_targets = 0
         coverage = metrics.Coverage(len(self.catalogue.item))
-        for batch in self._batches(ahead):
+        for batch, users in self._batches(targets):
             seen_US = batch.seen_US
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
-            chosen = np.flatnonzero(batch.target_U >= 0)
+            chosen = np.flatnonzero(batch.target_U[:users] >= 0)
+            unknown_targets += users - len(chosen)
             filtered_US = seen_US if self._config.eval.filter_seen else None
             rank_U = np.asarray(ranking.ranks(users_UE, batch.target_U, items, filtered_US))
             best = ranking.top_k(users_UE, items, max(_COVERAGE), filtered_US)
@@ -119,27 +123,28 @@ class Evaluator:
             shown += int(batch.arrays["length"][chosen].sum())
             unknown += int(np.asarray(unknown_U)[chosen].sum())
         if not sum(map(len, rank)):
+            protocol = "held_out" if self._config.eval.split_at is None else "split_at"
             raise UserError(
                 f"io.data_paths: no row of {self._config.io.data_paths} has an event before the "
-                f"{split} event; evaluate a log with longer rows or lower eval.held_out"
+                f"{split} event and one of a known item there ({unknown_targets:,} have one of an "
+                f"unknown item); evaluate a log with longer rows, or train with another "
+                f"eval.{protocol}"
             )
-        result = self._result(rank, popular, events, target, coverage)
+        found = self._result(rank, popular, events, target, coverage)
+        found.metrics[f"{metrics.PREFIX}unknown_targets"] = unknown_targets
         if self._config.feature(self._config.loss.item_feature).grows:
-            result.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
-        return result
+            found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
+        return found
 
-    def _batches(self, ahead: int) -> Any:
-        batches = itertools.chain.from_iterable(
-            self._reader.read(stripe, ahead) for stripe in range(self._reader.stripes)
-        )
-        left = self._max_users
-        for batch in batches:
-            if left is not None:
+    def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
+        """Batches, and how many of their users are looked at."""
+        left = sys.maxsize if self._max_users is None else self._max_users
+        for stripe in range(self._reader.stripes):
+            for batch in self._reader.read(stripe, targets):
                 if left <= 0:
                     return
-                batch.target_U[left:] = -1
+                yield batch, min(batch.users, left)
                 left -= batch.users
-            yield batch
 
     def _result(
         self, rank: list, popular: list, events: list, target: list, coverage: metrics.Coverage

@@ -10,7 +10,13 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.serving.charts import Chart, Series, figure, told
 from s2s_jax.serving.markup import data, document, escaped, table
 from s2s_jax.serving.record import Line, Record, SavedEvaluation, curve
-from s2s_jax.serving.shown_users import Event, Recommended, Shown, ShownUser
+from s2s_jax.serving.shown_users import (
+    Event,
+    Recommended,
+    Shown,
+    ShownUser,
+    anything_held_out,
+)
 
 _EVALUATED = ("hr@10", "ndcg@10", "mrr")
 # The greatest gradient is this many times the least: then differences show on a logarithmic axis only.
@@ -222,9 +228,10 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
     if not shown.users:
         return f"{heading}<p>No users are shown: no row of the log has a history.</p>\n"
     notes = [f"Recommended by the checkpoint of step {shown.step:,}, of {shown.items:,} items."]
-    if config.eval.held_out:
+    if anything_held_out(config):
+        which = "last event" if config.eval.split_at is None else "first event after the split"
         notes.append(
-            "It is to find the last event and sees only what came before; items with the same score as "
+            f"It is to find the {which} and sees only what came before; items with the same score as "
             "that event's count as better in its rank."
         )
     if config.eval.filter_seen:

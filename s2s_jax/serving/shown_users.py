@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
+from s2s_jax.data import held_out
 from s2s_jax.data.catalogue import Catalogue, collect, item_text
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
@@ -112,7 +113,8 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     reader = HistoryReader(config, index, numbers, -(-each // mesh.size) * mesh.size)
     shower = _Shower(config, run, catalogue, mesh)
     shown: list[ShownUser] = []
-    for stripe, batch in _spread(reader, users, None if config.eval.held_out == 0 else 0):
+    targets = held_out.targets(config, "test") if anything_held_out(config) else None
+    for stripe, batch in _spread(reader, users, targets):
         wanted = min(each, batch.users, users - len(shown))
         shown += shower.show(batch, wanted, index.stripes[stripe][0].path.name)
         if len(shown) == users:
@@ -120,14 +122,19 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)
 
 
+def anything_held_out(config: Config) -> bool:
+    """Whether some events of a row are to be found."""
+    return config.eval.held_out > 0 or config.eval.split_at is not None
+
+
 def _spread(
-    reader: HistoryReader, users: int, ahead: int | None
+    reader: HistoryReader, users: int, targets: held_out.Targets | None
 ) -> Iterator[tuple[int, Histories]]:
     """The first batch of each stripe, those first that lie evenly over the log."""
     stripes = reader.stripes
     evenly = np.linspace(0, stripes - 1, min(users, stripes)).round().astype(int).tolist()
     for stripe in dict.fromkeys([*evenly, *range(stripes)]):
-        batch = next(reader.read(stripe, ahead), None)
+        batch = next(reader.read(stripe, targets), None)
         if batch is not None:
             yield stripe, batch
 
@@ -165,13 +172,14 @@ class _Shower:
 
     def _events(self, batch: Histories, n: int) -> list[Event]:
         items = batch.seen_US[n, : batch.events_U[n]].tolist()
-        held_out = self._config.eval.held_out
-        if held_out:
+        if anything_held_out(self._config):
             items.append(int(batch.target_U[n]))
+        # Of a split by time, the last event shown is the only one known to be held out.
+        last = 1 if self._config.eval.split_at else self._config.eval.held_out
         events = []
         for back, index in zip(range(len(items), 0, -1), items, strict=True):
-            kept_for = "held out" if back <= held_out else ""
-            if held_out and back in (1, held_out):
+            kept_for = "held out" if back <= last else ""
+            if last and back in (1, last):
                 kept_for = "test" if back == 1 else "validation"
             events.append(Event(item_text(self._item, index) if index >= 0 else None, kept_for))
         return events

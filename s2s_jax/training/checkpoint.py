@@ -279,4 +279,24 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     loss = _DEFAULT_OF_LOSS | config["loss"]
     fixed |= {f"loss.{key}": loss[key] for key in _FIXED_OF_LOSS}
     # What was held out would be trained on, or the reverse.
-    return fixed | {"eval.held_out": config["eval"]["held_out"]}
+    return fixed | {"eval.held_out": config["eval"]["held_out"]} | _fixed_split(config)
+
+
+def _fixed_split(config: dict[str, Any]) -> dict[str, Any]:
+    settings = config["eval"]
+    # Runs of before there was a split by time have none of its keys.
+    fixed = {
+        f"eval.{key}": settings[key] if key in settings else None
+        for key in ("split_at", "validation_at")
+    }
+    if fixed["eval.split_at"] is None:
+        return fixed
+    name = settings["time_feature"]
+    (number,) = (i for i, feature in enumerate(config["features"]) if feature["name"] == name)
+    feature = config["features"][number]
+    column = name if feature["column"] is None else feature["column"]
+    return fixed | {
+        "eval.time_feature": name,
+        f"features.{number}.column": column,
+        f"features.{number}.time_unit": feature["time_unit"],
+    }
