@@ -1,6 +1,5 @@
 """MovieLens-1M, or any log of its size, on a CPU: 40 epochs of 6,040 users in about an hour.
 
-
 The ORC files are looked for in ml-1m under $S2S_JAX_DATA, by default ../shared/data beside the
 checkout; any other place is a flag away: `--io.data_paths DIR`.
 

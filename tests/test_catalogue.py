@@ -15,7 +15,15 @@ import pytest
 from logs import write_log
 from test_hashing import reference as murmur
 
-from s2s_jax.config import Config, FeatureConfig, LossConfig, TrainConfig, load_file, validate
+from s2s_jax.config import (
+    Config,
+    EvalConfig,
+    FeatureConfig,
+    LossConfig,
+    TrainConfig,
+    load_file,
+    validate,
+)
 from s2s_jax.data import item_counts, orc
 from s2s_jax.data.catalogue import collect, load, main, save
 from s2s_jax.errors import UserError
@@ -452,6 +460,19 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr == f"error: io.data_paths: {tmp_path / 'log'} does not exist\n"
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_held_out_does_not_get_into_training_by_a_file(tmp_path):
+    write_logs(tmp_path / "log", make_rows(20))
+    config = make_config(tmp_path / "log")
+    path = tmp_path / "config.py"
+    path.write_text(f"from s2s_jax.config import *\n\ndef get_config():\n    return {config!r}\n")
+    out = tmp_path / "catalogue.parquet"
+    assert main(["--config", str(path), "--out", str(out), "--eval.held_out", "1"]) == 0
+    held_out = dataclasses.replace(config, eval=EvalConfig(held_out=1))
+    assert as_rows(load(out, held_out)) == as_rows(collect(config, 1))
+    with pytest.raises(UserError, match=r"eval\.held_out: catalogue .* made with 1 \(now None\)"):
+        load(out, config)
 
 
 # ----------------------------------------------------------------------------------- MovieLens

@@ -5,8 +5,7 @@ stands in the log, how many events it has, and the ids of the features that scor
 (`loss.target_features`): the combination of them that comes with it most often, of equals the first in
 the log. (Where items have very many combinations, rare ones are forgotten before the end, so that one
 that turns frequent late may lose.) Every event counts, also those that truncation keeps from
-training, but none that a split by time (`eval.split_at`) keeps from it; `held_out` leaves out the
-last ones of each row.
+training, but none that is held out from it (`eval.held_out`, `eval.split_at`).
 
 The file is Parquet: `item`, `count` and, for each feature, `ids/<name>`, lists of
 `bag_size * id_words` int32 numbers padded with -1. Items come by falling count, equals by encoded id.
@@ -89,7 +88,7 @@ def collect(config: Config, held_out: int = 0) -> Catalogue:
 
 
 def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
-    """Writes a catalogue that was collected for `config`.
+    """Writes a catalogue that was collected for `config`, without what its `eval` holds out.
 
     Raises:
       UserError: the file cannot be written.
@@ -191,6 +190,8 @@ def _made_for(config: Config) -> dict[str, Any]:
         "features": {feature["name"]: feature for feature in settings["features"]},
         "split": settings_of_split(config),
     }
+    if config.eval.held_out:
+        told["split"] |= {"eval.held_out": config.eval.held_out}
     return json.loads(json.dumps(told))
 
 
@@ -204,7 +205,7 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
 
     refuse("version of ids", saved["version"], now["version"])
     refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
-    # Files of before there was a split by time are of whole logs.
+    # Files of before anything was told of splits are of whole logs.
     split_before = saved["split"] if "split" in saved else {}
     for key in dict.fromkeys([*now["split"], *split_before]):
         before = split_before[key] if key in split_before else None
@@ -250,7 +251,8 @@ def main(argv: list[str]) -> int:
     if arguments.out is None:
         raise UserError("--out: expected a file such as catalogue.parquet, found none")
     config = load_config(arguments.config, overrides)
-    catalogue = collect(config)
+    # As training does that collects its own: what is held out has no say in it.
+    catalogue = collect(config, config.eval.held_out)
     save(catalogue, arguments.out, config)
     _print_summary(catalogue, config, arguments.out)
     return EXIT_DONE
