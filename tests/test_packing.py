@@ -267,7 +267,7 @@ def test_sequences_are_encoded_as_if_alone(position):
     ("devices", "microbatches", "pairing"),
     [
         pytest.param(1, 1, "next", marks=pytest.mark.slow),
-        (1, 1, "previous"),
+        pytest.param(1, 1, "previous", marks=pytest.mark.slow),
         (2, 2, "next"),
     ],
 )

@@ -126,6 +126,7 @@ def test_more_padding_changes_nothing():
     assert_close(*results)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_alone():
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.3))

@@ -182,7 +182,8 @@ def reference():
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatches"), [(1, 1), pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)]
+    ("devices", "microbatches"),
+    [*(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 2)), (4, 2)],
 )
 def test_equals_a_table_in_which_waiting_ids_share_a_row(devices, microbatches):
     for (state, metrics), expected in zip(run(devices, microbatches), reference(), strict=True):
