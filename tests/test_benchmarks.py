@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import golden
+import pytest
 
 
+@pytest.mark.slow
 def test_a_step_falls_apart_into_shares():
     """Of a tiny model; a table that grows would take too long to compile."""
     sizes = {

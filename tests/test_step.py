@@ -53,6 +53,8 @@ def _without_key_bias(params):
     return params
 
 
+# That accumulation over two devices equals one large batch shows the same, with clipping.
+@pytest.mark.slow
 def test_clipped_steps_do_not_depend_on_the_devices():
     assert_close(run(CLIPPED, devices=4), run(CLIPPED))
 
