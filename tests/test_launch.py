@@ -12,10 +12,11 @@ import pytest
 # Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
 STAND_IN = f"""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
+# Before the note, which is what the signal waits for.
+if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
 echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"
 starts=$(grep -c "^$S2S_JAX_HOST of" "$NOTES")
 if [[ -n ${{WAIT:-}} ]]; then
-  trap 'kill $!; exit 75' TERM
   sleep 60 &
   wait
 fi
