@@ -11,14 +11,27 @@ shift
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 restarts=${RESTARTS:-0}
 stopped=
+interrupted=
+ended=0
 pids=()
 
 stop() {
-  stopped=1
+  stopped=1 interrupted=1
   # All get the signal; they agree on the step after which they stop.
   for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 }
 trap stop TERM INT
+
+# Waits for process $1 and leaves its exit code in `ended`. A signal ends `wait` early, with a code of its own;
+# the process may have ended by then, and its code is still there to be asked for.
+wait_for() {
+  while :; do
+    interrupted=
+    ended=0
+    wait "$1" || ended=$?
+    if [[ -z $interrupted ]] || ((ended <= 128)); then return 0; fi
+  done
+}
 
 free_port() {
   "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'
@@ -45,13 +58,10 @@ run_once() {
     pids+=($!)
   done
   # The worst code of all: a mistake (2) or loss (3) says more than "start again" (75) or done.
-  local code=0 one
+  local code=0
   for pid in "${pids[@]}"; do
-    one=0
-    wait "$pid" || one=$?
-    # A signal interrupts `wait`, not the process.
-    while kill -0 "$pid" 2>/dev/null; do one=0; wait "$pid" || one=$?; done
-    if ((one != 0 && (code == 0 || code == 75))); then code=$one; fi
+    wait_for "$pid"
+    if ((ended != 0 && (code == 0 || code == 75))); then code=$ended; fi
   done
   return "$code"
 }
