@@ -244,10 +244,11 @@ def config_file(config, tmp_path):
     return str(path)
 
 
-def test_the_evaluate_door(trained, tmp_path, capsys):
+def test_the_evaluate_door(trained, tmp_path, capsys, caplog):
     out = tmp_path / "result.json"
     arguments = ["--config", config_file(trained, tmp_path), "--out", str(out)]
     assert evaluate.main([*arguments, "--checkpoint", "40"]) == 0
+    assert [record.getMessage() for record in caplog.records] == []
     told = capsys.readouterr().out
     result = json.loads(out.read_text())
     assert result["step"] == 40

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,17 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _errors_only(logger_name: str) -> Iterator[None]:
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Checkpoints:
     """The checkpoints of a run directory."""
 
@@ -81,24 +93,27 @@ class Checkpoints:
         if hosts.is_first() and not read_only:
             _remove_unfinished(self._run_dir / "checkpoints")
         hosts.wait_for_all("unfinished checkpoints removed")
-        self._manager = ocp.CheckpointManager(
-            self._run_dir / "checkpoints",
-            item_names=("state", "progress"),
-            options=ocp.CheckpointManagerOptions(
-                read_only=read_only,
-                preservation_policy=AnyPreservationPolicy(
-                    [
-                        LatestN(config.train.max_to_keep),
-                        BestN(
-                            get_metric_fn=lambda metrics: metrics["best"],
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
+        kept = AnyPreservationPolicy(
+            [
+                LatestN(config.train.max_to_keep),
+                BestN(
+                    get_metric_fn=lambda metrics: metrics["best"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
                 ),
-                enable_async_checkpointing=True,
-            ),
+            ]
         )
+        # Orbax warns of all that reading only implies, though it was asked to read only.
+        with _errors_only("absl") if read_only else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(
+                self._run_dir / "checkpoints",
+                item_names=("state", "progress"),
+                options=ocp.CheckpointManagerOptions(
+                    read_only=read_only,
+                    preservation_policy=kept,
+                    enable_async_checkpointing=True,
+                ),
+            )
 
     @property
     def newest_step(self) -> int | None:
