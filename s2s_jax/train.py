@@ -81,7 +81,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     ):
         checkpoints.check_config()
         items = None
-        if config.loss.negatives != "in_batch" or config.loss.log_q:
+        if config.loss.needs_catalogue:
             items = ItemSource(config, mesh)
 
         def to_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

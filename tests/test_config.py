@@ -103,6 +103,7 @@ def test_overrides_are_typed():
         (["--features.1.name", "item_id"], "features.1.name", ["used once"]),
         (["--loss.target_features", "itme_id"], "loss.target_features", ["item_id", "itme_id"]),
         (["--loss.item_feature", "sku"], "loss.item_feature", ["timestamp", "'sku'"]),
+        (["--loss.log_q_from", "stream"], "loss.log_q_from", ["loss.log_q is False", "'stream'"]),
         (["--loss.temperature", "0"], "loss.temperature", ["more than 0"]),
         (["--io.batch_size", "0"], "io.batch_size", ["at least 1"]),
         (["--lr.decay", "cosine", "--lr.decay_steps", "9", "--lr.warmup_steps", "9"],

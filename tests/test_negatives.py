@@ -46,13 +46,27 @@ def configured(log, tmp_path, grows=False, **loss):
     return config
 
 
-def expected_loss(config, functions, state, batch, mesh, items):
-    """Mean loss in float64, from vectors that `predict` and `item_vectors` give."""
+def stream_shares(batches):
+    """Shares of the first column of ids at real positions; in batches with words, the low ones."""
+    events = np.concatenate(
+        [batch["ids"][np.arange(small.SEQ_LEN) < batch["length"][:, None], 0] for batch in batches]
+    )
+    known, count = np.unique(events, return_counts=True)
+    return dict(zip(known.tolist(), count / len(events), strict=True))
+
+
+def expected_loss(config, functions, state, batch, mesh, items, batches=()):
+    """Mean loss in float64, from vectors that `predict` and `item_vectors` give.
+
+    With shares from the stream, `batches` are all so far.
+    """
     arrays = jax.tree.map(lambda x: x[0], put_batch(batch, 1, mesh))
     encoded = functions.predict(state, arrays)
     catalogue = collect(config)
     known = catalogue.item.to_pylist()
-    vectors = item_vectors(functions, state, catalogue, config, mesh).astype(np.float64)
+    vectors = np.empty((0, 0))
+    if len(items) > 0:
+        vectors = item_vectors(functions, state, catalogue, config, mesh).astype(np.float64)
     length, seq_len = batch["length"], config.model.seq_len
     item = batch["ids"][..., 0]
 
@@ -62,7 +76,9 @@ def expected_loss(config, functions, state, batch, mesh, items):
 
     preds, targets = unit(encoded.preds_ME), unit(encoded.targets_ME)
     pairs = [(b, p) for b in range(len(length)) for p in range(max(length[b], 1) - 1)]
-    share = catalogue.count_I / catalogue.count_I.sum()
+    p_of = dict(zip(known, catalogue.count_I / catalogue.count_I.sum(), strict=True))
+    if config.loss.log_q_from == "stream":
+        p_of = stream_shares(batches)
     losses = []
     for b, p in pairs:
         target = int(item[b, p + 1])
@@ -79,7 +95,6 @@ def expected_loss(config, functions, state, batch, mesh, items):
                 q.append(known[i])
         logits = np.array(logits) / config.loss.temperature
         if config.loss.log_q:
-            p_of = dict(zip(known, share, strict=True))
             often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
             logits -= np.log(often + len(items) / len(known))
         losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
@@ -93,8 +108,17 @@ def expected_loss(config, functions, state, batch, mesh, items):
         ({"negatives": "mixed", "num_negatives": 40, "log_q": True}, True),
         ({"negatives": "full"}, False),
         ({"log_q": True}, False),
+        (
+            {
+                "negatives": "mixed",
+                "num_negatives": 40,
+                "log_q": True,
+                "log_q_from": "stream",
+            },
+            True,
+        ),
     ],
-    ids=["uniform", "mixed", "full", "in_batch"],
+    ids=["uniform", "mixed", "full", "in_batch", "mixed-stream"],
 )
 def test_a_step_against_numpy(log, tmp_path, loss, grows):
     config = configured(log, tmp_path, grows, **loss)
@@ -118,18 +142,19 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
         # Rows for all ids, so that what `predict` sees is what the step sees.
         full = ItemSource(configured(log, tmp_path, True, negatives="full"), mesh).draw(1)
         still = dataclasses.replace(config.lr, dense_lr=0.0, sparse_lr=0.0, weight_decay=0.0)
-        resting = dataclasses.replace(
-            config, lr=still, loss=dataclasses.replace(config.loss, negatives="full", log_q=False)
-        )
+        everything = configured(log, tmp_path, True, negatives="full").loss
+        resting = dataclasses.replace(config, lr=still, loss=everything)
         step = make_step_functions(resting, mesh).train_step
-        state, _ = step(state, put_batch(batch, 1, mesh) | full)
+        nothing = state.stream
+        state, _ = step(state._replace(stream={}), put_batch(batch, 1, mesh) | full)
+        state = state._replace(stream=nothing)
     chosen = []
     if config.loss.negatives == "full":
         chosen = range(source.items)
     elif config.loss.negatives != "in_batch":
         rng = np.random.default_rng((config.train.seed, 1, 0))
         chosen = rng.integers(source.items, size=40)
-    expected = expected_loss(config, functions, state, batch, mesh, chosen)
+    expected = expected_loss(config, functions, state, batch, mesh, chosen, [batch])
     sent = put_batch(source.with_shares(batch), 1, mesh) | drawn
     _, metrics = functions.train_step(state, sent)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-5)

@@ -273,6 +273,9 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
          ["loss.target_features", "tags"]),
         (lambda c: dataclasses.replace(c, loss=dataclasses.replace(c.loss, similarity="dot")),
          ["loss.similarity", "cosine", "dot"]),
+        (lambda c: dataclasses.replace(
+            c, loss=dataclasses.replace(c.loss, log_q=True, log_q_from="stream")),
+         ["loss.log_q_from", "catalogue", "stream", "train.output_dir"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, seed=1)),
          ["io.seed", "42", "now 1"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, shards=3)),

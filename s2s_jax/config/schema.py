@@ -259,11 +259,30 @@ class LossConfig:
     log_q: bool = False
     """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
     advantage from rare items that frequent ones, often negatives, give them in_batch and mixed"""
+    log_q_from: Literal["catalogue", "stream"] = "catalogue"
+    """Whence log_q knows how often items come: catalogue, their counts in the log that training sees; or
+    stream, the events of the batches so far, counted as they come in a sketch of fixed size, so that
+    in_batch needs no catalogue and shares follow a log that changes"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")
     """Features that the scored events show; the others are zeroed because they are unknown when
     recommending. None: all"""
+
+    @property
+    def catalogue_shares(self) -> bool:
+        """Whether log_q takes the shares of items from the catalogue."""
+        return self.log_q and self.log_q_from == "catalogue"
+
+    @property
+    def stream_shares(self) -> bool:
+        """Whether log_q takes the shares of items from the batches so far."""
+        return self.log_q and self.log_q_from == "stream"
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """Whether training needs the items of the log before it starts."""
+        return self.negatives != "in_batch" or self.catalogue_shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -300,6 +300,12 @@ def _check_loss(config: Config) -> None:
         f"False with loss.negatives {loss.negatives}, whose candidates come up equally often",
         loss.log_q,
     )
+    _require(
+        loss.log_q or loss.log_q_from == "catalogue",
+        "loss.log_q_from",
+        "catalogue where loss.log_q is False, which has no use for what is counted",
+        loss.log_q_from,
+    )
     _require(loss.temperature > 0, "loss.temperature", "more than 0", loss.temperature)
     _require(
         loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature

@@ -20,9 +20,11 @@ Batch = Mapping[str, jax.Array]
 
 # Name of the array that packing adds: which sequence of its row a position belongs to.
 SEGMENT = "segment"
-# Names of arrays that `negatives.ItemSource` adds to a batch.
-ITEM_SHARE = "item_share"
-OF_NEGATIVES = ("ids/negatives:", "negatives_share", "uniform_share")
+# Names of arrays that `negatives.ItemSource` or, with `loss.log_q_from` stream, `item_stream` adds.
+ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
+_OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
+# Shares of events travel as integers, in parts of this.
+SHARE_UNIT = 2**30
 
 
 def put_batch(
@@ -69,8 +71,9 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
 
     Returns:
       int32 `length` `[…, B]`, with packing `segment` `[…, B, L]`, and for each feature `ids/<name>`
-      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. With
-      `loss.log_q`, `ITEM_SHARE` `[…, B, L]` in parts of 2^30. What is of negatives stays as it is.
+      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. What is
+      of negatives stays as it is. With `loss.log_q` and shares from the catalogue, f32 `ITEM_SHARE`
+      `[…, B, L]` of all events, and `NEGATIVES_SHARE` as f32.
     """
     length = jnp.maximum(batch["length"], 0)
     ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
@@ -81,9 +84,11 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         if feature.grows:
             ids_of = ids_of.reshape(*ids_of.shape[:-1], -1, feature.id_words)
         features[f"ids/{feature.name}"] = ids_of
-    if config.loss.log_q:
-        features[ITEM_SHARE] = ids[..., -1]
-    negatives = {name: x for name, x in batch.items() if name.startswith(OF_NEGATIVES)}
+    negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
+    if config.loss.catalogue_shares:
+        features[ITEM_SHARE] = ids[..., -1] / SHARE_UNIT
+    if NEGATIVES_SHARE in negatives:
+        negatives[NEGATIVES_SHARE] = negatives[NEGATIVES_SHARE] / SHARE_UNIT
     segments = {SEGMENT: batch[SEGMENT]} if SEGMENT in batch else {}
     return {"length": length, **segments, **features, **negatives}
 

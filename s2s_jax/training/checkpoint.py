@@ -39,7 +39,7 @@ _DEFAULT_OF_FEATURE = {
     if field.default is not dataclasses.MISSING
 }
 _DEFAULT_OF_LOSS = {field.name: field.default for field in dataclasses.fields(LossConfig)}
-_FIXED_OF_LOSS = ("similarity", "item_feature", "target_features")
+_FIXED_OF_LOSS = ("similarity", "item_feature", "target_features", "log_q_from")
 _FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward", "position")
 
 
@@ -176,7 +176,7 @@ class Checkpoints:
             step,
             metrics=None if metric is None else {"best": metric},
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                state=ocp.args.StandardSave(_held(state)), progress=ocp.args.JsonSave(progress)
             ),
         )
 
@@ -186,7 +186,8 @@ class Checkpoints:
         Raises:
           UserError: it cannot be read.
         """
-        return TrainState(*self._restore(step, state=ocp.args.StandardRestore(abstract)))
+        held = self._restore(step, state=ocp.args.StandardRestore(_held(abstract)))
+        return abstract._replace(**held)
 
     def progress(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of `step`.
@@ -272,6 +273,11 @@ class SavedTables:
             )
 
 
+def _held(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of the state: no `stream` where it is empty, as before there was one."""
+    return {name: part for name, part in state._asdict().items() if name != "stream" or part}
+
+
 def _remove_unfinished(directory: Path) -> None:
     """Removes what saves that did not finish left behind.
 
@@ -290,7 +296,8 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
     if config["model"]["position"] == "learned":
         fixed["model.seq_len"] = config["model"]["seq_len"]
-    # Other vectors would be compared than those that learned to be alike.
+    # Other vectors would be compared than those that learned to be alike, other items counted than were
+    # so far, or nothing would be known of those that came before.
     loss = _DEFAULT_OF_LOSS | config["loss"]
     fixed |= {f"loss.{key}": loss[key] for key in _FIXED_OF_LOSS}
     # What was held out would be trained on, or the reverse.

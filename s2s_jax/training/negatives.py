@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,11 +18,11 @@ from s2s_jax.data.catalogue import collect, load
 from s2s_jax.data.features import id_columns
 from s2s_jax.data.histories import ItemNumbers
 from s2s_jax.data.item_counts import codes_of
+from s2s_jax.model.loss import Pairs, Sampled
+from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
 from s2s_jax.training.mesh import batch_sharded
 
 _PREFIX = "negatives:"
-# Shares of events travel as integers, in parts of this.
-SHARE_UNIT = 2**30
 
 
 def negative_features(config: Config) -> tuple[FeatureConfig, ...]:
@@ -40,6 +41,30 @@ def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[
     events = {name: x for name, x in ids.items() if not name.startswith(_PREFIX)}
     drawn = {name.removeprefix(_PREFIX): x for name, x in ids.items() if name.startswith(_PREFIX)}
     return events, drawn
+
+
+def with_log_q(
+    pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
+) -> tuple[Sampled | None, jax.Array | None]:
+    """Sampled candidates with log q, and log q of the pairs: how often each is expected to come up.
+
+    Args:
+      pairs: of this device, with shares where a correction is asked for.
+      sampled: candidates drawn from the catalogue; None: there are none.
+      batch: of this device, with the shares of what was drawn.
+      axis: inside `jax.shard_map`, the mesh axis over which all devices' pairs are candidates; None:
+        this device's own are.
+    """
+    if pairs.share_N is None:
+        return sampled, None
+    candidates = pairs.valid_N.sum(dtype=jnp.float32)
+    candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
+    drawn = 0.0
+    if sampled is not None:
+        drawn = len(sampled.vectors_CE) * batch[UNIFORM_SHARE].reshape(())
+        share_C = batch[NEGATIVES_SHARE].reshape(-1)
+        sampled = sampled._replace(log_q_C=jnp.log(candidates * share_C + drawn))
+    return sampled, jnp.log(candidates * pairs.share_N + drawn)
 
 
 class ItemSource:
@@ -93,9 +118,10 @@ class ItemSource:
 
     def _put(self, chosen: np.ndarray) -> dict[str, jax.Array]:
         arrays = {f"ids/{_PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
+        if self._config.loss.catalogue_shares:
+            arrays[NEGATIVES_SHARE] = self._share_I[chosen]
         if self._config.loss.log_q:
-            arrays["negatives_share"] = self._share_I[chosen]
-            arrays["uniform_share"] = np.full(self._mesh.size, 1 / self.items, np.float32)
+            arrays[UNIFORM_SHARE] = np.full(self._mesh.size, 1 / self.items, np.float32)
         sharding = batch_sharded(self._mesh)
         with jax.transfer_guard("allow"):
             return {
@@ -106,8 +132,8 @@ class ItemSource:
             }
 
     def with_shares(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A host's batch; with `loss.log_q`, ids have one more column: the share of the item."""
-        if not self._config.loss.log_q:
+        """A host's batch; if shares are the catalogue's, one more column of ids is that of the item."""
+        if not self._config.loss.catalogue_shares:
             return dict(arrays)
         name = "ids" if "ids" in arrays else "values"
         ids = arrays[name]

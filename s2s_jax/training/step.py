@@ -25,11 +25,12 @@ from s2s_jax.embedding.sharded import (
     with_default_rows,
 )
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, comparable, pair_up, softmax_loss
+from s2s_jax.model.loss import Events, LossSums, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
-from s2s_jax.training.negatives import SHARE_UNIT, negative_features, split_ids
+from s2s_jax.training.item_stream import ItemStream, empty_stream, with_stream_shares
+from s2s_jax.training.negatives import negative_features, split_ids, with_log_q
 from s2s_jax.training.optimizer import (
     Params,
     apply_updates,
@@ -51,12 +52,14 @@ class TrainState(NamedTuple):
         default rows, `"unknown": {name: f32 [D]}`.
       opt_state: the optimizer's.
       maps: which id has which row, of the tables that grow.
+      stream: how often items came so far; empty unless `loss.log_q_from` is stream.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     maps: Maps
+    stream: ItemStream | dict[str, Any]
 
 
 class Users(NamedTuple):
@@ -122,8 +125,13 @@ def make_step_functions(
         params: Params = {"dense": dense, "tables": values}
         if widths_of_default_rows:
             params["unknown"] = {n: jnp.zeros(width) for n, width in widths_of_default_rows.items()}
-        opt_state = optimizer.init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, tables.empty_maps())
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            maps=tables.empty_maps(),
+            stream=empty_stream() if config.loss.stream_shares else {},
+        )
 
     fsdp = config.train.dense_sharding == "fsdp"
     abstract = _with_shardings(jax.eval_shape(init), specs, mesh, fsdp)
@@ -135,11 +143,16 @@ def make_step_functions(
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.dropout > 0 else None
         sent, batch = batch, unpack(config, batch)
+        stream = state.stream
+        if isinstance(stream, ItemStream):
+            stream, batch = with_stream_shares(config, mesh, stream, batch)
         stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
         stored, found = in_training.admit(stored, _ids(batch), state.step + 1)
-        opt_state = with_table_moments(state.opt_state, stored.moments)
-        state = TrainState(
-            state.step, state.params | {"tables": stored.values}, opt_state, stored.maps
+        state = state._replace(
+            params=state.params | {"tables": stored.values},
+            opt_state=with_table_moments(state.opt_state, stored.moments),
+            maps=stored.maps,
+            stream=stream,
         )
         reduce = functools.partial(tables.reduce, found.asked)
         sums, gradients = model.gradients(state.params, found, batch, key)
@@ -171,7 +184,8 @@ def make_step_functions(
             metrics[f"table/{name}/evicted"] = of_table.evicted_S.sum()
         if "stop" in sent:
             metrics["stop"] = sent["stop"].max()
-        return TrainState(state.step + 1, params, opt_state, state.maps), metrics
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, metrics
 
     def look_up(state: TrainState, ids: Mapping[str, jax.Array]) -> Found:
         found = tables.look_up(state.params["tables"], state.maps, ids)
@@ -268,7 +282,7 @@ class _Model(NamedTuple):
             item_BLK = ids.reshape(*ids.shape[:2], -1)
             share_BL = None
             if config.log_q:
-                share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2]) / SHARE_UNIT
+                share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
             events = Events(length_B, item_BLK, there_BLK[..., 0], segment_BL, share_BL)
             pairs = pair_up(config, preds_ME, targets_ME, events)
             scope = axis if config.negative_scope == "global" else None
@@ -276,7 +290,7 @@ class _Model(NamedTuple):
             if negatives_CE is not None:
                 item_CK = drawn[feature.name].reshape(len(negatives_CE), -1)
                 sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
-            sampled, log_q_N = _corrected(pairs, sampled, batch, scope)
+            sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
             return jax.lax.psum(softmax_loss(config, pairs, scope, sampled, log_q_N), axis)
 
         spec, first = PartitionSpec(None, axis), PartitionSpec(axis)
@@ -358,22 +372,6 @@ class _Model(NamedTuple):
         start = pull_negatives(d_negatives)
         (d_dense, d_rows), _ = jax.lax.scan(add_gradients, start, (numbers, d_encoded))
         return sums, {"dense": d_dense, "tables": d_rows}
-
-
-def _corrected(
-    pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
-) -> tuple[Sampled | None, jax.Array | None]:
-    """Sampled candidates with log q, and log q of the pairs: how often each is expected to come up."""
-    if pairs.share_N is None:
-        return sampled, None
-    candidates = pairs.valid_N.sum(dtype=jnp.float32)
-    candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
-    drawn = 0.0
-    if sampled is not None:
-        drawn = len(sampled.vectors_CE) * batch["uniform_share"].reshape(())
-        share_C = batch["negatives_share"].reshape(-1) / SHARE_UNIT
-        sampled = sampled._replace(log_q_C=jnp.log(candidates * share_C + drawn))
-    return sampled, jnp.log(candidates * pairs.share_N + drawn)
 
 
 def _default_rows(params: Params) -> Arrays:
