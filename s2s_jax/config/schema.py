@@ -260,9 +260,9 @@ class LossConfig:
     """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
     advantage from rare items that frequent ones, often negatives, give them in_batch and mixed"""
     log_q_from: Literal["catalogue", "stream"] = "catalogue"
-    """Whence log_q knows how often items come: catalogue, their counts in the log that training sees; or
-    stream, the events of the batches so far, counted as they come in a sketch of fixed size, so that
-    in_batch needs no catalogue and shares follow a log that changes"""
+    """How log_q knows how often items come: catalogue, from their counts in the log that training sees;
+    stream, from the batches so far, whose events are counted as they come in a sketch of fixed size, so
+    that in_batch needs no catalogue and shares follow a log that changes"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")

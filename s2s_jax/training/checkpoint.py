@@ -296,8 +296,8 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
     if config["model"]["position"] == "learned":
         fixed["model.seq_len"] = config["model"]["seq_len"]
-    # Other vectors would be compared than those that learned to be alike, other items counted than were
-    # so far, or nothing would be known of those that came before.
+    # Other vectors would be compared than those that learned to be alike; or the items that came so far
+    # would not have been counted.
     loss = _DEFAULT_OF_LOSS | config["loss"]
     fixed |= {f"loss.{key}": loss[key] for key in _FIXED_OF_LOSS}
     # What was held out would be trained on, or the reverse.
