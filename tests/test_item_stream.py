@@ -147,6 +147,17 @@ def test_steps_of_two_devices_against_numpy(log, tmp_path):
     )
 
 
+def test_a_batch_without_pairs_changes_no_number_to_none(log, tmp_path):
+    config = configured(log, tmp_path, **STREAM)
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    batch = small.batch(small.config(), 4, 0)
+    batch["length"] = np.zeros_like(batch["length"])
+    state, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
+    assert float(metrics["loss"]) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
 @pytest.mark.slow
 def test_the_stream_does_not_depend_on_devices(log, tmp_path):
     config = configured(log, tmp_path, **STREAM)

@@ -139,7 +139,7 @@ def with_stream_shares(
     everywhere = jax.lax.with_sharding_constraint(keys.reshape(-1, 2), replicated(mesh))
     stream = counted(stream, everywhere)
     # Padding, which loss.mask_padding may score, counts as an item that came once.
-    share = jnp.where(there & real, shares(stream, keys), 1 / stream.events)
+    share = jnp.where(there & real, shares(stream, keys), 1 / jnp.maximum(stream.events, 1))
     added = {ITEM_SHARE: share}
     if of_drawn:
         ids = of_drawn[feature.name]

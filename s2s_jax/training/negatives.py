@@ -59,6 +59,8 @@ def with_log_q(
         return sampled, None
     candidates = pairs.valid_N.sum(dtype=jnp.float32)
     candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
+    # A batch may hold no pair; its logits need to be numbers all the same.
+    candidates = jnp.maximum(candidates, 1)
     drawn = 0.0
     if sampled is not None:
         drawn = len(sampled.vectors_CE) * batch[UNIFORM_SHARE].reshape(())
