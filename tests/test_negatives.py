@@ -107,7 +107,8 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
         ({"negatives": "uniform", "num_negatives": 40}, False),
         ({"negatives": "mixed", "num_negatives": 40, "log_q": True}, True),
         ({"negatives": "full"}, False),
-        ({"log_q": True}, False),
+        # What is of the batch only, "mixed" has too.
+        pytest.param({"log_q": True}, False, marks=pytest.mark.slow),
         (
             {
                 "negatives": "mixed",

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from s2s_jax.config import LossConfig
-from s2s_jax.model import streamed_softmax
+from s2s_jax.model import softmax_blocks
 from s2s_jax.model.loss import Pairs, Sampled, softmax_loss
+from s2s_jax.model.streamed_softmax import softmax_sums
 
 N, E, S = 20, 6, 7
 VECTORS = ("queries", "positives", "sampled")
@@ -26,8 +27,8 @@ VECTORS = ("queries", "positives", "sampled")
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
     """Blocks of few queries, so that there are several and the last one is not full."""
-    monkeypatch.setattr(streamed_softmax, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(streamed_softmax, "_LEAST_ROWS", 3)
+    monkeypatch.setattr(softmax_blocks, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(softmax_blocks, "_LEAST_ROWS", 3)
 
 
 class Options(NamedTuple):
@@ -246,7 +247,7 @@ def test_narrow_vectors_are_added_up_in_float32():
         )
         for name in VECTORS
     }
-    queries = streamed_softmax.Queries(
+    queries = softmax_blocks.Queries(
         unit["queries"],
         unit["positives"],
         jnp.asarray(batch["valid"]),
@@ -254,13 +255,13 @@ def test_narrow_vectors_are_added_up_in_float32():
         jnp.arange(N, dtype=jnp.int32),
         jnp.asarray(batch["item"]),
     )
-    bias = jnp.where(batch["valid"], 0.0, streamed_softmax.MASKED)
-    candidates = streamed_softmax.Candidates(unit["positives"], bias, queries.item_NK)
-    local = streamed_softmax.Candidates(unit["sampled"], jnp.zeros(S), batch["sampled_item"])
+    bias = jnp.where(batch["valid"], 0.0, softmax_blocks.MASKED)
+    candidates = softmax_blocks.Candidates(unit["positives"], bias, queries.item_NK)
+    local = softmax_blocks.Candidates(unit["sampled"], jnp.zeros(S), batch["sampled_item"])
 
     def loss(queries_NE):
         replaced = queries._replace(vectors_NE=queries_NE)
-        return streamed_softmax.softmax_sums(replaced, candidates, 0.3, local=local)[0]
+        return softmax_sums(replaced, candidates, 0.3, local=local)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(unit["queries"])
     assert value.dtype == jnp.float32

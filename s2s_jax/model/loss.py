@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import LossConfig
-from s2s_jax.model.streamed_softmax import MASKED, Candidates, Queries, softmax_sums
+from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries
+from s2s_jax.model.streamed_softmax import softmax_sums
 
 _NORM_EPS = 1e-6
 # Items of more ids (or words) than this are numbered before they are compared.

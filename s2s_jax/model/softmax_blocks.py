@@ -1,0 +1,205 @@
+"""Queries in blocks against candidates: logits, what comes of them, and gradients.
+
+What the two ways of `streamed_softmax` share.
+
+Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
+queries each.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without negatives has no inf - inf anywhere.
+MASKED = -1e30
+# How a backward rule says that there is none.
+NO_GRADIENT: Any = None
+# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker.
+_BLOCK_BYTES = 2**24
+# Every block adds to the gradients of all candidates, which is worth it for this many queries only.
+_LEAST_ROWS = 128
+
+
+class Queries(NamedTuple):
+    """Queries, each with its positive.
+
+    Attributes:
+      vectors_NE: scaled already, so that dot products are similarities.
+      positives_NE: alike.
+      valid_N: bool, whether a query counts.
+      bias_N: added to the positive's logit; has no gradient.
+      own_N: int32, which candidate is the positive (in a ring: which of all devices' candidates), so
+        that it is not a negative as well; None: the positives are not among the candidates.
+      item_NK: int32 items of the positives; a candidate with the same item is no negative. None: only
+        the positive itself is none.
+    """
+
+    vectors_NE: jax.Array
+    positives_NE: jax.Array
+    valid_N: jax.Array
+    bias_N: jax.Array
+    own_N: jax.Array | None
+    item_NK: jax.Array | None
+
+
+class Candidates(NamedTuple):
+    """What queries are scored against.
+
+    Attributes:
+      vectors_CE: scaled as the queries' are; in a ring, those of this device.
+      bias_C: added to logits, `MASKED` for a candidate that does not count; has no gradient. In a ring,
+        `[A]` of all devices in their order.
+      item_CK: int32, None if the queries' is. In a ring, `[A, K]`.
+    """
+
+    vectors_CE: jax.Array
+    bias_C: jax.Array
+    item_CK: jax.Array | None
+
+
+class Outcome(NamedTuple):
+    """What queries make of all their logits; probabilities are exp(logit - shift) weight.
+
+    Attributes:
+      loss: cross-entropy.
+      hit: bool, whether the positive beats all negatives.
+      shift: the largest logit.
+      weight: one over the sum of exp(logit - shift).
+      lack: 1 - probability of the positive.
+
+    All but `shift` are 0 for a query that does not count.
+    """
+
+    loss: jax.Array
+    hit: jax.Array
+    shift: jax.Array
+    weight: jax.Array
+    lack: jax.Array
+
+
+def cut_queries(queries: Queries, candidates: int, temperature: jax.Array) -> Queries:
+    """Queries over temperature, in blocks `[G, B, …]`; what fills the last one does not count."""
+    vectors_NE = queries.vectors_NE
+    size = vectors_NE.shape[0]
+    # The product is rounded once to the vectors' type, also where that is narrow.
+    scaled_NE = (vectors_NE.astype(temperature.dtype) / temperature).astype(vectors_NE.dtype)
+    number = math.ceil(size * candidates * temperature.dtype.itemsize / _BLOCK_BYTES)
+    rows = min(size, max(_LEAST_ROWS, math.ceil(size / number)))
+    number = math.ceil(size / rows)
+
+    def cut(x_N: jax.Array) -> jax.Array:
+        widths = [(0, number * rows - size)] + [(0, 0)] * (x_N.ndim - 1)
+        return jnp.pad(x_N, widths).reshape(number, rows, *x_N.shape[1:])
+
+    return jax.tree.map(cut, queries._replace(vectors_NE=scaled_NE))
+
+
+def join_blocks(x_GB: jax.Array, queries: Queries) -> jax.Array:
+    """Undoes `cut_queries` of an array."""
+    return x_GB.reshape(-1, *x_GB.shape[2:])[: queries.valid_N.size]
+
+
+def logits_of(
+    block: Queries, candidates: Candidates, first: jax.Array | int | None
+) -> tuple[jax.Array, jax.Array]:
+    """`[B, C]` products without biases, and logits, masked where a candidate is no negative.
+
+    Args:
+      block: queries over temperature.
+      candidates: some of them.
+      first: the number of the first, as `own_N` counts; None: no positives are among these.
+    """
+    raw_BC = product(block.vectors_NE, candidates.vectors_CE, (1, 1))
+    logits_BC = raw_BC + candidates.bias_C
+    if block.item_NK is not None and candidates.item_CK is not None:
+        # The positive itself has the positive's item.
+        words = zip(block.item_NK.T, candidates.item_CK.T, strict=True)
+        unlike_BC = functools.reduce(jnp.logical_or, [b[:, None] != c for b, c in words])
+        logits_BC = jnp.where(unlike_BC, logits_BC, MASKED)
+    elif first is not None and block.own_N is not None:
+        place_C = first + jnp.arange(raw_BC.shape[1], dtype=jnp.int32)
+        logits_BC = jnp.where(block.own_N[:, None] != place_C, logits_BC, MASKED)
+    return raw_BC, logits_BC
+
+
+def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
+    """The outcome of queries that meet all candidates at once, and `[B, C]` exp(logit - shift)."""
+    raw_BC, logits_BC = logits_of(block, candidates, 0)
+    if block.own_N is None:
+        both_BE = block.vectors_NE.astype(raw_BC.dtype) * block.positives_NE.astype(raw_BC.dtype)
+        own_B = both_BE.sum(axis=-1)
+    else:
+        # Taken from the same product as the negatives, or rounding would decide ties.
+        own_B = pick(raw_BC, block.own_N)
+    own_B += block.bias_N
+    top_B = logits_BC.max(axis=-1)
+    shift_B = jnp.maximum(top_B, own_B)
+    shares_BC = jnp.exp(logits_BC - shift_B[:, None])
+    return outcome_of(own_B, top_B, shift_B, shares_BC.sum(axis=-1), block.valid_N), shares_BC
+
+
+def outcome_of(
+    own: jax.Array, top: jax.Array, shift: jax.Array, rest: jax.Array, valid: jax.Array
+) -> Outcome:
+    """`rest` is the sum of exp(logit - shift) over the negatives."""
+    total = rest + jnp.exp(own - shift)
+    # log1p keeps what log(1 + rest) would round away where the positive leads.
+    loss = jnp.where(own >= top, jnp.log1p(rest), jnp.log(total) + shift - own)
+    return Outcome(
+        loss=jnp.where(valid, loss, 0),
+        hit=(own > top) & valid,
+        shift=shift,
+        weight=jnp.where(valid, 1 / total, 0),
+        lack=jnp.where(valid, rest / total, 0),
+    )
+
+
+def pull(
+    shares_BC: jax.Array, block: Queries, candidates: Candidates, outcome: Outcome
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of queries over temperature, `[B, E]`, and of candidates, `[E, C]`, by the negatives.
+
+    Weights are given to vectors, of which there are fewer than shares.
+    """
+    vectors_CE = candidates.vectors_CE
+    weight_B1 = outcome.weight[:, None]
+    shares_BC = shares_BC.astype(vectors_CE.dtype)
+    d_BE = weight_B1 * product(shares_BC, vectors_CE, (1, 0))
+    # On CPUs the product with the candidates last is quicker than its transpose.
+    weighted_BE = (weight_B1 * block.vectors_NE).astype(vectors_CE.dtype)
+    return d_BE, product(weighted_BE, shares_BC, (0, 0))
+
+
+def query_gradients(
+    vectors_NE: jax.Array, temperature: jax.Array, lack_N: jax.Array, d_NE: jax.Array, by: jax.Array
+) -> tuple[Queries, jax.Array]:
+    """Gradients of vectors, positives and temperature from those of vectors over temperature."""
+    scaled_NE = vectors_NE.astype(d_NE.dtype) / temperature
+    d_vectors_NE = (by / temperature * d_NE).astype(vectors_NE.dtype)
+    d_positives_NE = (-by * lack_N[:, None] * scaled_NE).astype(vectors_NE.dtype)
+    d_temperature = -by / temperature * (d_NE * scaled_NE).sum()
+    return Queries(d_vectors_NE, d_positives_NE, *[NO_GRADIENT] * 4), d_temperature
+
+
+def sums_of(loss: jax.Array, hit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the losses, and how many hits there are."""
+    return loss.sum(), hit.sum(dtype=jnp.float32)
+
+
+def pick(x_BC: jax.Array, place_B: jax.Array) -> jax.Array:
+    """`x_BC[b, place_B[b]]`, of the nearest place where there is none such."""
+    return jnp.take_along_axis(x_BC, place_B[:, None], axis=1, mode="clip")[:, 0]
+
+
+def product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Matrix product over one dimension of each, added up in a wide enough type."""
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=sum_type(a))
+
+
+def sum_type(x: jax.Array) -> jnp.dtype:
+    """The type in which products of `x` are added up: float32, or float64 if that is its own."""
+    return jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,192 @@
+"""Softmax cross-entropy where each device has a part of the candidates, which go round all devices.
+
+Logarithms of sums are kept up as candidates pass (Milakov and Gimelshein, "Online normalizer
+calculation for softmax", 2018), and differentiating sends them round again, together with their
+gradients, as ring attention does (Liu et al., "Ring attention with blockwise transformers for
+near-infinite context", 2023).
+
+Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
+queries each.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s2s_jax.model.softmax_blocks import (
+    NO_GRADIENT,
+    Candidates,
+    Outcome,
+    Queries,
+    cut_queries,
+    join_blocks,
+    logits_of,
+    outcome_of,
+    pick,
+    pull,
+    query_gradients,
+    sums_of,
+)
+
+# Above every masked logit and below all others: the maximum of no logits yet.
+_NOTHING = -1e29
+
+
+class _Online(NamedTuple):
+    """What is known of queries that have met some of the candidates.
+
+    Attributes:
+      own: the positive's logit.
+      top: the largest of the negatives' logits.
+      rest: the sum of exp(logit - top) over the negatives.
+    """
+
+    own: jax.Array
+    top: jax.Array
+    rest: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def ring_sums(
+    axis: str,
+    queries: Queries,
+    candidates: Candidates,
+    local: Candidates | None,
+    temperature: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The sums where every device has its part of the candidates."""
+    return _ring_forward(axis, queries, candidates, local, temperature)[0]
+
+
+def _ring_forward(
+    axis: str,
+    queries: Queries,
+    candidates: Candidates,
+    local: Candidates | None,
+    temperature: jax.Array,
+) -> tuple:
+    size = jax.lax.axis_size(axis)
+    blocks = cut_queries(queries, _most(candidates, local), temperature)
+
+    def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+        vectors_CE, online = carry
+        # Sent on before they are used, so that sending need not wait for the products.
+        coming_CE = _pass_on(vectors_CE, axis)
+        return (
+            coming_CE,
+            _meet(online, blocks, *_of_step(candidates, vectors_CE, step, axis)),
+        ), None
+
+    own_GB = jnp.zeros_like(blocks.bias_N)
+    online = _Online(own_GB, jnp.full_like(own_GB, _NOTHING), own_GB)
+    steps = jnp.arange(size - 1)
+    (last_CE, online), _ = jax.lax.scan(one_step, (candidates.vectors_CE, online), steps)
+    online = _meet(online, blocks, *_of_step(candidates, last_CE, size - 1, axis))
+    if local is not None:
+        online = _meet(online, blocks, local, None)
+    shift_GB = jnp.maximum(online.top, online.own)
+    rest_GB = online.rest * jnp.exp(online.top - shift_GB)
+    outcome = outcome_of(online.own, online.top, shift_GB, rest_GB, blocks.valid_N)
+    residuals = (queries, candidates, local, temperature, outcome)
+    return sums_of(outcome.loss, outcome.hit), residuals
+
+
+def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
+    queries, candidates, local, temperature, outcome = residuals
+    size, by = jax.lax.axis_size(axis), cotangents[0]
+    blocks = cut_queries(queries, _most(candidates, local), temperature)
+
+    def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+        vectors_CE, d_EC, d_GBE = carry
+        coming_CE, d_EC = _pass_on(vectors_CE, axis), _pass_on(d_EC, axis)
+        d_GBE, d_step_EC = _pull_again(
+            d_GBE, blocks, outcome, *_of_step(candidates, vectors_CE, step, axis)
+        )
+        return (coming_CE, d_EC + d_step_EC, d_GBE), None
+
+    d_GBE = -outcome.lack[..., None] * blocks.positives_NE.astype(temperature.dtype)
+    none_EC = jnp.zeros_like(candidates.vectors_CE.T, dtype=temperature.dtype)
+    carry, _ = jax.lax.scan(one_step, (candidates.vectors_CE, none_EC, d_GBE), jnp.arange(size - 1))
+    last_CE, d_EC, d_GBE = carry
+    d_GBE, d_step_EC = _pull_again(
+        d_GBE, blocks, outcome, *_of_step(candidates, last_CE, size - 1, axis)
+    )
+    # One step further, gradients are at home.
+    d_EC = _pass_on(_pass_on(d_EC, axis) + d_step_EC, axis)
+    dtype, d_local = queries.vectors_NE.dtype, None
+    if local is not None:
+        d_GBE, d_local_EC = _pull_again(d_GBE, blocks, outcome, local, None)
+        d_local = Candidates((by * d_local_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
+    lack_N, d_NE = join_blocks(outcome.lack, queries), join_blocks(d_GBE, queries)
+    d_queries, d_temperature = query_gradients(queries.vectors_NE, temperature, lack_N, d_NE, by)
+    d_candidates = Candidates((by * d_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
+    return d_queries, d_candidates, d_local, d_temperature
+
+
+ring_sums.defvjp(_ring_forward, _ring_backward)
+
+
+def _meet(
+    online: _Online, blocks: Queries, candidates: Candidates, first: jax.Array | None
+) -> _Online:
+    """Lets all queries meet candidates; `[G, B]` arrays in, `[G, B]` arrays out."""
+
+    def one_block(_: None, met: tuple[_Online, Queries]) -> tuple[None, _Online]:
+        before, block = met
+        raw_BC, logits_BC = logits_of(block, candidates, first)
+        own_B = before.own
+        if first is not None and block.own_N is not None:
+            place_B = block.own_N - first
+            here_B = (place_B >= 0) & (place_B < raw_BC.shape[1])
+            own_B = jnp.where(here_B, pick(raw_BC, place_B) + block.bias_N, own_B)
+        top_B = jnp.maximum(before.top, logits_BC.max(axis=-1))
+        rest_B = jnp.exp(logits_BC - top_B[:, None]).sum(axis=-1)
+        return None, _Online(own_B, top_B, rest_B + before.rest * jnp.exp(before.top - top_B))
+
+    return jax.lax.scan(one_block, None, (online, blocks))[1]
+
+
+def _pull_again(
+    d_GBE: jax.Array,
+    blocks: Queries,
+    outcome: Outcome,
+    candidates: Candidates,
+    first: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Adds what candidates give to the gradients of queries; also returns the candidates' own."""
+
+    def one_block(d_EC: jax.Array, each: tuple) -> tuple[jax.Array, jax.Array]:
+        d_BE, block, outcome = each
+        _, logits_BC = logits_of(block, candidates, first)
+        shares_BC = jnp.exp(logits_BC - outcome.shift[:, None])
+        d_more_BE, d_more_EC = pull(shares_BC, block, candidates, outcome)
+        return d_EC + d_more_EC, d_BE + d_more_BE
+
+    none_EC = jnp.zeros_like(candidates.vectors_CE.T, dtype=d_GBE.dtype)
+    d_EC, d_GBE = jax.lax.scan(one_block, none_EC, (d_GBE, blocks, outcome))
+    return d_GBE, d_EC
+
+
+def _of_step(
+    candidates: Candidates, vectors_CE: jax.Array, step: jax.Array | int, axis: str
+) -> tuple[Candidates, jax.Array]:
+    """The candidates that a device has after some steps round the ring, and the first one's number."""
+    rows = vectors_CE.shape[0]
+    size = jax.lax.axis_size(axis)
+    first = (jax.lax.axis_index(axis) + size - step) % size * rows
+    _, bias_C, item_CK = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, first, rows), candidates._replace(vectors_CE=None)
+    )
+    return Candidates(vectors_CE, bias_C, item_CK), first
+
+
+def _pass_on(x: jax.Array, axis: str) -> jax.Array:
+    size = jax.lax.axis_size(axis)
+    return jax.lax.ppermute(x, axis, [(i, (i + 1) % size) for i in range(size)])
+
+
+def _most(candidates: Candidates, local: Candidates | None) -> int:
+    """Candidates that a device scores at a time."""
+    return max(x.vectors_CE.shape[0] for x in (candidates, local) if x is not None)
