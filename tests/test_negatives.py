@@ -162,7 +162,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("negatives", ["mixed", "full"])
+@pytest.mark.parametrize("negatives", [pytest.param("mixed", marks=pytest.mark.slow), "full"])
 def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives):
     config = configured(log, tmp_path, negatives=negatives, num_negatives=24)
     results = []
