@@ -18,6 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
+from s2s_jax.data.batch_fill import with_packing
+from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, UserError, run_door
 from s2s_jax.serving.evaluation import Evaluator
@@ -80,6 +82,8 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
         StopSignals() as stop,
     ):
         checkpoints.check_config()
+        index = index_files(config)
+        config = with_packing(config, index)
         items = None
         if config.loss.needs_catalogue:
             items = ItemSource(config, mesh)
@@ -93,6 +97,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             config.io.device_rows * mesh.size * microbatches,
             Share(jax.process_index(), jax.process_count()),
             to_device=to_device,
+            index=index,
         )
         hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
         # Counted from the beginning, also where the run continues.

@@ -19,8 +19,10 @@ from logs import write_log
 
 from s2s_jax.config import load_file
 from s2s_jax.data import orc
+from s2s_jax.data.batch_fill import with_packing
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.convert import Settings, convert, main
+from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader
 from s2s_jax.errors import UserError
 
@@ -144,7 +146,8 @@ def test_what_is_converted_trains_with_the_config_of_movielens(tmp_path):
     config = dataclasses.replace(
         config, io=dataclasses.replace(config.io, data_paths=str(tmp_path))
     )
-    reader = Reader(config, 64)
+    config = with_packing(config, index_files(config))
+    reader = Reader(config, 4 * config.io.device_rows)
     assert next(reader).arrays["length"].max() == config.model.seq_len
     reader.close()
 

@@ -10,8 +10,10 @@ import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2s_jax.config import FeatureConfig, IOConfig, LossConfig, validate
+from s2s_jax.config import EvalConfig, FeatureConfig, IOConfig, LossConfig, validate
+from s2s_jax.data.batch_fill import with_packing
 from s2s_jax.data.blocks import NO_ID, packed_block
+from s2s_jax.data.index import index_files
 from s2s_jax.data.packing import NO_SEGMENT, cut_windows, lay_out, share
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import UserError
@@ -190,7 +192,8 @@ def test_settings_that_cannot_work_are_named(log, io, path):
     ("io", "note"),
     [
         ({"packing": 5}, None),
-        ({"packing": 40}, "the longest are cut; io.packing 5 would fit"),
+        ({"packing": 40}, "the longest are cut; io.packing 4 (or auto) would fit"),
+        ({"packing": 2}, "most of it is padding; io.packing 4 (or auto) would fill it"),
         ({"packing": None, "windows": 1}, None),
     ],
 )
@@ -204,6 +207,23 @@ def test_a_log_of_short_rows_is_told_of_packing(log):
     config = packed_config(log, packing=None, windows=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
     assert any("io.packing" in note and "padding" in note for note in Reader(config, 7).notes)
+
+
+@pytest.mark.parametrize(("held_out", "windows"), [(0, 3), (2, 3), (0, 1)])
+def test_auto_packs_users_that_fill_a_batch(log, held_out, windows):
+    config = packed_config(log, packing="auto", windows=windows, batch_size=20)
+    config = dataclasses.replace(config, eval=EvalConfig(held_out=held_out))
+    whole = dataclasses.replace(
+        packed_config(log, packing=None, windows=1),
+        model=dataclasses.replace(config.model, seq_len=40),
+    )
+    (batch,) = epoch(whole, 50)
+    mean = min(batch["length"].mean() - held_out, windows * (L - 1) + 1)
+    packing = with_packing(config, index_files(config)).io.packing
+    assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean
+    # A number is left as it is.
+    given = packed_config(log)
+    assert with_packing(given, index_files(given)) is given
 
 
 # --------------------------------------------------------------------------------------- model

@@ -14,6 +14,7 @@ from pathlib import Path
 import golden
 import jax
 import numpy as np
+import pyarrow.orc
 import pytest
 import small
 
@@ -50,6 +51,19 @@ def job(log: Path, run_dir: Path, **train_changes) -> Config:
         model=dataclasses.replace(config.model, dropout=0.2),
         train=dataclasses.replace(config.train, **settings | train_changes),
     )
+
+
+def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
+    config = job(log, tmp_path / "run", train_steps=2)
+    packed = dataclasses.replace(config.io, packing="auto", windows=2)
+    assert train(dataclasses.replace(config, io=packed), one_device()) == 0
+    columns = [pyarrow.orc.read_table(path)["item_id"] for path in sorted(log.glob("*.orc"))]
+    mean = np.mean([len(row) for column in columns for row in column.to_pylist()])
+    packing = int(0.85 * 8 * small.SEQ_LEN / mean)
+    assert 1 < packing < 8  # the rows of a batch, which are not to be taken for it
+    checkpoints = Checkpoints(config)
+    assert checkpoints.progress(2)["reader"]["row"] == 2 * packing
+    checkpoints.close()
 
 
 def one_device():

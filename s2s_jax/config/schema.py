@@ -38,11 +38,12 @@ class IOConfig:
     """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
     check_length: bool = False
     """Refuse sequences that would be truncated"""
-    packing: int | None = None
+    packing: int | Literal["auto"] | None = None
     """Rows of the log (users) of one device in one forward pass, which lie side by side in its
-    batch_size rows, as sequences that know nothing of each other. Best about batch_size x model.seq_len
-    / mean length; where they do not fit, the longest lose positions (cut_positions in the metrics
-    counts these). None: a user a row"""
+    batch_size rows, as sequences that know nothing of each other. Where they do not fit, the longest
+    lose positions (cut_positions in the metrics counts these). auto: so many that they fill 85%
+    of batch_size x model.seq_len positions on average, as the files' footers tell. None: a user a
+    row"""
     windows: int = 1
     """Windows of model.seq_len that a longer sequence is cut into at most, the newest ones (or oldest,
     see truncate_side); each shares an event with the next, so that every event is predicted once. 1:
@@ -62,7 +63,8 @@ class IOConfig:
 
     @property
     def device_rows(self) -> int:
-        """Rows of the log of one device in one forward pass."""
+        """Rows of the log of one device in one forward pass; packing is a number or None."""
+        assert self.packing != "auto", "the files say how many"
         return self.batch_size if self.packing is None else self.packing
 
 

@@ -111,9 +111,9 @@ def _check_io(config: Config) -> None:
         return
     most = io_.batch_size * config.model.seq_len
     _require(
-        1 <= io_.packing <= most,
+        io_.packing == "auto" or 1 <= io_.packing <= most,
         "io.packing",
-        f"1 to {most:,}, the positions of a batch (io.batch_size x model.seq_len)",
+        f"auto or 1 to {most:,}, the positions of a batch (io.batch_size x model.seq_len)",
         io_.packing,
     )
     _require(

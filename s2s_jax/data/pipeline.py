@@ -13,6 +13,7 @@ import numpy as np
 
 from s2s_jax.config import Config
 from s2s_jax.data import blocks, stripes
+from s2s_jax.data.batch_fill import packing_notes
 from s2s_jax.data.features import id_width
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
 from s2s_jax.data.memory import keep_freed_memory
@@ -23,10 +24,6 @@ from s2s_jax.errors import UserError
 
 # Windows of a shard that are held at most.
 _WINDOWS_PER_SHARD = 3
-
-# Share of the positions that packing should fill on average, so that little has to be cut; and how many
-# times the users it should hold to be worth a note.
-_WELL_FILLED, _WORTH_PACKING = 0.9, 2
 
 # Batches that wait on the devices, their copies overlapping with the steps before them.
 _AHEAD_ON_DEVICE = 2
@@ -176,6 +173,7 @@ class BatchDataset(grain.MapDataset):
 
     def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
         config = self._config
+        assert config.io.packing != "auto", "resolve it with batch_fill.with_packing"
         if not parts:
             parts = [blocks.skipped_block(0, id_width(config.features))]
         rows, seq_len = config.io.batch_size, config.model.seq_len
@@ -212,31 +210,6 @@ def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
     ]
 
 
-def _packing_notes(index: FileIndex, config: Config) -> list[str]:
-    """What packing would gain, or loses, as far as footers tell the lengths of rows."""
-    rows = sum(file.rows for file in index.files if file.positions)
-    if not rows:
-        return []
-    mean = sum(file.positions for file in index.files) / rows
-    room = config.io.batch_size * config.model.seq_len
-    if config.io.packing is None:
-        fitting = int(_WELL_FILLED * room / mean)
-        if fitting < _WORTH_PACKING * config.io.batch_size:
-            return []
-        return [
-            f"rows have {mean:,.0f} positions on average, so most of the {config.model.seq_len:,} "
-            f"(model.seq_len) are padding; io.packing {fitting} would fill them with more users"
-        ]
-    wanted = config.io.packing * min(mean, config.history_len)
-    if wanted <= room:
-        return []
-    return [
-        f"warning: io.packing {config.io.packing} users have {wanted:,.0f} positions on average but a "
-        f"device's batch only {room:,} (io.batch_size x model.seq_len), so the longest are cut; "
-        f"io.packing {max(1, int(_WELL_FILLED * room / min(mean, config.history_len)))} would fit"
-    ]
-
-
 class Reader(Iterator[Batch]):
     """Endless batches with a reading position that can be saved and restored.
 
@@ -253,14 +226,16 @@ class Reader(Iterator[Batch]):
         batch_rows: int,
         share: Share = WHOLE,
         to_device: Callable[[dict[str, np.ndarray]], Any] | None = None,
+        index: FileIndex | None = None,
     ):
         """Indexes the files; reading starts, at the first batch, when the first one is asked for.
 
         Args:
-          config: the configuration.
+          config: the configuration; `io.packing` is a number or None.
           batch_rows: rows of the log in a global batch.
           share: which of its rows are read.
           to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
+          index: of the files, where it is known already.
 
         Raises:
           UserError: see `index_files`; or an epoch would have no batch.
@@ -270,9 +245,9 @@ class Reader(Iterator[Batch]):
         self._share = share
         self._to_device = to_device
         keep_freed_memory()
-        self._index = index_files(config)
+        self._index = index_files(config) if index is None else index
         self.skipped_files = self._index.skipped
-        self.notes = _stripe_notes(self._index, config) + _packing_notes(self._index, config)
+        self.notes = _stripe_notes(self._index, config) + packing_notes(config, self._index)
         self._iterator: Any = None
         self._go_to(Place(0, 0), None)
         self.rows_per_epoch = sum(self._index.stripe_rows)
