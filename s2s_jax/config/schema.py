@@ -341,8 +341,8 @@ class EvalConfig:
     max_users: int | None = None
     """Users that are evaluated during training, the first of the log; None: all"""
     every_steps: int | None = None
-    """Steps between evaluations of the validation events during training; None: never. The checkpoint of
-    the best one is kept"""
+    """Steps between evaluations of the validation events during training, which are also evaluated at
+    its end; None: never. The checkpoint of the best one is kept"""
     metric: str = "ndcg@10"
     """What the best checkpoint is best at: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or mrr"""
     patience: int | None = None

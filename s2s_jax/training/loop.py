@@ -234,7 +234,7 @@ class Loop:
 
     def _evaluate_and_save(self) -> None:
         settings = self._job.config.train
-        if self._evaluations.due(self._step):
+        if self._evaluations.due(self._step, self._total_steps):
             self._save(self._evaluation())
         elif (
             self._step % settings.save_steps == 0

@@ -33,10 +33,10 @@ class Progress:
         else:
             self._since_best += 1
 
-    def due(self, step: int) -> bool:
-        """Whether to evaluate after `step`."""
+    def due(self, step: int, last_step: int) -> bool:
+        """Whether to evaluate after `step` of a run that ends at `last_step`, where rates are least."""
         every = self._settings.every_steps
-        return every is not None and step % every == 0
+        return every is not None and (step % every == 0 or step == last_step)
 
     @property
     def exhausted(self) -> bool:
