@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig
-from s2s_jax.embedding import id_map, lookup
+from s2s_jax.embedding import id_keys, id_map, lookup
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
@@ -26,12 +26,12 @@ from s2s_jax.training.step import make_step_functions
 
 def keys_of(ids: np.ndarray) -> np.ndarray:
     low, high = ids.astype(np.uint32), (ids >> np.uint64(32)).astype(np.uint32)
-    keys = np.stack(id_map.keys_of(low, high), axis=1)
+    keys = np.stack(id_keys.keys_of(low, high), axis=1)
     return keys[np.lexsort((keys[:, 1], keys[:, 0]))]
 
 
 def make_rows(beside, rows, keys):
-    new = id_map.initial_rows(1, 0.01, keys, beside.shape[1])
+    new = id_keys.initial_rows(1, 0.01, keys, beside.shape[1])
     return beside.at[rows].set(new, mode="drop", unique_indices=True)
 
 
@@ -39,7 +39,7 @@ def make_rows(beside, rows, keys):
 def claim(of_table, table, keys, step):
     size = keys.shape[0]
     number = jnp.arange(size, dtype=jnp.int32)
-    asked = id_map.UniqueKeys(keys, jnp.ones(size, jnp.int32), number)
+    asked = id_keys.UniqueKeys(keys, jnp.ones(size, jnp.int32), number)
     policy = id_map.Policy(1, evict=False)
     claimed = id_map.find_or_claim(of_table, asked, jnp.int32(0), step, policy, table, make_rows)
     return claimed.id_map, claimed.beside, claimed.row_U

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2s_jax.config import Config, load_json
-from s2s_jax.embedding import id_map
+from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 from s2s_jax.training.checkpoint import SavedTables
@@ -93,7 +93,7 @@ def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSp
         cells = [f"{spec.buckets:,} buckets", f"{spec.rows:,}", "-", "-", "-"]
         if spec.grows:
             of_table = saved.id_map(spec)
-            there = (of_table.keys_R2 != id_map.EMPTY).any(axis=1)
+            there = (of_table.keys_R2 != id_keys.EMPTY).any(axis=1)
             rows = int(there.sum())
             dropped, evicted = of_table.dropped_S.sum(), of_table.evicted_S.sum()
             load = f"{rows / spec.rows:.3f}"
@@ -135,8 +135,8 @@ def _print_ids(console: Console, saved: SavedTables, spec: TableSpec, ids: list[
 def _ids(keys_R2: Any) -> tuple[list[int], list[int]]:
     """Rows that have an id, and the ids as unsigned numbers."""
     keys_R2 = np.asarray(keys_R2)
-    (rows,) = np.nonzero((keys_R2 != id_map.EMPTY).any(axis=1))
-    low, high = id_map.ids_of(keys_R2[rows, 0], keys_R2[rows, 1])
+    (rows,) = np.nonzero((keys_R2 != id_keys.EMPTY).any(axis=1))
+    low, high = id_keys.ids_of(keys_R2[rows, 0], keys_R2[rows, 1])
     ids = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
     return rows.tolist(), ids.tolist()
 

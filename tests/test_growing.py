@@ -13,7 +13,7 @@ from pyarrow import orc
 from test_train import assert_same_run, job, lines, one_device, saved_state
 
 from s2s_jax import inspect_tables
-from s2s_jax.embedding import id_map
+from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, rows_of_buckets, table_specs
 from s2s_jax.errors import UserError
@@ -42,7 +42,7 @@ def growing(config, **settings):
 def rows_in_map(state, name, ids):
     """Where ids are in a growing table, found by looking at all keys."""
     keys = np.asarray(state.maps[name].keys_R2)
-    low, high = id_map.ids_of(keys[:, 0], keys[:, 1])
+    low, high = id_keys.ids_of(keys[:, 0], keys[:, 1])
     row_of = {(int(a), int(b)): r for r, (a, b) in enumerate(zip(low, high, strict=True))}
     return np.array([row_of[(int(i), 0)] for i in ids])
 
@@ -57,7 +57,7 @@ def test_equals_a_table_with_a_row_for_each_id():
     # The dense table starts with the rows that the ids will get.
     spec = table_specs(dense.features)["item_id"]
     buckets = np.arange(300, dtype=np.uint32)
-    keys = np.stack(id_map.keys_of(buckets, np.zeros_like(buckets)), axis=1)
+    keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
     tables = ShardedTables(config.features, mesh, seed=config.train.seed)
     row = np.asarray(rows_of_buckets(spec, buckets.astype(np.int32)))
     values = np.zeros((spec.rows, spec.emb_dim), np.float32)
@@ -217,7 +217,7 @@ def test_inspect_tables_shows_what_a_run_holds(straight, log, capsys):
     items = orc.read_table(str(log / "part-0.orc"))["item_id"].to_pylist()
     state, _ = saved_state(straight, 40)
     keys = np.asarray(state.maps["item_id"].keys_R2)
-    low, high = id_map.ids_of(keys[:, 0], keys[:, 1])
+    low, high = id_keys.ids_of(keys[:, 0], keys[:, 1])
     known = set((low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).tolist())
     item = next(i for row in items for (i,) in row if i % 2**64 in known)
     assert inspect_tables.main([str(run_dir), "--look_up", "item_id", str(item), "7"]) == 0
@@ -235,7 +235,7 @@ def test_inspect_tables_lists_ids_that_left(evicting, capsys):
     kept = []
     for step in (10, 40):
         keys = np.asarray(saved_state(evicting, step)[0].maps["item_id"].keys_R2)
-        low, high = id_map.ids_of(*keys[(keys != id_map.EMPTY).any(axis=1)].T)
+        low, high = id_keys.ids_of(*keys[(keys != id_keys.EMPTY).any(axis=1)].T)
         kept.append({(int(h) << 32) + int(w) for w, h in zip(low, high, strict=True)})
     assert [f"item_id\t{i}" for i in sorted(kept[0] - kept[1])] == listed
     assert len(listed) > 100

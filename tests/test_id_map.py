@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from jax.sharding import PartitionSpec
 
 from s2s_jax.config import FeatureConfig
-from s2s_jax.embedding import id_map
+from s2s_jax.embedding import id_keys, id_map
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, usable_capacity
 from s2s_jax.training.growth import max_load
@@ -43,7 +43,7 @@ def initial(ids):
     seed = zlib.crc32(b"0 f")
     ids = np.array(ids, np.uint64)
     low, high = ids & np.uint64(0xFFFFFFFF), ids >> np.uint64(32)
-    first, second = id_map.keys_of(low.astype(np.uint32), high.astype(np.uint32))
+    first, second = id_keys.keys_of(low.astype(np.uint32), high.astype(np.uint32))
     rows = []
     normal = statistics.NormalDist()
     edge = normal.cdf(2) - normal.cdf(-2)
@@ -174,19 +174,19 @@ def functions(feature, devices, capacity):
 def test_keys_are_a_permutation_that_leaves_none_alone():
     rng = np.random.default_rng(0)
     low, high = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
-    first, second = id_map.keys_of(low, high)
-    back_low, back_high = id_map.ids_of(first, second)
+    first, second = id_keys.keys_of(low, high)
+    back_low, back_high = id_keys.ids_of(first, second)
     np.testing.assert_array_equal(back_low, low)
     np.testing.assert_array_equal(back_high, high)
     none = np.full(1, 2**32 - 1, np.uint32)
-    assert [w.tolist() for w in id_map.keys_of(none, none)] == [[2**32 - 1]] * 2
-    assert jnp.asarray(low).dtype == id_map.keys_of(jnp.asarray(low), jnp.asarray(high))[0].dtype
+    assert [w.tolist() for w in id_keys.keys_of(none, none)] == [[2**32 - 1]] * 2
+    assert jnp.asarray(low).dtype == id_keys.keys_of(jnp.asarray(low), jnp.asarray(high))[0].dtype
 
 
 def test_initial_rows_are_a_truncated_normal_of_the_id_alone():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 2**32, (20_000, 2), dtype=np.uint32)
-    rows = np.asarray(id_map.initial_rows(7, 0.02, jnp.asarray(keys), 16))
+    rows = np.asarray(id_keys.initial_rows(7, 0.02, jnp.asarray(keys), 16))
     assert np.abs(rows).max() <= 0.04
     np.testing.assert_allclose(rows.std(), 0.8796 * 0.02, rtol=0.01)
     np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-3)

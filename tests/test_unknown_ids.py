@@ -24,7 +24,7 @@ from test_train import one_device
 from s2s_jax import evaluate, inspect_tables, recommend
 from s2s_jax.config import FeatureConfig, LRConfig, validate
 from s2s_jax.data.features import id_columns
-from s2s_jax.embedding import id_map
+from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
@@ -141,7 +141,7 @@ def reference():
     start = initial()
     tables = ShardedTables(CONFIG.features, functions(1)[1], seed=CONFIG.train.seed)
     buckets = np.arange(IDS, dtype=np.uint32)
-    keys = np.stack(id_map.keys_of(buckets, np.zeros_like(buckets)), axis=1)
+    keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
     items = np.zeros((IDS + 1, 8), np.float32)
     items[:IDS] = tables._initial(tables.specs["item_id"], keys)
     row = rows_of_buckets(tables.specs["behavior_id"], np.arange(9))

@@ -2,7 +2,7 @@
 
 A map's arrays lie beside the rows of its table and are sharded as these are. An id belongs to one of S
 segments, and to two buckets of 16 slots in it, by bits of its key; a key is the id scrambled by a
-permutation of 64-bit numbers, so that no pattern in ids shows in the bits. The slot is the row. Finding
+permutation of 64-bit numbers (`id_keys`). The slot is the row. Finding
 looks at these two buckets; a new id takes a free slot of the emptier one (Azar et al., "Balanced
 allocations", 1999; on GPUs, Awad et al., "Analyzing and implementing GPU hash tables", 2023) or, if both
 are full, the slot of one that can move to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001);
@@ -10,7 +10,7 @@ removing empties the slot and leaves no trace. When the number of buckets double
 goes to the same slot of bucket b or of its double, so growing copies and never fails.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
-and U ids of a device, C new ids that are placed together, M places, D table width, W cells of a sketch.
+and U ids of a device, C new ids that are placed together, D table width, W cells of a sketch.
 """
 
 import math
@@ -20,12 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s2s_jax.embedding.id_keys import EMPTY, UniqueKeys, is_there, other_bits, segment_of
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS
 
-# Both words of a key (and of an id: the permutation leaves it alone) that stand for none.
-EMPTY = np.uint32(0xFFFFFFFF)
-_SEGMENT_SHIFT = np.uint32(32 - (NUM_SEGMENTS.bit_length() - 1))
-_ROUND_KEYS = tuple(np.uint32(k) for k in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC835))
 # New ids that are placed together: an eighth of all, since after a while few are new.
 _CHUNKS = 8
 _BIG = np.iinfo(np.int32).max
@@ -65,20 +62,6 @@ class Policy(NamedTuple):
     evict: bool
 
 
-class UniqueKeys(NamedTuple):
-    """Keys, each once, ascending, and therefore sorted by segment; `EMPTY` ones at the end.
-
-    Attributes:
-      keys_U2: uint32.
-      count_U: int32, how many of the ids that were given have the key.
-      place_M: int32, where the key of each id is in `keys_U2`.
-    """
-
-    keys_U2: jax.Array
-    count_U: jax.Array
-    place_M: jax.Array
-
-
 def empty_map(rows: int, admit_after: int) -> IdMap:
     """A map of a whole table, without ids."""
     cells = 4 * rows // NUM_SEGMENTS if admit_after > 1 else 1
@@ -91,75 +74,6 @@ def empty_map(rows: int, admit_after: int) -> IdMap:
         dropped_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
         evicted_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
     )
-
-
-def _scramble(x: Any) -> Any:
-    """The finaliser of MurmurHash3 (Austin Appleby, public domain), for uint32 arrays."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
-
-
-def _feistel(words: tuple[Any, Any], round_keys: tuple[np.uint32, ...]) -> tuple[Any, Any]:
-    left, right = words
-    for key in round_keys:
-        left, right = right, left ^ _scramble(right + key)
-    return left, right
-
-
-_NONE = np.full(1, EMPTY)
-_SHIFT_LOW, _SHIFT_HIGH = (w ^ _NONE for w in _feistel((_NONE, _NONE), _ROUND_KEYS))
-
-
-def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
-    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` stays as it is."""
-    first, second = _feistel((low, high), _ROUND_KEYS)
-    return first ^ _SHIFT_LOW[0], second ^ _SHIFT_HIGH[0]
-
-
-def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
-    """The reverse of `keys_of`: low and high word of ids."""
-    swapped = (second ^ _SHIFT_HIGH[0], first ^ _SHIFT_LOW[0])
-    high, low = _feistel(swapped, _ROUND_KEYS[::-1])
-    return low, high
-
-
-def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueKeys:
-    """Finds the distinct ones among M keys (so U = M).
-
-    Args:
-      keys_M2: uint32.
-      count_M: int32, how often each counts; None: once.
-    """
-    size = keys_M2.shape[0]
-    number_M = jnp.arange(size, dtype=jnp.int32)
-    first_M, second_M, from_M = jax.lax.sort(
-        (keys_M2[:, 0], keys_M2[:, 1], number_M), num_keys=2, is_stable=False
-    )
-    changed_M = (first_M[1:] != first_M[:-1]) | (second_M[1:] != second_M[:-1])
-    group_M = jnp.cumsum(jnp.append(False, changed_M).astype(jnp.int32))
-    place_M = jnp.zeros(size, jnp.int32).at[from_M].set(group_M, unique_indices=True)
-    # The last of a group writes; all of it hold the same.
-    begins_U = jnp.full(size, size, jnp.int32).at[group_M].min(number_M, indices_are_sorted=True)
-    there_U = begins_U < size
-    keys_U2 = jnp.stack([first_M, second_M], axis=1).at[begins_U].get(mode="clip")
-    keys_U2 = jnp.where(there_U[:, None], keys_U2, EMPTY)
-    count_U = (
-        jnp.zeros(size, jnp.int32)
-        .at[place_M]
-        .add(jnp.ones(size, jnp.int32) if count_M is None else count_M)
-    )
-    return UniqueKeys(keys_U2, count_U, place_M)
-
-
-def segment_of(keys_U2: jax.Array) -> jax.Array:
-    """int32 `[U]` segment of each key."""
-    return (keys_U2[:, 0] >> _SEGMENT_SHIFT).astype(jnp.int32)
-
-
-def is_there(keys_U2: jax.Array) -> jax.Array:
-    """bool `[U]`, which are keys of ids."""
-    return (keys_U2 != EMPTY).any(axis=-1)
 
 
 def _bucket_pairs(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) -> jax.Array:
@@ -273,8 +187,7 @@ def _sight(
     segments, cells = id_map.sketch_SW.shape
     half = cells // 2
     segment_U = jnp.clip(segment_of(keys_U2) - first_segment, 0, segments - 1)
-    # Bits that differ from those that choose buckets.
-    other_U2 = _scramble(keys_U2 ^ _ROUND_KEYS[0]) & np.uint32(half - 1)
+    other_U2 = other_bits(keys_U2) & np.uint32(half - 1)
     cell_U2 = other_U2.astype(jnp.int32) + jnp.array([0, half])
     sightings_U = id_map.sketch_SW[segment_U[:, None], cell_U2].min(axis=1) + count_U
     at_U2 = jnp.where(wanting_U[:, None], cell_U2, cells)
@@ -511,15 +424,3 @@ def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: 
         rows_S=id_map.rows_S - gone_S,
         evicted_S=id_map.evicted_S + gone_S,
     )
-
-
-def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
-    """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
-    column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
-    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D))
-    bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
-    # 24 bits, in the middle of their cells, so that neither 0 nor 1 comes.
-    uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24
-    edge = math.erf(2**0.5)
-    unit_CD = 2**0.5 * jax.lax.erf_inv((2 * uniform_CD - 1) * edge)
-    return jnp.clip(unit_CD, -2, 2) * std

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import FeatureConfig
-from s2s_jax.embedding import exchange, id_map, lookup
+from s2s_jax.embedding import exchange, id_keys, id_map, lookup
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec, table_specs
 
 Arrays = dict[str, jax.Array]
@@ -183,8 +183,8 @@ class ShardedTables:
             return _Wanted(unique.rows_U, unique.places, none, jnp.zeros(0, bool)), None
         words_M2 = jnp.concatenate([ids[name].reshape(-1, 2) for name in spec.features])
         words_M2 = jax.lax.bitcast_convert_type(words_M2, jnp.uint32)
-        keys_M2 = jnp.stack(id_map.keys_of(words_M2[:, 0], words_M2[:, 1]), axis=1)
-        unique = id_map.unique_keys(keys_M2)
+        keys_M2 = jnp.stack(id_keys.keys_of(words_M2[:, 0], words_M2[:, 1]), axis=1)
+        unique = id_keys.unique_keys(keys_M2)
         carry, row_U = self._ask_for_rows(spec, unique, maps[spec.name], training)
         # By rows, as what is exchanged must be.
         number_U = jnp.arange(row_U.size, dtype=jnp.int32)
@@ -200,11 +200,11 @@ class ShardedTables:
             places[name] = place_M[begin : begin + size].reshape(shape)
             begin += size
         keys_U2 = unique.keys_U2[from_U]
-        unknown_U = (rows_U >= spec.rows) & id_map.is_there(keys_U2)
+        unknown_U = (rows_U >= spec.rows) & id_keys.is_there(keys_U2)
         return _Wanted(rows_U, places, keys_U2, unknown_U), carry
 
     def _ask_for_rows(
-        self, spec: TableSpec, unique: id_map.UniqueKeys, of_table: id_map.IdMap, training: Any
+        self, spec: TableSpec, unique: id_keys.UniqueKeys, of_table: id_map.IdMap, training: Any
     ) -> tuple[Any, jax.Array]:
         """Rows of unique keys, -1 where they have none; in training, the map and what is beside it."""
         devices = self._mesh.size
@@ -222,9 +222,9 @@ class ShardedTables:
             of_table, beside, moved = carry
             keys_V2, count_V = asked_V3[:, :2], asked_V3[:, 2].astype(jnp.int32)
             number_V = jnp.arange(count_V.size, dtype=jnp.int32)
-            asked = id_map.UniqueKeys(keys_V2, count_V, number_V)
+            asked = id_keys.UniqueKeys(keys_V2, count_V, number_V)
             if devices > 1:
-                asked = id_map.unique_keys(keys_V2, count_V)
+                asked = id_keys.unique_keys(keys_V2, count_V)
             claimed = id_map.find_or_claim(
                 of_table,
                 asked,
@@ -237,8 +237,8 @@ class ShardedTables:
             carry = claimed.id_map, claimed.beside, moved + claimed.moved
             return carry, in_table(claimed.row_U[asked.place_M])
 
-        there_U = id_map.is_there(unique.keys_U2)
-        segment_U = jnp.where(there_U, id_map.segment_of(unique.keys_U2), NUM_SEGMENTS)
+        there_U = id_keys.is_there(unique.keys_U2)
+        segment_U = jnp.where(there_U, id_keys.segment_of(unique.keys_U2), NUM_SEGMENTS)
         bounds = jnp.arange(devices + 1, dtype=jnp.int32) * segments
         begins_n1 = jnp.searchsorted(segment_U, bounds).astype(jnp.int32)
         asked_U3 = jnp.concatenate(
@@ -246,7 +246,7 @@ class ShardedTables:
         )
 
         def ask(answer: Any, carry: Any) -> tuple[Any, jax.Array]:
-            return exchange.query(asked_U3, begins_n1, id_map.EMPTY, answer, carry, self._axis)
+            return exchange.query(asked_U3, begins_n1, id_keys.EMPTY, answer, carry, self._axis)
 
         if training is None:
             return ask(find, of_table)
@@ -275,7 +275,7 @@ class ShardedTables:
 
     def _initial(self, spec: TableSpec, keys_C2: jax.Array) -> jax.Array:
         seed = zlib.crc32(f"{self._seed} {spec.name}".encode())
-        return id_map.initial_rows(seed, spec.init_std, keys_C2, spec.emb_dim)
+        return id_keys.initial_rows(seed, spec.init_std, keys_C2, spec.emb_dim)
 
     def _fetch(self, values: Arrays, wanted: dict[str, _Wanted], initial: bool) -> Found:
         """Rows of all tables; of unknown ids, zeros or (without a default row) initial values."""

@@ -1,0 +1,120 @@
+"""Keys of 64-bit ids: two uint32 words that a permutation makes of the id, so that no pattern shows.
+
+Tables that grow find an id's row, its device and its initial vector by bits of its key.
+
+Shapes: M places, U distinct ids, C new ids, D table width.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2s_jax.embedding.tables import NUM_SEGMENTS
+
+# Both words of a key (and of an id: the permutation leaves it alone) that stand for none.
+EMPTY = np.uint32(0xFFFFFFFF)
+_SEGMENT_SHIFT = np.uint32(32 - (NUM_SEGMENTS.bit_length() - 1))
+_ROUND_KEYS = tuple(np.uint32(k) for k in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC835))
+
+
+class UniqueKeys(NamedTuple):
+    """Keys, each once, ascending, and therefore sorted by segment; `EMPTY` ones at the end.
+
+    Attributes:
+      keys_U2: uint32.
+      count_U: int32, how many of the ids that were given have the key.
+      place_M: int32, where the key of each id is in `keys_U2`.
+    """
+
+    keys_U2: jax.Array
+    count_U: jax.Array
+    place_M: jax.Array
+
+
+def _scramble(x: Any) -> Any:
+    """The finaliser of MurmurHash3 (Austin Appleby, public domain), for uint32 arrays."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def _feistel(words: tuple[Any, Any], round_keys: tuple[np.uint32, ...]) -> tuple[Any, Any]:
+    left, right = words
+    for key in round_keys:
+        left, right = right, left ^ _scramble(right + key)
+    return left, right
+
+
+_NONE = np.full(1, EMPTY)
+_SHIFT_LOW, _SHIFT_HIGH = (w ^ _NONE for w in _feistel((_NONE, _NONE), _ROUND_KEYS))
+
+
+def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
+    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` stays as it is."""
+    first, second = _feistel((low, high), _ROUND_KEYS)
+    return first ^ _SHIFT_LOW[0], second ^ _SHIFT_HIGH[0]
+
+
+def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
+    """The reverse of `keys_of`: low and high word of ids."""
+    swapped = (second ^ _SHIFT_HIGH[0], first ^ _SHIFT_LOW[0])
+    high, low = _feistel(swapped, _ROUND_KEYS[::-1])
+    return low, high
+
+
+def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueKeys:
+    """Finds the distinct ones among M keys (so U = M).
+
+    Args:
+      keys_M2: uint32.
+      count_M: int32, how often each counts; None: once.
+    """
+    size = keys_M2.shape[0]
+    number_M = jnp.arange(size, dtype=jnp.int32)
+    first_M, second_M, from_M = jax.lax.sort(
+        (keys_M2[:, 0], keys_M2[:, 1], number_M), num_keys=2, is_stable=False
+    )
+    changed_M = (first_M[1:] != first_M[:-1]) | (second_M[1:] != second_M[:-1])
+    group_M = jnp.cumsum(jnp.append(False, changed_M).astype(jnp.int32))
+    place_M = jnp.zeros(size, jnp.int32).at[from_M].set(group_M, unique_indices=True)
+    # The last of a group writes; all of it hold the same.
+    begins_U = jnp.full(size, size, jnp.int32).at[group_M].min(number_M, indices_are_sorted=True)
+    there_U = begins_U < size
+    keys_U2 = jnp.stack([first_M, second_M], axis=1).at[begins_U].get(mode="clip")
+    keys_U2 = jnp.where(there_U[:, None], keys_U2, EMPTY)
+    count_U = (
+        jnp.zeros(size, jnp.int32)
+        .at[place_M]
+        .add(jnp.ones(size, jnp.int32) if count_M is None else count_M)
+    )
+    return UniqueKeys(keys_U2, count_U, place_M)
+
+
+def segment_of(keys_U2: jax.Array) -> jax.Array:
+    """int32 `[U]` segment of each key."""
+    return (keys_U2[:, 0] >> _SEGMENT_SHIFT).astype(jnp.int32)
+
+
+def other_bits(keys_U2: jax.Array) -> jax.Array:
+    """uint32 `[U, 2]` bits of each key that tell nothing of its segment and buckets."""
+    return _scramble(keys_U2 ^ _ROUND_KEYS[0])
+
+
+def is_there(keys_U2: jax.Array) -> jax.Array:
+    """bool `[U]`, which are keys of ids."""
+    return (keys_U2 != EMPTY).any(axis=-1)
+
+
+def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
+    """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
+    column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
+    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D))
+    bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
+    # 24 bits, in the middle of their cells, so that neither 0 nor 1 comes.
+    uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24
+    edge = math.erf(2**0.5)
+    unit_CD = 2**0.5 * jax.lax.erf_inv((2 * uniform_CD - 1) * edge)
+    return jnp.clip(unit_CD, -2, 2) * std
