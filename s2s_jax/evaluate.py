@@ -6,7 +6,6 @@ and, where the table of items grows, which share of the events that the model wa
 Writes the same as JSON into the run directory.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2s_jax.config import Config, load
+from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data import held_out
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import EXIT_DONE, run_door
 from s2s_jax.serving.evaluation import Evaluation, Evaluator
 from s2s_jax.serving.restored import restore
 from s2s_jax.training import hosts
@@ -32,20 +31,16 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m s2s_jax.evaluate", allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--config", required=True, help="of the run; dotted overrides may follow")
+    parser = ConfigParser("s2s_jax.evaluate", "--config configs/ml1m.py")
     parser.add_argument(
         "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
     )
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; give --config configs/ml1m.py") from error
-    config = load(arguments.config, overrides)
+    read = parser.read(argv)
+    if read is None:
+        return EXIT_DONE
+    arguments, config = read
     # Refused before anything is read.
     held_out.targets(config, arguments.split)
     hosts.join()

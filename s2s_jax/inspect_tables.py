@@ -5,7 +5,6 @@ and its default row are; looks ids up; and lists the ids that a table lost since
 Ids of tables with a `hash_type` are hashes.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from s2s_jax.config import Config, load_json
+from s2s_jax.config import Config, Parser, load_json
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
-    parser = argparse.ArgumentParser(prog="python -m s2s_jax.inspect_tables", allow_abbrev=False)
+    parser = Parser("s2s_jax.inspect_tables", "RUN_DIR")
     parser.add_argument("run_dir", type=Path, help="directory of a run, train.output_dir")
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     parser.add_argument(

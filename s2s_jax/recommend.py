@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from s2s_jax.config import Config, load
+from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data import catalogue as catalogues
 from s2s_jax.data import orc
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
@@ -42,10 +42,7 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m s2s_jax.recommend", allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--config", required=True, help="of the run; dotted overrides may follow")
+    parser = ConfigParser("s2s_jax.recommend", "--config FILE --input LOGS --output FILE")
     parser.add_argument("--input", required=True, help="ORC files and directories, comma-separated")
     parser.add_argument("--output", required=True, type=Path, help="Parquet file")
     parser.add_argument("--top_k", type=int, default=100, help="items for each row")
@@ -57,13 +54,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--keep_seen", action="store_true", help="also recommend items of the history"
     )
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; give --config FILE --input LOGS --output FILE") from error
+    read = parser.read(argv)
+    if read is None:
+        return EXIT_DONE
+    arguments, config = read
     if arguments.top_k < 1:
         raise UserError(f"--top_k: expected at least 1, found {arguments.top_k}")
-    config = load(arguments.config, overrides)
     mesh = make_mesh()
     run = restore(config, mesh, arguments.checkpoint)
     logs = dataclasses.replace(config.io, data_paths=arguments.input)

@@ -5,12 +5,11 @@ evaluations, the configuration and, for some users, their last events beside wha
 recommends to them.
 """
 
-import argparse
 import contextlib
 import sys
 from pathlib import Path
 
-from s2s_jax.config import Config, load_json
+from s2s_jax.config import Config, Parser, load_json
 from s2s_jax.data.titles import read_titles
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 from s2s_jax.serving.record import read_record
@@ -24,9 +23,7 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m s2s_jax.report", allow_abbrev=False, exit_on_error=False
-    )
+    parser = Parser("s2s_jax.report", "RUN_DIR and whole numbers for --users")
     parser.add_argument("run_dir", type=Path, help="directory of a run, train.output_dir")
     parser.add_argument("--out", type=Path, help="HTML file; default: report.html in RUN_DIR")
     parser.add_argument("--users", type=int, default=5, help="users that are shown; 0: none")
@@ -35,10 +32,7 @@ def main(argv: list[str]) -> int:
         type=Path,
         help="CSV or Parquet of item ids and titles, or MovieLens' movies.dat",
     )
-    try:
-        arguments = parser.parse_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; give RUN_DIR and whole numbers for --users") from error
+    arguments = parser.parse_args(argv)
     if arguments.users < 0:
         raise UserError(f"--users: expected a number of users from 0 on, found {arguments.users}")
     config = load_json(arguments.run_dir / "config.json")

@@ -5,7 +5,6 @@ newest checkpoint of the run directory. Exit codes: 0 done, 2 a mistake to mend,
 finite, 75 stopped by SIGTERM or SIGINT and saved.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import re
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s2s_jax.config import Config, FeatureConfig, load, load_file, print_help
+from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data.batch_fill import with_packing
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
@@ -42,24 +41,10 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError, NotFiniteError: see `errors.run_door`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m s2s_jax.train", add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--config")
-    parser.add_argument("-h", "--help", action="store_true")
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; give --config configs/base.py") from error
-    if arguments.help:
-        example = FeatureConfig(name="item_id", hash_bucket_size=1_000_000)
-        default = Config(features=(example,))
-        config = load_file(arguments.config) if arguments.config else default
-        print_help(config, f"{parser.prog} --config {arguments.config or 'FILE'}")
+    read = ConfigParser("s2s_jax.train", "--config configs/base.py").read(argv)
+    if read is None:
         return EXIT_DONE
-    if arguments.config is None:
-        raise UserError("--config: expected a config file such as configs/base.py, found none")
-    config = load(arguments.config, overrides)
+    _, config = read
     hosts.join()
     code = train(config)
     hosts.leave()

@@ -445,9 +445,9 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_mistakes_of_the_command_line_are_one_line(tmp_path):
     for argv, what in (
-        ([], "--config: "),
-        (["--config"], "argument --config"),
-        (["--config", "x.py"], "--out: "),
+        ([], "the following arguments are required: --config, --out; give "),
+        (["--config"], "argument --config: expected one argument; give "),
+        (["--config", "x.py"], "the following arguments are required: --out; give "),
     ):
         with pytest.raises(UserError, match=f"^{what}"):
             main(argv)

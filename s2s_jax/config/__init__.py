@@ -1,6 +1,7 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
-from s2s_jax.config.loading import load, load_file, load_json, print_help
+from s2s_jax.config.command_line import ConfigParser, Parser
+from s2s_jax.config.loading import load, load_file, load_json
 from s2s_jax.config.schema import (
     Config,
     EvalConfig,
@@ -15,16 +16,17 @@ from s2s_jax.config.validation import validate
 
 __all__ = [
     "Config",
+    "ConfigParser",
     "EvalConfig",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
     "LossConfig",
     "ModelConfig",
+    "Parser",
     "TrainConfig",
     "load",
     "load_file",
     "load_json",
-    "print_help",
     "validate",
 ]

@@ -13,7 +13,6 @@ The file is Parquet: `item`, `count` and, for each feature, `ids/<name>`, lists 
 Shapes: I items, K ids of a bag, W words of an id.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -24,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.config import Config, FeatureConfig, load_file, print_help
-from s2s_jax.config import load as load_config
+from s2s_jax.config import Config, ConfigParser, FeatureConfig
 from s2s_jax.data import features
 from s2s_jax.data.cache import decoding_settings
 from s2s_jax.data.held_out import Cut, settings_of_split, training_cut
@@ -227,30 +225,12 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `collect` and `save`; or the command line is wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m s2s_jax.data.catalogue",
-        add_help=False,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--config")
-    parser.add_argument("--out")
-    parser.add_argument("-h", "--help", action="store_true")
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; give --config configs/base.py --out FILE") from error
-    if arguments.help:
-        example = FeatureConfig(name="item_id", hash_bucket_size=1_000_000)
-        default = Config(features=(example,))
-        config = load_file(arguments.config) if arguments.config else default
-        print_help(config, f"{parser.prog} --config {arguments.config or 'FILE'} --out FILE")
+    parser = ConfigParser("s2s_jax.data.catalogue", "--config configs/base.py --out FILE")
+    parser.add_argument("--out", required=True, metavar="PARQUET", help="file to write")
+    read = parser.read(argv)
+    if read is None:
         return EXIT_DONE
-    if arguments.config is None:
-        raise UserError("--config: expected a config file such as configs/base.py, found none")
-    if arguments.out is None:
-        raise UserError("--out: expected a file such as catalogue.parquet, found none")
-    config = load_config(arguments.config, overrides)
+    arguments, config = read
     # As training does that collects its own: what is held out has no say in it.
     catalogue = collect(config, config.eval.held_out)
     save(catalogue, arguments.out, config)
