@@ -51,9 +51,16 @@ def main(argv: list[str]) -> int:
         name = f"evaluation_{arguments.split}_{run.step}.json"
         out = arguments.out or Path(config.train.output_dir) / name
         out.write_text(json.dumps(_as_json(config, run.step, arguments.split, found), indent=2))
-        _print(found, f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}")
+        where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
+        _print(found, f"{_track(config)}: {where}")
     hosts.leave()
     return EXIT_DONE
+
+
+def _track(config: Config) -> str:
+    """What is known of the events to be found: figures of other tracks are no match."""
+    known = config.known_of_next
+    return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
 
 
 def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[str, Any]:
@@ -64,6 +71,7 @@ def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[s
         "split_at": config.eval.split_at,
         "validation_at": config.eval.validation_at,
         "filter_seen": config.eval.filter_seen,
+        "known_of_target": list(config.known_of_next),
         "data_paths": config.io.data_paths,
         "metrics": found.metrics,
         "intervals_95": {name: list(ends) for name, ends in found.intervals.items()},
@@ -73,7 +81,7 @@ def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[s
 def _print(found: Evaluation, title: str) -> None:
     console = Console()
     values = found.metrics
-    table = Table(title=f"{values['eval/users']:,.0f} users: {title}")
+    table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
     for column in ("", "value", "95% interval", "popularity"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in _SHOWN:

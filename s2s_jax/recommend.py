@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def main(argv: list[str]) -> int:
     run = restore(config, mesh, arguments.checkpoint)
     logs = dataclasses.replace(config.io, data_paths=arguments.input)
     index = index_files(dataclasses.replace(config, io=logs))
+    if config.known_of_next:
+        print(
+            f"note: {', '.join(config.known_of_next)} tell of the next event (of_next), of which "
+            f"nothing is known when recommending: they are left empty, as they never are in training",
+            file=sys.stderr,
+        )
     _check_user_column(index, arguments.user_column)
     if arguments.catalogue is None:
         catalogue = catalogues.collect(config)

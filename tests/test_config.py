@@ -102,6 +102,7 @@ def test_overrides_are_typed():
         (["--features.1.shard_name", "item_id"], "features.1.hash_bucket_size", ["2048000"]),
         (["--features.1.name", "item_id"], "features.1.name", ["used once"]),
         (["--loss.target_features", "itme_id"], "loss.target_features", ["item_id", "itme_id"]),
+        (["--features.1.of_next", "True"], "features.1.of_next", ["loss.target_features", "True"]),
         (["--loss.item_feature", "sku"], "loss.item_feature", ["timestamp", "'sku'"]),
         (["--loss.log_q_from", "stream"], "loss.log_q_from", ["loss.log_q is False", "'stream'"]),
         (["--loss.temperature", "0"], "loss.temperature", ["more than 0"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
@@ -162,6 +163,31 @@ def test_training_never_sees_what_is_held_out(log):
         assert (found[len(kept) :] == -1).all()
 
 
+def test_only_what_tells_of_the_next_event_knows_the_target(log):
+    config = evaluating(log, Path("unused"))
+    behavior = config.feature("behavior_id")
+    asked = dataclasses.replace(behavior, name="asked", column="behavior_id", of_next=True)
+    config = dataclasses.replace(config, features=(*config.features, asked))
+    numbers = ItemNumbers(collect(config), config)
+    reader = HistoryReader(config, index_files(config), numbers, USERS)
+    place = features.id_columns(config.features)
+    for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
+        targets = None if split is None else held_out.targets(config, split)
+        batches = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
+        found = [
+            (b.arrays["ids"][n], b.arrays["length"][n]) for b in batches for n in range(b.users)
+        ]
+        rows = [row for row in rows_of(log) if len(row["item_id"]) > left_out]
+        for row, (ids, length) in zip(rows, found, strict=True):
+            end = len(row["item_id"]) - left_out
+            first = max(end - config.model.seq_len, 0)
+            own = [b for (b,) in row["behavior_id"]]
+            assert ids[:length, place["behavior_id"]].ravel().tolist() == own[first:end]
+            # Of the last event of a row there is none.
+            following = [*own, -1][first + 1 : end + 1]
+            assert ids[:length, place["asked"]].ravel().tolist() == following
+
+
 def test_histories_end_before_the_target(log):
     config = evaluating(log, Path("unused"))
     catalogue = collect(config)
@@ -258,6 +284,47 @@ def test_the_evaluate_door(trained, tmp_path, capsys, caplog):
     assert result["split"] == "test"
     assert f"{result['metrics']['eval/hr@10']:.4f}" in told
     assert "popularity" in told
+    assert "time-blind" in told
+    assert result["known_of_target"] == []
+
+
+@pytest.mark.slow
+def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
+    """Items of behaviour b are the b-th ten: knowing the next behaviour, a tenth are left to choose."""
+    rng = np.random.default_rng(0)
+    behavior = [rng.integers(0, 10, 12).tolist() for _ in range(300)]
+    item = [[10 * b + int(rng.integers(10)) for b in row] for row in behavior]
+    columns = {"item_id": item, "behavior_id": behavior, "tags": item}
+    table = pa.table({name: [[[x] for x in row] for row in rows] for name, rows in columns.items()})
+    (tmp_path / "log").mkdir()
+    orc.write_table(table, str(tmp_path / "log" / "part-0.orc"))
+    hits = {}
+    for known in (False, True):
+        config = evaluating(tmp_path / "log", tmp_path / str(known), every_steps=600)
+        changed = tuple(
+            dataclasses.replace(f, of_next=known, hash_bucket_size=10)
+            if f.name == "behavior_id"
+            else f
+            for f in config.features
+        )
+        train_config = dataclasses.replace(config.train, train_steps=600)
+        config = dataclasses.replace(config, features=changed, train=train_config)
+        assert train(config, one_device()) == 0
+        capsys.readouterr()
+        arguments = ["--config", config_file(config, tmp_path / str(known))]
+        assert evaluate.main(arguments) == 0
+        told = capsys.readouterr().out
+        assert ("knowing behavior_id of the event" in told) == known
+        (result,) = (tmp_path / str(known)).glob("evaluation_test_*.json")
+        result = json.loads(result.read_text())
+        assert result["known_of_target"] == (["behavior_id"] if known else [])
+        hits[known] = result["metrics"]["eval/hr@10"]
+    # By chance a tenth, and all.
+    assert hits[False] < 0.3
+    assert hits[True] > 0.8
+    recs = ["--input", str(tmp_path / "log"), "--output", str(tmp_path / "recs.parquet")]
+    assert recommend.main([*arguments, *recs, "--top_k", "3"]) == 0
+    assert "behavior_id tell of the next event" in capsys.readouterr().err
 
 
 def test_nothing_held_out_is_refused(log, tmp_path):

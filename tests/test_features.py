@@ -55,7 +55,8 @@ def slow_batch(rows: list[dict], batch_rows: int, config: Config) -> dict[str, n
         for feature in config.features:
             bags = row[feature.column_name] or [None] * positions
             for at, position in enumerate(kept):
-                ids = slow_ids(bags, position, feature)
+                shown = position + feature.of_next
+                ids = slow_ids(bags, shown, feature) if shown < positions else []
                 batch["ids"][n, at, first_column : first_column + len(ids)] = ids
             first_column += feature.bag_size
     return batch
@@ -133,7 +134,11 @@ def logs(draw):
             value = st.none() | bag
         columns.append(
             FeatureConfig(
-                name=f"f{i}", hash_type=hash_type, hash_bucket_size=BUCKETS, bag_size=bag_size
+                name=f"f{i}",
+                hash_type=hash_type,
+                hash_bucket_size=BUCKETS,
+                bag_size=bag_size,
+                of_next=draw(st.booleans()),
             )
         )
         types[f"f{i}"] = wrap(pa.list_(element)) if bagged else wrap(element)

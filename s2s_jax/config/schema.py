@@ -88,6 +88,11 @@ class FeatureConfig:
     """Unit of times that are numbers or text, since 1970"""
     utc_offset_hours: float = 0.0
     """Added to times for hour_of_day and day_of_week, to make them local"""
+    of_next: bool = False
+    """Each event shows the value of the row's next event instead of its own (the last event none): what
+    is known of an event when it is asked for, such as its hour or the gap before it. Makes evaluation
+    time-aware, since it knows this of the events to be found; recommending does not. Not for what
+    scored events show (loss.target_features)"""
     emb_dim: int = 128
     """Width of the embedding"""
     hash_type: Literal["murmur", "farm"] | None = None
@@ -370,6 +375,11 @@ class Config:
     def history_len(self) -> int:
         """Positions of a row of the log that are kept: all windows, each sharing one with the next."""
         return self.io.windows * (self.model.seq_len - 1) + 1
+
+    @property
+    def known_of_next(self) -> tuple[str, ...]:
+        """Names of the features that tell of the next event; evaluation is time-blind without any."""
+        return tuple(f.name for f in self.features if f.of_next)
 
     @property
     def target_features(self) -> tuple[str, ...]:

@@ -314,6 +314,14 @@ def _check_loss(config: Config) -> None:
         _require(len(loss.target_features) > 0, "loss.target_features", "one or more", ())
         for name in loss.target_features:
             _require(name in names, "loss.target_features", f"features ({listed})", name)
+    for i, feature in enumerate(config.features):
+        _require(
+            not feature.of_next or feature.name not in config.target_features,
+            f"features.{i}.of_next",
+            "False for what scored events show (loss.target_features), which would tell of the event "
+            "after",
+            feature.of_next,
+        )
 
 
 def _check_train(config: Config) -> None:

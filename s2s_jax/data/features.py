@@ -125,6 +125,9 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
             # Rows without the feature are missing it at all their positions.
             present_P = np.repeat(found[name] == lengths_N, lengths_N)
         _fill(mine_PK, entries[name], present_P, feature, where)
+        if feature.of_next:
+            mine_PK[:-1] = mine_PK[1:]
+            mine_PK[starts_N[1:][lengths_N > 0] - 1] = NO_ID
     return kept
 
 

@@ -31,7 +31,15 @@ from s2s_jax.training.step import TrainState
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 # Changing these would silently give weights another meaning.
-_FIXED_OF_FEATURE = ("name", "emb_dim", "hash_type", "hash_bucket_size", "shard_name", "unknown")
+_FIXED_OF_FEATURE = (
+    "name",
+    "of_next",
+    "emb_dim",
+    "hash_type",
+    "hash_bucket_size",
+    "shard_name",
+    "unknown",
+)
 # What runs have that were made before a key existed.
 _DEFAULT_OF_FEATURE = {
     field.name: field.default
