@@ -44,6 +44,17 @@ def config(**changes) -> Config:
     return made
 
 
+def growing(config: Config, **settings) -> Config:
+    """The same with tables that grow for items and tags, which share one."""
+    features = tuple(
+        dataclasses.replace(f, hash_bucket_size=0, capacity=1, **settings)
+        if f.table_name == "item_id"
+        else f
+        for f in config.features
+    )
+    return dataclasses.replace(config, features=features)
+
+
 def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
     """A batch of random sequences, the first of them full and the last empty."""
     rng = np.random.default_rng(seed)

@@ -40,15 +40,7 @@ def evaluating(log, run_dir, grows=False, **settings):
     config = job(log, run_dir)
     made = {"held_out": 2, "batch_size": 32} | settings
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **made))
-    if grows:
-        changed = tuple(
-            dataclasses.replace(f, hash_bucket_size=0, capacity=1)
-            if f.table_name == "item_id"
-            else f
-            for f in config.features
-        )
-        config = dataclasses.replace(config, features=changed)
-    return config
+    return small.growing(config) if grows else config
 
 
 @pytest.fixture(scope="module")

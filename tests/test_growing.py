@@ -28,17 +28,6 @@ ROWS = 16
 SMALLEST = NUM_SEGMENTS * SLOTS
 
 
-def growing(config, **settings):
-    """The same with tables that grow for items and tags, which share one."""
-    features = tuple(
-        dataclasses.replace(f, hash_bucket_size=0, capacity=1, **settings)
-        if f.table_name == "item_id"
-        else f
-        for f in config.features
-    )
-    return dataclasses.replace(config, features=features)
-
-
 def rows_in_map(state, name, ids):
     """Where ids are in a growing table, found by looking at all keys."""
     keys = np.asarray(state.maps[name].keys_R2)
@@ -50,7 +39,7 @@ def rows_in_map(state, name, ids):
 def test_equals_a_table_with_a_row_for_each_id():
     devices, microbatches = 4, 2
     dense = small.config()
-    config = growing(dense)
+    config = small.growing(dense)
     mesh = make_mesh(jax.devices()[:devices])
     ours, theirs = make_step_functions(config, mesh), make_step_functions(dense, mesh)
     state, other = ours.init(), theirs.init()
@@ -116,7 +105,7 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(log, tmp_path_factory):
-    config = growing(job(log, tmp_path_factory.mktemp("run"), log_steps=1))
+    config = small.growing(job(log, tmp_path_factory.mktemp("run"), log_steps=1))
     assert train(config, one_device()) == 0
     return config
 
@@ -143,7 +132,7 @@ def test_a_table_grows_between_steps(straight):
 def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, steps_before):
     """As one that was killed after it grew and before it saved, and starts from its last checkpoint."""
     stop = grew_at(straight) - steps_before
-    config = growing(job(log, tmp_path, log_steps=1))
+    config = small.growing(job(log, tmp_path, log_steps=1))
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=stop))
     assert train(short, one_device()) == 0
     assert train(config, one_device()) == 0
@@ -151,10 +140,10 @@ def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, 
 
 
 def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_path, capsys):
-    config = growing(job(log, tmp_path, log_steps=1))
+    config = small.growing(job(log, tmp_path, log_steps=1))
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=36))
     assert train(short, one_device()) == 0
-    larger = growing(job(log, tmp_path, log_steps=1))
+    larger = small.growing(job(log, tmp_path, log_steps=1))
     features = tuple(
         dataclasses.replace(f, capacity=16 * SMALLEST) if f.grows else f for f in larger.features
     )
@@ -169,7 +158,7 @@ def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_
 
 
 def test_a_full_table_stops_the_run_saved(log, tmp_path):
-    config = growing(job(log, tmp_path, log_steps=1), max_capacity=SMALLEST, on_full="stop")
+    config = small.growing(job(log, tmp_path, log_steps=1), max_capacity=SMALLEST, on_full="stop")
     with pytest.raises(UserError, match=r"table item_id is full: .* raise its max_capacity"):
         train(config, one_device())
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
@@ -179,7 +168,7 @@ def test_a_full_table_stops_the_run_saved(log, tmp_path):
 @pytest.fixture(scope="module")
 def evicting(log, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("evicting")
-    config = growing(job(log, run_dir, log_steps=1), evict_after_steps=2, evict_every=5)
+    config = small.growing(job(log, run_dir, log_steps=1), evict_after_steps=2, evict_every=5)
     assert train(config, one_device()) == 0
     return config
 
@@ -194,7 +183,7 @@ def test_ids_leave_a_table_that_evicts(evicting):
 
 
 def test_moments_are_taken_and_put_back():
-    state = make_step_functions(growing(small.config()), one_device()).init()
+    state = make_step_functions(small.growing(small.config()), one_device()).init()
     moments = jax.tree.map(lambda x: x + 1, table_moments(state.opt_state))
     changed = with_table_moments(state.opt_state, moments)
     assert jax.tree.structure(changed) == jax.tree.structure(state.opt_state)

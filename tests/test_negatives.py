@@ -35,15 +35,7 @@ def configured(log, tmp_path, grows=False, **loss):
         loss=dataclasses.replace(config.loss, **loss),
         model=dataclasses.replace(config.model, dropout=0.0),
     )
-    if grows:
-        changed = tuple(
-            dataclasses.replace(f, hash_bucket_size=0, capacity=1)
-            if f.table_name == "item_id"
-            else f
-            for f in config.features
-        )
-        config = dataclasses.replace(config, features=changed)
-    return config
+    return small.growing(config) if grows else config
 
 
 def stream_shares(batches):

@@ -18,7 +18,7 @@ import pytest
 import small
 from flax import nnx
 from test_evaluation import config_file, evaluating, rows_of
-from test_growing import SMALLEST, growing, rows_in_map
+from test_growing import SMALLEST, rows_in_map
 from test_train import one_device
 
 from s2s_jax import evaluate, inspect_tables, recommend
@@ -43,7 +43,7 @@ def waiting(config, unknown="default_row"):
     """The same, small, with a table whose ids get a row when they are seen for the second time."""
     model = dataclasses.replace(config.model, num_layers=1, dropout=0.0)
     config = dataclasses.replace(config, model=model, lr=LR)
-    return growing(config, admit_after=2, unknown=unknown)
+    return small.growing(config, admit_after=2, unknown=unknown)
 
 
 CONFIG = waiting(small.config())

@@ -115,13 +115,15 @@ def share(log: Block, bins: int, seq_len: int, keep_newest: bool) -> Share:
     found = _try(lengths_R, longest, bins, seq_len, keep_newest)
     if found is None:
         # Single positions fit; the greatest length that does is somewhere above.
-        low, high = 1, longest
+        low, high = 0, longest
         while high - low > 1:
             middle = (low + high) // 2
-            fits = _try(lengths_R, middle, bins, seq_len, keep_newest) is not None
-            low, high = (middle, high) if fits else (low, middle)
+            tried = _try(lengths_R, middle, bins, seq_len, keep_newest)
+            if tried is None:
+                high = middle
+            else:
+                low, found = middle, tried
         longest = low
-        found = _try(lengths_R, longest, bins, seq_len, keep_newest)
     assert found is not None, "more rows than positions"
     windows, contents = found
     order = np.array([w for row in contents for w in row], np.int64)
