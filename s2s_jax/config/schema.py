@@ -42,7 +42,7 @@ class IOConfig:
     """Rows of the log (users) of one device in one forward pass, which lie side by side in its
     batch_size rows, as sequences that know nothing of each other. Where they do not fit, the longest
     lose positions (cut_positions in the metrics counts these). auto: so many that they fill 85%
-    of batch_size x model.seq_len positions on average, as the files' footers tell. None: a user a
+    of batch_size x model.seq_len positions on average, as some stripes of the log tell. None: a user a
     row"""
     windows: int = 1
     """Windows of model.seq_len that a longer sequence is cut into at most, the newest ones (or oldest,

@@ -1,21 +1,57 @@
-"""How many users fill a batch, as far as the footers of the files tell how long their rows are."""
+"""How many users fill a batch: from some stripes of the log or, without reading any, from footers."""
 
 import dataclasses
 
+import numpy as np
+
 from s2s_jax.config import Config
+from s2s_jax.data import columns, features, held_out, orc
 from s2s_jax.data.index import FileIndex
+from s2s_jax.errors import UserError
 
 # Share of the positions that packing should fill on average, so that little has to be cut; and how many
 # times the users it should hold to be worth a note.
 _WELL_FILLED, _WORTH_PACKING = 0.85, 2
 
+# Stripes, evenly spread over the log, whose rows are looked at.
+_STRIPES_READ = 8
+
 
 def with_packing(config: Config, index: FileIndex) -> Config:
-    """`config` with a number where `io.packing` is auto: the users that fill a batch well."""
+    """`config` with a number where `io.packing` is auto: the users that fill a batch well.
+
+    A function of the files alone, so that all hosts, and a run that is continued, find the same.
+
+    Raises:
+      UserError: a stripe cannot be read and `io.on_error` is stop.
+    """
     if config.io.packing != "auto":
         return config
-    packing = _users_that_fit(config, _mean_positions(config, index))
+    lengths = _kept_lengths(config, index)
+    # Where nothing can be read, batches are empty however many users they have.
+    packing = _users_that_fit(config, float(lengths.mean())) if len(lengths) else 1
     return dataclasses.replace(config, io=dataclasses.replace(config.io, packing=packing))
+
+
+def _kept_lengths(config: Config, index: FileIndex) -> np.ndarray:
+    """int64 positions that training sees of rows of some stripes, those with at least one."""
+    stripes, cut = index.stripes, held_out.training_cut(config)
+    names = features.column_names(config.features)
+    chosen = np.unique(np.linspace(0, len(stripes) - 1, _STRIPES_READ).round().astype(int))
+    found = [np.empty(0, np.int64)]
+    for file, number, first_row in (stripes[n] for n in chosen.tolist()):
+        try:
+            batch = orc.read_stripe(file, number, names)
+            of_columns = [columns.list_lengths(batch.column(name)) for name in names]
+            lengths_N = np.maximum.reduce(of_columns).astype(np.int64)
+            kept_N = cut.kept(batch, lengths_N, file, first_row)
+        except UserError:
+            # What cannot be read is told, once, by what reads everything.
+            if config.io.on_error == "stop":
+                raise
+            continue
+        found.append(np.minimum(kept_N[kept_N > 0], config.history_len))
+    return np.concatenate(found)
 
 
 def packing_notes(config: Config, index: FileIndex) -> list[str]:
@@ -65,6 +101,4 @@ def _mean_positions(config: Config, index: FileIndex) -> float:
 
 def _users_that_fit(config: Config, mean: float) -> int:
     room = config.io.batch_size * config.model.seq_len
-    if not mean:
-        return config.io.batch_size
     return max(1, int(_WELL_FILLED * room / min(mean, config.history_len)))
