@@ -8,7 +8,7 @@ finite, 75 stopped by SIGTERM or SIGINT and saved.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config, ConfigParser
-from s2s_jax.data.batch_fill import with_packing
+from s2s_jax.data.batch_fill import packing_notes, with_packing
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, UserError, run_door
@@ -68,6 +68,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     ):
         checkpoints.check_config()
         index = index_files(config)
+        notes = packing_notes(config, index)
         config = with_packing(config, index)
         items = None
         if config.loss.needs_catalogue:
@@ -92,7 +93,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             progress = _start_or_continue(job)
             total_steps = _total_steps(config, reader, progress.step)
             checkpoints.write_config()
-            _describe(job, progress, total_steps)
+            _describe(job, progress, total_steps, notes)
             if progress.step < total_steps:
                 with _make_writer(config, progress, total_steps) as writer, hosts.ending_together():
                     Loop(job, progress, total_steps, writer, stop, _evaluation(job)).run()
@@ -174,7 +175,7 @@ def _total_steps(config: Config, reader: Reader, step: int) -> int:
     return min(end for end in ends if end is not None)
 
 
-def _describe(job: Job, progress: Progress, total_steps: int) -> None:
+def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[str]) -> None:
     def count(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -186,7 +187,9 @@ def _describe(job: Job, progress: Progress, total_steps: int) -> None:
         f"{total_steps:,} steps into {job.config.train.output_dir}; reading holds about "
         f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows"
     )
-    for note in job.reader.notes:
+    if job.config.io.packing is not None:
+        hosts.say(f"{job.config.io.packing:,} users fill a device's batch (io.packing)")
+    for note in (*notes, *job.reader.notes):
         hosts.say(note)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2s_jax.config import EvalConfig, FeatureConfig, IOConfig, LossConfig, validate
-from s2s_jax.data.batch_fill import with_packing
+from s2s_jax.data.batch_fill import packing_notes, with_packing
 from s2s_jax.data.blocks import NO_ID, packed_block
 from s2s_jax.data.index import index_files
 from s2s_jax.data.packing import NO_SEGMENT, cut_windows, lay_out, share
@@ -194,19 +194,22 @@ def test_settings_that_cannot_work_are_named(log, io, path):
         ({"packing": 5}, None),
         ({"packing": 40}, "the longest are cut; io.packing 4 (or auto) would fit"),
         ({"packing": 2}, "most of it is padding; io.packing 4 (or auto) would fill it"),
+        ({"packing": "auto"}, None),
         ({"packing": None, "windows": 1}, None),
     ],
 )
 def test_notes_say_what_packing_fits(log, io, note):
-    notes = Reader(packed_config(log, **io), 60).notes
-    assert [n for n in notes if "packing" in n] == [n for n in notes if note and note in n]
-    assert (note is None) == (not any("packing" in n for n in notes))
+    config = packed_config(log, **io)
+    notes = packing_notes(config, index_files(config))
+    assert len(notes) == (note is not None)
+    assert all(note in found for found in notes)
 
 
 def test_a_log_of_short_rows_is_told_of_packing(log):
     config = packed_config(log, packing=None, windows=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
-    assert any("io.packing" in note and "padding" in note for note in Reader(config, 7).notes)
+    (note,) = packing_notes(config, index_files(config))
+    assert "are padding; io.packing auto would fill them" in note
 
 
 @pytest.mark.parametrize(("held_out", "windows"), [(0, 3), (2, 3), (0, 1)])

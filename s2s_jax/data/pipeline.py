@@ -13,7 +13,6 @@ import numpy as np
 
 from s2s_jax.config import Config
 from s2s_jax.data import blocks, stripes
-from s2s_jax.data.batch_fill import packing_notes
 from s2s_jax.data.features import id_width
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
 from s2s_jax.data.memory import keep_freed_memory
@@ -247,7 +246,7 @@ class Reader(Iterator[Batch]):
         keep_freed_memory()
         self._index = index_files(config) if index is None else index
         self.skipped_files = self._index.skipped
-        self.notes = _stripe_notes(self._index, config) + packing_notes(config, self._index)
+        self.notes = _stripe_notes(self._index, config)
         self._iterator: Any = None
         self._go_to(Place(0, 0), None)
         self.rows_per_epoch = sum(self._index.stripe_rows)
