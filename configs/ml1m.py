@@ -1,4 +1,6 @@
-"""MovieLens-1M, or any log of its size, on a CPU: 40 epochs of 6,040 users in about 40 minutes.
+"""MovieLens-1M, or any log of items, on a CPU: 40 epochs of 6,040 users in about 40 minutes.
+
+A step has as many users as fill it, and a larger log takes no longer: its run ends after as many steps.
 
 The ORC files are looked for in ml-1m under $S2S_JAX_DATA, by default ../shared/data beside the
 checkout; any other place is a flag away: `--io.data_paths DIR`.
@@ -33,7 +35,7 @@ def get_config() -> Config:
             base.io,
             data_paths=str(data / "ml-1m"),
             batch_size=16,
-            packing=16,
+            packing="auto",
             windows=12,
             thread_num=1,
         ),
@@ -79,6 +81,11 @@ def get_config() -> Config:
         loss=LossConfig(negatives="uniform", num_negatives=4_096),
         eval=EvalConfig(held_out=2, every_steps=1_512),
         train=TrainConfig(
-            output_dir="runs/ml1m", train_epoch=40, log_steps=100, save_steps=1_512, max_to_keep=2
+            output_dir="runs/ml1m",
+            train_epoch=40,
+            train_steps=15_120,
+            log_steps=100,
+            save_steps=1_512,
+            max_to_keep=2,
         ),
     )
