@@ -71,7 +71,12 @@ def test_20_steps_do_not_depend_on_the_devices(devices):
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatches"), [(1, 4), pytest.param(1, 16, marks=pytest.mark.slow), (2, 4)]
+    ("devices", "microbatches"),
+    [
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        pytest.param(1, 16, marks=pytest.mark.slow),
+        (2, 4),
+    ],
 )
 def test_accumulation_equals_the_large_batch(devices, microbatches):
     accumulated = run(CLIPPED, devices=devices, microbatches=microbatches)
