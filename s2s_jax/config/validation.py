@@ -314,12 +314,13 @@ def _check_loss(config: Config) -> None:
         _require(len(loss.target_features) > 0, "loss.target_features", "one or more", ())
         for name in loss.target_features:
             _require(name in names, "loss.target_features", f"features ({listed})", name)
+    shown = {config.feature(name).column_name for name in config.target_features}
     for i, feature in enumerate(config.features):
         _require(
-            not feature.of_next or feature.name not in config.target_features,
+            not feature.of_next or feature.column_name not in shown,
             f"features.{i}.of_next",
-            "False for what scored events show (loss.target_features), which would tell of the event "
-            "after",
+            f"False for columns that scored events show ({', '.join(sorted(shown))}), which would give "
+            "the event away",
             feature.of_next,
         )
 

@@ -2,12 +2,12 @@
 
 A map's arrays lie beside the rows of its table and are sharded as these are. An id belongs to one of S
 segments, and to two buckets of 16 slots in it, by bits of its key; a key is the id scrambled by a
-permutation of 64-bit numbers (`id_keys`). The slot is the row. Finding
-looks at these two buckets; a new id takes a free slot of the emptier one (Azar et al., "Balanced
-allocations", 1999; on GPUs, Awad et al., "Analyzing and implementing GPU hash tables", 2023) or, if both
-are full, the slot of one that can move to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001);
-removing empties the slot and leaves no trace. When the number of buckets doubles, what is in bucket b
-goes to the same slot of bucket b or of its double, so growing copies and never fails.
+permutation of 64-bit numbers (`id_keys`). The slot is the row. Finding looks at these two buckets; a new
+id takes a free slot of the emptier one (Azar et al., "Balanced allocations", 1999; on GPUs, Awad et al.,
+"Analyzing and implementing GPU hash tables", 2023) or, if both are full, the slot of one that can move
+to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001); removing empties the slot and leaves no
+trace. When the number of buckets doubles, what is in bucket b goes to the same slot of bucket b or of
+its double, so growing copies and never fails.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
 and U ids of a device, C new ids that are placed together, D table width, W cells of a sketch.
