@@ -164,7 +164,8 @@ def test_values_against_loops():
                 sum(1 / np.log2(r + 2) for r in hits) / best
             )
         assert values["mrr"][u] == pytest.approx(1 / (min(targets) + 1))
-    result = metrics.summarize(metrics.user_values(np.asarray([0, 9, 10, 300])))
+    # As devices count.
+    result = metrics.summarize(metrics.user_values(np.asarray([0, 9, 10, 300], np.int32)))
     assert result["eval/hr@10"] == result["eval/recall@10"] == 0.5
     assert result["eval/ndcg@10"] == pytest.approx((1 + 1 / np.log2(11)) / 4)
     assert result["eval/mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 301) / 4)

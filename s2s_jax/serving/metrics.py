@@ -38,7 +38,8 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
     Raises:
       ValueError: a user has no target, or there is no user.
     """
-    rank_UT = np.asarray(rank_UT)
+    # Ranks of 32 bits come from devices; "no rank" below needs more.
+    rank_UT = np.asarray(rank_UT, np.int64)
     rank_UT = rank_UT[:, None] if rank_UT.ndim == 1 else rank_UT
     real_UT = rank_UT >= 0
     targets_U = real_UT.sum(axis=1)
