@@ -121,6 +121,64 @@ def test_packed_batches_hold_the_windows_of_whole_rows(log, side):
     assert {batch["length"].shape for batch in batches} == {(40,)}
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_epoch_trains_on_a_run_of_each_history(log, side):
+    config = packed_config(
+        log, truncate_side=side, packing=None, windows=4, windows_per_epoch=1, batch_size=50
+    )
+    validate(config)
+    whole = dataclasses.replace(
+        config,
+        io=dataclasses.replace(config.io, windows=1, windows_per_epoch=None),
+        model=dataclasses.replace(config.model, seq_len=config.history_len),
+    )
+    runs, histories = (itertools.islice(Reader(c, 50), 60) for c in (config, whole))
+    at_end, offs = [], []
+    for run, history in zip(runs, histories, strict=True):
+        for row, length in enumerate(run.arrays["length"].tolist()):
+            most = int(history.arrays["length"][row])
+            assert length == min(most, L)
+            if most <= L:
+                np.testing.assert_array_equal(
+                    run.arrays["ids"][row, :length], history.arrays["ids"][row, :length]
+                )
+                continue
+            places = [
+                begin
+                for begin in range(most - L + 1)
+                if np.array_equal(
+                    run.arrays["ids"][row], history.arrays["ids"][row, begin : begin + L]
+                )
+            ]
+            (begin,) = places
+            spare = most - L
+            off = spare - begin if side == "left" else begin
+            # Half are drawn, and of these each place is as likely.
+            at_end.append((off == 0) - 0.5 - 0.5 / (spare + 1))
+            offs += [] if off == 0 else [off / spare - (spare + 1) / 2 / spare]
+    assert len(offs) > 200
+    assert abs(np.mean(at_end)) < 0.05
+    assert abs(np.mean(offs)) < 0.05
+
+
+def test_runs_do_not_depend_on_who_reads_them(log):
+    config = packed_config(log, windows=4, windows_per_epoch=1, batch_size=30)
+    alone = dataclasses.replace(config, io=dataclasses.replace(config.io, packing=None))
+    expected = sorted(s for batch in epoch(alone, 50) for s in sequences(batch))
+    assert max(map(len, expected)) == L
+    for rows, hosts in ((12, 1), (24, 1), (24, 2)):
+        shares = [epoch(config, rows, Share(host, hosts)) for host in range(hosts)]
+        batches = itertools.chain.from_iterable(shares)
+        assert sorted(s for batch in batches for s in sequences(batch)) == expected
+    reader, other = Reader(config, 24), Reader(config, 24)
+    for _ in range(4):
+        next(reader)
+    other.set_state(reader.get_state())
+    continued, batch = next(other), next(reader)
+    for name, array in continued.arrays.items():
+        np.testing.assert_array_equal(array, batch.arrays[name])
+
+
 @given(lengths, st.integers(1, 9), st.integers(2, 9), st.booleans())
 def test_what_does_not_fit_is_cut_from_the_longest_and_counted(lengths, bins, seq_len, newest):
     lengths = lengths[: bins * seq_len]
@@ -179,6 +237,10 @@ def test_a_host_without_rows_has_growing_ids_too(log):
         ({"packing": 2 * L + 1, "batch_size": 2}, "io.packing"),
         ({"packing": None}, "io.windows"),
         ({"windows": 0}, "io.windows"),
+        ({"packing": None, "windows_per_epoch": 2}, "io.windows"),
+        ({"windows_per_epoch": 0}, "io.windows_per_epoch"),
+        ({"windows_per_epoch": 3}, "io.windows_per_epoch"),
+        ({"windows_per_epoch": 1, "shuffle": False}, "io.windows_per_epoch"),
         ({"layout": "flat"}, "io.layout"),
     ],
 )
@@ -212,16 +274,20 @@ def test_a_log_of_short_rows_is_told_of_packing(log):
     assert "are padding; io.packing auto would fill them" in note
 
 
-@pytest.mark.parametrize(("held_out", "windows"), [(0, 3), (2, 3), (0, 1)])
-def test_auto_packs_users_that_fill_a_batch(log, held_out, windows):
-    config = packed_config(log, packing="auto", windows=windows, batch_size=20)
+@pytest.mark.parametrize(
+    ("held_out", "windows", "per_epoch"), [(0, 3, None), (2, 3, None), (0, 1, None), (2, 3, 1)]
+)
+def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
+    config = packed_config(
+        log, packing="auto", windows=windows, windows_per_epoch=per_epoch, batch_size=20
+    )
     config = dataclasses.replace(config, eval=EvalConfig(held_out=held_out))
     whole = dataclasses.replace(
         packed_config(log, packing=None, windows=1),
         model=dataclasses.replace(config.model, seq_len=40),
     )
     (batch,) = epoch(whole, 50)
-    kept = np.minimum(batch["length"] - held_out, windows * (L - 1) + 1)
+    kept = np.minimum(batch["length"] - held_out, (per_epoch or windows) * (L - 1) + 1)
     mean = kept[kept > 0].mean()
     packing = with_packing(config, index_files(config)).io.packing
     assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean

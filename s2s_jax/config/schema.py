@@ -47,7 +47,11 @@ class IOConfig:
     windows: int = 1
     """Windows of model.seq_len that a longer sequence is cut into at most, the newest ones (or oldest,
     see truncate_side); each shares an event with the next, so that every event is predicted once. 1:
-    longer ones are truncated. More needs packing"""
+    longer ones are truncated. More needs packing, or windows_per_epoch = 1"""
+    windows_per_epoch: int | None = None
+    """Windows of a longer sequence that an epoch trains on: in half of the epochs those at the end that
+    truncate_side keeps, otherwise as many that begin anywhere. So no user weighs more than so many
+    windows, and epochs cut differently. Fewer than windows; needs shuffle. None: all of them"""
     layout: Literal["dense", "flat"] = "dense"
     """How ids travel to the devices: dense, padded to seq_len on the host, or flat, packed, and padded
     on the device, which takes less of the host's processor"""
@@ -375,6 +379,12 @@ class Config:
     def history_len(self) -> int:
         """Positions of a row of the log that are kept: all windows, each sharing one with the next."""
         return self.io.windows * (self.model.seq_len - 1) + 1
+
+    @property
+    def epoch_history_len(self) -> int:
+        """Positions of a row of the log that an epoch trains on."""
+        per_epoch = self.io.windows_per_epoch
+        return (self.io.windows if per_epoch is None else per_epoch) * (self.model.seq_len - 1) + 1
 
     @property
     def known_of_next(self) -> tuple[str, ...]:

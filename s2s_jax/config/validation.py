@@ -104,9 +104,19 @@ def _check_io(config: Config) -> None:
         _require(getattr(io_, name) >= 1, f"io.{name}", "at least 1", getattr(io_, name))
     for name in ("thread_num", "prefetch"):
         _require(getattr(io_, name) >= 0, f"io.{name}", "at least 0", getattr(io_, name))
+    if io_.windows_per_epoch is not None:
+        _require(
+            io_.shuffle and 1 <= io_.windows_per_epoch < io_.windows,
+            "io.windows_per_epoch",
+            f"None, or at least 1 and fewer than io.windows ({io_.windows}), with io.shuffle",
+            io_.windows_per_epoch,
+        )
     if io_.packing is None:
         _require(
-            io_.windows == 1, "io.windows", "1 unless io.packing lets a user fill rows", io_.windows
+            1 in (io_.windows, io_.windows_per_epoch),
+            "io.windows",
+            "1 unless io.packing lets a user fill rows, or io.windows_per_epoch is 1",
+            io_.windows,
         )
         return
     most = io_.batch_size * config.model.seq_len

@@ -89,7 +89,7 @@ def _mean_kept(config: Config, index: FileIndex) -> float | None:
                 raise
             continue
         rows += int((kept_N > 0).sum())
-        positions += int(np.minimum(kept_N, config.history_len).sum())
+        positions += int(np.minimum(kept_N, config.epoch_history_len).sum())
     return positions / rows if rows else None
 
 

@@ -313,7 +313,12 @@ def whole_sequences(config: Config, names: Sequence[str]) -> Config:
         features=kept,
         model=dataclasses.replace(config.model, seq_len=sys.maxsize),
         io=dataclasses.replace(
-            config.io, check_length=False, truncate_side="left", packing=None, windows=1
+            config.io,
+            check_length=False,
+            truncate_side="left",
+            packing=None,
+            windows=1,
+            windows_per_epoch=None,
         ),
         eval=dataclasses.replace(config.eval, held_out=0, split_at=None, validation_at=None),
     )

@@ -115,6 +115,12 @@ class Order:
             order = permutation(rows, self._seed, key.epoch, 1 + key.shard, key.number)
         return Window(pieces, order)
 
+    def draws(self, key: WindowKey) -> np.ndarray:
+        """uint64: a random number for each row of a window, in its order."""
+        rows = self._plan(key.epoch).rows(key)
+        # Negative: apart from the permutations of shards.
+        return draws(rows, self._seed, key.epoch, -1 - key.shard, key.number)
+
     def after(self, key: WindowKey) -> WindowKey:
         """The window that the shard needs next."""
         if key.number + 1 < len(self._plan(key.epoch).pieces[key.shard]):
@@ -170,21 +176,29 @@ class _Plan(NamedTuple):
     pieces: tuple[tuple[tuple[Piece, ...], ...], ...]
     ends: tuple[tuple[int, ...], ...]
 
+    def rows(self, key: WindowKey) -> int:
+        """Of a window."""
+        ends = self.ends[key.shard]
+        return ends[key.number] - (ends[key.number - 1] if key.number else 0)
+
 
 def permutation(size: int, *key: int) -> np.ndarray:
-    """A permutation of `0 … size - 1`, made from `key`, that no NumPy version changes.
+    """A permutation of `0 … size - 1`, made from `key`: sorts `draws`, ties in order."""
+    return np.argsort(draws(size, *key), kind="stable")
+
+
+def draws(size: int, *key: int) -> np.ndarray:
+    """uint64 `[size]`: random numbers, made from `key`, that no NumPy version changes.
 
     NumPy's own generators promise no such thing.
 
-    Sorts splitmix64 outputs (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-    2014), ties in order.
+    Outputs of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
     """
     state = np.uint64(0)
     for part in key:
         state = _mix(np.asarray([state ^ np.uint64(part % 2**64)]))[0]
     with np.errstate(over="ignore"):
-        keys = _mix(state + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
-    return np.argsort(keys, kind="stable")
+        return _mix(state + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -287,7 +287,7 @@ class Reader(Iterator[Batch]):
         held = min((_WINDOWS_PER_SHARD * order.shards + 1) * rows, 2 * self.rows_per_epoch)
         positions = sum(file.positions for file in self._index.files) / self.rows_per_epoch
         width = id_width(self._config.features)
-        return round(held * min(positions, self._config.history_len) * 4 * width)
+        return round(held * min(positions, self._config.epoch_history_len) * 4 * width)
 
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""

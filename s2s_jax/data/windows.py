@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
+
 from s2s_jax.config import Config
 from s2s_jax.data import blocks, features, orc
 from s2s_jax.data.blocks import Block
@@ -60,6 +62,9 @@ class Decoder:
                 skipped.append(Skipped(str(file.path), number, rows, str(error)))
                 parts.append(blocks.skipped_block(piece.stop - piece.start, self._columns))
         block = blocks.choose(blocks.concatenate(parts), row_order)
+        if self._config.io.windows_per_epoch is not None:
+            newest = self._config.io.truncate_side == "left"
+            block = random_run(block, self._config.epoch_history_len, newest, order.draws(key))
         return Window(blocks.pack(block), tuple(skipped))
 
     def _piece(self, index: FileIndex, piece: Piece) -> Block:
@@ -75,6 +80,26 @@ class Decoder:
             block = blocks.pack(block)
             self._cache.write(file, number, block)
         return blocks.choose(block, slice(piece.start, piece.stop))
+
+
+def random_run(block: Block, most: int, newest: bool, draws_N: np.ndarray) -> Block:
+    """Keeps a run of at most `most` positions of each row, without copying.
+
+    Half of the runs are at the end of their row, so that what is recommended from, the newest events,
+    is trained on in every other epoch however long the row is; the others begin anywhere.
+
+    Args:
+      block: the rows.
+      most: positions.
+      newest: runs that are not drawn are at the end, otherwise at the beginning.
+      draws_N: uint64 random numbers.
+    """
+    kept_N = np.minimum(block.lengths_N, most)
+    spare_N = block.lengths_N - kept_N
+    at_end = draws_N >> np.uint64(63) == 0
+    drawn_N = ((draws_N & np.uint64(2**63 - 1)) % (spare_N + 1).astype(np.uint64)).astype(np.int64)
+    dropped_N = np.where(at_end, spare_N if newest else 0, drawn_N)
+    return Block(block.values_PC, block.begins_N + dropped_N, kept_N)
 
 
 class WindowReader:
