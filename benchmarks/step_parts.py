@@ -78,7 +78,8 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
         events = Events(batch["length"][0], ids[item].reshape(*there_BL.shape, -1), there_BL)
 
         def mean(encoded):
-            sums = softmax_loss(config.loss, pair_up(config.loss, *encoded, events))
+            pairs = pair_up(config.loss, *encoded, events)
+            sums = softmax_loss(config.loss, pairs, dtype=transformer.compute_dtype(model))
             return sums.loss / jnp.maximum(sums.pairs, 1)
 
         return jax.value_and_grad(mean)(encoded)

@@ -74,7 +74,6 @@ def get_config() -> Config:
             dropout=0.3,
             input_dropout=0.2,
             position="rope",
-            unroll=2,
         ),
         lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay="linear"),
         # All items where there are no more than that.

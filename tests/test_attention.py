@@ -18,7 +18,7 @@ from s2s_jax.model.attention import (
     rotation,
     segment_positions,
 )
-from s2s_jax.model.transformer import Transformer
+from s2s_jax.model.transformer import CausalAttention, Transformer
 
 B, N, H, E = 2, 2, 4, 8
 # Three sequences share the first row, the last of them as padding; the second row is one sequence.
@@ -193,7 +193,13 @@ def test_only_learned_positions_add_parameters():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"remat": "attention"}, {"remat": "full"}, {"unroll": 2}, {"unroll": 3, "remat": "full"}],
+    [
+        {"remat": "attention"},
+        {"remat": "full"},
+        {"unroll": 1},
+        {"unroll": 2},
+        {"unroll": 3, "remat": "full"},
+    ],
 )
 def test_remat_and_unroll_change_nothing(changes):
     x_ME, key = draw(0, 2 * 20, E), jax.random.key(0)
@@ -215,6 +221,25 @@ def test_remat_and_unroll_change_nothing(changes):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "loops"),
+    [({}, 0), ({"remat": "full"}, 1), ({"num_layers": 17}, 1), ({"unroll": 1}, 1)],
+)
+def test_auto_loops_over_many_layers_or_with_remat_only(changes, loops):
+    transformer = make_transformer(attention="xla", **changes)
+    text = jax.jit(lambda x_ME: transformer(x_ME, 4, None)).lower(draw(0, 8, E)).as_text()
+    assert text.count("stablehlo.while") == loops
+
+
+def test_three_products_for_queries_keys_and_values_are_one(monkeypatch):
+    attention, x_ME = CausalAttention(make_transformer().config, nnx.Rngs(0)), draw(0, 8, E)
+    expected = attention.qkv(x_ME)
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+        found = jnp.concatenate(attention.queries_keys_values(x_ME), axis=-1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

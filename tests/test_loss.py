@@ -1,5 +1,6 @@
 """The loss against a float64 NumPy transcription that goes pair by pair."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.config import LossConfig
-from s2s_jax.model.loss import Events, pair_up, softmax_loss
+from s2s_jax.model.loss import Events, Pairs, pair_up, softmax_loss
 
 B, L, E = 3, 7, 5
 
@@ -143,3 +144,26 @@ def test_nothing_to_score_is_zero_not_nan():
     pairs = pair_up(LossConfig(), *flat, Events(length, items, items[..., 0] >= 0))
     sums = softmax_loss(LossConfig(), pairs)
     assert (sums.loss, sums.hits, sums.pairs) == (0, 0, 0)
+
+
+def test_narrow_factors_are_rounded_once_and_added_up_in_float32():
+    rng, count = np.random.default_rng(0), 40
+    queries_NE, positives_NE = rng.normal(size=(2, count, 16)).astype(np.float32)
+    valid_N, item_N1 = rng.random(count) < 0.8, rng.integers(0, 9, (count, 1)).astype(np.int32)
+    # A power of two, so that dividing by it rounds nothing.
+    config = LossConfig(temperature=1 / 16)
+
+    def narrow(queries_NE, positives_NE):
+        pairs = Pairs(queries_NE, positives_NE, valid_N, item_N1)
+        return softmax_loss(config, pairs, dtype=jnp.dtype("bfloat16")).loss
+
+    rounded = [
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(jnp.bfloat16).astype(np.float32)
+        for x in (queries_NE, positives_NE)
+    ]
+    expected = softmax_loss(
+        dataclasses.replace(config, similarity="dot"), Pairs(*rounded, valid_N, item_N1)
+    ).loss
+    found, gradients = jax.value_and_grad(narrow, (0, 1))(queries_NE, positives_NE)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert [gradient.dtype for gradient in gradients] == [jnp.float32] * 2

@@ -27,7 +27,7 @@ VECTORS = ("queries", "positives", "sampled")
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
     """Blocks of few queries, so that there are several and the last one is not full."""
-    monkeypatch.setattr(softmax_blocks, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(softmax_blocks, "_BLOCK_BYTES_CPU", 1)
     monkeypatch.setattr(softmax_blocks, "_LEAST_ROWS", 3)
 
 
@@ -184,6 +184,19 @@ COMBINATIONS = [
     Options("uniform", words=2, log_q=True),
     Options("full", words=3),
 ]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("devices", [None, 4])
+def test_filling_up_to_the_tiles_of_tensor_cores_changes_nothing(options, devices, monkeypatch):
+    options = options._replace(devices=devices)
+    monkeypatch.setattr(softmax_blocks, "_ALIGNMENT_CPU", 16)
+    assert N % (16 * (devices or 1))
+    compiled.cache_clear()
+    batch = make_batch(options, 0, 0.3)
+    found = ours(options, batch, 0.05)
+    compiled.cache_clear()
+    assert_close(found, reference(options, batch, 0.05), tolerance_of(0.05))
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)

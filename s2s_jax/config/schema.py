@@ -204,9 +204,10 @@ class ModelConfig:
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing, the attention of each layer,
     or all of each layer. Less memory for more time"""
-    unroll: int = 1
+    unroll: int | Literal["auto"] = "auto"
     """Layers that one turn of the loop over layers runs; num_layers: no loop. More makes faster code and
-    longer compiles"""
+    longer compiles. auto: no loop, but one layer a turn if there are more than 16, or with remat, which
+    saves less memory without a loop"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

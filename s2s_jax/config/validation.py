@@ -269,7 +269,7 @@ def _check_model(config: Config) -> None:
         model.position,
     )
     _require(
-        1 <= model.unroll <= model.num_layers,
+        model.unroll == "auto" or 1 <= model.unroll <= model.num_layers,
         "model.unroll",
         f"1 to model.num_layers ({model.num_layers})",
         model.unroll,

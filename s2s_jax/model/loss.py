@@ -4,13 +4,13 @@ Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C
 positives of the pairs of one device, or of all), E model width, K ids of a bag.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import LossConfig
-from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries
+from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries, alignment, sum_type
 from s2s_jax.model.streamed_softmax import softmax_sums
 
 _NORM_EPS = 1e-6
@@ -122,6 +122,7 @@ def softmax_loss(
     axis: str | None = None,
     sampled: Sampled | None = None,
     log_q_N: jax.Array | None = None,
+    dtype: jnp.dtype | None = None,
 ) -> LossSums:
     """Cross-entropy of each query's positive among itself and its negatives.
 
@@ -137,6 +138,8 @@ def softmax_loss(
         this device's own are. Sampled candidates are always this device's own.
       sampled: further candidates; None exactly if negatives are of the batch only.
       log_q_N: log q of the positives, without gradient; None: no correction.
+      dtype: of the factors of similarities, whose products are added up in float32 (or wider); None:
+        that of the pairs' vectors.
 
     Returns:
       Sums over this device's pairs.
@@ -146,10 +149,13 @@ def softmax_loss(
         raise ValueError(
             f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
         )
-    vectors_NE = comparable(config, pairs.queries_NE)
-    positives_NE = comparable(config, pairs.positives_NE)
-    size, first = pairs.valid_N.size, 0
-    bias_N = jnp.zeros_like(vectors_NE[:, 0]) if log_q_N is None else -log_q_N
+    # Pairs that are not valid fill up what the device multiplies in larger tiles.
+    pairs, log_q_N = _filled_up((pairs, log_q_N))
+    dtype = pairs.queries_NE.dtype if dtype is None else dtype
+    vectors_NE = comparable(config, pairs.queries_NE).astype(dtype)
+    positives_NE = comparable(config, pairs.positives_NE).astype(dtype)
+    size, first, wide = pairs.valid_N.size, 0, sum_type(vectors_NE)
+    bias_N = jnp.zeros_like(vectors_NE[:, 0], wide) if log_q_N is None else -log_q_N
     bias_A, item_AK = jnp.where(pairs.valid_N, bias_N, MASKED), pairs.item_NK
     if config.negatives not in ("in_batch", "mixed"):
         axis = None
@@ -164,11 +170,13 @@ def softmax_loss(
     queries = Queries(vectors_NE, positives_NE, pairs.valid_N, bias_N, own_N, item_NK)
     candidates, further = Candidates(positives_NE, bias_A, item_AK), None
     if sampled is not None:
-        further_CE = comparable(config, sampled.vectors_CE)
-        bias_C = jnp.zeros_like(further_CE[:, 0])
+        further_CE = comparable(config, sampled.vectors_CE).astype(dtype)
+        bias_C = jnp.zeros_like(further_CE[:, 0], wide)
         if sampled.log_q_C is not None:
             bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
-        further = Candidates(further_CE, bias_C, item_SK)
+        further = _filled_up(Candidates(further_CE, bias_C, item_SK))
+        there_C = jnp.arange(further.bias_C.size) < bias_C.size
+        further = further._replace(bias_C=jnp.where(there_C, further.bias_C, MASKED))
         if config.negatives != "mixed":
             queries, candidates, further = queries._replace(own_N=None), further, None
     loss, hits = softmax_sums(queries, candidates, config.temperature, axis, further)
@@ -189,6 +197,15 @@ def _item_words(
         number_N1 = _number_bags(jnp.concatenate([item_AK, others_SK]))[:, None]
         item_AK, item_SK = number_N1[: len(item_AK)], number_N1[len(item_AK) :]
     return jax.lax.dynamic_slice_in_dim(item_AK, first, size), item_AK, item_SK
+
+
+def _filled_up(arrays: Any) -> Any:
+    """The arrays, with zeros after them up to a size that the device multiplies as it is."""
+
+    def fill(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, -len(x) % alignment())] + [(0, 0)] * (x.ndim - 1))
+
+    return jax.tree.map(fill, arrays)
 
 
 def comparable(config: LossConfig, x_NE: jax.Array) -> jax.Array:

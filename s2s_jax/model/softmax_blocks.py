@@ -17,10 +17,13 @@ import jax.numpy as jnp
 MASKED = -1e30
 # How a backward rule says that there is none.
 NO_GRADIENT: Any = None
-# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker.
-_BLOCK_BYTES = 2**24
+# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker. Tensor
+# cores take longer to add a block's gradients to those of all candidates than to make them.
+_BLOCK_BYTES_CPU, _BLOCK_BYTES = 2**24, 2**26
 # Every block adds to the gradients of all candidates, which is worth it for this many queries only.
 _LEAST_ROWS = 128
+# What sizes are multiples of, on tensor cores. XLA pads others, all candidates in each block anew.
+_ALIGNMENT_CPU, _ALIGNMENT = 1, 128
 
 
 class Queries(NamedTuple):
@@ -80,14 +83,21 @@ class Outcome(NamedTuple):
     lack: jax.Array
 
 
+def alignment() -> int:
+    """What numbers of queries and candidates should be multiples of, on the default backend."""
+    return _ALIGNMENT_CPU if jax.default_backend() == "cpu" else _ALIGNMENT
+
+
 def cut_queries(queries: Queries, candidates: int, temperature: jax.Array) -> Queries:
     """Queries over temperature, in blocks `[G, B, …]`; what fills the last one does not count."""
     vectors_NE = queries.vectors_NE
     size = vectors_NE.shape[0]
     # The product is rounded once to the vectors' type, also where that is narrow.
     scaled_NE = (vectors_NE.astype(temperature.dtype) / temperature).astype(vectors_NE.dtype)
-    number = math.ceil(size * candidates * temperature.dtype.itemsize / _BLOCK_BYTES)
+    most = _BLOCK_BYTES_CPU if jax.default_backend() == "cpu" else _BLOCK_BYTES
+    number = math.ceil(size * candidates * temperature.dtype.itemsize / most)
     rows = min(size, max(_LEAST_ROWS, math.ceil(size / number)))
+    rows = math.ceil(rows / alignment()) * alignment()
     number = math.ceil(size / rows)
 
     def cut(x_N: jax.Array) -> jax.Array:

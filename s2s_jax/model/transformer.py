@@ -5,6 +5,8 @@ width. Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts
 before the weight gradient of every linear layer.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,6 +23,8 @@ from s2s_jax.model.attention import (
 
 _LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
+# Layers of which a loop is made only if asked for: more take minutes to compile.
+_MOST_UNROLLED = 16
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
@@ -84,10 +88,9 @@ class CausalAttention(nnx.Module):
         Returns:
           `[B*L, E]`.
         """
-        qkv_ME3 = self.qkv(x_ME)
         q, k, v = (
             part.reshape(-1, seq_len, self.nhead, part.shape[-1] // self.nhead)
-            for part in jnp.split(qkv_ME3, 3, axis=-1)
+            for part in self.queries_keys_values(x_ME)
         )
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
@@ -95,6 +98,22 @@ class CausalAttention(nnx.Module):
         out_ME = out_BLNH.reshape(x_ME.shape)
         out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
         return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
+
+    def queries_keys_values(self, x_ME: jax.Array) -> Sequence[jax.Array]:
+        """Three of `[B*L, E]`, from one product or from three."""
+        if jax.default_backend() == "cpu":
+            return jnp.split(self.qkv(x_ME), 3, axis=-1)
+        # Fused attention wants each by itself: taking one product apart, and joining the gradients of
+        # its parts, would take longer than three products instead of one.
+        assert self.qkv.bias is not None
+        dtype = self.qkv.dtype
+        kernels, biases = (
+            jnp.split(x[...].astype(dtype), 3, axis=-1) for x in (self.qkv.kernel, self.qkv.bias)
+        )
+        x_ME = x_ME.astype(dtype)
+        return [
+            x_ME @ kernel_EE + bias_E for kernel_EE, bias_E in zip(kernels, biases, strict=True)
+        ]
 
 
 class FeedForward(nnx.Module):
@@ -144,10 +163,23 @@ class Layer(nnx.Module):
         return x_ME + self.ffn(self.norm2(x_ME), None if keys is None else keys[2])
 
 
+def layers_a_turn(config: ModelConfig) -> int:
+    """Layers that one turn of the loop over layers runs.
+
+    A loop writes what each layer keeps for the backward pass into one array of all layers, and that
+    array is zeroed first; on a GPU this takes a quarter of the time of the layers.
+    """
+    if config.unroll != "auto":
+        return config.unroll
+    return (
+        config.num_layers if config.remat == "none" and config.num_layers <= _MOST_UNROLLED else 1
+    )
+
+
 def _prevent_cse(config: ModelConfig) -> bool:
     # The forward and the backward loop over layers cannot share computations, but without loops XLA
     # would find what is computed again equal to what was computed, and keep it after all.
-    return config.unroll == config.num_layers
+    return layers_a_turn(config) == config.num_layers
 
 
 class Transformer(nnx.Module):
@@ -209,5 +241,5 @@ class Transformer(nnx.Module):
 
         if config.remat == "full":
             run_layer = jax.checkpoint(run_layer, prevent_cse=_prevent_cse(config))
-        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys), unroll=config.unroll)
+        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys), unroll=layers_a_turn(config))
         return self.final_norm(x_ME)

@@ -27,6 +27,7 @@ from s2s_jax.embedding.sharded import (
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import Events, LossSums, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
+from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
 from s2s_jax.training.item_stream import ItemStream, empty_stream, with_stream_shares
@@ -291,7 +292,9 @@ class _Model(NamedTuple):
                 item_CK = drawn[feature.name].reshape(len(negatives_CE), -1)
                 sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
             sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
-            return jax.lax.psum(softmax_loss(config, pairs, scope, sampled, log_q_N), axis)
+            dtype = compute_dtype(self.config.model)
+            sums = softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
+            return jax.lax.psum(sums, axis)
 
         spec, first = PartitionSpec(None, axis), PartitionSpec(axis)
         mapped = jax.shard_map(
