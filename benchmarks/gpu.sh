@@ -57,7 +57,7 @@ if "$torch_python" -c 'import torch' 2>/dev/null; then
 fi
 part train_step 130 env XLA_PYTHON_CLIENT_MEM_FRACTION=0.35 "$python" benchmarks/train_step.py \
   --hidden 1024 --layers 8 --batch 16 --seq_len 1024 --dtype bfloat16 \
-  --rounds 5 --steps 5 --warmup 10 "${peer[@]}"
+  --rounds 5 --steps 10 --warmup 10 "${peer[@]}"
 
 part breakdown_xla 100 "$python" benchmarks/breakdown.py "${base[@]}" --model.attention xla --steps 10
 
@@ -70,7 +70,7 @@ part look_up_large 40 "$python" benchmarks/look_up.py --rows 8388608 --rounds 10
 
 # The pairs of base.py, and twice as many.
 part loss 60 env XLA_PYTHON_CLIENT_MEM_FRACTION=0.5 "$python" benchmarks/loss.py \
-  --pairs 16384 32768 --width 256 1024
+  --pairs 16384 32768 --width 256 1024 --dtype bfloat16
 
 # 300 steps of a tiny model from its log, as a user would take them.
 part quickstart_log 30 "$python" -m s2s_jax.data.synthesize --out "$WORK/quickstart_log"

@@ -1,12 +1,13 @@
 """Streamed softmax loss against the matrix of all similarities: time and memory of value and gradients.
 
-    python benchmarks/loss.py [--pairs 2048 16384] [--width 256 1024] [--rounds 5]
+    python benchmarks/loss.py [--pairs 2048 16384] [--width 256 1024] [--dtype float32] [--rounds 5]
 
 For each number of pairs and width: loss with its gradients by queries and positives, in turn by
 `softmax_loss`, by the dense form in JAX (all logits in one matrix, differentiated by JAX) and, where it
 is installed, by the dense form in PyTorch. Prints medians, ratios to the dense form in JAX, and the
-temporary memory that the compiler reports. A tenth of the pairs is padding and items repeat. The largest
-default needs about 8 GB. On a GPU, leave PyTorch room beside JAX: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5.
+temporary memory that the compiler reports. A tenth of the pairs is padding and items repeat. Factors of
+products are of type --dtype. The largest default needs about 8 GB. On a GPU, leave PyTorch room beside
+JAX: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5.
 """
 
 import argparse
@@ -27,21 +28,30 @@ except ImportError:
     torch = None
 
 CONFIG = LossConfig()
+# By how much sums of losses may differ.
+RTOL = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
-def streamed(pairs: Pairs):
-    sums = softmax_loss(CONFIG, pairs)
+def streamed(pairs: Pairs, dtype: str):
+    sums = softmax_loss(CONFIG, pairs, dtype=jnp.dtype(dtype))
     return sums.loss, sums.hits
 
 
-def dense(pairs: Pairs):
+def dense(pairs: Pairs, dtype: str):
     def unit(x_NE):
-        return x_NE * jax.lax.rsqrt(jnp.maximum((x_NE * x_NE).sum(-1, keepdims=True), 1e-12))
+        unit_NE = x_NE * jax.lax.rsqrt(jnp.maximum((x_NE * x_NE).sum(-1, keepdims=True), 1e-12))
+        return unit_NE.astype(dtype)
 
     item_N = pairs.item_NK[:, 0]
     own_NN = jnp.eye(item_N.size, dtype=bool)
     negative_NN = pairs.valid_N & (item_N[:, None] != item_N)
-    logits_NN = unit(pairs.queries_NE) @ unit(pairs.positives_NE).T / CONFIG.temperature
+    logits_NN = jnp.einsum(
+        "ne,me->nm",
+        unit(pairs.queries_NE),
+        unit(pairs.positives_NE),
+        preferred_element_type=jnp.float32,
+    )
+    logits_NN = logits_NN / CONFIG.temperature
     logits_NN = jnp.where(negative_NN | own_NN, logits_NN, -1e30)
     positive_N = jnp.where(own_NN, logits_NN, 0).sum(-1)
     loss_N = jax.nn.logsumexp(logits_NN, axis=-1) - positive_N
@@ -49,7 +59,7 @@ def dense(pairs: Pairs):
     return jnp.where(pairs.valid_N, loss_N, 0).sum(), (hit_N & pairs.valid_N).sum()
 
 
-def in_torch(arrays: dict[str, np.ndarray]) -> Callable[[], float]:
+def in_torch(arrays: dict[str, np.ndarray], dtype: str) -> Callable[[], float]:
     """The dense form in PyTorch, on its GPU if it has one, else with as many threads as it likes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -63,8 +73,9 @@ def in_torch(arrays: dict[str, np.ndarray]) -> Callable[[], float]:
 
     def run() -> float:
         queries_NE.grad = positives_NE.grad = None
-        unit = torch.nn.functional.normalize
-        logits_NN = unit(queries_NE) @ unit(positives_NE).T / CONFIG.temperature
+        unit, narrow = torch.nn.functional.normalize, getattr(torch, dtype)
+        logits_NN = unit(queries_NE).to(narrow) @ unit(positives_NE).to(narrow).T
+        logits_NN = logits_NN.float() / CONFIG.temperature
         negative_NN = valid_N & (item_N[:, None] != item_N)
         negative_NN.fill_diagonal_(True)
         logits_NN = logits_NN.masked_fill(~negative_NN, -1e30)
@@ -78,12 +89,12 @@ def in_torch(arrays: dict[str, np.ndarray]) -> Callable[[], float]:
     return run
 
 
-def compiled(loss, arrays: dict[str, np.ndarray]) -> tuple[Callable[[], float], float]:
+def compiled(loss, arrays: dict[str, np.ndarray], dtype: str) -> tuple[Callable[[], float], float]:
     """Runs it, and the bytes of its temporaries."""
 
     def value_and_grad(queries_NE, positives_NE, valid_N, item_NK):
         def of_vectors(queries_NE, positives_NE):
-            return loss(Pairs(queries_NE, positives_NE, valid_N, item_NK))
+            return loss(Pairs(queries_NE, positives_NE, valid_N, item_NK), dtype)
 
         return jax.value_and_grad(of_vectors, (0, 1), has_aux=True)(queries_NE, positives_NE)
 
@@ -96,7 +107,7 @@ def compiled(loss, arrays: dict[str, np.ndarray]) -> tuple[Callable[[], float], 
     return run, program.memory_analysis().temp_size_in_bytes
 
 
-def measure(pairs: int, width: int, rounds: int) -> None:
+def measure(pairs: int, width: int, dtype: str, rounds: int) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "queries_NE": rng.normal(size=(pairs, width)).astype(np.float32),
@@ -107,9 +118,9 @@ def measure(pairs: int, width: int, rounds: int) -> None:
     programs: dict[str, Callable[[], float]] = {}
     memory: dict[str, float] = {}
     for name, loss in {"dense": dense, "streamed": streamed}.items():
-        programs[name], memory[name] = compiled(loss, arrays)
+        programs[name], memory[name] = compiled(loss, arrays, dtype)
     if torch is not None:
-        programs["PyTorch"] = in_torch(arrays)
+        programs["PyTorch"] = in_torch(arrays, dtype)
 
     times: dict[str, list[float]] = {name: [] for name in programs}
     values = {}
@@ -119,9 +130,9 @@ def measure(pairs: int, width: int, rounds: int) -> None:
             values[name] = run()
             times[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(taken[1:]) for name, taken in times.items()}
-    print(f"{pairs} pairs, width {width}")
+    print(f"{pairs} pairs, width {width}, {dtype}")
     for name, median in medians.items():
-        np.testing.assert_allclose(values[name], values["dense"], rtol=1e-4)
+        np.testing.assert_allclose(values[name], values["dense"], rtol=RTOL[dtype])
         line = f"  {name:>8}: {1e3 * median:9.1f} ms   ratio {median / medians['dense']:.2f}"
         if name in memory:
             part = memory[name] / memory["dense"]
@@ -133,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[2048, 16_384])
     parser.add_argument("--width", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--dtype", choices=tuple(RTOL), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
 
@@ -142,7 +154,7 @@ def main() -> None:
         print("PyTorch is not installed: left out")
     for pairs in arguments.pairs:
         for width in arguments.width:
-            measure(pairs, width, arguments.rounds)
+            measure(pairs, width, arguments.dtype, arguments.rounds)
 
 
 if __name__ == "__main__":

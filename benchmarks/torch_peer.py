@@ -6,7 +6,7 @@ A transcription of the published model: tables whose rows are gathered for the u
 and updated by a sparse-row AdamW; features concatenated and projected; a pre-LN causal transformer with
 fused attention (bfloat16 on a GPU takes the flash kernel or ends with an error); softmax over cosine
 similarities in the batch; fused AdamW for the dense part. For each number that it reads, it takes as
-many steps and answers with a line of JSON: the seconds of each and the last loss.
+many steps and answers with a line of JSON: the mean seconds of one and the last loss.
 
 Shapes: B batch, L positions, N heads, H head width, E model width, U unique ids, D table width, R rows.
 """
@@ -152,14 +152,12 @@ def serve(sizes: argparse.Namespace) -> None:
         return loss.detach()
 
     for line in sys.stdin:
-        seconds, loss = [], torch.zeros(())
-        for _ in range(int(line)):
-            begin = time.perf_counter()
+        steps, loss, begin = int(line), torch.zeros(()), time.perf_counter()
+        for _ in range(steps):
             loss = step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begin)
-        answer = {"seconds": seconds, "loss": float(loss)}
+        if device == "cuda":
+            torch.cuda.synchronize()
+        answer = {"seconds": (time.perf_counter() - begin) / steps, "loss": float(loss)}
         if device == "cuda":
             answer["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(answer), flush=True)

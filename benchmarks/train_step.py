@@ -4,8 +4,10 @@
         [--peer_python /path/to/python/with/torch] [--compiled] [--dtype float32] [--rounds 10]
 
 Takes rounds of steps in turn with `torch_peer.py`, which runs in a process (and, if wished, an
-environment) of its own: same sizes, same type, random ids, no dropout. Prints the median of the rounds'
-medians, that of their ratios, and model FLOPs a second by the formula
+environment) of its own: same sizes, same type, random ids, no dropout. As in training, nobody waits for
+a step before the next one is begun, but for the last one of a round. Prints the median of the rounds,
+that of their ratios, on a GPU the peak of memory that each had allocated, and model FLOPs a second by
+the formula
 
     6M[D·E + Y(4E² + 2E·F)] + 6·B·Y·E·L(L+1) + 6·N²·E
 
@@ -78,7 +80,7 @@ def make_config(arguments: argparse.Namespace, hidden: int, layers: int, batch: 
             dtype=arguments.dtype,
             attention=arguments.attention,
             remat=arguments.remat,
-            unroll=layers if arguments.unroll == 0 else arguments.unroll,
+            unroll="auto" if arguments.unroll == 0 else arguments.unroll,
         ),
         loss=loss,
         train=TrainConfig(train_steps=1),
@@ -107,14 +109,18 @@ class Ours:
         return jax.block_until_ready(put_batch(arrays, 1, self.mesh))
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Seconds of each step, and the last loss."""
-        seconds, metrics = [], {}
-        for _ in range(steps):
-            batch = self._batch()
-            begin = time.perf_counter()
-            self.state, metrics = jax.block_until_ready(self.step(self.state, batch))
-            seconds.append(time.perf_counter() - begin)
-        return {"seconds": seconds, "loss": float(metrics["loss"])}
+        """Seconds of a step, the last loss, and the most memory where the device tells."""
+        batches, metrics = [self._batch() for _ in range(steps)], {}
+        begin = time.perf_counter()
+        for batch in batches:
+            self.state, metrics = self.step(self.state, batch)
+        jax.block_until_ready((self.state, metrics))
+        seconds = (time.perf_counter() - begin) / steps
+        answer = {"seconds": seconds, "loss": float(metrics["loss"])}
+        memory = jax.devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            answer["peak_bytes"] = memory["peak_bytes_in_use"]
+        return answer
 
 
 class Peer:
@@ -142,7 +148,7 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Seconds of each step, and the last loss."""
+        """As `Ours.run`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(steps, file=self.process.stdin, flush=True)
@@ -168,12 +174,12 @@ def measure(arguments: argparse.Namespace, config: Config) -> None:
     for runner in runners.values():
         runner.run(arguments.warmup)
     rounds: dict[str, list[float]] = {name: [] for name in runners}
-    losses = {}
+    last: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.rounds):
         for name, runner in runners.items():
             answer = runner.run(arguments.steps)
-            rounds[name].append(statistics.median(answer["seconds"]))
-            losses[name] = answer["loss"]
+            rounds[name].append(answer["seconds"])
+            last[name] = answer
     print(
         f"hidden {model.hidden_size} x {model.num_layers} layers x seq {model.seq_len} x batch "
         f"{config.io.batch_size}, {model.dtype}, {model_flops(config) / 1e9:.1f} GFLOP a step"
@@ -182,10 +188,13 @@ def measure(arguments: argparse.Namespace, config: Config) -> None:
         ours = zip(rounds["s2s_jax"], medians, strict=True)
         ratio = statistics.median(one / other for one, other in ours)
         median = statistics.median(medians)
+        memory = ""
+        if "peak_bytes" in last[name]:
+            memory = f"   peak {last[name]['peak_bytes'] / 1e9:.2f} GB"
         print(
             f"  {name:17} {1e3 * median:8.1f} ms (least {1e3 * min(medians):8.1f})   "
             f"{model_flops(config) / median / 1e9:8.1f} GFLOP/s   ours is {ratio:.2f} x its time   "
-            f"loss {losses[name]:.3f}",
+            f"loss {last[name]['loss']:.3f}{memory}",
             flush=True,
         )
         if name != "s2s_jax":
@@ -203,7 +212,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--unroll", type=int, default=1, help="0: all layers")
+    parser.add_argument("--unroll", type=int, default=0, help="0: as a config does")
     parser.add_argument("--masks", action="store_true", help="our default loss, not the example's")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="in each round")
