@@ -1,5 +1,7 @@
 """The errors that are a user's to mend, and the exit codes of the command-line doors."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -42,9 +44,19 @@ def explain(error: Exception) -> int:
 
 
 def run_door(main: Callable[[list[str]], int]) -> None:
-    """Runs a command-line door and exits with its code; a `UserError` prints one line."""
+    """Runs a command-line door and exits with its code; a `UserError` prints one line.
+
+    Ends as other programs do, without a word, when whoever reads its output wants no more of it.
+    """
     try:
-        code = main(sys.argv[1:])
+        try:
+            code = main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left would be written, and fail again, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except Exception as error:
         code = explain(error)
     sys.exit(code)

@@ -397,6 +397,20 @@ def test_exit_codes_of_errors(error, code, capsys):
     assert capsys.readouterr().err == "error: a sentence\n"
 
 
+@pytest.mark.parametrize("words", ["print('much') or 0", "sys.exit(print('much'))"])
+def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
+    program = f"import sys\nfrom s2s_jax.errors import run_door\nrun_door(lambda _: {words})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as door:
+        door.stdout.close()
+        assert door.stderr.read() == b""
+        assert door.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
 def test_the_command_line(log, tmp_path):
     """The door itself: one sentence and exit code 2 for a mistake, a table at the end otherwise."""
     base = [sys.executable, "-m", "s2s_jax.train", "--config", "configs/quickstart.py"]
