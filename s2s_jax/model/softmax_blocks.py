@@ -17,8 +17,8 @@ import jax.numpy as jnp
 MASKED = -1e30
 # How a backward rule says that there is none.
 NO_GRADIENT: Any = None
-# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker. Tensor
-# cores take longer to add a block's gradients to those of all candidates than to make them.
+# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker. On a GPU
+# adding to the gradients of all candidates, once a block, costs more beside products that are quicker.
 _BLOCK_BYTES_CPU, _BLOCK_BYTES = 2**24, 2**26
 # Every block adds to the gradients of all candidates, which is worth it for this many queries only.
 _LEAST_ROWS = 128

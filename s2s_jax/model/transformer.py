@@ -5,8 +5,6 @@ width. Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts
 before the weight gradient of every linear layer.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -88,9 +86,10 @@ class CausalAttention(nnx.Module):
         Returns:
           `[B*L, E]`.
         """
+        qkv_ME3 = self.qkv(x_ME)
         q, k, v = (
             part.reshape(-1, seq_len, self.nhead, part.shape[-1] // self.nhead)
-            for part in self.queries_keys_values(x_ME)
+            for part in jnp.split(qkv_ME3, 3, axis=-1)
         )
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
@@ -98,22 +97,6 @@ class CausalAttention(nnx.Module):
         out_ME = out_BLNH.reshape(x_ME.shape)
         out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
         return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
-
-    def queries_keys_values(self, x_ME: jax.Array) -> Sequence[jax.Array]:
-        """Three of `[B*L, E]`, from one product or from three."""
-        if jax.default_backend() == "cpu":
-            return jnp.split(self.qkv(x_ME), 3, axis=-1)
-        # Fused attention wants each by itself: taking one product apart, and joining the gradients of
-        # its parts, would take longer than three products instead of one.
-        assert self.qkv.bias is not None
-        dtype = self.qkv.dtype
-        kernels, biases = (
-            jnp.split(x[...].astype(dtype), 3, axis=-1) for x in (self.qkv.kernel, self.qkv.bias)
-        )
-        x_ME = x_ME.astype(dtype)
-        return [
-            x_ME @ kernel_EE + bias_E for kernel_EE, bias_E in zip(kernels, biases, strict=True)
-        ]
 
 
 class FeedForward(nnx.Module):
@@ -166,8 +149,8 @@ class Layer(nnx.Module):
 def layers_a_turn(config: ModelConfig) -> int:
     """Layers that one turn of the loop over layers runs.
 
-    A loop writes what each layer keeps for the backward pass into one array of all layers, and that
-    array is zeroed first; on a GPU this takes a quarter of the time of the layers.
+    A loop writes what each layer keeps for the backward pass into one array of all layers, zeroed
+    first, and reads it back; on a GPU this takes a quarter of a step.
     """
     if config.unroll != "auto":
         return config.unroll
