@@ -271,7 +271,7 @@ def _check_model(config: Config) -> None:
     _require(
         model.unroll == "auto" or 1 <= model.unroll <= model.num_layers,
         "model.unroll",
-        f"1 to model.num_layers ({model.num_layers})",
+        f"auto or 1 to model.num_layers ({model.num_layers})",
         model.unroll,
     )
     _require(

@@ -21,7 +21,7 @@ from s2s_jax.model.attention import (
 
 _LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
-# Layers of which a loop is made only if asked for: more take minutes to compile.
+# Layers of which a loop is made only if asked for: without one, each is compiled anew.
 _MOST_UNROLLED = 16
 
 
