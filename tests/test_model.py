@@ -75,11 +75,17 @@ def test_targets_show_target_features_only():
     np.testing.assert_allclose(model(embeddings).targets_ME, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_scanned_layers_equal_layers_in_turn():
-    model, embeddings = make_model()
+@pytest.mark.parametrize("position", ["none", "learned"])
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_scanned_layers_equal_layers_in_turn(position, input_norm):
+    model, embeddings = make_model(position=position, input_norm=input_norm)
     graph, stacked = nnx.split(model.transformer.layers)
     x = model._project(embeddings, ("item_id", "tags")) + model.proj.bias[...]
     x = x + model._project(embeddings, ("behavior_id",))
+    if position == "learned":
+        x = (x.reshape(B, L, -1) + model.transformer.positions[...]).reshape(x.shape)
+    if input_norm:
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     for i in range(2):
         layer = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], stacked))
         x = layer(x, L, None)
@@ -88,6 +94,18 @@ def test_scanned_layers_equal_layers_in_turn():
     )
     first = jax.tree.leaves(stacked)[0]
     assert not np.array_equal(first[0], first[1]), "layers start alike"
+
+
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_what_young_tables_say_is_heard_with_input_norm_only(input_norm):
+    """A fifth of the size of the tables' initial values changes what the layers see, or nothing."""
+    model, embeddings = make_model(input_norm=input_norm)
+    bias = model.proj.bias
+    assert bias is not None
+    bias[...] = jnp.zeros_like(bias[...])
+    smaller = jax.tree.map(lambda x: x / 5, embeddings)
+    one, other = model(embeddings).preds_ME, model(smaller).preds_ME
+    assert (np.abs(one - other).max() < 1e-3) == input_norm
 
 
 @pytest.mark.parametrize("where", ["dropout", "input_dropout"])

@@ -280,6 +280,8 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
     [
         (lambda c: dataclasses.replace(c, model=dataclasses.replace(c.model, hidden_size=32)),
          ["model.hidden_size", "16", "32", "train.output_dir"]),
+        (lambda c: dataclasses.replace(c, model=dataclasses.replace(c.model, input_norm=True)),
+         ["model.input_norm", "False", "True"]),
         (lambda c: dataclasses.replace(
             c, features=(dataclasses.replace(c.features[0], hash_type="murmur"), *c.features[1:])),
          ["features.0.hash_type", "murmur"]),
@@ -339,8 +341,11 @@ def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
     assert found == other
 
 
-def test_learning_rates_may_change(straight, log, tmp_path):
+def test_learning_rates_may_change_also_of_runs_from_before_a_key_existed(straight, log, tmp_path):
     shutil.copytree(straight.train.output_dir, tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    del saved["model"]["input_norm"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
     config = job(log, tmp_path / "run", train_steps=45)
     config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e-4))
     assert train(config, one_device()) == 0

@@ -188,8 +188,12 @@ class ModelConfig:
     """Width of the feed-forward layers"""
     dropout: float = 0.1
     """Dropout after the attention, after its projection and after the feed-forward"""
+    input_norm: bool = False
+    """Normalize events (layer norm, after learned positions) before the first layer. Without it the
+    projection's bias and the first layers drown what young tables say, as in the RecIS example, and a
+    model of few or rare events may take long before it learns anything from them"""
     input_dropout: float = 0.0
-    """Dropout of the projected events, before the first layer"""
+    """Dropout of events (with their learned positions), before the first layer"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
     float32 on a CPU, bfloat16 elsewhere"""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import Config
-from s2s_jax.model.transformer import Transformer, compute_dtype, dropout, linear
+from s2s_jax.model.transformer import Transformer, compute_dtype, linear
 
 
 class Encoded(NamedTuple):
@@ -42,7 +42,6 @@ class Seq2Seq(nnx.Module):
         self.dtype = compute_dtype(config.model)
         self.proj = linear(begin, config.model.hidden_size, self.dtype, rngs)
         self.transformer = Transformer(config.model, rngs)
-        self.input_dropout = config.model.input_dropout
 
     def __call__(
         self,
@@ -63,9 +62,6 @@ class Seq2Seq(nnx.Module):
         events_ME = targets_ME
         if self.hidden:
             events_ME = targets_ME + self._project(embeddings, self.hidden)
-        if key is not None:
-            key, of_input = jax.random.split(key)
-            events_ME = dropout(events_ME, self.input_dropout, of_input)
         preds_ME = self.transformer(events_ME, seq_len, key, segment_BL)
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 

@@ -166,7 +166,11 @@ def _prevent_cse(config: ModelConfig) -> bool:
 
 
 class Transformer(nnx.Module):
-    """`num_layers` layers, whose parameters are stacked along a first axis, and a layer norm."""
+    """`num_layers` layers, whose parameters are stacked along a first axis, and a layer norm.
+
+    Before the first layer come learned positions (`position`), a layer norm (`input_norm`: Devlin et
+    al., 2019, have one there) and dropout (`input_dropout`), each if wished.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.num_layers)
@@ -176,6 +180,8 @@ class Transformer(nnx.Module):
 
         self.layers = stacked_layers(rngs)
         self.final_norm = layer_norm(config.hidden_size, rngs)
+        if config.input_norm:
+            self.input_norm = layer_norm(config.hidden_size, rngs)
         if config.position == "learned":
             shape = (config.seq_len, config.hidden_size)
             self.positions = nnx.Param(_POSITION_STD * jax.random.normal(rngs.params(), shape))
@@ -212,6 +218,11 @@ class Transformer(nnx.Module):
             assert seq_len <= config.seq_len, f"{seq_len} positions, {config.seq_len} learned"
             x_BLE = x_ME.reshape(-1, seq_len, x_ME.shape[-1])
             x_ME = (x_BLE + self.positions[...][position_BL].astype(x_ME.dtype)).reshape(x_ME.shape)
+        if config.input_norm:
+            x_ME = self.input_norm(x_ME).astype(x_ME.dtype)
+        if key is not None:
+            key, of_input = jax.random.split(key)
+            x_ME = dropout(x_ME, config.input_dropout, of_input)
         turns = None
         if config.position == "rope":
             turns = rotation(position_BL, config.hidden_size // config.nhead)

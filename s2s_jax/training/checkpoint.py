@@ -46,9 +46,17 @@ _DEFAULT_OF_FEATURE = {
     for field in dataclasses.fields(FeatureConfig)
     if field.default is not dataclasses.MISSING
 }
+_DEFAULT_OF_MODEL = {"input_norm": False}
 _DEFAULT_OF_LOSS = {field.name: field.default for field in dataclasses.fields(LossConfig)}
 _FIXED_OF_LOSS = ("similarity", "item_feature", "target_features", "log_q_from")
-_FIXED_OF_MODEL = ("hidden_size", "num_layers", "nhead", "dim_feedforward", "position")
+_FIXED_OF_MODEL = (
+    "hidden_size",
+    "num_layers",
+    "nhead",
+    "dim_feedforward",
+    "position",
+    "input_norm",
+)
 
 
 @contextlib.contextmanager
@@ -301,7 +309,8 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
     for i, feature in enumerate(config["features"]):
         feature = _DEFAULT_OF_FEATURE | feature
         fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
-    fixed |= {f"model.{key}": config["model"][key] for key in _FIXED_OF_MODEL}
+    model = _DEFAULT_OF_MODEL | config["model"]
+    fixed |= {f"model.{key}": model[key] for key in _FIXED_OF_MODEL}
     if config["model"]["position"] == "learned":
         fixed["model.seq_len"] = config["model"]["seq_len"]
     # Other vectors would be compared than those that learned to be alike; or the items that came so far
