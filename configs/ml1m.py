@@ -72,13 +72,14 @@ def get_config() -> Config:
             nhead=2,
             dim_feedforward=256,
             dropout=0.3,
+            input_norm=True,
             input_dropout=0.2,
             position="rope",
         ),
         lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay="linear"),
         # All items where there are no more than that.
         loss=LossConfig(negatives="uniform", num_negatives=4_096),
-        eval=EvalConfig(held_out=2, every_steps=3_024),
+        eval=EvalConfig(held_out=2, every_steps="auto"),
         train=TrainConfig(
             output_dir="runs/ml1m",
             train_epoch=40,

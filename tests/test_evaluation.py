@@ -221,6 +221,15 @@ def test_lines_of_evaluations_and_the_best_checkpoint(trained):
         restore(trained, one_device(), "7")
 
 
+def test_every_steps_auto_evaluates_after_each_tenth(log, tmp_path):
+    config = evaluating(log, tmp_path, every_steps="auto")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=29))
+    assert train(config, one_device()) == 0
+    # Every 2 steps, and at the end.
+    written = [line["step"] for line in lines(tmp_path) if "eval/mrr" in line]
+    assert written == [*range(2, 29, 2), 29]
+
+
 def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
     config = evaluating(log, tmp_path, every_steps=1, patience=3)
     train_config = dataclasses.replace(config.train, max_to_keep=1, log_steps=1)

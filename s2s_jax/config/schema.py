@@ -354,9 +354,9 @@ class EvalConfig:
     """Users of one device that are encoded and ranked together"""
     max_users: int | None = None
     """Users that are evaluated during training, the first of the log; None: all"""
-    every_steps: int | None = None
+    every_steps: int | Literal["auto"] | None = None
     """Steps between evaluations of the validation events during training, which are also evaluated at
-    its end; None: never. The checkpoint of the best one is kept"""
+    its end; auto: a tenth of the run; None: never. The checkpoint of the best one is kept"""
     metric: str = "ndcg@10"
     """What the best checkpoint is best at: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or mrr"""
     patience: int | None = None

@@ -6,6 +6,9 @@ from pathlib import Path
 from s2s_jax.config import EvalConfig
 from s2s_jax.training.metrics import read_lines
 
+# Evaluations of a run whose `every_steps` is auto.
+_EVALUATIONS = 10
+
 
 class Progress:
     """The evaluations of a run so far.
@@ -36,6 +39,8 @@ class Progress:
     def due(self, step: int, last_step: int) -> bool:
         """Whether to evaluate after `step` of a run that ends at `last_step`, where rates are least."""
         every = self._settings.every_steps
+        if every == "auto":
+            every = max(last_step // _EVALUATIONS, 1)
         return every is not None and (step % every == 0 or step == last_step)
 
     @property
