@@ -4,8 +4,12 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile much and compute little: without LLVM's optimizations, XLA's being the same, they take
+# half the time. The last of two equal flags counts: XLA_FLAGS=--xla_backend_optimization_level=3 tests
+# what users run.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
 )
 # Tests build the same step again and again: compile it once a session, for all workers and in child
 # processes too.

@@ -61,7 +61,7 @@ def start(
     for host in range(count):
         env = os.environ | {
             "PYTHONPATH": f"{golden.REPO / 'tests'}:{golden.REPO}",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             hosts.COORDINATOR: f"localhost:{port}",
             hosts.NUM_HOSTS: str(count),
             hosts.HOST: str(host),

@@ -232,7 +232,7 @@ def check_all(table, ids, batch):
 @pytest.mark.parametrize(
     ("kind", "count", "devices"),
     [
-        ("random", 2**18, 1),
+        pytest.param("random", 2**18, 1, marks=pytest.mark.slow),
         ("random", 2**17, 4),
         ("consecutive", 2**17, 1),
         ("multiples of 2^32", 2**17, 1),
