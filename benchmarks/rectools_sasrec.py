@@ -4,9 +4,10 @@
 
 For an environment of its own with `rectools[torch]` and pyarrow<22 (for NumPy 1), without s2s_jax.
 Leave-one-out: of every row's items the last is the test, the one before it the validation; the model is
-fitted on those before, for the minutes given. Then every user's test item is sought among the first ten of all items,
-those of the history left out, as `s2s_jax.evaluate` does with a config whose `eval.held_out` is 2. Width
-128, two layers, two heads, histories of 200, RecTools' defaults else; the validation decides nothing.
+fitted on those before, for the minutes given. Then every user's test item is sought among the first ten
+of all items, those of the history left out, as `s2s_jax.evaluate` does with a config whose
+`eval.held_out` is 2. Width 128, two layers, two heads, histories of 200, RecTools' defaults else; the
+validation decides nothing.
 """
 
 import argparse
