@@ -3,7 +3,7 @@
     python benchmarks/movielens.py LOG [--out runs/movielens] [--seeds 42 43 44] [--objective recis]
         [--model.num_layers 4 …]
 
-Trains each seed (about 80 minutes on MovieLens-1M and 2 cores), chooses its checkpoint by the
+Trains each seed (80 to 95 minutes on MovieLens-1M and 2 cores), chooses its checkpoint by the
 validation events and ranks the test events. Dotted arguments override keys of the config. With
 `--objective recis` the loss is that of the RecIS example instead: the event *before* a position is its
 positive, all events of the batch are candidates, padding and repeats included, at temperature 1. A

@@ -187,7 +187,18 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(
-    "options", [*COMBINATIONS[1::2], *(o._replace(devices=4) for o in COMBINATIONS[::3])], ids=str
+    "options",
+    [
+        *COMBINATIONS[1::2],
+        *(o._replace(devices=4) for o in COMBINATIONS[::3]),
+        *(pytest.param(o, marks=pytest.mark.slow) for o in COMBINATIONS[::2]),
+        *(
+            pytest.param(o._replace(devices=4), marks=pytest.mark.slow)
+            for i, o in enumerate(COMBINATIONS)
+            if i % 3
+        ),
+    ],
+    ids=str,
 )
 def test_filling_up_to_the_tiles_of_tensor_cores_changes_nothing(options, monkeypatch):
     monkeypatch.setattr(softmax_blocks, "_ALIGNMENT_CPU", 16)

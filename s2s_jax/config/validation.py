@@ -406,8 +406,7 @@ def _check_eval(config: Config) -> None:
     settings = config.eval
     for name in ("batch_size", "max_users", "every_steps", "patience"):
         value = getattr(settings, name)
-        auto = value == "auto"
-        _require(auto or value is None or value >= 1, f"eval.{name}", "at least 1", value)
+        _require(value in (None, "auto") or value >= 1, f"eval.{name}", "at least 1", value)
     _require(settings.held_out >= 0, "eval.held_out", "at least 0", settings.held_out)
     _check_split(config)
     if settings.every_steps is not None and settings.split_at is None:

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from s2s_jax.config import Config, FeatureConfig, LossConfig
+from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
@@ -46,7 +46,7 @@ _DEFAULT_OF_FEATURE = {
     for field in dataclasses.fields(FeatureConfig)
     if field.default is not dataclasses.MISSING
 }
-_DEFAULT_OF_MODEL = {"input_norm": False}
+_DEFAULT_OF_MODEL = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
 _DEFAULT_OF_LOSS = {field.name: field.default for field in dataclasses.fields(LossConfig)}
 _FIXED_OF_LOSS = ("similarity", "item_feature", "target_features", "log_q_from")
 _FIXED_OF_MODEL = (
@@ -311,8 +311,8 @@ def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
         fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
     model = _DEFAULT_OF_MODEL | config["model"]
     fixed |= {f"model.{key}": model[key] for key in _FIXED_OF_MODEL}
-    if config["model"]["position"] == "learned":
-        fixed["model.seq_len"] = config["model"]["seq_len"]
+    if model["position"] == "learned":
+        fixed["model.seq_len"] = model["seq_len"]
     # Other vectors would be compared than those that learned to be alike; or the items that came so far
     # would not have been counted.
     loss = _DEFAULT_OF_LOSS | config["loss"]
