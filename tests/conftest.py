@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import hypothesis
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little: without LLVM's optimizations, XLA's being the same, they take
 # half the time. The last of two equal flags counts: XLA_FLAGS=--xla_backend_optimization_level=3 tests
@@ -16,3 +18,7 @@ os.environ["XLA_FLAGS"] = (
 _CACHE = tempfile.TemporaryDirectory(prefix="s2s_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+# How long one example takes says nothing on a machine that is busy with other tests.
+hypothesis.settings.register_profile("s2s_jax", deadline=None)
+hypothesis.settings.load_profile("s2s_jax")

@@ -1,7 +1,6 @@
-"""The RecIS example run in PyTorch by others, and the mapping between its weights and ours."""
+"""The RecIS example as PyTorch ran it (`golden/README.md`), and how its weights map to ours."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from s2s_jax.config import (
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
 
 REPO = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("S2S_JAX_DATA", str(REPO.parent / "shared" / "data")))
-GOLDEN = DATA.parent / "golden"
+GOLDEN = REPO / "tests" / "golden"
 
 FEATURES = {
     "item_id": "item",

@@ -80,7 +80,7 @@ def test_no_device_ever_makes_a_whole_table():
     assert held[8] < made.rows * made.emb_dim * 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), buckets=st.sampled_from([1, 5, 300, 1000]))
 def test_unique_rows_lead_back_to_each_id(data, buckets):
     made = TableSpec(name="t", buckets=buckets, emb_dim=3, init_std=1.0, features=("f", "g"))

@@ -108,7 +108,7 @@ def test_nothing_is_lost_whatever_the_skew(devices, case):
     check(devices, {n: [asked(n, d) for d in range(devices)] for n in ROWS})
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_rows(data):
     devices = data.draw(st.sampled_from([2, 4]))

@@ -165,7 +165,7 @@ def dense(block: blocks.Block, rows: int, config: Config) -> dict[str, np.ndarra
 
 
 @given(logs(), st.integers(2, 8), st.sampled_from(["left", "right"]), st.data())
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 def test_decode_and_pad_do_as_plain_python(log, seq_len, side, data):
     columns, types, rows = log
     config = make_config(columns, seq_len, truncate_side=side)
@@ -184,7 +184,7 @@ def test_decode_and_pad_do_as_plain_python(log, seq_len, side, data):
 
 
 @given(logs(), st.integers(2, 8), st.sampled_from(["left", "right"]), st.integers(0, 6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_concatenated_parts_are_as_one(log, seq_len, side, cut):
     columns, types, rows = log
     config = make_config(columns, seq_len, truncate_side=side)
@@ -211,7 +211,7 @@ TIMES = [pa.int64(), pa.int32(), pa.string(), pa.timestamp("s"), pa.timestamp("n
     st.booleans(),
     st.integers(2, 6),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_time_features_do_as_plain_python(op, element, offset, times, bagged, seq_len):
     unit = element.unit if pa.types.is_timestamp(element) else "s"
     scale = 10**9 if unit == "ns" else 1
@@ -278,7 +278,7 @@ def test_times_as_ids_are_the_numbers_that_stand_for_them(element, hash_type):
     st.lists(st.lists(st.none() | st.integers(0, 200), max_size=6), max_size=5),
     st.sets(st.floats(-50, 250, width=32), min_size=1, max_size=5),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_bucketize_does_as_plain_python(element, numbers, limits):
     if pa.types.is_floating(element):
         numbers = [

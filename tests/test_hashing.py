@@ -111,7 +111,7 @@ def test_nothing_to_hash(array, hash_type):
 
 @pytest.mark.parametrize("hash_type", list(REFERENCES))
 @given(st.lists(st.binary(max_size=300)), st.integers(0, 5), st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_random_bytes(hash_type, values, start, wide):
     array = pa.array(values, pa.large_binary() if wide else pa.binary()).slice(start)
     assert hash_strings(array, hash_type).tolist() == expected(values[start:], hash_type)
@@ -122,7 +122,7 @@ NUMBERS = [0, 1, -1, 2**63 - 1, -(2**63), 2**40 + 5, -(2**40) - 5, 255, 256, 151
 
 @pytest.mark.parametrize("hash_type", list(REFERENCES))
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_integers_hash_as_their_eight_bytes(hash_type, values):
     values = NUMBERS + values
     found = hash_integers(np.array(values, np.int64), hash_type)
@@ -147,7 +147,7 @@ def test_buckets_are_unsigned_remainders(buckets):
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1), st.integers(1, 2**31 - 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_random_buckets(values, buckets):
     found = to_buckets(np.array(values, np.uint64), buckets)
     assert found.tolist() == [v % buckets for v in values]

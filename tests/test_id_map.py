@@ -382,7 +382,6 @@ TestMachine = Machine.TestCase
 TestMachine.settings = settings(
     max_examples=6,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

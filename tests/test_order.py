@@ -50,7 +50,7 @@ def test_the_reference_is_splitmix64():
 
 
 @given(st.integers(0, 300), st.lists(st.integers(-5, 2**64), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_permutations_are_frozen(size, key):
     found = permutation(size, *key).tolist()
     assert found == expected_permutation(size, *key)
@@ -100,7 +100,7 @@ STRIPES = st.lists(st.integers(1, 12), min_size=1, max_size=40)
     st.booleans(),
     st.data(),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_each_row_once_an_epoch_whatever_the_batches(
     stripe_rows, window_rows, shards, seed, epoch, shuffle, data
 ):
@@ -122,7 +122,7 @@ def test_each_row_once_an_epoch_whatever_the_batches(
 
 
 @given(STRIPES, st.integers(1, 50), st.integers(1, 9), st.integers(0, 2**32))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_windows_follow_each_other(stripe_rows, window_rows, shards, seed):
     """`after` walks through every window of a shard, and windows end where stripes or shards do."""
     order = make(stripe_rows, window_rows, True, seed, shards)

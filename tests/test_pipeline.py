@@ -223,7 +223,7 @@ def test_a_reader_can_go_back_and_forth(log):
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 40), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_sizes_and_any_step(log, batch_rows, shuffle_rows, step, seed):
     config = make_config(log, shuffle_rows=shuffle_rows, seed=seed)
     reader = Reader(config, batch_rows)
@@ -350,7 +350,7 @@ LONG_ROWS = 5 * 39
 
 
 @given(st.sampled_from([1, 4, 8, 16]), st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
     long_log, shards, data
 ):

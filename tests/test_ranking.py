@@ -71,7 +71,7 @@ def problems(draw):
 def test_any_problem(devices, k, block):
     mesh = mesh_of(devices)
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(problems())
     def check(problem):
         users, target, vectors, seen = problem
@@ -225,7 +225,7 @@ def test_coverage():
     }
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 @given(problems())
 def test_popularity_baseline(problem):
     _, target, vectors, seen = problem

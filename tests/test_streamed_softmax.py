@@ -212,7 +212,7 @@ def test_filling_up_to_the_tiles_of_tensor_cores_changes_nothing(options, monkey
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 def test_one_device(options):
-    @settings(max_examples=8, deadline=None, derandomize=True)
+    @settings(max_examples=8, derandomize=True)
     @given(
         st.integers(0, 1000),
         st.sampled_from([0.01, 0.05, 0.3, 1.0]),
