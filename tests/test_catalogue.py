@@ -471,7 +471,7 @@ def test_what_is_held_out_does_not_get_into_training_by_a_file(tmp_path):
     assert main(["--config", str(path), "--out", str(out), "--eval.held_out", "1"]) == 0
     held_out = dataclasses.replace(config, eval=EvalConfig(held_out=1))
     assert as_rows(load(out, held_out)) == as_rows(collect(config, 1))
-    with pytest.raises(UserError, match=r"eval\.held_out: catalogue .* made with 1 \(now None\)"):
+    with pytest.raises(UserError, match=r"eval\.held_out: catalogue .* made with 1 \(now 0\)"):
         load(out, config)
 
 

@@ -19,10 +19,17 @@ from test_evaluation import config_file, user_vector
 from test_train import job, lines, one_device
 
 from s2s_jax import evaluate
-from s2s_jax.config import Config, FeatureConfig, LossConfig, TrainConfig, load, validate
+from s2s_jax.config import (
+    Config,
+    FeatureConfig,
+    LossConfig,
+    TrainConfig,
+    identity,
+    load,
+    validate,
+)
 from s2s_jax.config.times import seconds_of
 from s2s_jax.data import held_out
-from s2s_jax.data.cache import decoding_settings
 from s2s_jax.data.catalogue import collect, save
 from s2s_jax.data.catalogue import load as load_catalogue
 from s2s_jax.data.held_out import Cut, TimeCut
@@ -180,7 +187,7 @@ def test_caches_of_other_splits_are_others(tmp_path):
         split_by_time(plain, "2000-12-02"),
         split_by_time(plain, validation_at="2000-11-26"),
     ]
-    assert len({json.dumps(decoding_settings(config)) for config in different}) == 4
+    assert len({json.dumps(identity.of_decoding(config)) for config in different}) == 4
 
 
 @pytest.mark.parametrize("kind", ["seconds", "text of microseconds", "bags"])

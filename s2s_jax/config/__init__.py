@@ -1,7 +1,7 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
 from s2s_jax.config.command_line import ConfigParser, Parser
-from s2s_jax.config.loading import load, load_file, load_json
+from s2s_jax.config.loading import load, load_file, load_json, parse_json
 from s2s_jax.config.schema import (
     Config,
     EvalConfig,
@@ -28,5 +28,6 @@ __all__ = [
     "load",
     "load_file",
     "load_json",
+    "parse_json",
     "validate",
 ]

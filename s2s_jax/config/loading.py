@@ -87,8 +87,7 @@ def load_json(path: Path) -> Config:
       UserError: there is none, or it is not of this version.
     """
     try:
-        sections = json.loads(path.read_text())
-        config = _from_json(Config, sections)
+        config = parse_json(path.read_text())
         validate(config)
     except (OSError, ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(
@@ -96,6 +95,15 @@ def load_json(path: Path) -> Config:
             f"the directory of such a run"
         ) from error
     return config
+
+
+def parse_json(text: str) -> Config:
+    """The configuration that `Config.to_json` wrote, not validated; keys it lacks have their defaults.
+
+    Raises:
+      ValueError, TypeError, KeyError: it is no configuration, or of a newer version.
+    """
+    return _from_json(Config, json.loads(text))
 
 
 def _from_json(cls: type, values: dict[str, Any]) -> Any:

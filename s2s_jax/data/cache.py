@@ -5,36 +5,24 @@ all features side by side. What it was made from (settings, file, stripe) stands
 and is compared when it is read, so that a stale or foreign file is never used.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config
-from s2s_jax.config.schema import GROWING_KEYS
+from s2s_jax.config import Config, identity
 from s2s_jax.data.blocks import Block, packed_block, starts
 from s2s_jax.data.features import id_width
-from s2s_jax.data.held_out import settings_of_split
 from s2s_jax.data.orc import OrcFile
 from s2s_jax.errors import UserError
 
-# Raised by one when the meaning of cached ids changes.
-_VERSION = 1
+# Raised by one when the meaning of decoded ids changes, though no setting did.
+DECODING_VERSION = 1
 _METADATA = b"s2s_jax"
-# What decoding does not depend on.
-_NOT_OF_DECODING = (
-    "emb_dim",
-    "shard_name",
-    "combiner",
-    "init_std",
-    *GROWING_KEYS,
-)
 
 
 class StripeCache:
@@ -47,7 +35,7 @@ class StripeCache:
           UserError: it cannot be written.
         """
         assert config.io.cache is not None, "asked for only with a directory"
-        self._made_for = decoding_settings(config)
+        self._made_for = {"version": DECODING_VERSION} | identity.of_decoding(config)
         self._columns = id_width(config.features)
         text = json.dumps(self._made_for, indent=2)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -104,20 +92,3 @@ class StripeCache:
     def _metadata(self, file: OrcFile, stripe: int) -> dict[bytes, bytes]:
         source = {"size": file.size, "fingerprint": file.fingerprint, "stripe": stripe}
         return {_METADATA: json.dumps(source | self._made_for).encode()}
-
-
-def decoding_settings(config: Config) -> dict[str, Any]:
-    """All that decoded ids depend on but the files."""
-    features = []
-    for feature in config.features:
-        settings = dataclasses.asdict(feature)
-        features.append({k: v for k, v in settings.items() if k not in _NOT_OF_DECODING})
-    return {
-        "version": _VERSION,
-        "features": features,
-        "model.seq_len": config.history_len,
-        "io.truncate_side": config.io.truncate_side,
-        "io.check_length": config.io.check_length,
-        "eval.held_out": config.eval.held_out,
-        **settings_of_split(config),
-    }

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.config import Config, ConfigParser, FeatureConfig
+from s2s_jax.config import Config, ConfigParser, FeatureConfig, identity
 from s2s_jax.data import features
-from s2s_jax.data.cache import decoding_settings
-from s2s_jax.data.held_out import Cut, settings_of_split, training_cut
+from s2s_jax.data.cache import DECODING_VERSION
+from s2s_jax.data.held_out import Cut, training_cut
 from s2s_jax.data.index import index_files
 from s2s_jax.data.item_counts import code_words, count_items, whole_sequences
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
@@ -180,17 +180,13 @@ def _check_item_feature(config: Config) -> None:
 
 
 def _made_for(config: Config) -> dict[str, Any]:
-    """All that encoded ids depend on but the files, as it comes back from JSON."""
-    settings = decoding_settings(_item_side(config))
-    told = {
-        "version": settings["version"],
+    """All that encoded ids depend on but the files."""
+    return {
+        "version": DECODING_VERSION,
         "loss.item_feature": config.loss.item_feature,
-        "features": {feature["name"]: feature for feature in settings["features"]},
-        "split": settings_of_split(config),
+        "features": {f.name: identity.of_entries(f) for f in _item_side(config).features},
+        "split": identity.of_split(config),
     }
-    if config.eval.held_out:
-        told["split"] |= {"eval.held_out": config.eval.held_out}
-    return json.loads(json.dumps(told))
 
 
 def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -203,17 +199,23 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
 
     refuse("version of ids", saved["version"], now["version"])
     refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
-    # Files of before anything was told of splits are of whole logs.
-    split_before = saved["split"] if "split" in saved else {}
+    # Older files say nothing of a split where there is none, or are of whole logs.
+    split_before = identity.of_split(Config()) | (saved["split"] if "split" in saved else {})
     for key in dict.fromkeys([*now["split"], *split_before]):
         before = split_before[key] if key in split_before else None
         refuse(key, before, now["split"][key] if key in now["split"] else None)
     names = [", ".join(sorted(made["features"])) for made in (saved, now)]
     refuse("loss.target_features", *names)
     for name, settings in now["features"].items():
-        before = saved["features"][name]
-        for key in settings.keys() | before.keys():
-            refuse(f"{key} of feature {name}", before.get(key), settings.get(key))
+        try:
+            # Keys that did not exist when the file was written have the values of then.
+            before = identity.of_entries(FeatureConfig(**saved["features"][name]))
+        except TypeError as error:
+            raise UserError(
+                f"{path}: the catalogue was made by another version of s2s_jax ({error}); {_REMEDY}"
+            ) from error
+        for key, value in settings.items():
+            refuse(f"{key} of feature {name}", before[key], value)
 
 
 # -------------------------------------------------------------------------------------- door

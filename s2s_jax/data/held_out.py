@@ -13,7 +13,7 @@ Shapes: N rows of a record batch, P positions of the column of times, T times.
 
 import math
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -155,20 +155,6 @@ def targets(config: Config, split: Split) -> Targets:
             f"test events"
         )
     return Targets(_at(settings.validation_at, config), _at(settings.split_at, config))
-
-
-def settings_of_split(config: Config) -> dict[str, Any]:
-    """All that a split by time depends on but the files; empty where there is none."""
-    if config.eval.split_at is None:
-        return {}
-    feature = config.feature(config.eval.time_feature)
-    return {
-        "eval.split_at": config.eval.split_at,
-        "eval.validation_at": config.eval.validation_at,
-        "eval.time_feature": feature.name,
-        "column of eval.time_feature": feature.column_name,
-        "time_unit of eval.time_feature": feature.time_unit,
-    }
 
 
 def check_times(file: OrcFile, config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from s2s_jax.config import Config
+from s2s_jax.config import Config, identity
 from s2s_jax.data import blocks, stripes
 from s2s_jax.data.features import id_width
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
@@ -256,12 +256,7 @@ class Reader(Iterator[Batch]):
                 f"io.drop_remainder: a batch has {batch_rows} rows but the data only "
                 f"{self.rows_per_epoch}; unset it or lower io.batch_size"
             )
-        self._made_for = {
-            "io.shuffle": config.io.shuffle,
-            "io.shuffle_rows": config.io.shuffle_rows,
-            "io.shards": config.io.shards,
-            "io.seed": config.io.seed,
-        }
+        self._made_for = identity.of_order(config)
 
     def __next__(self) -> Batch:
         """The next batch."""
@@ -292,7 +287,13 @@ class Reader(Iterator[Batch]):
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""
         dataset = BatchDataset(
-            self._config, self._batch_rows, self._index, self._first_index, self._place, self._share
+            self._config,
+            self._batch_rows,
+            self._index,
+            # Other files than the index's are those of the epoch in which reading started.
+            self._first_index if self._place.epoch == self._start.epoch else None,
+            self._place,
+            self._share,
         )
         return dataset.batches_until(epoch)
 

@@ -6,9 +6,7 @@ place when whole, so one that did not finish is never seen.
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig
+from s2s_jax.config import Config, identity, parse_json
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
@@ -29,34 +27,6 @@ from s2s_jax.training.step import TrainState
 
 # Orbax's mark of a directory that is still being written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
-
-# Changing these would silently give weights another meaning.
-_FIXED_OF_FEATURE = (
-    "name",
-    "of_next",
-    "emb_dim",
-    "hash_type",
-    "hash_bucket_size",
-    "shard_name",
-    "unknown",
-)
-# What runs have that were made before a key existed.
-_DEFAULT_OF_FEATURE = {
-    field.name: field.default
-    for field in dataclasses.fields(FeatureConfig)
-    if field.default is not dataclasses.MISSING
-}
-_DEFAULT_OF_MODEL = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-_DEFAULT_OF_LOSS = {field.name: field.default for field in dataclasses.fields(LossConfig)}
-_FIXED_OF_LOSS = ("similarity", "item_feature", "target_features", "log_q_from")
-_FIXED_OF_MODEL = (
-    "hidden_size",
-    "num_layers",
-    "nhead",
-    "dim_feedforward",
-    "position",
-    "input_norm",
-)
 
 
 @contextlib.contextmanager
@@ -151,14 +121,13 @@ class Checkpoints:
             return
         path = self._run_dir / "config.json"
         try:
-            saved = json.loads(path.read_text())
-            before = _fixed_values(saved)
-        except (OSError, ValueError, KeyError) as error:
+            before = identity.of_run(parse_json(path.read_text()))
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: expected the configuration that the checkpoints beside it were made with, "
                 f"but it cannot be read ({error}); give another train.output_dir"
             ) from error
-        now = _fixed_values(json.loads(self._config.to_json()))
+        now = identity.of_run(self._config)
         for key in before | now:
             if key not in now or key not in before or before[key] != now[key]:
                 was = before[key] if key in before else "nothing"
@@ -302,40 +271,3 @@ def _remove_unfinished(directory: Path) -> None:
     """
     for path in directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
-    fixed: dict[str, Any] = {}
-    for i, feature in enumerate(config["features"]):
-        feature = _DEFAULT_OF_FEATURE | feature
-        fixed |= {f"features.{i}.{key}": feature[key] for key in _FIXED_OF_FEATURE}
-    model = _DEFAULT_OF_MODEL | config["model"]
-    fixed |= {f"model.{key}": model[key] for key in _FIXED_OF_MODEL}
-    if model["position"] == "learned":
-        fixed["model.seq_len"] = model["seq_len"]
-    # Other vectors would be compared than those that learned to be alike; or the items that came so far
-    # would not have been counted.
-    loss = _DEFAULT_OF_LOSS | config["loss"]
-    fixed |= {f"loss.{key}": loss[key] for key in _FIXED_OF_LOSS}
-    # What was held out would be trained on, or the reverse.
-    return fixed | {"eval.held_out": config["eval"]["held_out"]} | _fixed_split(config)
-
-
-def _fixed_split(config: dict[str, Any]) -> dict[str, Any]:
-    settings = config["eval"]
-    # Runs of before there was a split by time have none of its keys.
-    fixed = {
-        f"eval.{key}": settings[key] if key in settings else None
-        for key in ("split_at", "validation_at")
-    }
-    if fixed["eval.split_at"] is None:
-        return fixed
-    name = settings["time_feature"]
-    (number,) = (i for i, feature in enumerate(config["features"]) if feature["name"] == name)
-    feature = config["features"][number]
-    column = name if feature["column"] is None else feature["column"]
-    return fixed | {
-        "eval.time_feature": name,
-        f"features.{number}.column": column,
-        f"features.{number}.time_unit": feature["time_unit"],
-    }

@@ -1,0 +1,223 @@
+"""What a run means: which keys of the configuration decide it, and which are free to change.
+
+Checkpoints, reading positions, cached stripes and catalogue files outlive the command that made them.
+Each is compared, key by key, with the configuration that uses it. `KEYS` says of every key what it
+decides, or why it may change; everything that is compared is a selection of it.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
+
+from s2s_jax.config.schema import Config, FeatureConfig
+
+Concern = Literal["ids", "decoded", "rows", "split", "model", "order"]
+
+
+class Free(NamedTuple):
+    """A key that may change between commands that share a run.
+
+    Attributes:
+      reason: why nothing changes its meaning.
+    """
+
+    reason: str
+
+
+_PLACE = Free("where things lie")
+_SPEED = Free("speed and memory; results differ by rounding at most")
+_LENGTH = Free("how long a run is, and how often it writes")
+_RATE = Free("how fast weights change from here on")
+_OBJECTIVE = Free("what weights are trained towards from here on; what they compute stays")
+_GROWTH = Free("which ids keep a row from here on; rows that are there keep their meaning")
+_PROTOCOL = Free("how a state is measured; no state depends on it")
+_TRAINING = Free("drawn in training only, anew in each step")
+
+# Concerns:
+#   ids: what an entry of a column becomes, and so which row of a table it reads
+#   decoded: what decoded rows look like or refuse, though the ids in them stay the same
+#   rows: which positions of a row of the log there are
+#   split: which events training never sees
+#   model: what the same weights compute, and what is compared with what
+#   order: which row comes where in an epoch
+KEYS: dict[str, Concern | Free] = {
+    "io.data_paths": Free("reading positions name the files and their contents"),
+    "io.batch_size": _SPEED,
+    "io.thread_num": _SPEED,
+    "io.prefetch": _SPEED,
+    "io.drop_remainder": Free("reading positions are rows, not batches"),
+    "io.shuffle": "order",
+    "io.shuffle_rows": "order",
+    "io.shards": "order",
+    "io.seed": "order",
+    "io.truncate_side": "rows",
+    "io.check_length": "decoded",
+    "io.packing": Free("how many rows make a batch; each keeps its own sequence"),
+    "io.windows": "decoded",
+    "io.windows_per_epoch": Free("chosen from decoded rows, anew in each epoch"),
+    "io.layout": _SPEED,
+    "io.cache": _PLACE,
+    "io.on_error": Free("what is read means the same"),
+    "io.new_files": Free("reading positions name the files and their contents"),
+    "features.name": "ids",
+    "features.column": "ids",
+    "features.op": "ids",
+    "features.boundaries": "ids",
+    "features.time_unit": "ids",
+    "features.utc_offset_hours": "ids",
+    "features.of_next": "ids",
+    "features.emb_dim": "model",
+    "features.hash_type": "ids",
+    "features.hash_bucket_size": "ids",
+    "features.capacity": _GROWTH,
+    "features.max_capacity": _GROWTH,
+    "features.on_full": _GROWTH,
+    "features.admit_after": _GROWTH,
+    "features.unknown": "model",
+    "features.evict_after_steps": _GROWTH,
+    "features.evict_below": _GROWTH,
+    "features.evict_every": _GROWTH,
+    "features.shard_name": "model",
+    "features.combiner": "model",
+    # A limit that may be raised for a run; see also `of_run`.
+    "features.bag_size": "decoded",
+    "features.init_std": Free("only rows that are new begin with it"),
+    "model.seq_len": "rows",
+    "model.hidden_size": "model",
+    "model.num_layers": "model",
+    "model.nhead": "model",
+    "model.dim_feedforward": "model",
+    "model.dropout": _TRAINING,
+    "model.input_norm": "model",
+    "model.input_dropout": _TRAINING,
+    "model.dtype": _SPEED,
+    "model.position": "model",
+    "model.attention": _SPEED,
+    "model.remat": _SPEED,
+    "model.unroll": _SPEED,
+    "lr.dense_lr": _RATE,
+    "lr.sparse_lr": _RATE,
+    "lr.beta1": _RATE,
+    "lr.beta2": _RATE,
+    "lr.eps": _RATE,
+    "lr.weight_decay": _RATE,
+    "lr.warmup_steps": _RATE,
+    "lr.decay": _RATE,
+    "lr.decay_steps": _RATE,
+    "lr.final_ratio": _RATE,
+    "lr.clip_norm": _RATE,
+    # Whether a user's vector looks like the next event or like the one before.
+    "loss.pairing": "model",
+    "loss.similarity": "model",
+    "loss.temperature": _OBJECTIVE,
+    "loss.mask_padding": _OBJECTIVE,
+    "loss.mask_same_item": _OBJECTIVE,
+    "loss.negative_scope": _OBJECTIVE,
+    "loss.negatives": _OBJECTIVE,
+    "loss.catalogue": Free("checkpoints name its contents"),
+    "loss.num_negatives": _OBJECTIVE,
+    "loss.log_q": _OBJECTIVE,
+    # The items that came so far would not have been counted.
+    "loss.log_q_from": "model",
+    "loss.item_feature": "model",
+    "loss.target_features": "model",
+    "train.output_dir": _PLACE,
+    "train.train_steps": _LENGTH,
+    "train.train_epoch": _LENGTH,
+    "train.log_steps": _LENGTH,
+    "train.save_steps": _LENGTH,
+    "train.max_to_keep": _PLACE,
+    "train.gradient_accumulation_steps": _SPEED,
+    "train.dense_sharding": _SPEED,
+    "train.seed": Free("initial values, and what is drawn anew in each step"),
+    "train.tensorboard": _PLACE,
+    "train.profile_steps": _PLACE,
+    "eval.held_out": "split",
+    "eval.split_at": "split",
+    "eval.validation_at": "split",
+    "eval.time_feature": "split",
+    "eval.filter_seen": _PROTOCOL,
+    "eval.batch_size": _SPEED,
+    "eval.max_users": _PROTOCOL,
+    "eval.every_steps": _LENGTH,
+    "eval.metric": _PROTOCOL,
+    "eval.patience": _LENGTH,
+}
+
+
+def of_run(config: Config) -> dict[str, Any]:
+    """What checkpoints mean: to be the same when a run is continued, evaluated or recommends."""
+    values = _values(config, ("ids", "rows", "split", "model"))
+    if config.loss.stream_shares:
+        # Items are counted by the whole of their bags, padding included.
+        values |= {
+            f"features.{i}.bag_size": feature.bag_size
+            for i, feature in enumerate(config.features)
+            if feature.name == config.loss.item_feature
+        }
+    return values
+
+
+def of_decoding(config: Config) -> dict[str, Any]:
+    """All that decoded rows depend on but the files."""
+    return _values(config, ("ids", "decoded", "rows", "split"))
+
+
+def of_order(config: Config) -> dict[str, Any]:
+    """What the order of rows depends on but the files."""
+    return _values(config, ("order",))
+
+
+def of_split(config: Config) -> dict[str, Any]:
+    """Which events training never sees; of a split by time, also where its times stand."""
+    values = _values(config, ("split",))
+    if config.eval.split_at is not None:
+        feature = config.feature(config.eval.time_feature)
+        values |= {
+            "column of eval.time_feature": feature.column_name,
+            "time_unit of eval.time_feature": feature.time_unit,
+        }
+    return values
+
+
+def of_entries(feature: FeatureConfig) -> dict[str, Any]:
+    """What the entries of a feature's column become, by the names of its keys."""
+    kept = _kept("features", feature, ("ids", "decoded"))
+    return {name: _value(feature, name) for name in kept}
+
+
+def _values(config: Config, concerns: Collection[Concern]) -> dict[str, Any]:
+    """The values of all keys of some concerns, by their paths, as they come back from JSON."""
+    values: dict[str, Any] = {}
+    for i, feature in enumerate(config.features):
+        kept = _kept("features", feature, concerns)
+        values |= {f"features.{i}.{name}": _value(feature, name) for name in kept}
+    for section in (field.name for field in dataclasses.fields(config)):
+        settings = getattr(config, section)
+        if section != "features":
+            kept = _kept(section, settings, concerns)
+            values |= {f"{section}.{name}": _plain(getattr(settings, name)) for name in kept}
+    if "loss.target_features" in values:
+        values["loss.target_features"] = list(config.target_features)
+    if config.eval.split_at is None:
+        # Without a split by time these say nothing.
+        values.pop("eval.time_feature", None)
+    return values
+
+
+def _kept(section: str, settings: Any, concerns: Collection[Concern]) -> list[str]:
+    names = [field.name for field in dataclasses.fields(settings)]
+    return [name for name in names if KEYS[f"{section}.{name}"] in concerns]
+
+
+def _value(feature: FeatureConfig, name: str) -> Any:
+    """A key of a feature; where the feature's own name stands for it, that name."""
+    if name == "column":
+        return feature.column_name
+    if name == "shard_name":
+        return feature.table_name
+    return _plain(getattr(feature, name))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,308 @@
+"""What decides the meaning of a run, key by key: continuing, evaluating, caches and catalogues agree."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+import small
+from logs import write_log
+
+from s2s_jax import evaluate, recommend
+from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
+from s2s_jax.config.identity import KEYS, Free
+from s2s_jax.data import catalogue
+from s2s_jax.data.cache import StripeCache
+from s2s_jax.data.pipeline import Reader
+from s2s_jax.errors import UserError
+from s2s_jax.serving.restored import restore
+from s2s_jax.train import train
+from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.mesh import make_mesh
+
+# The features of a run that has one of everything; all are item-side.
+FEATURES = (
+    FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),
+    FeatureConfig(name="kind", emb_dim=8, hash_bucket_size=300, shard_name="item_id"),
+    FeatureConfig(name="price", op="bucketize", boundaries=(1.0, 10.0), hash_bucket_size=9),
+    FeatureConfig(name="hour", column="time", op="hour_of_day", hash_bucket_size=24),
+    FeatureConfig(name="gap", column="when", op="time_gap", hash_bucket_size=30, of_next=True),
+    FeatureConfig(name="grown", hash_bucket_size=0, admit_after=2),
+    FeatureConfig(name="time", hash_bucket_size=9),
+)
+SHOWN = ("item_id", "kind", "price")
+
+# Another value of every key that decides something, and of which feature.
+CHANGED = {
+    "features.name": ("kinds", 1),
+    "features.column": ("other", 1),
+    "features.op": ("day_of_week", 3),
+    "features.boundaries": ((5.0, 50.0), 2),
+    "features.time_unit": ("ms", 3),
+    "features.utc_offset_hours": (2.0, 3),
+    "features.of_next": (False, 4),
+    "features.emb_dim": (16, 2),
+    "features.hash_type": ("farm", 1),
+    "features.hash_bucket_size": (10, 2),
+    "features.unknown": ("default_row", 5),
+    "features.shard_name": (None, 1),
+    "features.combiner": ("sum", 1),
+    "features.bag_size": (3, 1),
+    "io.truncate_side": "right",
+    "io.check_length": True,
+    "io.windows": 2,
+    "io.shuffle": False,
+    "io.shuffle_rows": 9,
+    "io.shards": 3,
+    "io.seed": 7,
+    "model.seq_len": 7,
+    "model.hidden_size": 32,
+    "model.num_layers": 3,
+    "model.nhead": 2,
+    "model.dim_feedforward": 32,
+    "model.input_norm": True,
+    "model.position": "rope",
+    "loss.pairing": "previous",
+    "loss.similarity": "dot",
+    "loss.log_q_from": "stream",
+    "loss.item_feature": "kind",
+    "loss.target_features": ("item_id", "price"),
+    "eval.held_out": 2,
+    "eval.split_at": "2001-01-01",
+    "eval.validation_at": "1999-01-01",
+    "eval.time_feature": "hour",
+}
+# Keys that make no sense without another one.
+WITH = {
+    "io.windows": {"io.packing": 4},
+    "loss.log_q_from": {"loss.log_q": True},
+    "eval.held_out": {"eval.split_at": None, "eval.validation_at": None},
+}
+
+
+def whole(run_dir: Path) -> Config:
+    config = small.config()
+    config = dataclasses.replace(
+        config,
+        features=FEATURES,
+        loss=dataclasses.replace(config.loss, target_features=SHOWN),
+        train=dataclasses.replace(config.train, output_dir=str(run_dir)),
+        eval=EvalConfig(split_at="2000-12-01", validation_at="2000-01-01", time_feature="time"),
+    )
+    validate(config)
+    return config
+
+
+def set_key(config: Config, key: str, value) -> Config:
+    section, name = key.split(".")
+    changed = dataclasses.replace(getattr(config, section), **{name: value})
+    return dataclasses.replace(config, **{section: changed})
+
+
+def with_feature(config: Config, number: int, **settings) -> Config:
+    features = list(config.features)
+    features[number] = dataclasses.replace(features[number], **settings)
+    return dataclasses.replace(config, features=tuple(features))
+
+
+def changed(config: Config, key: str) -> tuple[Config, str]:
+    """A valid configuration with another value of a key, and the path by which it is to be named."""
+    if key.startswith("features."):
+        value, number = CHANGED[key]
+        name = key.removeprefix("features.")
+        path = f"features.{number}.{name}"
+        config = with_feature(config, number, **{name: value})
+        if name == "name":
+            shown = tuple(value if n == "kind" else n for n in SHOWN)
+            config = set_key(config, "loss.target_features", shown)
+    else:
+        for other, value in WITH.get(key, {}).items():
+            config = set_key(config, other, value)
+        config, path = set_key(config, key, CHANGED[key]), key
+    validate(config)
+    return config, path
+
+
+def concern(*names: str) -> list[str]:
+    return [key for key, of in KEYS.items() if of in names]
+
+
+def test_every_key_is_decided_upon():
+    """A new key of the configuration has to be given a place in `identity.KEYS`."""
+    keys = set()
+    for section in dataclasses.fields(Config):
+        of_section = FeatureConfig if section.name == "features" else type(section.default)
+        keys |= {f"{section.name}.{field.name}" for field in dataclasses.fields(of_section)}
+    assert set(KEYS) == keys
+    assert all(of.reason for of in KEYS.values() if isinstance(of, Free))
+    assert set(CHANGED) == {key for key, of in KEYS.items() if not isinstance(of, Free)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The directory of a run that has a checkpoint, as far as its configuration is concerned."""
+    config = whole(tmp_path_factory.mktemp("run"))
+    checkpoints = Checkpoints(config)
+    checkpoints.write_config()
+    checkpoints.close()
+    (Path(config.train.output_dir) / "checkpoints" / "3").mkdir()
+    return config
+
+
+def refusal(config: Config, monkeypatch, read_only: bool) -> str:
+    monkeypatch.setattr(Checkpoints, "newest_step", 3)
+    checkpoints = Checkpoints(config, read_only)
+    try:
+        checkpoints.check_config()
+    except UserError as error:
+        return str(error)
+    finally:
+        checkpoints.close()
+    return ""
+
+
+@pytest.mark.parametrize("key", concern("ids", "rows", "split", "model"))
+def test_a_run_is_not_continued_nor_used_with_another_value(made, monkeypatch, key):
+    config, path = changed(made, key)
+    for read_only in (False, True):
+        words = refusal(config, monkeypatch, read_only)
+        assert words.startswith(f"{path}: the checkpoints in ")
+        assert "\n" not in words
+
+
+def test_all_other_keys_may_change(made, monkeypatch):
+    free = {
+        "io.data_paths": "elsewhere",
+        "io.batch_size": 3,
+        "io.seed": 7,
+        "io.packing": 8,
+        "io.windows": 2,
+        "model.dropout": 0.5,
+        "lr.dense_lr": 0.5,
+        "lr.decay": "linear",
+        "loss.temperature": 0.5,
+        "loss.negatives": "full",
+        "train.seed": 7,
+        "eval.max_users": 7,
+        "eval.filter_seen": False,
+    }
+    config = made
+    for key, value in free.items():
+        config = set_key(config, key, value)
+    # What a message asks for when a position holds more ids.
+    config = with_feature(config, 1, bag_size=3)
+    config = with_feature(config, 5, capacity=2**20, admit_after=5, evict_after_steps=7)
+    # A name that stands for itself, said aloud.
+    config = with_feature(config, 0, column="item_id", shard_name="item_id")
+    config = set_key(config, "loss.target_features", SHOWN[::-1])
+    validate(config)
+    assert refusal(config, monkeypatch, read_only=False) == ""
+
+
+def test_items_that_were_counted_by_their_bags_keep_the_size_of_them(made):
+    counting = set_key(set_key(made, "loss.log_q", True), "loss.log_q_from", "stream")
+    wider = with_feature(counting, 0, bag_size=2)
+    assert identity.of_run(counting) != identity.of_run(wider)
+
+
+def test_runs_from_before_keys_existed_have_what_was_the_rule_then(made, monkeypatch):
+    path = Path(made.train.output_dir) / "config.json"
+    now = path.read_text()
+    saved = json.loads(now)
+    for feature in saved["features"]:
+        for name in ("unknown", "utc_offset_hours", "combiner"):
+            del feature[name]
+    for name in ("position", "input_norm"):
+        del saved["model"][name]
+    try:
+        path.write_text(json.dumps(saved))
+        assert refusal(made, monkeypatch, read_only=True) == ""
+        config, key = changed(made, "features.combiner")
+        assert refusal(config, monkeypatch, read_only=True).startswith(f"{key}: ")
+        saved["model"]["of_tomorrow"] = 1
+        path.write_text(json.dumps(saved))
+        assert "of_tomorrow" in refusal(made, monkeypatch, read_only=True)
+    finally:
+        path.write_text(now)
+
+
+@pytest.mark.parametrize("key", concern("order"))
+def test_a_reading_position_is_not_used_in_another_order(tmp_path, key):
+    rows = [{"item_id": [[n]]} for n in range(20)]
+    write_log(tmp_path / "a.orc", rows, stripe_rows=5)
+    config = Config(io=IOConfig(data_paths=str(tmp_path)), features=FEATURES[:1])
+    state = Reader(config, 4).get_state()
+    with pytest.raises(UserError, match=rf"^{key}: "):
+        Reader(set_key(config, key, CHANGED[key]), 4).set_state(state)
+
+
+@pytest.mark.parametrize("key", concern("ids", "rows", "split", "decoded"))
+def test_stripes_that_were_decoded_otherwise_are_not_used(made, tmp_path, key):
+    """Of each key's value there is a directory of its own."""
+    config, _ = changed(made, key)
+    for each in (made, config):
+        StripeCache(set_key(each, "io.cache", str(tmp_path)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# Features of the next event are never the item's.
+CATALOGUE_KEYS = [
+    *(
+        key
+        for key in concern("ids", "decoded", "split")
+        if key.startswith(("features.", "eval.")) and key != "features.of_next"
+    ),
+    "loss.item_feature",
+    "loss.target_features",
+]
+
+
+@pytest.mark.parametrize("key", CATALOGUE_KEYS)
+def test_a_catalogue_is_not_used_with_another_value(made, key):
+    made = set_key(made, "loss.target_features", ("item_id", "kind", "price", "hour"))
+    config, _ = changed(made, key)
+    saved = json.loads(json.dumps(catalogue._made_for(made)))
+    catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(made))
+    with pytest.raises(UserError, match=r"catalogue c\.parquet was made with"):
+        catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(config))
+
+
+def test_programs_refuse_what_would_read_the_same_weights_otherwise(tmp_path):
+    small.write_log(tmp_path / "log", 20)
+    config = small.config()
+    config = dataclasses.replace(
+        config,
+        io=dataclasses.replace(config.io, data_paths=str(tmp_path / "log"), batch_size=8),
+        model=dataclasses.replace(config.model, num_layers=1),
+        train=dataclasses.replace(
+            config.train, output_dir=str(tmp_path / "run"), tensorboard=False
+        ),
+        eval=EvalConfig(held_out=1),
+    )
+    assert train(config, make_mesh(jax.devices()[:1])) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    file = tmp_path / "config.py"
+    combined = with_feature(config, 2, combiner="sum")
+    file.write_text(
+        f"import json\nfrom s2s_jax.config import parse_json\n"
+        f"def get_config():\n    return parse_json({combined.to_json()!r})\n"
+    )
+    with pytest.raises(UserError, match=r"^features\.2\.combiner: .* made with mean, found sum"):
+        train(combined, make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match=r"^features\.2\.combiner: "):
+        restore(combined, make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match=r"^features\.2\.combiner: "):
+        evaluate.main(["--config", str(file)])
+    with pytest.raises(UserError, match=r"^features\.2\.combiner: "):
+        recommend.main(
+            [
+                "--config",
+                str(file),
+                "--input",
+                str(tmp_path / "log"),
+                "--output",
+                str(tmp_path / "o"),
+            ]
+        )
