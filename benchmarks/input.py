@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data import orc
+from s2s_jax.data.files import find_files
 from s2s_jax.data.memory import keep_freed_memory
 from s2s_jax.data.orc_writer import open_log
 from s2s_jax.data.pipeline import Reader
@@ -61,7 +62,7 @@ def write_integers(log: Path, directory: Path) -> int:
     """The events of `log` as list<int64>; returns their number."""
     positions = 0
     with open_log(directory, overwrite=False) as writer:
-        for path in orc.find_files(str(log)):
+        for path in find_files(str(log)):
             file = orc.read_footer(path)
             for stripe in range(len(file.stripe_rows)):
                 batch = orc.read_stripe(file, stripe, COLUMNS)
@@ -96,7 +97,7 @@ def make_config(directory: Path, texts: tuple[str, ...], threads: int, **io) -> 
 
 
 def read_raw(directory: Path, threads: int) -> None:
-    files = [orc.read_footer(path) for path in orc.find_files(str(directory))]
+    files = [orc.read_footer(path) for path in find_files(str(directory))]
     stripes = [(file, number) for file in files for number in range(len(file.stripe_rows))]
 
     def read(stripe: tuple[orc.OrcFile, int]) -> int:

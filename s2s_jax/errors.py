@@ -19,6 +19,14 @@ class UserError(Exception):
     """
 
 
+class MachineError(UserError):
+    """Data could not be read because of this machine, not because of the data.
+
+    Too little memory, a missing permission, too many open files, no time zones: other files would fail
+    alike, so nothing is skipped for it, whatever `io.on_error` says.
+    """
+
+
 class NotFiniteError(Exception):
     """The loss or the gradient stopped being a finite number."""
 

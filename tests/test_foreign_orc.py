@@ -103,7 +103,6 @@ REFUSED_AT_FOOTER = {
     "TestOrcFile.testWithoutCompressionBlockSize.orc": (
         "Only ORC files with a top-level struct can be handled"
     ),
-    "zero.orc": "File size too small",
 }
 # Stripes, rows, and of each column that cannot be read, what is said of the first stripe.
 REFUSED_AT_STRIPE = {
@@ -209,7 +208,8 @@ def in_plain_python(rows: list[Any], feature: FeatureConfig, seq_len: int) -> li
 
 @needs_files
 def test_every_file_stands_in_the_table():
-    known = [*READ, *REFUSED_AT_FOOTER, *REFUSED_AT_STRIPE]
+    # zero.orc has no bytes, and so no rows; see test_files.py.
+    known = [*READ, *REFUSED_AT_FOOTER, *REFUSED_AT_STRIPE, "zero.orc"]
     assert sorted(path.name for path in FOREIGN.glob("*.orc")) == sorted(known)
 
 

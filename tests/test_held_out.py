@@ -348,6 +348,16 @@ def test_columns_without_times_are_refused(tmp_path):
         (["--eval.split_at", "2000-12-01", "--eval.held_out", "2"], "eval.held_out", "0 because"),
         (["--eval.split_at", "1 December"], "eval.split_at", "2000-12-01T12:00"),
         (["--eval.split_at", "nan"], "eval.split_at", "seconds since 1970"),
+        (
+            ["--eval.split_at", "20001201"],
+            "eval.split_at",
+            "2000-12-01 if it is a date",
+        ),
+        (
+            ["--eval.split_at", "1009843200000"],
+            "eval.split_at",
+            "before the year 10,000",
+        ),
         (["--eval.split_at", "9", "--eval.validation_at", "x"], "eval.validation_at", "a time"),
         (["--eval.validation_at", "2000-12-01"], "eval.validation_at", "without eval.split_at"),
         (["--eval.split_at", "9", "--eval.validation_at", "9"], "eval.validation_at", "before"),

@@ -6,6 +6,8 @@ from fractions import Fraction
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+# Seconds at which the year 10,000 begins: no time of a log is later.
+_YEAR_10000 = 253_402_300_800
 
 
 def seconds_of(text: str) -> Fraction:
@@ -22,3 +24,42 @@ def seconds_of(text: str) -> Fraction:
     if time.tzinfo is None:
         time = time.replace(tzinfo=datetime.UTC)
     return Fraction((time - _EPOCH) // _MICROSECOND, 10**6)
+
+
+def meant_instead(text: str) -> str | None:
+    """What a number of seconds was most likely meant as; None if nothing else is likely.
+
+    Args:
+      text: that `seconds_of` takes.
+    """
+    if re.fullmatch(r"(19|20)\d{6}", text) and _is_date(date := _with_dashes(text)):
+        return (
+            f"{date} if it is a date (a number is seconds since 1970, so this is on "
+            f"{date_text(int(text))}; write {text}.0 if you mean that)"
+        )
+    if abs(seconds_of(text)) >= _YEAR_10000:
+        return (
+            "seconds since 1970 before the year 10,000 (divide milliseconds by 1,000; a date has "
+            "dashes, as in 2000-12-01)"
+        )
+    return None
+
+
+def _with_dashes(digits: str) -> str:
+    return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def date_text(seconds: int) -> str:
+    """The date, in UTC, of a time in seconds since 1970; of far ones the year alone."""
+    if 0 <= seconds + 62_135_596_800 < _YEAR_10000 + 62_135_596_800:
+        return (_EPOCH + datetime.timedelta(seconds=seconds)).date().isoformat()
+    # A mean year is exact enough for what is no date.
+    return f"the year {1970 + seconds // 31_556_952:,}"

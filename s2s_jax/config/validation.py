@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal
 
 from s2s_jax.config.schema import GROWING_KEYS, Config, FeatureConfig
-from s2s_jax.config.times import seconds_of
+from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
 
 # Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
@@ -355,12 +355,9 @@ def _check_split(config: Config) -> None:
     settings = config.eval
     for name in ("split_at", "validation_at"):
         text = getattr(settings, name)
-        _require(
-            text is None or _is_time(text),
-            f"eval.{name}",
-            "a time such as 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970",
-            text,
-        )
+        if text is not None:
+            expected = _expected_instead(text)
+            _require(expected is None, f"eval.{name}", str(expected), text)
     split, validation = settings.split_at, settings.validation_at
     if split is None:
         _require(validation is None, "eval.validation_at", "None without eval.split_at", validation)
@@ -394,12 +391,12 @@ def _check_split(config: Config) -> None:
         )
 
 
-def _is_time(text: str) -> bool:
+def _expected_instead(text: str) -> str | None:
+    """What should stand instead of `text`, which should be a time; None if it is one."""
     try:
-        seconds_of(text)
+        return meant_instead(text)
     except ValueError:
-        return False
-    return True
+        return "a time such as 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970"
 
 
 def _check_eval(config: Config) -> None:

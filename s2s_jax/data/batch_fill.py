@@ -6,7 +6,7 @@ import numpy as np
 
 from s2s_jax.config import Config
 from s2s_jax.data import columns, features, held_out, orc
-from s2s_jax.data.index import FileIndex
+from s2s_jax.data.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
 # Share of the positions that packing should fill on average, so that little has to be cut; and how many
@@ -83,9 +83,9 @@ def _mean_kept(config: Config, index: FileIndex) -> float | None:
             batch = orc.read_stripe(file, number, names)
             of_columns = [columns.list_lengths(batch.column(name)) for name in names]
             kept_N = cut.kept(batch, np.maximum.reduce(of_columns), file, first_row)
-        except UserError:
+        except UserError as error:
             # What reads everything tells what cannot be read.
-            if config.io.on_error == "stop":
+            if not may_skip(error, config.io):
                 raise
             continue
         rows += int((kept_N > 0).sum())

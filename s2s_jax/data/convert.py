@@ -24,7 +24,7 @@ from s2s_jax.data.conversion import sources, sql
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.conversion.selection import Selection, movielens, parse
 from s2s_jax.data.conversion.sources import CsvFormat, Layout
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import EXIT_DONE, MachineError, UserError, run_door
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # Layouts in which a flag has an effect, where it has not in all.
@@ -271,6 +271,8 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
             try:
                 batch = orc.read_stripe(file, stripe, file.schema.names)
             except UserError as error:
+                if isinstance(error, MachineError):
+                    raise
                 if settings.on_error == "stop":
                     remedy = "leave such stripes out with --on_error skip"
                     sentence = str(error).replace("take it out of io.data_paths", remedy)

@@ -18,7 +18,7 @@ from s2s_jax.data import blocks, features, orc
 from s2s_jax.data.blocks import NO_ID, Block
 from s2s_jax.data.catalogue import Catalogue
 from s2s_jax.data.held_out import Targets
-from s2s_jax.data.index import FileIndex
+from s2s_jax.data.index import FileIndex, may_skip
 from s2s_jax.data.item_counts import codes_of, whole_sequences
 from s2s_jax.errors import UserError
 
@@ -106,7 +106,7 @@ class HistoryReader:
                 until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
                 wanted_N = (before_N > 0) & (before_N < until_N)
         except UserError as error:
-            if self._config.io.on_error == "stop":
+            if not may_skip(error, self._config.io):
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return

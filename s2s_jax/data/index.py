@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from s2s_jax.config import Config
+from s2s_jax.config import Config, IOConfig
 from s2s_jax.data import features, held_out, orc
-from s2s_jax.errors import UserError
+from s2s_jax.data.files import find, split_names
+from s2s_jax.errors import MachineError, UserError
 
 
 class Skipped(NamedTuple):
@@ -34,10 +35,12 @@ class FileIndex:
     Attributes:
       files: the files, none of them empty.
       skipped: files left out because they cannot be read.
+      notes: what the user may not expect of the files that were found.
     """
 
     files: tuple[orc.OrcFile, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def stripes(self) -> tuple[tuple[orc.OrcFile, int, int], ...]:
@@ -80,7 +83,7 @@ class FileIndex:
                     f"{name} {what}; bring the files back or give another train.output_dir"
                 )
             chosen.append(there[name, fingerprint].pop())
-        return FileIndex(tuple(chosen), self.skipped)
+        return FileIndex(tuple(chosen), self.skipped, self.notes)
 
 
 def index_files(config: Config) -> FileIndex:
@@ -89,13 +92,15 @@ def index_files(config: Config) -> FileIndex:
     Raises:
       UserError: a file cannot be read (unless `io.on_error` is skip_stripe) or has not the columns that
         `features` names, or there are no rows at all.
+      MachineError: a file cannot be read on this machine.
     """
     files, skipped = [], []
-    for path in orc.find_files(config.io.data_paths):
+    found = find(split_names(config.io.data_paths))
+    for path in found.files:
         try:
             file = orc.read_footer(path)
         except UserError as error:
-            if config.io.on_error == "stop":
+            if not may_skip(error, config.io):
                 raise
             skipped.append(Skipped(str(path), None, None, str(error)))
             continue
@@ -105,9 +110,14 @@ def index_files(config: Config) -> FileIndex:
         held_out.check_times(file, config)
         files.append(file)
     if not files:
-        found = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""
-        raise UserError(f"io.data_paths: {config.io.data_paths} has no rows{found}")
-    return FileIndex(tuple(files), tuple(skipped))
+        what = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""
+        raise UserError(f"io.data_paths: {config.io.data_paths} has no rows{what}")
+    return FileIndex(tuple(files), tuple(skipped), tuple(found.notes()))
+
+
+def may_skip(error: UserError, io: IOConfig) -> bool:
+    """Whether `io.on_error` lets what cannot be read be left out: not if the machine is the reason."""
+    return io.on_error == "skip_stripe" and not isinstance(error, MachineError)
 
 
 def files_not_in(before: FileIndex, now: FileIndex) -> list[Path]:

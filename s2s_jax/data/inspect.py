@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s2s_jax.config import ModelConfig
-from s2s_jax.data import orc
+from s2s_jax.data import files, orc
 from s2s_jax.data.columns import ColumnCounts, is_list, share
 from s2s_jax.data.log_shape import LogShape
 from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
@@ -60,16 +60,18 @@ def main(argv: list[str]) -> int:
     if settings.seq_len < 1:
         raise UserError(f"--seq_len: expected at least 1, found {settings.seq_len}")
     try:
-        paths = orc.find_files(",".join(settings.paths))
+        found = files.find(settings.paths)
     except UserError as error:
         raise UserError(str(error).removeprefix("io.data_paths: ")) from error
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     report = _Report(settings)
-    for path in paths:
+    for path in found.files:
         report.add_file(path)
     report.print_tables(console)
+    for note in found.notes():
+        console.print(Text(note), soft_wrap=True)
     return EXIT_USER_ERROR if report.failed else EXIT_DONE
 
 

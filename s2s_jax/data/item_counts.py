@@ -22,7 +22,7 @@ from s2s_jax.data import blocks, features, ids, orc
 from s2s_jax.data.blocks import NO_ID
 from s2s_jax.data.columns import is_list
 from s2s_jax.data.held_out import Cut
-from s2s_jax.data.index import FileIndex
+from s2s_jax.data.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
 # Combinations of other features that an item keeps when there are too many; features that change with
@@ -199,7 +199,7 @@ def _read(config: Config, index: FileIndex, cut: Cut) -> Iterator[_Stripe]:
         try:
             yield waiting.popleft().result()
         except UserError as error:
-            if config.io.on_error == "stop":
+            if not may_skip(error, config.io):
                 raise
             _tell_skipped(str(error))
 

@@ -2,17 +2,34 @@
 
 import bisect
 import dataclasses
+import errno
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.orc
 
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
 
 # What pyarrow raises on broken files. ORC has no checksums: damage to uncompressed data may pass.
-_READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError)
+# Errors of the operating system that say nothing about the file, and what helps.
+_REMEDY_OF_SYSTEM = {
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "give the job more memory",
+    errno.ENOTCONN: "mount its file system again",
+    errno.ESTALE: "mount its file system again",
+    errno.ETIMEDOUT: "see that its file system answers",
+    errno.EHOSTDOWN: "see that its file system answers",
+    errno.EHOSTUNREACH: "see that its file system answers",
+}
+# No machine has so much memory; a file that asks for it is damaged.
+_MOST_MEMORY = 2**46
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,52 +63,18 @@ class OrcFile:
         return sum(self.stripe_rows)
 
 
-def find_files(data_paths: str) -> list[Path]:
-    """The ORC files that a comma-separated list of files and directories names, in order.
-
-    A directory gives, sorted by path, the files ending in .orc below it or, where there are none,
-    all files. Files and directories whose names start with `.` or `_` are passed over: other programs
-    keep unfinished or left-over files there (`_temporary`, `_SUCCESS`, `.ipynb_checkpoints`).
-
-    Raises:
-      UserError: nothing is named, a path does not exist, a directory is empty, or a file is named
-        twice.
-    """
-    names = [name.strip() for name in data_paths.split(",") if name.strip()]
-    if not names:
-        raise UserError("io.data_paths: expected ORC files or directories, found none")
-    files: list[Path] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-            found = [p for p in inside if p.suffix == ".orc"] or inside
-            if not found:
-                raise UserError(f"io.data_paths: directory {path} holds no ORC files")
-            files += found
-        else:
-            raise UserError(f"io.data_paths: {path} does not exist")
-    resolved: set[Path] = set()
-    for path in files:
-        if path.resolve() in resolved:
-            raise UserError(f"io.data_paths: {path} is named twice; its rows would count double")
-        resolved.add(path.resolve())
-    return files
-
-
-def _hidden(path: Path, below: Path) -> bool:
-    return any(part[0] in "._" for part in path.relative_to(below).parts)
-
-
 def read_footer(path: Path) -> OrcFile:
     """Reads the footer of `path`.
 
+    A file of 0 bytes has no rows: Hive and others write such files where a task had none.
+
     Raises:
       UserError: it is no readable ORC file.
+      MachineError: it cannot be read on this machine.
     """
     with _open(path) as source:
+        if source.size() == 0:
+            return OrcFile(path, 0, pa.schema([]), (), hashlib.sha256(b"").hexdigest()[:16])
         try:
             reader = pyarrow.orc.ORCFile(source)
             schema = reader.schema
@@ -105,6 +88,7 @@ def read_footer(path: Path) -> OrcFile:
             encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
         except _READ_ERRORS as error:
+            _refuse_own_trouble(error, f"{path} cannot be read")
             raise UserError(f"{path}: expected an ORC file, but {_reason(error)}") from error
     if sum(stripe_rows) != nrows or len(stripe_rows) != nstripes:
         raise UserError(
@@ -127,12 +111,14 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
 
     Raises:
       UserError: the stripe cannot be read, or has changed since its footer was read.
+      MachineError: it cannot be read on this machine.
     """
     # OSFile, not a memory map: a file that shrinks while mapped kills the process.
     with _open(file.path) as source:
         try:
             batch = pyarrow.orc.ORCFile(source).read_stripe(stripe, columns=list(columns))
         except _READ_ERRORS as error:
+            _refuse_own_trouble(error, f"{file.path}: stripe {stripe} cannot be read")
             raise UserError(
                 f"{file.path}: stripe {stripe} cannot be read ({_reason(error)}); "
                 f"write the file anew or take it out of io.data_paths"
@@ -155,7 +141,31 @@ def _open(path: Path) -> pa.OSFile:
     try:
         return pa.OSFile(str(path))
     except _READ_ERRORS as error:
+        _refuse_own_trouble(error, f"{path}: cannot be opened")
         raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
+
+
+def _refuse_own_trouble(error: BaseException, what: str) -> None:
+    """Raises `MachineError` if the reason lies in this machine and not in the file."""
+    reason = _reason(error)
+    zone = re.search(r"Time zone file (\S*?)([A-Z][\w+-]*(?:/[\w+-]+)*) does not exist", reason)
+    if zone is not None:
+        raise MachineError(
+            f"{what}: this machine has no time zone {zone[2]} (in {zone[1] or 'its database'}), which "
+            f"ORC timestamps need; install tzdata (and tzdata-legacy for old names), or set TZDIR"
+        ) from error
+    if isinstance(error, MemoryError):
+        asked = re.search(r"size (\d+)", reason)
+        if asked is None or int(asked[1]) < _MOST_MEMORY:
+            raise MachineError(
+                f"{what}: too little memory ({reason}); give the job more memory, lower io.thread_num, "
+                f"or write the log anew in smaller stripes"
+            ) from error
+    number = error.errno if isinstance(error, OSError) else None
+    told = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
+    number = int(told[1]) if number is None and told is not None else number
+    if number in _REMEDY_OF_SYSTEM:
+        raise MachineError(f"{what} ({reason}); {_REMEDY_OF_SYSTEM[number]}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ A batch is a pure function of (files, settings, place), whatever the hosts, thre
 sizes. So whole batches flow through Grain, and the reading position is a place: epoch and row.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from s2s_jax.config import Config, identity
 from s2s_jax.data import blocks, stripes
 from s2s_jax.data.features import id_width
+from s2s_jax.data.files import split_names
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
 from s2s_jax.data.memory import keep_freed_memory
 from s2s_jax.data.order import Order, WindowKey
@@ -202,7 +204,7 @@ def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
     ]
     if not any(positions):
         return []
-    remedy = stripes.remedy(config.io.data_paths.replace(",", " "))
+    remedy = stripes.remedy(shlex.join(split_names(config.io.data_paths)))
     return [
         f"warning: {text}; {remedy}"
         for text in stripes.advice(index.stripe_rows, positions, config.io)
@@ -246,7 +248,7 @@ class Reader(Iterator[Batch]):
         keep_freed_memory()
         self._index = index_files(config) if index is None else index
         self.skipped_files = self._index.skipped
-        self.notes = _stripe_notes(self._index, config)
+        self.notes = [*self._index.notes, *_stripe_notes(self._index, config)]
         self._iterator: Any = None
         self._go_to(Place(0, 0), None)
         self.rows_per_epoch = sum(self._index.stripe_rows)

@@ -12,9 +12,9 @@ from s2s_jax.config import Config
 from s2s_jax.data import blocks, features, orc
 from s2s_jax.data.blocks import Block
 from s2s_jax.data.cache import StripeCache
-from s2s_jax.data.index import FileIndex, Skipped
+from s2s_jax.data.index import FileIndex, Skipped, may_skip
 from s2s_jax.data.order import Order, Piece, WindowKey
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
 
 
 class Window(NamedTuple):
@@ -48,14 +48,21 @@ class Decoder:
 
         Raises:
           UserError: a stripe cannot be read and `io.on_error` is stop.
+          MachineError: a stripe cannot be read on this machine, whatever `io.on_error` says.
         """
         pieces, row_order = order.window(key)
         parts, skipped = [], []
         for piece in pieces:
             try:
                 parts.append(self._piece(index, piece))
+            except MemoryError as error:
+                file, number, _ = index.stripes[piece.stripe]
+                raise MachineError(
+                    f"{file.path}: stripe {number} cannot be decoded: too little memory; give the job "
+                    f"more, lower io.thread_num, or write the log anew in smaller stripes"
+                ) from error
             except UserError as error:
-                if self._config.io.on_error == "stop":
+                if not may_skip(error, self._config.io):
                     raise
                 file, number, _ = index.stripes[piece.stripe]
                 rows = file.stripe_rows[number]

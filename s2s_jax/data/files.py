@@ -1,0 +1,184 @@
+"""Which ORC files a list of files and directories means."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from s2s_jax.errors import UserError
+
+# The first bytes of every ORC file.
+_MAGIC = b"ORC"
+# Pieces of a list that a path with commas in its name may be made of.
+_MOST_PIECES = 16
+
+
+class Found(NamedTuple):
+    """The files of a log.
+
+    Attributes:
+      files: what is read, in order.
+      left_out: ORC files below the directories that are not read, because of their names.
+      circles: linked directories that lead back to one they are in, and so are not followed.
+    """
+
+    files: list[Path]
+    left_out: list[Path]
+    circles: list[Path]
+
+    def notes(self) -> list[str]:
+        """What the user may not expect, a sentence each."""
+        notes = []
+        if self.left_out:
+            notes.append(
+                f"warning: {_count(self.left_out, 'ORC file')} left out: in a directory with files "
+                f"that end in .orc only these are read, and names that start with . or _ are passed "
+                f"over; rename the others or name them one by one to read them"
+            )
+        if self.circles:
+            notes.append(
+                f"{_count(self.circles, 'linked directory')} not followed, as it leads back to a "
+                f"directory that it is in"
+            )
+        empty = [path for path in self.files if path.exists() and path.stat().st_size == 0]
+        if empty:
+            notes.append(f"{_count(empty, 'file')} of 0 bytes taken as having no rows")
+        return notes
+
+
+def _count(paths: Sequence[Path], noun: str) -> str:
+    if len(paths) == 1:
+        return f"1 {noun} ({paths[0]}) is"
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{len(paths):,} {plural} ({paths[0]} and others) are"
+
+
+def find(names: Sequence[str]) -> Found:
+    """The ORC files that some paths name, in order.
+
+    A directory gives, sorted by path, the files ending in .orc below it or, where there are none,
+    all files. Links are followed. Files and directories whose names start with `.` or `_` are passed
+    over: other programs keep unfinished or left-over files there (`_temporary`, `_SUCCESS`,
+    `.ipynb_checkpoints`).
+
+    Args:
+      names: files and directories.
+
+    Raises:
+      UserError: nothing is named, a path does not exist or cannot be looked at, a directory is empty,
+        or a file is named twice.
+    """
+    if not names:
+        raise UserError("io.data_paths: expected ORC files or directories, found none")
+    found = Found([], [], [])
+    for name in names:
+        path = Path(name).expanduser()
+        try:
+            _add(path, found)
+        except OSError as error:
+            raise UserError(f"io.data_paths: {path} cannot be looked at ({error})") from error
+    resolved: dict[str, Path] = {}
+    for path in found.files:
+        first = resolved.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            also = "" if first == path else f" (also as {first})"
+            raise UserError(
+                f"io.data_paths: {path} is named twice{also}; its rows would count double"
+            )
+    left_out = [path for path in found.left_out if os.path.realpath(path) not in resolved]
+    return found._replace(left_out=left_out)
+
+
+def split_names(data_paths: str) -> list[str]:
+    """The paths of a comma-separated list.
+
+    A path may have commas in its own name: pieces that do not exist by themselves belong together if
+    they exist so.
+    """
+    pieces = data_paths.split(",")
+    # From the right: how many pieces each path takes, if all that follow are to exist.
+    taken: dict[int, int] = {}
+    for first in reversed(range(len(pieces))):
+        for count in range(1, min(_MOST_PIECES, len(pieces) - first) + 1):
+            after = first + count
+            name = ",".join(pieces[first:after]).strip()
+            if (after == len(pieces) or after in taken) and (not name or _exists(name)):
+                taken[first] = count
+                break
+    if 0 not in taken:
+        return [piece.strip() for piece in pieces if piece.strip()]
+    names, first = [], 0
+    while first < len(pieces):
+        names.append(",".join(pieces[first : first + taken[first]]).strip())
+        first += taken[first]
+    return [name for name in names if name]
+
+
+def find_files(data_paths: str) -> list[Path]:
+    """The ORC files that a comma-separated list of files and directories names; see `find`."""
+    return find(split_names(data_paths)).files
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:
+        # It is refused, with the reason, when it is looked at.
+        return True
+
+
+def _add(path: Path, found: Found) -> None:
+    if path.is_file():
+        found.files.append(path)
+        return
+    if not path.is_dir():
+        comma = " (paths are separated by commas)" if "," in str(path) else ""
+        raise UserError(f"io.data_paths: {path} does not exist{comma}")
+    inside, hidden = [], []
+    for file in sorted(_walk(path, found.circles)):
+        (hidden if _hidden(file, path) else inside).append(file)
+    named = [file for file in inside if file.suffix == ".orc"]
+    chosen = named or inside
+    if not chosen:
+        raise UserError(f"io.data_paths: directory {path} holds no ORC files")
+    found.files.extend(chosen)
+    found.left_out.extend(file for file in hidden if file.suffix == ".orc")
+    if named:
+        found.left_out.extend(f for f in inside if f.suffix != ".orc" and _is_orc(f))
+
+
+def _walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
+    """All files below a directory, also through links; links that make a circle are noted instead."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    top = os.path.realpath(directory)
+    above = {directory: (top, *map(str, Path(top).parents))}
+    for name, directories, files in os.walk(directory, followlinks=True, onerror=refuse):
+        here = Path(name)
+        followed = []
+        for inner in directories:
+            path = here / inner
+            real = os.path.realpath(path)
+            if real in above[here]:
+                circles.append(path)
+            else:
+                above[path] = (*above[here], real)
+                followed.append(inner)
+        directories[:] = followed
+        del above[here]
+        # A link to nowhere is refused when it is opened, not left out in silence.
+        yield from (p for p in (here / f for f in files) if p.is_file() or p.is_symlink())
+
+
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part[0] in "._" for part in path.relative_to(below).parts)
+
+
+def _is_orc(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False

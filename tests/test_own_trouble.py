@@ -1,0 +1,115 @@
+"""What this machine, not the file, keeps from being read is never skipped."""
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from logs import write_log
+
+from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
+from s2s_jax.data import features, orc
+from s2s_jax.data.catalogue import collect
+from s2s_jax.data.index import index_files
+from s2s_jax.data.pipeline import Reader
+from s2s_jax.errors import MachineError, UserError
+
+ROWS = [{"item_id": [1, 2, 3]}, {"item_id": [4, 5]}]
+
+
+@pytest.fixture
+def skipping(tmp_path) -> Config:
+    write_log(tmp_path / "a.orc", ROWS, {"item_id": pa.list_(pa.int64())})
+    base = Config()
+    return Config(
+        io=IOConfig(data_paths=str(tmp_path), on_error="skip_stripe", batch_size=2, thread_num=0),
+        features=(FeatureConfig(name="item_id", hash_bucket_size=10),),
+        model=ModelConfig(seq_len=4),
+        loss=dataclasses.replace(base.loss, target_features=None),
+    )
+
+
+TROUBLE = [
+    (PermissionError(13, "Permission denied"), "let this user read it"),
+    (OSError(24, "Too many open files"), "ulimit -n"),
+    (OSError(116, "Stale file handle"), "mount"),
+    (pa.ArrowMemoryError("malloc of size 1048576 failed"), "too little memory"),
+    (
+        pa.ArrowException(
+            "Unknown error: Time zone file /usr/share/zoneinfo/US/Pacific does not exist."
+        ),
+        r"no time zone US/Pacific \(in /usr/share/zoneinfo/\).*tzdata-legacy",
+    ),
+    (OSError("IOError: read failed. Detail: [errno 24] Too many open files"), "ulimit -n"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), TROUBLE)
+def test_is_never_skipped(skipping, monkeypatch, error, words):
+    index = index_files(skipping)
+
+    class Broken:
+        def __init__(self, *_):
+            raise error
+
+    monkeypatch.setattr(orc.pyarrow.orc, "ORCFile", Broken)
+    for read in (
+        lambda: index_files(skipping),
+        lambda: next(Reader(skipping, 2, index=index)),
+        lambda: collect(skipping),
+    ):
+        with pytest.raises(MachineError, match=words):
+            read()
+
+
+def test_memory_that_decoding_lacks(skipping, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(features, "decode", fail)
+    with pytest.raises(MachineError, match="stripe 0 cannot be decoded: too little memory"):
+        next(Reader(skipping, 2))
+
+
+def test_a_size_that_no_machine_has_is_damage(skipping, monkeypatch):
+    file = index_files(skipping).files[0]
+
+    def damaged(*_):
+        raise pa.ArrowMemoryError("malloc of size 9223372036854775807 failed")
+
+    monkeypatch.setattr(orc.pyarrow.orc, "ORCFile", damaged)
+    with pytest.raises(UserError) as caught:
+        orc.read_stripe(file, 0, ["item_id"])
+    assert not isinstance(caught.value, MachineError)
+
+
+def test_a_machine_without_time_zones(tmp_path):
+    """The library looks for zones once a process."""
+    times = pa.array([[1, 2]], pa.list_(pa.timestamp("ns")))
+    pa.orc.write_table(pa.table({"time": times}), str(tmp_path / "a.orc"))
+    code = (
+        "import sys; from pathlib import Path; from s2s_jax.data import orc;"
+        "orc.read_stripe(orc.read_footer(Path(sys.argv[1])), 0, ['time'])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.orc")]
+    done = subprocess.run(
+        command, env=os.environ | {"TZDIR": "/nowhere"}, capture_output=True, text=True, check=False
+    )
+    assert "MachineError" in done.stderr
+    assert "tzdata" in done.stderr.splitlines()[-1]
+
+
+def test_too_many_open_files(skipping):
+    file = index_files(skipping).files[0]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        with pytest.raises(MachineError, match="ulimit"):
+            orc.read_stripe(file, 0, ["item_id"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
