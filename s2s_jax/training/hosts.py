@@ -7,7 +7,10 @@ Every process runs the same program on its own devices; `jax.distributed` connec
 import contextlib
 import os
 import re
+import socket
 import sys
+import threading
+import time
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,13 +19,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from s2s_jax.errors import LostHostError, NotFiniteError, UserError, explain
+from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, UserError, explain
+from s2s_jax.training.place import COORDINATOR as COORDINATOR
+from s2s_jax.training.place import HOST as HOST
+from s2s_jax.training.place import NUM_HOSTS as NUM_HOSTS
+from s2s_jax.training.place import Place, find_place, split_address
 
-# What launchers set where there is no SLURM; see launch/.
-COORDINATOR, NUM_HOSTS, HOST = "S2S_JAX_COORDINATOR", "S2S_JAX_NUM_HOSTS", "S2S_JAX_HOST"
 # Seconds without a sign of life after which a process counts as gone.
 _HEARTBEAT_TIMEOUT = 40
-_START_TIMEOUT = 300
+# Seconds until the others must be there; until process 0 must answer, which all others need first.
+_START_TIMEOUT, _REACH_TIMEOUT = 300, 45
 
 
 def join() -> None:
@@ -30,46 +36,105 @@ def join() -> None:
 
     Must run before JAX touches a device. Looks for `S2S_JAX_COORDINATOR` (host:port of process 0),
     `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, then for SLURM's variables of a step with several tasks.
+    Where the others do not come in time, the process ends with a sentence and `EXIT_STOPPED`.
 
     Raises:
-      UserError: the variables are incomplete, or the others do not come.
+      UserError: the variables are incomplete or wrong.
     """
-    env = os.environ
-    ours = [name for name in (COORDINATOR, NUM_HOSTS, HOST) if name in env]
-    if ours:
-        missing = [name for name in (COORDINATOR, NUM_HOSTS, HOST) if name not in env]
-        if missing:
-            raise UserError(f"{ours[0]} is set but not {missing[0]}; set all three, or none")
-        hosts, host = _number(NUM_HOSTS), _number(HOST)
-        if not 0 <= host < hosts:
-            raise UserError(f"{HOST}: expected 0 to {hosts - 1} ({NUM_HOSTS} - 1), found {host}")
-        if hosts > 1:
-            _initialize(coordinator_address=env[COORDINATOR], num_processes=hosts, process_id=host)
-    elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        _initialize()
-
-
-def _number(name: str) -> int:
-    try:
-        return int(os.environ[name])
-    except ValueError as error:
-        raise UserError(f"{name}: expected a whole number, found {os.environ[name]!r}") from error
-
-
-def _initialize(**who: str | int) -> None:
+    place = find_place(os.environ)
+    if place is None:
+        return
+    name, port = split_address(place.coordinator)
+    if place.host == 0:
+        _check_free(port)
+    _bypass_proxies(name)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            **who,  # pyright: ignore[reportArgumentType]
-            initialization_timeout=_START_TIMEOUT,
-            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
-        )
+        with _bounded(place):
+            jax.distributed.initialize(
+                place.coordinator,
+                place.hosts,
+                place.host,
+                local_device_ids=place.devices,
+                # JAX's own reading of launchers' variables.
+                cluster_detection_method="deactivate",
+                # JAX aborts the process when this is over; `_bounded` comes before.
+                initialization_timeout=2 * _START_TIMEOUT,
+                heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+            )
     except RuntimeError as error:
         raise UserError(
-            f"the processes of the job did not find each other ({_first_line(error)}); check that "
-            f"all are started and reach the coordinator"
+            f"the processes of the job did not find each other ({_first_line(error)}); check that all "
+            f"are started and see the same {COORDINATOR}"
         ) from error
+
+
+def _bypass_proxies(name: str) -> None:
+    """Lets connections to the host `name` go straight where a proxy is set for others."""
+    # gRPC reads these in small letters only, and the second only where the first is not set.
+    ours, others = "no_grpc_proxy", "no_proxy"
+    before = os.environ.get(ours) or os.environ.get(others)
+    os.environ[ours] = name if not before else f"{before},{name}"
+    # Says on every host that proxies may be a problem.
+    jax.config.update("jax_check_proxy_envs", False)
+
+
+def _check_free(port: int) -> None:
+    """Refuses a port on which someone else listens; JAX would share it with another job of this user."""
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"port {port} of this machine, at which the processes of the job are to meet, cannot be "
+            f"used ({error.strerror}); set {COORDINATOR} to HOST:PORT with another port, for all of them"
+        ) from error
+
+
+@contextlib.contextmanager
+def _bounded(place: Place) -> Iterator[None]:
+    """Ends the process with a sentence if it takes too long to meet the others.
+
+    JAX itself would abort with a stack trace, and wait as long for a name that does not exist.
+    """
+    connected = threading.Event()
+
+    def watch() -> None:
+        trouble = _try_to_reach(place.coordinator, connected)
+        if trouble is not None:
+            found = (
+                f"no answer from host 0 at {place.coordinator} in {_REACH_TIMEOUT} s ({trouble})"
+            )
+        elif connected.wait(_START_TIMEOUT):
+            return
+        else:
+            found = f"not all of the {place.hosts} hosts came within {_START_TIMEOUT} s"
+        if not connected.is_set():
+            told = f"host {place.host}: {found}; check that all were started with the same {COORDINATOR}"
+            explain(LostHostError(told))
+            os._exit(EXIT_STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        connected.set()
+
+
+def _try_to_reach(coordinator: str, connected: threading.Event) -> str | None:
+    """Tries to connect until that works or it is no longer of interest; returns what keeps failing."""
+    address, trouble = split_address(coordinator), ""
+    deadline = time.monotonic() + _REACH_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address, timeout=5).close()
+            return None
+        except OSError as error:
+            trouble = error.strerror or str(error)
+        if connected.wait(0.5):
+            return None
+    return trouble
 
 
 def is_first() -> bool:
