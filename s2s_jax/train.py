@@ -6,7 +6,6 @@ finite, 75 stopped by SIGTERM or SIGINT and saved.
 """
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.config import Config, ConfigParser, TrainConfig
 from s2s_jax.data.batch_fill import packing_notes, with_packing
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
@@ -31,7 +30,7 @@ from s2s_jax.training.loop import Evaluate, Job, Loop, Progress, StopSignals
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, Writer, print_summary, read_lines
 from s2s_jax.training.negatives import ItemSource
-from s2s_jax.training.optimizer import with_decay_end
+from s2s_jax.training.schedule import Position, check_decay, clock_of
 from s2s_jax.training.step import StepFunctions, TrainState
 
 
@@ -86,12 +85,10 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             index=index,
         )
         hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
-        # Counted from the beginning, also where the run continues.
-        lr = with_decay_end(config.lr, _total_steps(config, reader, 0))
-        job = Job(dataclasses.replace(config, lr=lr), mesh, reader, checkpoints, items)
+        job = Job(config, mesh, reader, checkpoints, items)
         with contextlib.closing(reader), _memory_explained(job):
             progress = _start_or_continue(job)
-            total_steps = _total_steps(config, reader, progress.step)
+            total_steps = progress.clock.end_step
             checkpoints.write_config()
             _describe(job, progress, total_steps, notes)
             if progress.step < total_steps:
@@ -134,9 +131,12 @@ def _start_or_continue(job: Job) -> Progress:
     at_peak = None if peak is None else step_flops(job.config, job.mesh.size) / peak
     meters, plan = Meters(at_peak), GrowthPlan(job.config)
     step = job.checkpoints.newest_step
+    whole = _end_step(job.config.train, job.reader, 0)
     if step is None:
+        clock = clock_of(job.config.train, Position(0, whole, whole, 0.0), None)
+        check_decay(job.config.lr, clock)
         nothing = validation.Progress(job.config.eval)
-        return Progress(0, job.functions(plan).init(), meters, plan, nothing)
+        return Progress(0, job.functions(plan).init(), meters, plan, nothing, clock)
     saved = job.checkpoints.progress(step)
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
@@ -145,7 +145,19 @@ def _start_or_continue(job: Job) -> Progress:
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
     before = [x for x in read_lines(Path(job.config.train.output_dir)) if x["step"] <= step]
-    return Progress(step, state, meters, plan, validation.Progress(job.config.eval, before))
+    end_step = _end_step(job.config.train, job.reader, step)
+    now = Position(step, end_step, whole, job.reader.epochs_done)
+    # Older checkpoints have no clock.
+    clock_before = saved["clock"] if "clock" in saved else None
+    clock = clock_of(job.config.train, now, clock_before)
+    check_decay(job.config.lr, clock)
+    if clock_before is not None and clock_before["end_step"] != end_step:
+        hosts.say(
+            f"the run ends at step {end_step:,}, no longer at {clock_before['end_step']:,}; learning "
+            f"rates follow the share of it that is done"
+        )
+    evaluations = validation.Progress(job.config.eval, before)
+    return Progress(step, state, meters, plan, evaluations, clock)
 
 
 @contextlib.contextmanager
@@ -166,9 +178,8 @@ def _memory_explained(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _total_steps(config: Config, reader: Reader, step: int) -> int:
-    """Steps at which the run ends; the epochs' part of it depends on where the reader stands."""
-    settings = config.train
+def _end_step(settings: TrainConfig, reader: Reader, step: int) -> int:
+    """The step at which the run ends; the epochs' part of it depends on where the reader stands."""
     ends = [settings.train_steps]
     if settings.train_epoch is not None:
         ends.append(step + reader.steps_until(settings.train_epoch))

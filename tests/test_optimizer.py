@@ -9,12 +9,8 @@ import pytest
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import TableSpec
-from s2s_jax.training.optimizer import (
-    apply_updates,
-    learning_rate,
-    make_optimizer,
-    rows_norm,
-)
+from s2s_jax.training.optimizer import apply_updates, make_optimizer, rows_norm
+from s2s_jax.training.schedule import learning_rate
 
 ROWS, WIDTH = 512, 6
 SPEC = TableSpec(name="t", buckets=ROWS, emb_dim=WIDTH, init_std=1.0, features=("f",))

@@ -231,7 +231,8 @@ class LRConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay; a table's row decays only in the steps that use it"""
     warmup_steps: int = 0
-    """Steps over which both rates rise linearly from 0"""
+    """Steps over which both rates rise linearly from 0. These steps, and those of the decay, are as long
+    as those that the run began with: rates follow the share of it that is done"""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the rates after the warm-up"""
     decay_steps: int | None = None

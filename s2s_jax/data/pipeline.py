@@ -286,14 +286,18 @@ class Reader(Iterator[Batch]):
         width = id_width(self._config.features)
         return round(held * min(positions, self._config.epoch_history_len) * 4 * width)
 
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data up to the reading position, with the part of the one that was begun."""
+        return self._place.epoch + self._place.row / sum(self._files_now().stripe_rows)
+
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""
         dataset = BatchDataset(
             self._config,
             self._batch_rows,
             self._index,
-            # Other files than the index's are those of the epoch in which reading started.
-            self._first_index if self._place.epoch == self._start.epoch else None,
+            self._files_now(),
             self._place,
             self._share,
         )
@@ -301,13 +305,10 @@ class Reader(Iterator[Batch]):
 
     def get_state(self) -> dict[str, Any]:
         """The reading position after the last batch, as JSON: a place, and what it is counted in."""
-        of_epoch = self._index if self._first_index is None else self._first_index
-        if self._place.epoch != self._start.epoch:
-            of_epoch = self._index
         return {
             "epoch": self._place.epoch,
             "row": self._place.row,
-            "files": of_epoch.identity(),
+            "files": self._files_now().identity(),
             "made_for": self._made_for,
         }
 
@@ -350,6 +351,12 @@ class Reader(Iterator[Batch]):
             self._iterator.close()
             self._iterator = None
         self._dataset.close()
+
+    def _files_now(self) -> FileIndex:
+        """The files of the epoch of the reading position: the one that it started in may have fewer."""
+        if self._first_index is None or self._place.epoch != self._start.epoch:
+            return self._index
+        return self._first_index
 
     def _go_to(self, place: Place, first_index: FileIndex | None) -> None:
         if self._iterator is not None:

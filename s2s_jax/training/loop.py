@@ -22,6 +22,7 @@ from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.metrics import Meters, SkipLog, Writer
 from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.schedule import Clock
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
 # From the functions and the state of now to a line of metrics of the validation events.
@@ -45,9 +46,14 @@ class Job(NamedTuple):
     checkpoints: Checkpoints
     items: ItemSource | None
 
-    def functions(self, plan: GrowthPlan) -> StepFunctions:
-        """Pure functions over the devices, for tables as large as they are now."""
-        return make_step_functions(self.config, self.mesh, plan.capacities_now())
+    def functions(self, plan: GrowthPlan, clock: Clock | None = None) -> StepFunctions:
+        """Pure functions over the devices, for tables as large as they are now.
+
+        Args:
+          plan: of the growth of tables.
+          clock: of the run; None where no steps are taken.
+        """
+        return make_step_functions(self.config, self.mesh, plan.capacities_now(), clock)
 
 
 class Progress(NamedTuple):
@@ -59,6 +65,7 @@ class Progress(NamedTuple):
       meters: running means.
       plan: of the growth of tables.
       evaluations: so far.
+      clock: that learning rates follow.
     """
 
     step: int
@@ -66,6 +73,7 @@ class Progress(NamedTuple):
     meters: Meters
     plan: GrowthPlan
     evaluations: validation.Progress
+    clock: Clock
 
 
 class StopSignals:
@@ -132,7 +140,7 @@ class Loop:
           evaluate: ranks the validation events; called where `eval.every_steps` says.
         """
         self._job, self._total_steps, self._writer, self._stop = job, total_steps, writer, stop
-        self._step, self._state, self._meters, self._plan, self._evaluations = progress
+        self._step, self._state, self._meters, self._plan, self._evaluations, self._clock = progress
         self._evaluate = evaluate
         self._saved_step = self._step
         self._evictions = Evictions(job.config, job.mesh)
@@ -202,7 +210,7 @@ class Loop:
         if self._compiled is None:
             # Steps before are not part of what is timed anew.
             self._read_pending()
-            self._functions = self._job.functions(self._plan)
+            self._functions = self._job.functions(self._plan, self._clock)
             self._compiled = self._functions.train_step.lower(self._state, arrays).compile()
             # Rates leave out compilation and the first reading.
             self._meters.start_rates()
@@ -268,6 +276,7 @@ class Loop:
                 "reader": self._job.reader.get_state(),
                 "meters": self._meters.get_state(),
                 "growth": self._plan.get_state(),
+                "clock": self._clock.get_state(),
             }
             self._job.checkpoints.save(self._step, self._state, reached, metric)
             self._saved_step = self._step

@@ -9,7 +9,6 @@ a table's size is ever made beside it.
 Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import optax
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import NUM_SEGMENTS
-from s2s_jax.errors import UserError
+from s2s_jax.training.schedule import Clock, learning_rate
 
 Params = dict[str, Any]
 
@@ -148,46 +147,8 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def learning_rate(config: LRConfig, peak: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then constant, or linear or cosine decay to `final_ratio`.
-
-    A decay that ends with the run (`decay_steps` None) is for `with_decay_end` to fill in; until then,
-    as for evaluating, which takes no steps, rates are constant.
-    """
-    warmup = config.warmup_steps
-    if config.decay == "constant" or config.decay_steps is None:
-        after = optax.constant_schedule(peak)
-    else:
-        steps, end = config.decay_steps - warmup, config.final_ratio
-        if config.decay == "linear":
-            after = optax.linear_schedule(peak, peak * end, steps)
-        else:
-            after = optax.cosine_decay_schedule(peak, steps, alpha=end)
-    if warmup == 0:
-        return after
-    # The first update already moves: step t of the warm-up has t / warmup of the peak.
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
-
-
-def with_decay_end(config: LRConfig, total_steps: int) -> LRConfig:
-    """The rates of a run of so many steps.
-
-    Raises:
-      UserError: the run ends before the decay begins.
-    """
-    if config.decay == "constant" or config.decay_steps is not None:
-        return config
-    if total_steps <= config.warmup_steps:
-        raise UserError(
-            f"lr.warmup_steps: expected fewer than the run's {total_steps:,} steps because lr.decay is "
-            f"{config.decay}, found {config.warmup_steps:,}"
-        )
-    return dataclasses.replace(config, decay_steps=total_steps)
-
-
 def make_optimizer(
-    config: LRConfig, default_rows: bool = False
+    config: LRConfig, default_rows: bool = False, clock: Clock | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The whole optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked.
 
@@ -197,11 +158,12 @@ def make_optimizer(
     Args:
       config: rates and moments.
       default_rows: whether tables have them.
+      clock: that the rates follow; None: as `schedule.learning_rate` says.
     """
 
     def adamw(peak: float) -> optax.GradientTransformation:
         return optax.adamw(
-            learning_rate(config, peak),
+            learning_rate(config, peak, clock),
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
@@ -214,7 +176,7 @@ def make_optimizer(
 
         return optax.masked(transformation, mask)
 
-    sparse = sparse_row_adamw(learning_rate(config, config.sparse_lr), config)
+    sparse = sparse_row_adamw(learning_rate(config, config.sparse_lr, clock), config)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = clip_by_norm(config.clip_norm)

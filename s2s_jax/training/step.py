@@ -40,6 +40,7 @@ from s2s_jax.training.optimizer import (
     table_moments,
     with_table_moments,
 )
+from s2s_jax.training.schedule import Clock
 
 Metrics = dict[str, jax.Array]
 
@@ -98,7 +99,10 @@ class StepFunctions(NamedTuple):
 
 
 def make_step_functions(
-    config: Config, mesh: Mesh, capacities: Mapping[str, int] | None = None
+    config: Config,
+    mesh: Mesh,
+    capacities: Mapping[str, int] | None = None,
+    clock: Clock | None = None,
 ) -> StepFunctions:
     """Builds the train step of `config` over `mesh`.
 
@@ -106,6 +110,7 @@ def make_step_functions(
       config: the configuration.
       mesh: the devices.
       capacities: rows of the tables that grow; None: those they start with.
+      clock: of the run that takes steps, which learning rates follow.
     """
     seed = config.train.seed
     tables = ShardedTables(config.features, mesh, capacities, seed)
@@ -115,7 +120,7 @@ def make_step_functions(
         (*config.features, *negative_features(config)), mesh, capacities, seed
     )
     widths_of_default_rows = {n: spec.emb_dim for n, spec in specs.items() if spec.default_row}
-    optimizer = make_optimizer(config.lr, bool(widths_of_default_rows))
+    optimizer = make_optimizer(config.lr, bool(widths_of_default_rows), clock)
     # The graph is static; from here on parameters are a plain tree of arrays.
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
 
