@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config, ConfigParser, TrainConfig
 from s2s_jax.data.batch_fill import packing_notes, with_packing
+from s2s_jax.data.first_look import first_look
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, UserError, run_door
@@ -67,7 +68,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     ):
         checkpoints.check_config()
         index = index_files(config)
-        notes = packing_notes(config, index)
+        notes = [*packing_notes(config, index), *first_look(config, index)]
         config = with_packing(config, index)
         items = None
         if config.loss.needs_catalogue:

@@ -5,16 +5,13 @@ import dataclasses
 import numpy as np
 
 from s2s_jax.config import Config
-from s2s_jax.data import columns, features, held_out, orc
+from s2s_jax.data import columns, features, held_out, orc, stripe_sample
 from s2s_jax.data.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
 # Share of the positions that packing should fill on average, so that little has to be cut; and how many
 # times the users it should hold to be worth a note.
 _WELL_FILLED, _WORTH_PACKING = 0.85, 2
-
-# Stripes, evenly spread over the log, whose rows are looked at.
-_STRIPES_READ = 8
 
 
 def with_packing(config: Config, index: FileIndex) -> Config:
@@ -76,9 +73,8 @@ def _mean_kept(config: Config, index: FileIndex) -> float | None:
     """Mean positions that training sees of rows of some stripes; None if no row there has any."""
     stripes, cut = index.stripes, held_out.training_cut(config)
     names = features.column_names(config.features)
-    chosen = np.unique(np.linspace(0, len(stripes) - 1, _STRIPES_READ).round().astype(int))
     rows = positions = 0
-    for file, number, first_row in (stripes[n] for n in chosen.tolist()):
+    for file, number, first_row in (stripes[n] for n in stripe_sample.spread(index)):
         try:
             batch = orc.read_stripe(file, number, names)
             of_columns = [columns.list_lengths(batch.column(name)) for name in names]

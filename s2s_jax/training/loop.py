@@ -22,6 +22,7 @@ from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.metrics import Meters, SkipLog, Writer
 from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.pair_watch import PairWatch
 from s2s_jax.training.schedule import Clock
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
@@ -145,6 +146,8 @@ class Loop:
         self._saved_step = self._step
         self._evictions = Evictions(job.config, job.mesh)
         self._profile = _Profile(job.config)
+        steps = job.reader.steps_per_epoch
+        self._pairs = PairWatch(job.config, self._step, steps, total_steps)
         run_dir = Path(job.config.train.output_dir)
         self._skips = SkipLog(run_dir, job.reader.skipped_files, host=jax.process_index())
         self._pending: tuple[int, Any, float] | None = None
@@ -155,7 +158,8 @@ class Loop:
         """Runs to the end, or to a stop, and saves.
 
         Raises:
-          UserError: a batch cannot be read or a table is full; what was trained is saved.
+          UserError: a batch cannot be read, a table is full or nothing is left to learn from; what was
+            trained is saved.
           NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
         """
         # Hidden copies between host and device would be slow, so they fail instead.
@@ -170,6 +174,7 @@ class Loop:
                 self._take_step(batch, waited)
                 self._evaluate_and_save()
         self._save()
+        self._refuse(self._pairs.nothing)
         if self._evaluations.exhausted:
             hosts.say(
                 f"stopped after step {self._step}: {self._job.config.eval.patience} evaluations in a "
@@ -178,16 +183,21 @@ class Loop:
         self._job.checkpoints.wait()
 
     def _grow_and_evict(self) -> None:
-        if self._plan.full is not None:
-            self._save()
-            self._job.checkpoints.wait()
-            raise UserError(self._plan.full)
+        self._refuse(self._plan.full)
+        self._refuse(self._pairs.nothing)
         for name in self._plan.take(self._step + 1):
             hosts.say(f"step {self._step}: table {name} grows")
             with jax.transfer_guard("allow"):
                 self._state = growth.doubled(self._state, name, self._job.mesh)
             self._compiled = None
         self._state = self._evictions.before(self._step + 1, self._state)
+
+    def _refuse(self, reason: str | None) -> None:
+        """Ends the run, saved, if there is a reason."""
+        if reason is not None:
+            self._save()
+            self._job.checkpoints.wait()
+            raise UserError(reason)
 
     def _next_batch(self) -> tuple[Batch, float]:
         """The next batch, and how many seconds it was waited for."""
@@ -232,6 +242,7 @@ class Loop:
         _check_finite(step, values, self._job.checkpoints)
         self._stop.hear(bool(values["stop"]))
         self._plan.hear(step, values)
+        self._pairs.hear(step, values)
         self._meters.add(values, waited)
         if self._writer is not None:
             self._writer.advance(step)
@@ -271,7 +282,7 @@ class Loop:
 
     def _save(self, metric: float | None = None) -> None:
         self._read_pending()
-        if self._step > self._saved_step:
+        if self._step > self._saved_step and not self._pairs.none_yet:
             reached = {
                 "reader": self._job.reader.get_state(),
                 "meters": self._meters.get_state(),

@@ -180,6 +180,7 @@ def make_step_functions(
         metrics = {
             "loss": sums.loss / pairs,
             "hit_rate": sums.hits / pairs,
+            "pairs": sums.pairs,
             "grad_norm": norm,
             **count_rows(sent),
         }

@@ -1,0 +1,72 @@
+"""A run whose steps have nothing to learn from ends with a sentence, and keeps no checkpoint of nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+import small
+
+from s2s_jax.config import Config
+from s2s_jax.errors import UserError
+from s2s_jax.train import train
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.pair_watch import PairWatch
+
+
+def job(tmp_path: Path, **io) -> Config:
+    base = small.config()
+    return dataclasses.replace(
+        base,
+        io=dataclasses.replace(base.io, data_paths=str(tmp_path / "log"), batch_size=4, **io),
+        model=dataclasses.replace(base.model, num_layers=1),
+        train=dataclasses.replace(
+            base.train,
+            train_steps=6,
+            save_steps=2,
+            output_dir=str(tmp_path / "run"),
+            tensorboard=False,
+        ),
+    )
+
+
+def metrics(pairs: int, examples: int = 4, skipped: int = 0) -> dict[str, float]:
+    return {"pairs": pairs, "tokens": 9, "examples": examples, "skipped_rows": skipped}
+
+
+def test_packing_that_leaves_each_user_one_event(tmp_path):
+    """Whatever the log holds; the same again when the command is started again."""
+    small.write_log(tmp_path / "log", 200)
+    config = job(tmp_path, packing=4 * small.SEQ_LEN)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^io\.packing: the 6 steps to step 6 found no pair"):
+            train(config, make_mesh(jax.devices()[:1]))
+        assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_an_epoch_without_a_pair_ends_a_run(tmp_path):
+    watch = PairWatch(job(tmp_path), step=0, steps_per_epoch=3, total_steps=100)
+    for step, pairs in enumerate([0, 0, 5, 0, 0], 1):
+        watch.hear(step, metrics(pairs, examples=1, skipped=3))
+        assert watch.nothing is None
+    assert not watch.none_yet
+    watch.hear(6, metrics(0, examples=1, skipped=3))
+    assert watch.nothing is not None
+    assert "the 3 steps to step 6" in watch.nothing
+    assert "9 rows could not be read; skipped.jsonl" in watch.nothing
+
+
+def test_the_end_of_a_continued_run_may_have_no_pair(tmp_path):
+    watch = PairWatch(job(tmp_path), step=8, steps_per_epoch=5, total_steps=10)
+    for step in (9, 10):
+        watch.hear(step, metrics(0))
+    assert watch.nothing is None
+    assert not watch.none_yet
+
+
+def test_padding_alone_is_no_pair(tmp_path):
+    """Where padding is scored, pairs are counted without any event."""
+    watch = PairWatch(job(tmp_path), step=0, steps_per_epoch=2, total_steps=10)
+    for step in (1, 2):
+        watch.hear(step, metrics(20) | {"tokens": 0})
+    assert watch.nothing is not None
