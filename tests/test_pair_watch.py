@@ -1,4 +1,4 @@
-"""A run whose steps have nothing to learn from ends with a sentence, and keeps no checkpoint of nothing."""
+"""A run whose steps have nothing to learn from ends with a sentence and no checkpoint of nothing."""
 
 import dataclasses
 from pathlib import Path
