@@ -3,16 +3,14 @@
 Reads logs in the format of training, whole rows as histories, and writes for each row the items of the
 catalogue (by default the items of `io.data_paths`) that the user is most likely to go on with. Stripes
 are written one by one into `OUTPUT.parts` and put together at the end, so a command that was interrupted
-goes on where it stopped. Events of items that are not in the catalogue are counted, and those of items
-that have no row in a table that grows.
+goes on where it stopped, if weights, configuration, catalogue and logs are the same. Events of items
+that are not in the catalogue are counted, and those of items that have no row in a table that grows.
 
 Shapes: U users, K items of a list.
 """
 
 import argparse
 import dataclasses
-import json
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.config import Config, ConfigParser, identity
 from s2s_jax.data import catalogue as catalogues
 from s2s_jax.data import orc
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
@@ -30,11 +27,9 @@ from s2s_jax.data.index import FileIndex, index_files
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 from s2s_jax.serving import ranking
 from s2s_jax.serving.evaluation import item_vectors, user_vectors
+from s2s_jax.serving.parts import Parts
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training.mesh import make_mesh
-
-# Where a finished stripe keeps its counts.
-_COUNTS = b"s2s_jax.counts"
 
 
 def main(argv: list[str]) -> int:
@@ -71,20 +66,28 @@ def main(argv: list[str]) -> int:
             f"nothing is known when recommending: they are left empty, as they never are in training",
             file=sys.stderr,
         )
-    _check_user_column(index, arguments.user_column)
+    user_type = _user_type(index, arguments.user_column)
     if arguments.catalogue is None:
         catalogue = catalogues.collect(config)
     else:
         catalogue = catalogues.load(arguments.catalogue, config)
-    parts = _open_parts(arguments, run.step, index)
-    job = _Job(config, run, catalogue, index, arguments, mesh)
+    made_for = {
+        # Of what the parts hold.
+        "version": 3,
+        "checkpoint": [run.step, run.fingerprint],
+        "configuration": identity.of_run(config),
+        "catalogue": catalogue.fingerprint(),
+        "input": index.identity(),
+        "--top_k": arguments.top_k,
+        "--user_column": [arguments.user_column, str(user_type)],
+        "--keep_seen": arguments.keep_seen,
+    }
+    parts = Parts(arguments.output, made_for)
+    job = _Job(config, run, catalogue, index, arguments, mesh, user_type)
     for stripe in range(len(index.stripes)):
-        path = parts / f"{stripe:08}.parquet"
-        if not path.exists():
-            table = job.recommend(stripe)
-            pq.write_table(table, str(path.with_suffix(".tmp")))
-            path.with_suffix(".tmp").replace(path)
-    counts = _join(parts, arguments.output)
+        if stripe not in parts:
+            parts.write(stripe, *job.recommend(stripe))
+    counts = parts.join()
     print(
         f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
     )
@@ -117,6 +120,7 @@ class _Job:
         index: FileIndex,
         arguments: argparse.Namespace,
         mesh: Any,
+        user_type: pa.DataType | None,
     ):
         numbers = ItemNumbers(catalogue, config)
         users = config.eval.batch_size * mesh.size
@@ -126,9 +130,10 @@ class _Job:
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item
         self._arguments = arguments
+        self._user_type = user_type
 
-    def recommend(self, stripe: int) -> pa.Table:
-        """One row for each row of the stripe that has a history; counts in the schema's metadata."""
+    def recommend(self, stripe: int) -> tuple[pa.Table, Counter[str]]:
+        """One row for each row of the stripe that has a history, and what was counted."""
         counts: Counter[str] = Counter()
         batches = [self._one_batch(batch, counts) for batch in self._reader.read(stripe, None)]
         file, number, first_row = self._index.stripes[stripe]
@@ -139,14 +144,13 @@ class _Job:
             columns = {"file": paths.dictionary_encode(), "row": pa.array(row)}
         else:
             users = orc.read_stripe(file, number, [name]).column(0)
-            columns = {name: users.take(pa.array(row - first_row))}
+            columns = {name: users.take(pa.array(row - first_row)).cast(self._user_type)}
         lists = [part for _, part in batches]
         for field in ("items", "scores"):
             kind = pa.list_(self._item.type if field == "items" else pa.float32())
             chunks = [part[field] for part in lists]
             columns[field] = pa.concat_arrays(chunks) if chunks else pa.array([], kind)
-        # Beside what they count, so that they are whole if the command is interrupted.
-        return pa.table(columns).replace_schema_metadata({_COUNTS: json.dumps(counts)})
+        return pa.table(columns), counts
 
     def _one_batch(
         self, batch: Histories, counts: Counter[str]
@@ -171,56 +175,29 @@ class _Job:
         }
 
 
-def _check_user_column(index: FileIndex, name: str | None) -> None:
+def _user_type(index: FileIndex, name: str | None) -> pa.DataType | None:
+    """The type of the user column, which holds what any of the files has; None without a column.
+
+    Raises:
+      UserError: a file has no such column, or no type holds what two files have.
+    """
     if name is None:
-        return
+        return None
+    common, of = None, index.files[0]
     for file in index.files:
         if name not in file.schema.names:
             listed = ", ".join(file.schema.names)
             raise UserError(f"--user_column: {file.path} has no column {name}; it has {listed}")
-
-
-def _open_parts(arguments: argparse.Namespace, step: int, index: FileIndex) -> Path:
-    """The directory of finished stripes, emptied if they are of another command."""
-    parts = arguments.output.with_name(arguments.output.name + ".parts")
-    told = {
-        # Of what lies in the directory; before, parts had no counts.
-        "version": 2,
-        "step": step,
-        "top_k": arguments.top_k,
-        "user_column": arguments.user_column,
-        "catalogue": arguments.catalogue,
-        "keep_seen": arguments.keep_seen,
-        "files": index.identity(),
-    }
-    note, text = parts / "made_for.json", json.dumps(told, default=str)
-    try:
-        if parts.exists() and (not note.exists() or note.read_text() != text):
-            shutil.rmtree(parts)
-        parts.mkdir(parents=True, exist_ok=True)
-        note.write_text(text)
-    except OSError as error:
-        raise UserError(f"--output: {parts} cannot be written: {error}") from error
-    return parts
-
-
-def _join(parts: Path, output: Path) -> Counter[str]:
-    """Puts finished stripes together, one at a time in memory; returns the sums of their counts."""
-    unfinished = output.with_name(f".{output.name}.tmp")
-    counts: Counter[str] = Counter()
-    writer = None
-    for path in sorted(parts.glob("*.parquet")):
-        table = pq.read_table(path)
-        counts.update(json.loads(table.schema.metadata[_COUNTS]))
-        table = table.replace_schema_metadata()
-        if writer is None:
-            writer = pq.ParquetWriter(str(unfinished), table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
-        unfinished.replace(output)
-    shutil.rmtree(parts)
-    return counts
+        found = file.schema.field(name).type
+        integers = common is not None and all(map(pa.types.is_signed_integer, (found, common)))
+        if common is None or (integers and found.bit_width > common.bit_width):
+            common, of = found, file
+        elif found != common and not integers:
+            raise UserError(
+                f"--user_column: column {name} holds {found} in {file.path} and {common} in "
+                f"{of.path}; write one of them anew, or recommend for them one by one"
+            )
+    return common
 
 
 if __name__ == "__main__":

@@ -277,6 +277,22 @@ def test_a_saved_catalogue_comes_back(tmp_path):
             assert (back.ids[name].shape, back.ids[name].dtype) == (ids.shape, ids.dtype)
 
 
+def test_a_fingerprint_is_of_the_contents(tmp_path):
+    config = make_config(write_logs(tmp_path / "log", make_rows(10, texts=True), texts=True))
+    config = change(config, "item_id", hash_type="murmur")
+    found = collect(config)
+    save(found, tmp_path / "catalogue.parquet", config)
+    assert load(tmp_path / "catalogue.parquet", config).fingerprint() == found.fingerprint()
+    more = found.count_I.copy()
+    more[-1] += 1
+    others = [
+        found._replace(count_I=more),
+        found._replace(item=found.item.take(pa.array(np.roll(np.arange(len(more)), 1)))),
+        found._replace(ids=found.ids | {"tags": found.ids["tags"] + 1}),
+    ]
+    assert len({each.fingerprint() for each in [found, *others]}) == 4
+
+
 def test_the_columns_of_the_file(tmp_path):
     config = make_config(write_logs(tmp_path, make_rows(40)), item(hash_bucket_size=0))
     save(collect(config), tmp_path / "catalogue.parquet", config)

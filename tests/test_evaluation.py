@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -374,6 +375,35 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
         np.testing.assert_allclose([score_of[i] for i in found], scores, atol=1e-5)
         others = [s for i, s in score_of.items() if i not in seen and i not in found]
         assert max(others) <= scores[-1] + 1e-5
+
+
+def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained.train.output_dir, tmp_path / "run")
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--train.output_dir", str(tmp_path / "run")]
+    arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
+    whole, done = recommend._Job.recommend, []
+
+    def interrupted(self, stripe):
+        done.append(stripe)
+        if stripe == 1:
+            raise KeyboardInterrupt
+        return whole(self, stripe)
+
+    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            recommend.main(arguments)
+    assert done == [0, 1, 1]
+    # As if the run had been trained anew into its directory.
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    told = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
+    told["init_timestamp_nsecs"] += 1
+    (newest / "_CHECKPOINT_METADATA").write_text(json.dumps(told))
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main(arguments)
+    assert done == [0, 1, 1, 0, 1]
+    assert "made with another checkpoint; starting anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

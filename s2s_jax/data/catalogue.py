@@ -14,6 +14,7 @@ Shapes: I items, K ids of a bag, W words of an id.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -52,6 +53,18 @@ class Catalogue(NamedTuple):
     count_I: np.ndarray
     ids: dict[str, np.ndarray]
     collisions: int
+
+    def fingerprint(self) -> str:
+        """Of items, counts and ids, the same wherever they come from."""
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch({"item": self.item, "count": pa.array(self.count_I)})
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest = hashlib.sha256(sink.getvalue())
+        for name in sorted(self.ids):
+            digest.update(f"{name} {self.ids[name].shape}".encode())
+            digest.update(np.ascontiguousarray(self.ids[name]).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def collect(config: Config, held_out: int = 0) -> Catalogue:

@@ -19,11 +19,13 @@ class Restored(NamedTuple):
 
     Attributes:
       step: of the checkpoint.
+      fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
       functions: over its state.
       state: the state.
     """
 
     step: int
+    fingerprint: str
     functions: StepFunctions
     state: TrainState
 
@@ -55,7 +57,8 @@ def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
         plan = GrowthPlan(config)
         plan.set_state(checkpoints.progress(step)["growth"])
         functions = make_step_functions(config, mesh, plan.capacities_now())
-        return Restored(step, functions, checkpoints.restore(step, functions.abstract))
+        state = checkpoints.restore(step, functions.abstract)
+        return Restored(step, checkpoints.fingerprint(step), functions, state)
     finally:
         checkpoints.close()
 

@@ -1,0 +1,139 @@
+"""The finished stripes of a command that may be interrupted, as Parquet files beside its output.
+
+A note beside them says what they were made for. A command for which all of that is the same goes on with
+them; any other one starts anew. Nothing else that lies in their directory is ever removed.
+"""
+
+import contextlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2s_jax.errors import UserError
+
+# Where a part keeps its counts.
+_COUNTS = b"s2s_jax.counts"
+_NOTE = "made_for.json"
+_OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
+
+
+class Parts:
+    """The parts of one output."""
+
+    def __init__(self, output: Path, made_for: Mapping[str, Any]):
+        """Opens the directory of parts of `output`, and empties it if they were made for something else.
+
+        Args:
+          output: the file that they will make.
+          made_for: all that they depend on, as JSON.
+
+        Raises:
+          UserError: the directory cannot be written, or is not one of parts.
+        """
+        self._output = output
+        self._dir = output.with_name(output.name + ".parts")
+        now = json.loads(json.dumps(made_for))
+        try:
+            before = self._made_for()
+            if before is not None and before != now:
+                changed = [key for key in now if key not in before or before[key] != now[key]]
+                print(
+                    f"{self._dir}: its parts were made with another {', '.join(changed)}; starting anew",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._remove()
+            self._dir.mkdir(parents=True, exist_ok=True)
+            _replace(self._dir / _NOTE, lambda path: path.write_text(json.dumps(now)))
+        except OSError as error:
+            raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
+
+    def __contains__(self, number: int) -> bool:
+        return self._path(number).exists()
+
+    def write(self, number: int, table: pa.Table, counts: Mapping[str, int]) -> None:
+        """Keeps a part, and what it counts.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        # In one file, so that they are whole if the command is interrupted.
+        table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
+        try:
+            _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
+        except OSError as error:
+            raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
+
+    def join(self) -> Counter[str]:
+        """Makes the output of the parts, one at a time in memory, and removes them.
+
+        Returns:
+          The sums of their counts.
+
+        Raises:
+          UserError: the output cannot be written.
+        """
+        unfinished = self._output.with_name(f".{self._output.name}.tmp")
+        counts: Counter[str] = Counter()
+        paths = sorted(self._dir.glob("*.parquet"))
+        assert paths, "a log has stripes"
+        schema = pq.read_schema(paths[0]).remove_metadata()
+        try:
+            with pq.ParquetWriter(str(unfinished), schema) as writer:
+                for path in paths:
+                    table = pq.read_table(path)
+                    counts.update(json.loads(table.schema.metadata[_COUNTS]))
+                    writer.write_table(table.replace_schema_metadata())
+            unfinished.replace(self._output)
+            self._remove()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise UserError(f"--output: {self._output} cannot be written: {error}") from error
+        return counts
+
+    def _path(self, number: int) -> Path:
+        return self._dir / f"{number:08}.parquet"
+
+    def _made_for(self) -> dict[str, Any] | None:
+        """What the parts that lie there were made for, None if there are none."""
+        names = [path.name for path in self._dir.iterdir()] if self._dir.exists() else []
+        if not names:
+            return None
+        strange = [name for name in names if not _OURS.fullmatch(name)]
+        if strange or _NOTE not in names:
+            found = strange[0] if strange else f"no {_NOTE}"
+            raise UserError(
+                f"--output: {self._dir} is needed for the parts of an unfinished output, but it is not "
+                f"such a directory (found {found}); move it away or give another --output"
+            )
+        try:
+            made_for = json.loads((self._dir / _NOTE).read_text())
+        except ValueError:
+            made_for = None
+        return made_for if isinstance(made_for, dict) else {}
+
+    def _remove(self) -> None:
+        """Removes the parts, and the directory if nothing else is in it."""
+        others = False
+        for path in self._dir.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+            else:
+                others = True
+        if not others:
+            self._dir.rmdir()
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Writes a file beside its place and then moves it there, so that it is never seen half written."""
+    unfinished = path.with_suffix(".tmp")
+    write(unfinished)
+    unfinished.replace(path)
