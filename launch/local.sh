@@ -1,75 +1,135 @@
 #!/usr/bin/env bash
 # N processes of one job on this machine, one GPU each where there are GPUs, else CPU devices:
 #   launch/local.sh 2 --config configs/base.py --io.data_paths /path/to/log
+# Relative paths count from the directory in which it is called. CUDA_VISIBLE_DEVICES: the GPUs to take.
 # RESTARTS=3: starts again, up to so often, if the job ends with 75 though nobody stopped this script
-# (a process was lost, say). DEVICES=2: CPU devices of each process. PYTHON: the interpreter.
+# (a process was lost, say). DEVICES=2: CPU devices of each process. PYTHON: the interpreter. PATIENCE=60:
+# seconds in which the others must end when one has failed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-processes=${1:?usage: launch/local.sh PROCESSES --config FILE [--section.key value ...]}
+fail() {
+  echo "launch/local.sh: $*" >&2
+  exit 2
+}
+
+processes=${1:-}
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES --config FILE [--section.key value ...]"
 shift
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+python=${PYTHON:-$([[ -x $home/.venv/bin/python ]] && echo "$home/.venv/bin/python" || echo python)}
+command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to the interpreter that s2s_jax is installed for"
+export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 restarts=${RESTARTS:-0}
-stopped=
-interrupted=
-ended=0
-pids=()
+patience=${PATIENCE:-60}
+[[ $restarts =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a whole number, found $restarts"
+[[ $patience =~ ^[0-9]+$ ]] || fail "PATIENCE: expected a whole number of seconds, found $patience"
 
+# The GPUs that processes take one each of, and the variable that gives them theirs; none: they have CPU
+# devices, or what JAX_PLATFORMS says.
+gpus=() visible=CUDA_VISIBLE_DEVICES
+if [[ ${JAX_PLATFORMS:-} == *rocm* ]]; then visible=ROCR_VISIBLE_DEVICES; fi
+if [[ ${JAX_PLATFORMS:-} =~ cuda|gpu|rocm ]] || { [[ -z ${JAX_PLATFORMS:-} ]] && command -v nvidia-smi >/dev/null; }; then
+  if [[ -n ${!visible+set} ]]; then
+    if [[ ${!visible} != -1 ]]; then IFS=, read -r -a gpus <<<"${!visible}"; fi
+  elif command -v nvidia-smi >/dev/null; then
+    while read -r; do gpus+=("${#gpus[@]}"); done < <(nvidia-smi -L 2>/dev/null | grep '^GPU ')
+  else
+    for ((host = 0; host < processes; host++)); do gpus+=("$host"); done
+  fi
+fi
+if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)); then
+  fail "$processes processes need a GPU each, and there are ${#gpus[@]} (${gpus[*]});" \
+    "start fewer, or set JAX_PLATFORMS=cpu"
+fi
+
+stopped=
+pids=()
 stop() {
-  stopped=1 interrupted=1
+  stopped=1
   # All get the signal; they agree on the step after which they stop.
-  for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+  signal_all TERM
+}
+signal_all() {
+  local pid
+  for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
 trap stop TERM INT
 
-# Waits for process $1 and leaves its exit code in `ended`. A signal ends `wait` early, with a code of its own;
-# the process may have ended by then, and its code is still there to be asked for.
-wait_for() {
-  while :; do
-    interrupted=
-    ended=0
-    wait "$1" || ended=$?
-    if [[ -z $interrupted ]] || ((ended <= 128)); then return 0; fi
-  done
+# A port that is free, and not one of those that Linux hands out by itself.
+free_port() {
+  "$python" -c '
+import random, socket
+for port in random.sample(range(61440, 65536), 4096):
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        continue
+    print(port)
+    break'
 }
 
-free_port() {
-  "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'
+start() {
+  export S2S_JAX_HOST=$1
+  shift
+  if ((${#gpus[@]} > 0)); then
+    export "$visible=${gpus[S2S_JAX_HOST]}"
+    # One whose driver fails would otherwise train on the CPU.
+    export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+    source "$home/launch/gpu_env.sh"
+  else
+    export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+    export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
+  fi
+  # A terminal's Ctrl-C reaches this script, which passes it on once.
+  trap '' INT
+  exec "$python" -m s2s_jax.train "$@"
+}
+
+# The worst code of all: a mistake (2), a loss that is not finite (3) or a crash (1) says more than "start
+# again" (75), and that more than the end of a process by a signal, which the others notice.
+rank() {
+  if (($1 == 0)); then echo 0; elif (($1 > 128)); then echo 1; elif (($1 == 75)); then echo 2; else echo 3; fi
 }
 
 run_once() {
-  S2S_JAX_COORDINATOR="localhost:$(free_port)"
-  export S2S_JAX_COORDINATOR S2S_JAX_NUM_HOSTS="$processes"
+  local port pid ended left worst=0 deadline=
+  port=$(free_port)
+  export S2S_JAX_COORDINATOR=localhost:$port S2S_JAX_NUM_HOSTS=$processes
   pids=()
   for ((host = 0; host < processes; host++)); do
-    (
-      export S2S_JAX_HOST=$host
-      if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
-        export CUDA_VISIBLE_DEVICES=$host
-        source launch/gpu_env.sh
-      else
-        export JAX_PLATFORMS=cpu
-        export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
-      fi
-      # A terminal's Ctrl-C reaches this script, which passes it on once.
-      trap '' INT
-      exec "$python" -m s2s_jax.train "$@"
-    ) &
+    start "$host" "$@" &
     pids+=($!)
   done
-  # The worst code of all: a mistake (2) or loss (3) says more than "start again" (75) or done.
-  local code=0
-  for pid in "${pids[@]}"; do
-    wait_for "$pid"
-    if ((ended != 0 && (code == 0 || code == 75))); then code=$ended; fi
+  # A stop that came while they were started.
+  if [[ -n $stopped ]]; then signal_all TERM; fi
+  while ((${#pids[@]} > 0)); do
+    left=()
+    for pid in "${pids[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then
+        left+=("$pid")
+        continue
+      fi
+      ended=0
+      wait "$pid" || ended=$?
+      if (($(rank "$ended") > $(rank "$worst"))); then worst=$ended; fi
+    done
+    pids=(${left[@]+"${left[@]}"})
+    if ((worst != 0 && ${#pids[@]} > 0)); then
+      deadline=${deadline:-$((SECONDS + patience))}
+      if ((SECONDS >= deadline)); then
+        echo "launch/local.sh: a process ended with $worst, and others did not within $patience s: killed" >&2
+        signal_all KILL
+      fi
+    fi
+    if ((${#pids[@]} > 0)); then sleep 0.2; fi
   done
-  return "$code"
+  return "$worst"
 }
 
 while :; do
   code=0
   run_once "$@" || code=$?
-  if ((code != 75 || restarts == 0)) || [[ -n $stopped ]]; then exit "$code"; fi
+  if ((code != 75 && code <= 128 || restarts == 0)) || [[ -n $stopped ]]; then exit "$code"; fi
   restarts=$((restarts - 1))
-  echo "launch/local.sh: starting again, $restarts restarts left" >&2
+  echo "launch/local.sh: ended with $code, starting again, $restarts restarts left" >&2
 done
