@@ -224,7 +224,7 @@ def test_an_unfinished_checkpoint_is_not_used(log, tmp_path, capsys):
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(log, tmp_path):
     assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
     shutil.rmtree(tmp_path / "checkpoints" / "10" / "state")
-    with pytest.raises(UserError, match="checkpoints/10: cannot be restored") as caught:
+    with pytest.raises(UserError, match="checkpoints/10: is damaged") as caught:
         train(job(log, tmp_path, train_steps=12), one_device())
     assert "\n" not in str(caught.value)
 

@@ -24,6 +24,7 @@ from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.training import hosts
+from s2s_jax.training.restore_errors import explained, one_error
 from s2s_jax.training.step import TrainState
 
 # Orbax's mark of a directory that is still being written.
@@ -74,7 +75,11 @@ class Checkpoints:
     """The checkpoints of a run directory."""
 
     def __init__(self, config: Config, read_only: bool = False):
-        """Opens the checkpoints in `train.output_dir`; a run may write them while others only read."""
+        """Opens the checkpoints in `train.output_dir`; a run may write them while others only read.
+
+        Raises:
+          UserError: the directory cannot be used.
+        """
         self._config = config
         self._run_dir = Path(config.train.output_dir).resolve()
         if hosts.is_first() and not read_only:
@@ -90,17 +95,23 @@ class Checkpoints:
                 ),
             ]
         )
+        directory = self._run_dir / "checkpoints"
         # Orbax warns of all that reading only implies, though it was asked to read only.
         with _errors_only("absl") if read_only else contextlib.nullcontext():
-            self._manager = ocp.CheckpointManager(
-                self._run_dir / "checkpoints",
-                item_names=("state", "progress"),
-                options=ocp.CheckpointManagerOptions(
-                    read_only=read_only,
-                    preservation_policy=kept,
-                    enable_async_checkpointing=True,
-                ),
-            )
+            try:
+                self._manager = ocp.CheckpointManager(
+                    directory,
+                    item_names=("state", "progress"),
+                    options=ocp.CheckpointManagerOptions(
+                        read_only=read_only,
+                        preservation_policy=kept,
+                        enable_async_checkpointing=True,
+                    ),
+                )
+            except OSError as error:
+                raise UserError(
+                    f"train.output_dir: {directory} cannot be used ({error}); nothing in it was changed"
+                ) from error
 
     @property
     def newest_step(self) -> int | None:
@@ -172,7 +183,8 @@ class Checkpoints:
         Raises:
           UserError: it cannot be read.
         """
-        held = self._restore(step, state=ocp.args.StandardRestore(_held(abstract)))
+        wanted = _held(abstract)
+        held = self._restore(step, wanted, state=ocp.args.StandardRestore(wanted))
         return abstract._replace(**held)
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -181,7 +193,7 @@ class Checkpoints:
         Raises:
           UserError: it cannot be read.
         """
-        return self._restore(step, progress=ocp.args.JsonRestore())
+        return self._restore(step, None, progress=ocp.args.JsonRestore())
 
     def fingerprint(self, step: int) -> str:
         """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
@@ -195,16 +207,16 @@ class Checkpoints:
             digest.update(told.encode())
         return digest.hexdigest()[:16]
 
-    def _restore(self, step: int, **item: Any) -> Any:
+    def _restore(self, step: int, wanted: Any, **item: Any) -> Any:
         ((name, _),) = item.items()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self._run_dir / 'checkpoints' / str(step)}: cannot be restored ({reason}); move "
-                f"this directory away to continue from an earlier checkpoint"
-            ) from error
+            with one_error():
+                return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            earlier = max((each for each in self.steps if each < step), default=None)
+            directory = self._run_dir / "checkpoints" / str(step)
+            devices = jax.device_count()
+            raise explained(error, directory, earlier, _bytes(wanted), devices) from error
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
@@ -227,7 +239,7 @@ class SavedTables:
         """Opens the checkpoint of `step`, by default the newest.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or it cannot be read.
         """
         directory = (run_dir / "checkpoints").resolve()
         steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
@@ -236,7 +248,8 @@ class SavedTables:
             wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
             raise UserError(f"{directory}: expected {wanted}, found {listed}")
         self.path = directory / str(steps[-1] if step is None else step)
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        self._earlier = max((each for each in steps if each < int(self.path.name)), default=None)
+        with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             self.progress: dict[str, Any] = checkpointer.restore(self.path / "progress")
 
     def values(self, spec: TableSpec) -> np.ndarray:
@@ -260,15 +273,29 @@ class SavedTables:
         found = self._restore({"maps": {spec.name: wanted}})["maps"][spec.name]
         return IdMap(**found | {"sketch_SW": None})
 
+    @contextlib.contextmanager
+    def _explaining(self, wanted: Any) -> Iterator[None]:
+        try:
+            with one_error():
+                yield
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            raise explained(error, self.path, self._earlier, _bytes(wanted), devices=1) from error
+
     def _restore(self, item: Any) -> Any:
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._explaining(item), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(
                 self.path / "state",
                 args=ocp.args.PyTreeRestore(
                     item=item, restore_args=arguments, partial_restore=True
                 ),
             )
+
+
+def _bytes(wanted: Any) -> int:
+    """Of all arrays of a tree of shapes; None: of none."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wanted))
 
 
 def _held(state: TrainState) -> dict[str, Any]:

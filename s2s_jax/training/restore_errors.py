@@ -1,0 +1,143 @@
+"""Why a checkpoint cannot be restored, in one sentence, and a remedy by which nothing is lost.
+
+Orbax and TensorStore raise many types, some of them plain `Exception`, with the status of the operation
+that failed somewhere in the messages of the chain. Only what says that bytes are missing or wrong is
+taken for damage.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from s2s_jax.errors import UserError
+
+_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|Cannot allocate memory")
+_PERMISSION = re.compile("PERMISSION_DENIED|Permission denied|Operation not permitted")
+_OUT_OF_REACH = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|Too many open files|Stale file handle|"
+    "Input/output error|Transport endpoint|[Tt]imed out|[Cc]onnection"
+)
+_OTHER_ARRAYS = re.compile(
+    "not compatible with the stored shape|tree structures do not match|pytree"
+)
+_DAMAGE = re.compile(
+    "DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION|NOT_FOUND|Error decoding|[Tt]runcated|[Cc]orrupt|"
+    "was not found in the checkpoint"
+)
+_DAMAGE_TYPES = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
+# Without these nothing can be read, though Orbax then complains of something else.
+_NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "progress/metadata")
+
+
+def explained(
+    error: Exception, directory: Path, earlier: int | None, held_bytes: int, devices: int
+) -> UserError:
+    """What went wrong when the checkpoint in `directory` was restored.
+
+    Args:
+      error: that Orbax raised.
+      directory: of the checkpoint, `checkpoints/<step>` of the run directory.
+      earlier: the step of the checkpoint before it; None: there is none.
+      held_bytes: of the arrays that it was to become, over all devices.
+      devices: how many there are.
+    """
+    chain = list(_chain(error))
+    unreadable = _unreadable(directory)
+    chain += [] if unreadable is None else [unreadable]
+    words = "\n".join(f"{type(each).__name__}: {each}" for each in chain)
+    # What the user named it says nothing.
+    words = words.replace(str(directory.parent.parent), "")
+    reason = _first_words(chain[-1])
+    codes = {each.errno for each in chain if isinstance(each, OSError)}
+    if _MEMORY.search(words) or errno.ENOMEM in codes or _any(chain, MemoryError):
+        return UserError(
+            f"{directory}: there is too little memory to restore it ({reason}): parameters and "
+            f"optimizer state take {held_bytes / 1e9:,.1f} GB, tables shared by {devices} device(s); "
+            f"use more or larger devices, or train.dense_sharding fsdp; the checkpoint is whole"
+        )
+    if _PERMISSION.search(words) or codes & {errno.EACCES, errno.EPERM}:
+        return UserError(
+            f"{directory}: may not be read by this user ({reason}); make its files readable; the "
+            f"checkpoint need not be damaged"
+        )
+    if unreadable is None and _OTHER_ARRAYS.search(words):
+        return UserError(
+            f"{directory}: holds other arrays than this configuration asks for ({reason}); use the "
+            f"configuration and the version of s2s_jax that it was made with"
+        )
+    if _DAMAGE.search(words) or _any(chain, *_DAMAGE_TYPES):
+        return UserError(f"{directory}: is damaged ({reason}); {_around(directory, earlier)}")
+    if _OUT_OF_REACH.search(words) or codes:
+        return UserError(
+            f"{directory}: cannot be read at present ({reason}); see that its file system works and "
+            f"start again; the checkpoint need not be damaged"
+        )
+    return UserError(f"{directory}: cannot be restored ({reason}); it was left as it is")
+
+
+@contextlib.contextmanager
+def one_error() -> Iterator[None]:
+    """Lets nothing but the first error of a restore be heard.
+
+    The reads that it cuts off would each write a traceback to stderr, some of them after it was raised.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+
+    def quietly(told: Any) -> None:
+        if not re.match(
+            "Event loop is closed|Encountered error while reading", str(told.exc_value)
+        ):
+            hook(told)
+
+    sys.unraisablehook = quietly
+    logger.setLevel(logging.CRITICAL)
+    yield
+    # Not reached where there was an error.
+    sys.unraisablehook = hook
+    logger.setLevel(level)
+
+
+def _around(directory: Path, earlier: int | None) -> str:
+    if earlier is None:
+        return "bring back a copy of it, or give another train.output_dir; there is none before it"
+    aside = directory.parent.parent / f"damaged-{directory.name}"
+    return (
+        f"bring back a copy of it, or move it to {aside}, from where it can be moved back, to use the "
+        f"one before it, of step {earlier}"
+    )
+
+
+def _unreadable(directory: Path) -> OSError | None:
+    """What keeps the first of the needed files from being read."""
+    try:
+        for name in _NEEDED:
+            (directory / name).read_bytes()
+    except OSError as error:
+        return error
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _any(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(each, kinds) for each in chain)
+
+
+def _first_words(error: BaseException) -> str:
+    text = str(error).split(" [")[0]
+    return (" ".join(text.split()) or type(error).__name__)[:200]
