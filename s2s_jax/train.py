@@ -25,7 +25,7 @@ from s2s_jax.serving.evaluation import Evaluator
 from s2s_jax.training import hosts, validation
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
-from s2s_jax.training.flops import peak_flops, step_flops
+from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.loop import Evaluate, Job, Loop, Progress, StopSignals
 from s2s_jax.training.mesh import make_mesh
@@ -128,9 +128,9 @@ def _evaluation(job: Job) -> Evaluate:
 
 def _start_or_continue(job: Job) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
-    peak = peak_flops(job.config)
-    at_peak = None if peak is None else step_flops(job.config, job.mesh.size) / peak
-    meters, plan = Meters(at_peak), GrowthPlan(job.config)
+    items = 0 if job.items is None else job.items.items
+    meters = Meters(time_at_peak(job.config, job.mesh.size, items))
+    plan = GrowthPlan(job.config)
     step = job.checkpoints.newest_step
     whole = _end_step(job.config.train, job.reader, 0)
     if step is None:

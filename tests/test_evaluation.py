@@ -1,5 +1,6 @@
 """Evaluation, recommending, and evaluation during training, against plain NumPy over the log's rows."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,12 +21,14 @@ from s2s_jax.data.catalogue import collect
 from s2s_jax.data.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
 from s2s_jax.data.orc import read_stripe
+from s2s_jax.data.pipeline import Reader, Share
 from s2s_jax.errors import UserError
 from s2s_jax.serving.evaluation import Evaluator, item_vectors
 from s2s_jax.serving.restored import restore
 from s2s_jax.train import train
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.step import make_step_functions
 
 USERS = 90
 
@@ -179,6 +182,33 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
             # Of the last event of a row there is none.
             following = [*own, -1][first + 1 : end + 1]
             assert ids[:length, place["asked"]].ravel().tolist() == following
+
+
+@pytest.mark.parametrize("packing", [None, 8])
+def test_every_learned_position_that_is_shown_was_trained(log, packing):
+    config = evaluating(log, Path("unused"))
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, position="learned", num_layers=1),
+        io=dataclasses.replace(config.io, packing=packing),
+        lr=dataclasses.replace(config.lr, weight_decay=0.0),
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
+    before = np.array(state.params["dense"]["transformer"]["positions"])
+    rows = config.io.device_rows
+    with contextlib.closing(Reader(config, rows, Share(0, 1))) as reader:
+        for _ in range(3):
+            state, _ = functions.train_step(state, put_batch(next(reader).arrays, 1, mesh))
+    after = np.array(state.params["dense"]["transformer"]["positions"])
+    (trained,) = np.nonzero((before != after).any(axis=1))
+    numbers = ItemNumbers(collect(config), config)
+    histories = HistoryReader(config, index_files(config), numbers, USERS)
+    lengths = [
+        b.arrays["length"] for n in range(histories.stripes) for b in histories.read(n, None)
+    ]
+    assert np.concatenate(lengths).max() == len(trained) == config.model.seq_len - 1
 
 
 def test_histories_end_before_the_target(log):

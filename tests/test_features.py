@@ -395,6 +395,19 @@ def test_overfull_bag():
     features.decode(batch.slice(0, 2), file_of(batch), 5, config)
 
 
+def test_several_times_where_truncation_drops_them():
+    """Only kept positions are held to bag_size; of those before, the first time counts."""
+    rows = [{"a": [[1, 9], [5, 7, 8], [], [69]]}, {"a": [[1, 2], [100], [108]]}]
+    batch = record_batch(rows, {"a": pa.list_(pa.list_(pa.int64()))})
+    feature = FeatureConfig(name="a", op="time_gap", hash_bucket_size=40)
+    config = make_config((feature,), 2)
+    found = dense(features.decode(batch, file_of(batch), 0, config), 2, config)
+    # Nothing stands before 69; 99 seconds are between 1 and 100, and 8 between it and 108.
+    assert found["ids"][..., 0].tolist() == [[-1, 0], [2 + 6, 2 + 3]]
+    message = refusal(features.decode, batch, file_of(batch), 0, make_config((feature,), 3))
+    assert "row 0, column a: a position holds 3 ids, expected at most 1" in message
+
+
 def test_sequences_too_long_where_length_is_checked():
     batch = record_batch([{"a": [1, 2]}, {"a": None}, {"a": [1, 2, 3]}], {"a": TYPES["a"]})
     config = make_config((A,), 2, check_length=True)

@@ -204,3 +204,21 @@ def test_counts_are_of_real_positions():
 def test_devices_that_do_not_divide_the_segments_are_refused():
     with pytest.raises(UserError, match="3 devices"):
         make_mesh(jax.devices()[:3])
+
+
+def test_dropout_of_events_needs_no_other_dropout():
+    """Without dropout in the layers, that of events still draws anew in each step."""
+    config = small.config()
+    assert config.model.dropout == 0
+    dropped = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, input_dropout=0.5)
+    )
+    functions = make_step_functions(dropped, mesh := make_mesh(jax.devices()[:1]))
+    batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
+    losses = []
+    for step in (0, 0, 1):
+        state = functions.init()
+        state = state._replace(step=state.step + step)
+        losses.append(float(functions.train_step(state, batch)[1]["loss"]))
+    assert losses[0] == losses[1] != losses[2]
+    assert abs(losses[0] - float(run(config)[1][0]["loss"])) > 1e-3

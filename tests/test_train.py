@@ -380,6 +380,32 @@ def test_tensorboard_and_profile(log, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_profile_that_spans_the_end_of_a_run_is_written_and_begun_anew(log, tmp_path):
+    def traces():
+        return set((tmp_path / "profile").rglob("*.xplane.pb"))
+
+    config = job(log, tmp_path, train_steps=3, profile_steps=(2, 5))
+    assert train(config, one_device()) == 0
+    first = traces()
+    assert len(first) == 1
+    time.sleep(1.1)  # A trace is named after the second in which it ends.
+    config = job(log, tmp_path, train_steps=6, profile_steps=(2, 5))
+    assert train(config, one_device()) == 0
+    assert len(traces()) == 2
+    assert lines(tmp_path)[-1]["step"] == 5
+    # Its steps lie behind the run.
+    assert train(job(log, tmp_path, train_steps=7, profile_steps=(2, 5)), one_device()) == 0
+    assert len(traces()) == 2
+
+
+def test_a_profile_of_a_run_that_fails_is_written(log, tmp_path):
+    config = job(log, tmp_path, profile_steps=(2, 35))
+    config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e37))
+    with pytest.raises(NotFiniteError):
+        train(config, one_device())
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_too_little_memory_is_explained(log, tmp_path, monkeypatch):
     def no_memory(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")

@@ -213,6 +213,11 @@ class ModelConfig:
     longer compiles. auto: no loop, but one layer a turn if there are more than 16, or with remat, which
     saves less memory without a loop"""
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether training needs random keys for dropout."""
+        return max(self.dropout, self.input_dropout) > 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LRConfig:
@@ -330,7 +335,8 @@ class TrainConfig:
     tensorboard: bool = True
     """Write TensorBoard event files"""
     profile_steps: tuple[int, int] | None = None
-    """First and last step of a profile written to output_dir/profile; None: no profile"""
+    """First and last step of a profile written to output_dir/profile; a run that starts or ends between
+    them profiles the steps it takes. None: no profile"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -385,6 +391,16 @@ class Config:
     def history_len(self) -> int:
         """Positions of a row of the log that are kept: all windows, each sharing one with the next."""
         return self.io.windows * (self.model.seq_len - 1) + 1
+
+    @property
+    def shown_len(self) -> int:
+        """Newest positions of a history that evaluating and recommending show to the model.
+
+        The last learned position belongs to no query in training, since no event comes after it that
+        could be its target. So its vector is never trained and must not be shown.
+        """
+        untrained = self.model.position == "learned" and self.loss.pairing == "next"
+        return self.model.seq_len - untrained
 
     @property
     def epoch_history_len(self) -> int:

@@ -193,17 +193,24 @@ def _fill(
                 f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "
                 f"the bag_size of feature {feature.name}"
             )
+    values = entries.values
+    if feature.op == "time_gap" and counts_P is not None:
+        # Only what truncation drops may hold several times; the first of them counts.
+        there_P = counts_P > 0
+        if counts_P.max(initial=0) > 1:
+            values = values.take(pa.array(blocks.starts(counts_P)[:-1][there_P]))
+        counts_P = there_P.astype(np.int64)
     try:
         if feature.op == "time_gap":
             there_P = np.ones(len(ids_PK), bool) if counts_P is None else counts_P > 0
             first_P = np.zeros(len(ids_PK) + 1, bool)
             first_P[where.starts_N[:-1]] = True
-            ids_PK[:, 0] = ids.time_gaps(entries.values, there_P, first_P[:-1], feature)
+            ids_PK[:, 0] = ids.time_gaps(values, there_P, first_P[:-1], feature)
             return
         if feature.grows:
-            ids_TW = ids.to_words(entries.values, feature)
+            ids_TW = ids.to_words(values, feature)
         else:
-            ids_TW = ids.to_buckets(entries.values, feature)[:, None]
+            ids_TW = ids.to_buckets(values, feature)[:, None]
     except ids.NotANumberError as error:
         position = error.index
         if counts_P is not None:

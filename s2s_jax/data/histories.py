@@ -74,7 +74,7 @@ class HistoryReader:
           users: U, of a batch.
         """
         self._config = whole_sequences(config, tuple(f.name for f in config.features))
-        self._seq_len = config.model.seq_len
+        self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
         self._index = index
         self._numbers = numbers
         self._users = users
@@ -121,7 +121,7 @@ class HistoryReader:
         self, before: Block, rows: np.ndarray, item_P: np.ndarray, first_row: int, to_find: bool
     ) -> Histories:
         chosen = blocks.choose(before, rows)
-        newest = blocks.pack(blocks.truncate(chosen, self._seq_len, keep_newest=True))
+        newest = blocks.pack(blocks.truncate(chosen, self._shown_len, keep_newest=True))
         arrays = blocks.to_dense([newest], self._users, self._seq_len)
         ends = chosen.begins_N + chosen.lengths_N
         target = item_P[ends] if to_find else np.full(len(rows), -1, np.int32)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from s2s_jax.config import Config
 from s2s_jax.data.blocks import NO_ID, SKIPPED
 from s2s_jax.data.features import id_columns
+from s2s_jax.model.attention import segment_positions
 from s2s_jax.training.mesh import batch_sharded
 
 Batch = Mapping[str, jax.Array]
@@ -99,7 +100,7 @@ def count_rows(batch: Batch) -> dict[str, jax.Array]:
     Returns:
       int32 scalars: rows of the log that have positions (`examples`) and that could not be read
       (`skipped_rows`), real positions (`tokens`) and, with packing, those that did not fit
-      (`cut_positions`).
+      (`cut_positions`), and f32 pairs of a position and one that it sees (`attended`).
     """
     length = batch["length"]
     counts = {"tokens": jnp.maximum(length, 0).sum()}
@@ -110,7 +111,15 @@ def count_rows(batch: Batch) -> dict[str, jax.Array]:
         "examples": batch["examples"].sum(),
         "skipped_rows": batch["skipped"].sum(),
         "cut_positions": batch["cut"].sum(),
+        "attended": _attended(length, batch[SEGMENT]),
     }
+
+
+def _attended(length: jax.Array, segment: jax.Array) -> jax.Array:
+    seq_len = segment.shape[-1]
+    seen = segment_positions(segment.reshape(-1, seq_len)) + 1
+    real = jnp.arange(seq_len) < length.reshape(-1, 1)
+    return jnp.where(real, seen, 0).sum(dtype=jnp.float32)
 
 
 def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:

@@ -4,21 +4,56 @@ MFU (model FLOPs utilisation; Chowdhery et al., "PaLM", 2022) is operations that
 those that recomputation adds, divided by those that the device could have done.
 """
 
+from typing import NamedTuple
+
 import jax
 
-from s2s_jax.config import Config
+from s2s_jax.config import Config, ModelConfig
 from s2s_jax.model.transformer import compute_dtype
 
 # Data sheets: dense operations a second with tensor cores, in bfloat16.
 _PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
-def step_flops(config: Config, devices: int) -> float:
-    """Operations of one device in one optimizer step, forward and backward.
+class AtPeak(NamedTuple):
+    """How long devices would take if they did nothing but the model's operations, at their peak.
 
-    With M positions, N pairs, C candidates of each, D concatenated embedding width, E model width, F
-    feed-forward width, Y layers, B rows and L positions of one:
-    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E`. Lookups are left out, padding is not.
+    Attributes:
+      step: seconds of an optimizer step, without packed attention.
+      attended: seconds for each pair of positions, in all devices' sequences, of packed attention.
+    """
+
+    step: float
+    attended: float
+
+
+def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
+    """See `step_flops`; None where the devices' peak is not known."""
+    peak = peak_flops(config)
+    if peak is None:
+        return None
+    of_pair = attention_flops(config.model, 1 / devices)
+    packed = config.io.packing is not None
+    return AtPeak(step_flops(config, devices, items) / peak, of_pair / peak if packed else 0.0)
+
+
+def step_flops(config: Config, devices: int, items: int = 0) -> float:
+    """Operations of one device in one optimizer step, forward and backward, without packed attention.
+
+    With M positions, N pairs, C candidates of each, S of them items of the catalogue, D concatenated
+    embedding width, T that of the target features, E model width, F feed-forward width, Y layers, B
+    rows and L positions of one:
+    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Lookups are left out,
+    padding is not.
+
+    Args:
+      config: the configuration.
+      devices: how many there are.
+      items: of the catalogue; 0 where the loss needs none.
+
+    Returns:
+      Operations. With `io.packing` those of attention depend on the sequences of each batch; see
+      `attention_flops`.
     """
     model, loss = config.model, config.loss
     rows = config.io.batch_size * config.train.gradient_accumulation_steps
@@ -27,13 +62,28 @@ def step_flops(config: Config, devices: int) -> float:
     embedding = sum(feature.emb_dim for feature in config.features)
     of_layer = 4 * width**2 + 2 * width * model.dim_feedforward
     dense = 6 * positions * (embedding * width + layers * of_layer)
-    attention = 6 * rows * layers * width * model.seq_len * (model.seq_len + 1)
-    candidates = 0
+    attention = 0.0
+    if config.io.packing is None:
+        attention = attention_flops(model, rows * model.seq_len * (model.seq_len + 1) // 2)
+    candidates = drawn = 0
     if loss.negatives in ("in_batch", "mixed"):
         candidates = pairs * (devices if loss.negative_scope == "global" else 1)
-    if loss.negatives in ("mixed", "uniform"):
-        candidates += loss.num_negatives
-    return dense + attention + 6 * pairs * candidates * width
+    if loss.negatives != "in_batch":
+        drawn = items if loss.negatives == "full" else min(loss.num_negatives, items)
+    shown = sum(f.emb_dim for f in config.features if f.name in config.target_features)
+    of_loss = 6 * pairs * (candidates + drawn) * width + 6 * drawn * shown * width
+    return dense + attention + of_loss
+
+
+def attention_flops(model: ModelConfig, attended: float) -> float:
+    """Operations of attention in one optimizer step, forward and backward.
+
+    Args:
+      model: its width and layers.
+      attended: pairs of a position and one that it sees, itself included: `n (n + 1) / 2` of a sequence
+        of n events.
+    """
+    return 12 * model.num_layers * model.hidden_size * attended
 
 
 def peak_flops(config: Config) -> float | None:

@@ -3,6 +3,7 @@
 Between steps tables grow or lose ids, the validation events are ranked, and checkpoints are written.
 """
 
+import contextlib
 import math
 import signal
 import time
@@ -163,7 +164,7 @@ class Loop:
           NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
         """
         # Hidden copies between host and device would be slow, so they fail instead.
-        with jax.transfer_guard("disallow"):
+        with contextlib.closing(self._profile), jax.transfer_guard("disallow"):
             while (
                 self._step < self._total_steps
                 and not self._stop.now
@@ -305,17 +306,34 @@ def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -
 
 
 class _Profile:
-    """Writes a trace of the steps `train.profile_steps` to `profile/` in the run directory."""
+    """Writes a trace of the steps `train.profile_steps` to `profile/` in the run directory.
+
+    A run that starts or ends among these steps traces those that it takes.
+    """
 
     def __init__(self, config: Config):
         self._steps = config.train.profile_steps
         self._dir = str(Path(config.train.output_dir) / "profile")
+        self._running = False
 
     def before(self, step: int) -> None:
-        if self._steps is not None and step == self._steps[0]:
+        if self._steps is None or self._running:
+            return
+        if self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(self._dir)
+            self._running = True
 
     def after(self, step: int, state: TrainState) -> None:
         if self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace if one is being made. It is worth less than the run, which goes on."""
+        if not self._running:
+            return
+        self._running = False
+        try:
             jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:
+            hosts.say(f"the profile cannot be written to {self._dir} ({error})")

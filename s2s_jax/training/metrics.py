@@ -14,6 +14,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from s2s_jax.data.index import Skipped
+from s2s_jax.training.flops import AtPeak
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
 # Sums since the start of the run, told where there are any.
@@ -29,17 +30,17 @@ class Meters:
 
     def __init__(
         self,
-        step_seconds_at_peak: float | None = None,
+        at_peak: AtPeak | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         """Starts with nothing.
 
         Args:
-          step_seconds_at_peak: a step would take if devices did nothing but the model's operations at
-            their peak (see `flops`); None: not known, and no `mfu` is told.
+          at_peak: how long steps would take at the devices' peak; None: not known, and no `mfu` is
+            written.
           clock: in seconds.
         """
-        self._at_peak = step_seconds_at_peak
+        self._at_peak = at_peak
         self._clock = clock
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
@@ -51,7 +52,7 @@ class Meters:
         """Starts counting time, examples and tokens from now."""
         self._since = self._clock()
         self._timed_steps = self._examples = self._tokens = 0
-        self._input_wait = 0.0
+        self._input_wait = self._attended = 0.0
 
     def add(self, metrics: dict[str, float], input_wait: float) -> None:
         """Counts a step: its metrics, and the seconds it waited for its batch."""
@@ -62,6 +63,8 @@ class Meters:
         self._examples += int(metrics["examples"])
         self._tokens += int(metrics["tokens"])
         self._input_wait += input_wait
+        if "attended" in metrics:
+            self._attended += float(metrics["attended"])
         for name in self._counts:
             self._counts[name] += int(metrics[name]) if name in metrics else 0
         self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
@@ -75,7 +78,10 @@ class Meters:
         line["step_ms"] = 1e3 * seconds / self._timed_steps
         line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
         if self._at_peak is not None:
-            line["mfu"] = self._at_peak * self._timed_steps / seconds
+            at_peak = (
+                self._at_peak.step * self._timed_steps + self._at_peak.attended * self._attended
+            )
+            line["mfu"] = at_peak / seconds
         line |= {name: count for name, count in self._counts.items() if count}
         line |= self._tables
         self._sums = dict.fromkeys(_MEANS, 0.0)

@@ -147,7 +147,7 @@ def make_step_functions(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        key = key if config.model.dropout > 0 else None
+        key = key if config.model.drops_out else None
         sent, batch = batch, unpack(config, batch)
         stream = state.stream
         if isinstance(stream, ItemStream):
