@@ -128,7 +128,7 @@ def test_a_split_before_all_times(tmp_path):
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
     message = refusal(config(tmp_path, split_at="2015-01-01"))
     assert message.startswith("eval.split_at: ")
-    assert "run from 2015-04-01 to 2015-04-05 in s" in message
+    assert "run from 2015-04-01 to 2015-04-05 if time_unit is s" in message
     message = refusal(config(tmp_path, split_at="2015-06-01", validation_at="2015-04-02"))
     assert message.startswith("eval.validation_at: ")
     assert "before 2015-04-02" in message
@@ -143,12 +143,12 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
     write_log(tmp_path / "a.orc", log, TYPES | {"timestamp": pa.list_(kind)})
     message = refusal(config(tmp_path, split_at="2015-04-04"))
     assert "the year" in message
-    assert f"or from 2015-04-01 to 2015-04-05 in {unit} (time_unit)" in message
+    assert f"or from 2015-04-01 to 2015-04-05 if it is {unit}" in message
     assert "time_unit of feature timestamp" in message
     # Without a split it would only make hours wrong.
     (note,) = look(config(tmp_path))
     assert note.startswith("warning: times of column timestamp run from the year")
-    assert note.endswith(f"the time_unit is likely {unit}")
+    assert note.endswith(f"it is likely {unit}")
     assert look(config(tmp_path, time={"time_unit": unit}, split_at="2015-04-04")) == []
 
 
@@ -159,7 +159,7 @@ def test_seconds_read_as_milliseconds(tmp_path):
     assert any(
         "nothing is held out" in note and "eval.split_at 2015-04-04" in note for note in notes
     )
-    assert any(note.endswith("the time_unit is likely s") for note in notes)
+    assert any(note.endswith("it is likely s") for note in notes)
 
 
 def test_only_the_whole_log_is_refused(tmp_path):

@@ -113,6 +113,13 @@ def can_be_feature(data_type: pa.DataType) -> bool:
     return is_list(data_type) and (ids.accepted(leaf, "id") or ids.accepted(leaf, "bucketize"))
 
 
+def leaves(array: pa.Array) -> pa.Array:
+    """The values of T, list<T> and list<list<T>>, one after the other, without nulls."""
+    while is_list(array.type):
+        array = array.flatten()
+    return array.drop_null() if array.null_count else array
+
+
 def list_lengths(lists: pa.Array) -> np.ndarray:
     """int64 length of each list, 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0)

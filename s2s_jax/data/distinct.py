@@ -34,7 +34,7 @@ class DistinctCounter:
 
     def add(self, values: pa.Array) -> None:
         """Counts `values` too, which have no nulls and are `countable`."""
-        hashes_T = _hash(values)
+        hashes_T = hashes(values)
         if len(self._smallest) == self._kept:
             hashes_T = hashes_T[hashes_T < self._smallest[-1]]
         self._waiting.append(hashes_T)
@@ -86,7 +86,7 @@ def countable(data_type: pa.DataType) -> bool:
     )
 
 
-def _hash(values: pa.Array) -> np.ndarray:
+def hashes(values: pa.Array) -> np.ndarray:
     """uint64 `[T]`."""
     data_type = values.type
     if pa.types.is_decimal(data_type):

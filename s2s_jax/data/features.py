@@ -63,22 +63,36 @@ def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
                 f"write the file anew without encryption"
             )
         column_type = file.schema.field(name).type
-        element = _element_type(column_type)
-        if element is None or not ids.accepted(element, feature.op):
-            expected = {
-                "id": "integers, strings or times",
-                "bucketize": "numbers",
-            }
-            what = expected[feature.op] if feature.op in expected else "times"
-            raise UserError(
-                f"{file.path}: column {name}: expected list<T> or list<list<T>> of {what} "
-                f"(features.{i}.op is {feature.op}), found {column_type}"
-            )
-        if feature.op == "id" and ids.is_text(element) and feature.hash_type is None:
-            raise UserError(
-                f"{file.path}: column {name} holds strings ({column_type}), so "
-                f"features.{i}.hash_type cannot be None; set it to murmur or farm"
-            )
+        refused = check_column(column_type, feature, f"features.{i}")
+        if refused is not None:
+            raise UserError(f"{file.path}: column {name}{refused}")
+
+
+def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -> str | None:
+    """What is wrong with a column of `feature`, said after its name; None if it can be read.
+
+    Args:
+      column_type: of the column.
+      feature: that reads it.
+      place: of the feature in the configuration, for messages.
+    """
+    element = _element_type(column_type)
+    if element is None or not ids.accepted(element, feature.op):
+        expected = {
+            "id": "integers, strings or times",
+            "bucketize": "numbers",
+        }
+        what = expected[feature.op] if feature.op in expected else "times"
+        return (
+            f": expected list<T> or list<list<T>> of {what} ({place}.op is {feature.op}), found "
+            f"{column_type}"
+        )
+    if feature.op == "id" and ids.is_text(element) and feature.hash_type is None:
+        return (
+            f" holds strings ({column_type}), so {place}.hash_type cannot be None; set it to murmur "
+            f"or farm"
+        )
+    return None
 
 
 def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:

@@ -4,14 +4,20 @@ All hosts look at the same stripes, and so refuse the same logs with the same se
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+
+import pyarrow as pa
 
 from s2s_jax.config import Config
-from s2s_jax.data import orc, stripe_sample
+from s2s_jax.data import orc, stripe_sample, user_rows
 from s2s_jax.data.index import FileIndex
 from s2s_jax.data.learnable import Learnable
-from s2s_jax.data.time_facts import TimeFacts, time_columns
+from s2s_jax.data.log_facts import LogFacts
+from s2s_jax.data.time_facts import time_columns
 from s2s_jax.errors import MachineError, UserError
+
+# Ids of a feature that are looked at in a stripe.
+_IDS = 200_000
 
 
 def first_look(config: Config, index: FileIndex) -> list[str]:
@@ -28,10 +34,9 @@ def first_look(config: Config, index: FileIndex) -> list[str]:
       MachineError: a stripe cannot be read on this machine.
     """
     learnable = Learnable(config)
-    times: dict[str, TimeFacts] = {}
+    facts = LogFacts(config, most_ids=_IDS)
     for stripe in _stripes(index, learnable):
         file, number, first_row = index.stripes[stripe]
-        units = time_columns(file.schema, config)
         try:
             batch = orc.read_stripe(file, number, learnable.column_names)
             learnable.add(batch, file, first_row)
@@ -41,19 +46,23 @@ def first_look(config: Config, index: FileIndex) -> list[str]:
             # What reads everything refuses or skips it, as io.on_error says.
             learnable.add_unreadable(str(error))
             continue
-        for name, unit in units.items():
-            if name not in batch.schema.names:
-                # No feature, so that training can do without it.
-                with contextlib.suppress(UserError):
-                    other = orc.read_stripe(file, number, [name])
-                    times.setdefault(name, TimeFacts(name, unit)).add(other.column(0))
-            else:
-                times.setdefault(name, TimeFacts(name, unit)).add(batch.column(name))
+        arrays = {name: batch.column(name) for name in learnable.column_names}
+        facts.add(arrays | _other_times(file, number, config, arrays.keys()))
     learnable.refuse_nothing()
-    notes = learnable.notes()
-    for facts in times.values():
-        notes += facts.warnings()
-    return notes
+    return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
+
+
+def _other_times(
+    file: orc.OrcFile, stripe: int, config: Config, read: Set[str]
+) -> dict[str, pa.Array]:
+    """Columns of times that are no features."""
+    others = {}
+    for name in time_columns(file.schema, config):
+        if name not in read:
+            # Training can do without it.
+            with contextlib.suppress(UserError):
+                others[name] = orc.read_stripe(file, stripe, [name]).column(0)
+    return others
 
 
 def _stripes(index: FileIndex, learnable: Learnable) -> Iterator[int]:

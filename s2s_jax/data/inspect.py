@@ -1,7 +1,8 @@
-"""Shows what ORC files hold: `python -m s2s_jax.data.inspect FILE_OR_DIR… [--rows 3] [--seq_len 1024]`.
+"""Shows what ORC files hold: `python -m s2s_jax.data.inspect FILE_OR_DIR… [--config FILE] [--rows 3]`.
 
-Prints the files, every column with its counts, how long rows are and how large stripes, the first rows,
-and what to mend. Takes any ORC file, readable by training or not, and holds one stripe at a time.
+Prints the files, every column with its counts, how long rows are and how large stripes, what times,
+users and ids say, the first rows, and what to mend. Takes any ORC file, readable by training or not, and
+holds one stripe at a time.
 """
 
 import dataclasses
@@ -17,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2s_jax.config import ModelConfig
+from s2s_jax.config import Config, ModelConfig, load_file
 from s2s_jax.data import files, orc
 from s2s_jax.data.columns import ColumnCounts, is_list, share
+from s2s_jax.data.log_facts import LogFacts
 from s2s_jax.data.log_shape import LogShape
 from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
 
@@ -38,8 +40,12 @@ class Settings:
     """ORC files, and directories that are searched as training does"""
     rows: int = 3
     """First rows to show"""
-    seq_len: int = ModelConfig().seq_len
-    """Positions of a sequence (model.seq_len), for which truncation is counted"""
+    seq_len: int | None = None
+    """Positions of a sequence, for which truncation is counted; by default the config's model.seq_len"""
+    config: Path | None = None
+    """Config file, to see how its features take the columns: units of times, ids that share rows"""
+    user_column: str | None = None
+    """Column that names users, to see who has several rows; by default user_id or the like"""
 
 
 def main(argv: list[str]) -> int:
@@ -57,19 +63,25 @@ def main(argv: list[str]) -> int:
     )
     if settings.rows < 0:
         raise UserError(f"--rows: expected at least 0, found {settings.rows}")
-    if settings.seq_len < 1:
+    if settings.seq_len is not None and settings.seq_len < 1:
         raise UserError(f"--seq_len: expected at least 1, found {settings.seq_len}")
     try:
         found = files.find(settings.paths)
     except UserError as error:
         raise UserError(str(error).removeprefix("io.data_paths: ")) from error
+    config = None if settings.config is None else load_file(settings.config)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    report = _Report(settings)
+    report = _Report(settings, config)
     for path in found.files:
         report.add_file(path)
     report.print_tables(console)
+    if settings.user_column is not None and not report.has_users:
+        raise UserError(
+            f"--user_column: expected a column with one number or text a row, found no such column "
+            f"{settings.user_column}"
+        )
     for note in found.notes():
         console.print(Text(note), soft_wrap=True)
     return EXIT_USER_ERROR if report.failed else EXIT_DONE
@@ -78,8 +90,11 @@ def main(argv: list[str]) -> int:
 class _Report:
     """Collects files stripe by stripe."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, config: Config | None):
         self._settings = settings
+        model = ModelConfig() if config is None else config.model
+        self._seq_len = model.seq_len if settings.seq_len is None else settings.seq_len
+        self._facts = LogFacts(config, settings.user_column)
         self._files = _table(
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
         )
@@ -94,6 +109,10 @@ class _Report:
     @property
     def failed(self) -> bool:
         return self._unreadable_files + self._unreadable_stripes > 0
+
+    @property
+    def has_users(self) -> bool:
+        return self._facts.has_users
 
     def add_file(self, path: Path) -> None:
         self._file_count += 1
@@ -131,9 +150,9 @@ class _Report:
             for (name, data_type), array in arrays.items():
                 self._columns[name, data_type].add(array)
             self._shape.add_stripe_rows(rows)
-            self._shape.add(
-                file.path, first_row, {name: array for (name, _), array in arrays.items()}
-            )
+            by_name = {name: array for (name, _), array in arrays.items()}
+            self._shape.add(file.path, first_row, by_name)
+            self._facts.add(by_name)
             self._keep_first_rows(file.path, first_row, rows, arrays)
             first_row += rows
         return unreadable
@@ -197,7 +216,7 @@ class _Report:
                     values.add_row("" if i else f"{row:,}", Text(name), Text(value))
             console.print(Text(f"First rows of {self._first_file}"))
             console.print(values)
-        for warning in self._shape.warnings(self._settings.paths):
+        for warning in (*self._facts.warnings(), *self._shape.warnings(self._settings.paths)):
             console.print(Text(warning), soft_wrap=True)
 
     def _print_shape(self, console: Console) -> None:
@@ -205,7 +224,7 @@ class _Report:
         if histogram is not None:
             console.print("Rows by their number of positions")
             console.print(histogram)
-        for sentence in self._shape.sentences(self._settings.seq_len):
+        for sentence in (*self._shape.sentences(self._seq_len), *self._facts.sentences()):
             console.print(Text(sentence), soft_wrap=True)
         console.print()
 

@@ -95,13 +95,13 @@ class TimeFacts:
         unit = self._unit or self._likely_unit() or "s"
         if not self._is_number:
             return f"times of column {self.column} run {self._range(None)}"
-        told = f"times of column {self.column} run {self._range(unit)} in {unit}"
+        told = f"times of column {self.column} run {self._range(unit)} if time_unit is {unit}"
         if not self._plausible(unit):
             others = [u for u in _UNITS if u != unit]
             likely = [u for u in others if self._plausible(u)]
             for other in likely or (others if every_unit else ()):
-                told += f", or {self._range(other)} in {other}"
-        return told + " (time_unit)"
+                told += f", or {self._range(other)} if it is {other}"
+        return told
 
     def sentences(self) -> list[str]:
         """All that is known, for `inspect`."""
@@ -116,23 +116,17 @@ class TimeFacts:
             )
         if self._last is not None and self._plausible_start() and self._in_future():
             told.append(f"The last time of column {self.column} is in the future")
-        if not self._rows:
-            return told
-        if not self._falling:
+        if self._rows and not self._falling:
             told.append(f"Times of column {self.column} never step back within a row")
-        return told + self.warnings(wrong_unit=False)
+        return told
 
-    def warnings(self, wrong_unit: bool = True) -> list[str]:
-        """What is likely not meant.
-
-        Args:
-          wrong_unit: also says that the unit is likely another one.
-        """
+    def warnings(self) -> list[str]:
+        """What is likely not meant, a sentence each."""
         told = []
-        if wrong_unit and self._unit is not None and self._is_number and self._first is not None:
+        if self._unit is not None and self._is_number and self._first is not None:
             likely = self._likely_unit()
             if likely is not None and likely != self._unit:
-                told.append(f"warning: {self.range_text()}; the time_unit is likely {likely}")
+                told.append(f"warning: {self.range_text()}; it is likely {likely}")
         if not self._falling:
             return told
         of_rows = f"{share(self._falling, self._rows)} of the {self._rows:,} rows looked at"
