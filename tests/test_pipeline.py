@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from collections import Counter
 
 import grain
@@ -459,6 +460,75 @@ def test_a_cache_made_for_other_settings_or_files_is_not_used(tmp_path):
     write_log(path, [make_row(n) for n in range(20, 40)], TYPES)
     config = make_config(path.parent, cache=cache)
     assert_equal(take(Reader(config, 5), 4), take(Reader(make_config(path.parent), 5), 4))
+
+
+def orders(rows, directory, cache=None):
+    """A log of one uncompressed file, in which only the order of events tells rows from others."""
+    path = write_log(directory / "a.orc", rows, {"item_id": TYPES["item_id"]})
+    features = (FeatureConfig(name="item_id", hash_bucket_size=99),)
+    io = IOConfig(data_paths=str(path), cache=cache, thread_num=0, shuffle=False)
+    return Config(io=io, features=features, model=ModelConfig(seq_len=8))
+
+
+def events(config):
+    return next(Reader(config, 40)).arrays["ids"][..., 0].tolist()
+
+
+def shuffled_events(seed):
+    rng = np.random.default_rng(seed)
+    return [[[int(item)] for item in rng.permutation(50)[:8]] for _ in range(40)]
+
+
+def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
+    """Footers hold sums, least and largest values, which the order of events does not change."""
+    rows = [{"item_id": row} for row in shuffled_events(0)]
+    back = [{"item_id": row["item_id"][::-1]} for row in rows]
+    cache = str(tmp_path / "cache")
+    first, second = (
+        orders(each, tmp_path / name, cache) for each, name in ((rows, "a"), (back, "b"))
+    )
+    indices = [index_files(config) for config in (first, second)]
+    assert len({index.files[0].fingerprint for index in indices}) == 1, "or this tests nothing"
+    for _ in range(2):
+        for config, of in ((first, rows), (second, back)):
+            assert events(config) == [[i for (i,) in row["item_id"]] for row in of]
+    # Written anew in place, at a time that looks the same.
+    times = os.stat(first.io.data_paths)
+    orders(back, tmp_path / "a", cache)
+    os.utime(first.io.data_paths, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert events(first) == events(second)
+    state = Reader(orders(rows, tmp_path / "a"), 4).get_state()
+    with pytest.raises(UserError, match=r"a\.orc has changed"):
+        Reader(orders(back, tmp_path / "a"), 4).set_state(state)
+
+
+def test_a_copy_of_a_log_is_the_same_log(tmp_path):
+    config = orders([{"item_id": row} for row in shuffled_events(0)], tmp_path / "a")
+    state = Reader(config, 4).get_state()
+    path = write_log(
+        tmp_path / "b" / "a.orc",
+        [{"item_id": r} for r in shuffled_events(0)],
+        {"item_id": TYPES["item_id"]},
+    )
+    os.utime(path, ns=(0, 1))
+    moved = dataclasses.replace(config, io=dataclasses.replace(config.io, data_paths=str(path)))
+    Reader(moved, 4).set_state(state)
+    # Older checkpoints know names and footers only.
+    state["files"] = [each[:2] for each in state["files"]]
+    reader = Reader(moved, 4)
+    reader.set_state(state)
+    assert reader.notes == []
+
+
+def test_large_files_are_told_apart_by_bytes_from_all_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(orc, "_SAMPLE_BYTES", 256)
+    rows = [{"item_id": row} for row in shuffled_events(0)]
+    plain = index_files(orders(rows, tmp_path / "a")).files[0]
+    assert plain.size > 256
+    again = index_files(orders(rows, tmp_path / "a")).files[0]
+    back = [{"item_id": row["item_id"][::-1]} for row in rows]
+    other = index_files(orders(back, tmp_path / "a")).files[0]
+    assert plain.sample == again.sample != other.sample
 
 
 def test_a_damaged_cache_is_made_anew(log, tmp_path):

@@ -87,8 +87,17 @@ class StripeCache:
             raise UserError(f"io.cache: {path} cannot be written ({error})") from error
 
     def _path(self, file: OrcFile, stripe: int) -> Path:
-        return self._dir / f"{file.fingerprint}-{stripe}.arrow"
+        # Part files may have the same footer, and the same name in other directories.
+        place = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
+        return self._dir / f"{place}-{stripe}.arrow"
 
     def _metadata(self, file: OrcFile, stripe: int) -> dict[bytes, bytes]:
-        source = {"size": file.size, "fingerprint": file.fingerprint, "stripe": stripe}
+        source = {
+            "size": file.size,
+            "fingerprint": file.fingerprint,
+            "sample": file.sample,
+            # A file that was written anew is decoded anew, also if nothing else tells.
+            "modified_ns": file.modified_ns,
+            "stripe": stripe,
+        }
         return {_METADATA: json.dumps(source | self._made_for).encode()}

@@ -61,8 +61,11 @@ class FileIndex:
         return tuple(file.stripe_rows[number] for file, number, _ in self.stripes)
 
     def identity(self) -> list[list[str]]:
-        """Name and fingerprint of each file, as JSON: what a reading position is counted in."""
-        return [[file.path.name, file.fingerprint] for file in self.files]
+        """What tells each file from others, as JSON: what a reading position is counted in.
+
+        A copy of a log, wherever it lies and whenever it was made, has the same.
+        """
+        return [[file.path.name, file.fingerprint, file.sample] for file in self.files]
 
     def restrict(self, identity: Sequence[Sequence[str]]) -> "FileIndex":
         """The index of those files that `identity` lists, in its order.
@@ -70,19 +73,22 @@ class FileIndex:
         Raises:
           UserError: one of them is not there, or not as it was.
         """
-        there: dict[tuple[str, str], list[orc.OrcFile]] = {}
-        for file in reversed(self.files):
-            there.setdefault((file.path.name, file.fingerprint), []).append(file)
+        # Older checkpoints know less of their files.
+        known = min((len(each) for each in identity), default=0)
+        there: dict[tuple[str, ...], list[orc.OrcFile]] = {}
+        for file, told in zip(reversed(self.files), reversed(self.identity()), strict=True):
+            there.setdefault(tuple(told[:known]), []).append(file)
         chosen = []
-        for name, fingerprint in identity:
-            if (name, fingerprint) not in there or not there[name, fingerprint]:
+        for each in identity:
+            name, wanted = each[0], tuple(each)
+            if wanted not in there or not there[wanted]:
                 changed = any(file.path.name == name for file in self.files)
                 what = "has changed" if changed else "is missing"
                 raise UserError(
                     f"io.data_paths: the checkpoint's reading position was saved with other files: "
                     f"{name} {what}; bring the files back or give another train.output_dir"
                 )
-            chosen.append(there[name, fingerprint].pop())
+            chosen.append(there[wanted].pop())
         return FileIndex(tuple(chosen), self.skipped, self.notes)
 
 

@@ -31,6 +31,10 @@ _REMEDY_OF_SYSTEM = {
 # No machine has so much memory; a file that asks for it is damaged.
 _MOST_MEMORY = 2**46
 
+# So many bytes of a file are looked at to tell it from others that have the same footer, in so many
+# places: few, since each is a request to a far file system.
+_SAMPLE_BYTES, _SAMPLES = 2**18, 4
+
 
 @dataclasses.dataclass(frozen=True)
 class OrcFile:
@@ -43,10 +47,13 @@ class OrcFile:
       stripe_rows: rows of each stripe.
       positions: most entries of a column of lists, by the footer's statistics; null entries, and what
         the writer kept no statistics of, do not count.
-      fingerprint: of the footer, which holds places, sizes and statistics of all stripes, and so
-        changes whenever the file is written with other contents.
+      fingerprint: of the footer, which holds places, sizes and statistics of all stripes. It may stay
+        the same where only the order of events changes.
       encrypted: columns that are encrypted, wholly or in part. They are read as their masks (nulls,
         hashes of the values or the like), not as what was written.
+      sample: hash of bytes from all over the file, of all of them if it is small. A copy of the file
+        has the same.
+      modified_ns: when the file was last written, in nanoseconds since 1970.
     """
 
     path: Path
@@ -56,6 +63,8 @@ class OrcFile:
     fingerprint: str
     positions: int = 0
     encrypted: frozenset[str] = frozenset()
+    sample: str = ""
+    modified_ns: int = 0
 
     @property
     def rows(self) -> int:
@@ -73,6 +82,7 @@ def read_footer(path: Path) -> OrcFile:
       MachineError: it cannot be read on this machine.
     """
     with _open(path) as source:
+        status = path.stat()
         if source.size() == 0:
             return OrcFile(path, 0, pa.schema([]), (), hashlib.sha256(b"").hexdigest()[:16])
         try:
@@ -87,6 +97,7 @@ def read_footer(path: Path) -> OrcFile:
             numbers = _encrypted_columns(footer)
             encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
+            sample = _sample(source)
         except _READ_ERRORS as error:
             _refuse_own_trouble(error, f"{path} cannot be read")
             raise UserError(f"{path}: expected an ORC file, but {_reason(error)}") from error
@@ -97,8 +108,28 @@ def read_footer(path: Path) -> OrcFile:
         )
     fingerprint = hashlib.sha256(tail).hexdigest()[:16]
     return OrcFile(
-        path, path.stat().st_size, schema, stripe_rows, fingerprint, positions, encrypted
+        path,
+        status.st_size,
+        schema,
+        stripe_rows,
+        fingerprint,
+        positions,
+        encrypted,
+        sample,
+        status.st_mtime_ns,
     )
+
+
+def _sample(source: pa.OSFile) -> str:
+    """Hash of the first, the last and some bytes between; of the whole file where it has no more."""
+    digest = hashlib.sha256()
+    size, chunk = source.size(), _SAMPLE_BYTES // _SAMPLES
+    if size <= _SAMPLE_BYTES:
+        digest.update(source.read_at(size, 0))
+    else:
+        for number in range(_SAMPLES):
+            digest.update(source.read_at(chunk, (size - chunk) * number // (_SAMPLES - 1)))
+    return digest.hexdigest()[:16]
 
 
 def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.RecordBatch:
