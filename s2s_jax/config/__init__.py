@@ -1,5 +1,6 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
+from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
 from s2s_jax.config.command_line import ConfigParser, Parser
 from s2s_jax.config.loading import load, load_file, load_json, parse_json
 from s2s_jax.config.schema import (
@@ -29,5 +30,7 @@ __all__ = [
     "load_file",
     "load_json",
     "parse_json",
+    "refuse_addresses",
+    "refuse_addresses_in",
     "validate",
 ]

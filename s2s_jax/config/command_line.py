@@ -1,8 +1,9 @@
 """Command lines of the doors: arguments of their own and, for most, `--config` with dotted overrides."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from s2s_jax.config.addresses import refuse_addresses
 from s2s_jax.config.loading import load, load_file, print_help
 from s2s_jax.config.schema import Config, FeatureConfig
 from s2s_jax.errors import UserError
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
         """
         super().__init__(prog=f"python -m {door}", allow_abbrev=False, add_help=add_help)
         self._example = example
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does; refuses addresses in all arguments, before anything is done with one."""
+        values, others = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            name = action.option_strings[-1] if action.option_strings else action.dest.upper()
+            refuse_addresses(name, getattr(values, action.dest, None))
+        return values, others
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print."""

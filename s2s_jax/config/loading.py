@@ -20,6 +20,7 @@ from typing import Any
 import tyro
 
 from s2s_jax.config import schema
+from s2s_jax.config.addresses import refuse_addresses
 from s2s_jax.config.schema import Config
 from s2s_jax.config.validation import spell, validate
 from s2s_jax.errors import UserError
@@ -42,6 +43,7 @@ def load_file(path: str | Path) -> Config:
     Raises:
       UserError: the file is missing, fails, has no `get_config`, or uses a key that does not exist.
     """
+    refuse_addresses("--config", path)
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--config: {path} is no file; give a config such as configs/base.py")

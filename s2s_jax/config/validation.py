@@ -8,6 +8,7 @@ import types
 import typing
 from typing import Any, Literal
 
+from s2s_jax.config.addresses import refuse_addresses_in
 from s2s_jax.config.schema import GROWING_KEYS, Config, FeatureConfig
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
@@ -30,6 +31,7 @@ def validate(config: Config) -> None:
       UserError: naming the dotted path, what was expected and what was found.
     """
     _check_types(config, "")
+    _check_addresses(config)
     _check_io(config)
     _check_features(config)
     _check_model(config)
@@ -37,6 +39,14 @@ def validate(config: Config) -> None:
     _check_loss(config)
     _check_train(config)
     _check_eval(config)
+
+
+def _check_addresses(config: Config) -> None:
+    """Every key with a text but those of features, whose texts name columns."""
+    for section in dataclasses.fields(config):
+        settings = getattr(config, section.name)
+        if dataclasses.is_dataclass(settings):
+            refuse_addresses_in(settings, f"{section.name}.")
 
 
 def _require(ok: bool, path: str, expected: str, found: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config, identity
+from s2s_jax.config import Config, identity, refuse_addresses
 from s2s_jax.data.blocks import Block, packed_block, starts
 from s2s_jax.data.features import id_width
 from s2s_jax.data.orc import OrcFile
@@ -35,6 +35,7 @@ class StripeCache:
           UserError: it cannot be written.
         """
         assert config.io.cache is not None, "asked for only with a directory"
+        refuse_addresses("io.cache", config.io.cache)
         self._made_for = {"version": DECODING_VERSION} | identity.of_decoding(config)
         self._columns = id_width(config.features)
         text = json.dumps(self._made_for, indent=2)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.config import Config, ConfigParser, FeatureConfig, identity
+from s2s_jax.config import Config, ConfigParser, FeatureConfig, identity, refuse_addresses
 from s2s_jax.data import features
 from s2s_jax.data.cache import DECODING_VERSION
 from s2s_jax.data.held_out import Cut, training_cut
@@ -131,6 +131,7 @@ def load(path: str | Path, config: Config) -> Catalogue:
     Raises:
       UserError: the file cannot be read, is no catalogue, or was made for other features.
     """
+    refuse_addresses("loss.catalogue", path)
     path = Path(path).expanduser()
     try:
         with pa.OSFile(str(path)) as source:

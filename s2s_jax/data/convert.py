@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import orc, orc_writer
 from s2s_jax.data.conversion import sources, sql
 from s2s_jax.data.conversion.grouping import Grouping
@@ -109,6 +110,7 @@ def convert(settings: Settings) -> Converted:
       UserError: a setting is impossible, a source cannot be read, or the directory cannot be written
         or holds other ORC files. Then no new file is there, and none is replaced.
     """
+    refuse_addresses_in(settings, "--", positional=("paths",))
     _check_numbers(settings)
     chosen = None if settings.layout == "auto" else settings.layout
     layout, files = sources.find(settings.paths, chosen)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from s2s_jax.config import refuse_addresses
 from s2s_jax.errors import UserError
 
 # The first bytes of every ORC file.
@@ -70,6 +71,7 @@ def find(names: Sequence[str]) -> Found:
     """
     if not names:
         raise UserError("io.data_paths: expected ORC files or directories, found none")
+    refuse_addresses("io.data_paths", names)
     found = Found([], [], [])
     for name in names:
         path = Path(name).expanduser()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2s_jax.config import Config, ModelConfig, load_file
+from s2s_jax.config import Config, ModelConfig, load_file, refuse_addresses_in
 from s2s_jax.data import files, orc
 from s2s_jax.data.columns import ColumnCounts, is_list, share
 from s2s_jax.data.log_facts import LogFacts
@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
         description="Shows what ORC files hold.",
         use_underscores=True,
     )
+    refuse_addresses_in(settings, "--", positional=("paths",))
     if settings.rows < 0:
         raise UserError(f"--rows: expected at least 0, found {settings.rows}")
     if settings.seq_len is not None and settings.seq_len < 1:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import orc_writer
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 
@@ -252,6 +253,7 @@ def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
 
 def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
     """Writes the files and yields each with its events; they appear when all are written."""
+    refuse_addresses_in(settings, "--")
     _check(settings)
     with orc_writer.open_log(settings.out, settings.overwrite) as log:
         shop = _make_shop(settings)

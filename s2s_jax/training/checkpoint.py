@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from s2s_jax.config import Config, identity, parse_json
+from s2s_jax.config import Config, identity, parse_json, refuse_addresses
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
@@ -38,6 +38,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
       UserError: it cannot be used as a directory, or another process trains in it.
     """
+    refuse_addresses("train.output_dir", run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / ".lock").open("w")

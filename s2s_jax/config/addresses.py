@@ -1,0 +1,76 @@
+"""Addresses such as `s3://bucket/log`, which are refused wherever a path is taken.
+
+All reading and writing is of this machine's files. Taken for a path, an address would become a folder
+named `s3:`, and a run would train into it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Container, Iterable
+from pathlib import Path, PurePath
+from typing import Any
+
+from s2s_jax.errors import UserError
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
+# What pathlib leaves of an address, `gs:/bucket`, may be meant as a folder `gs:` only for other names.
+_WELL_KNOWN = re.compile(
+    r"gs|gcs|s3[an]?|oss|cosn?|obsa?|r2|b2|az|abfss?|wasbs?|adl|hdfs|viewfs|s?webhdfs|dbfs|alluxio|"
+    r"file|https?|ftps?|sftp|scp|ssh|smb|nfs|hf|memory|jdbc|odps",
+    re.IGNORECASE,
+)
+
+
+def refuse_addresses(name: str, value: Any) -> None:
+    """Refuses an address in what is given for an option or a key; anything else passes.
+
+    Args:
+      name: of the option or key.
+      value: a text, which may list several paths with commas between them; a path; or several of these.
+
+    Raises:
+      UserError: naming the option or key, and what to do.
+    """
+    if isinstance(value, str | PurePath):
+        for piece in str(value).split(","):
+            found = _ADDRESS.fullmatch(piece.strip())
+            if found and not _is_local(found[1], found[2]):
+                raise UserError(f"{name}: {_remedy(found[1], found[2])}")
+    elif isinstance(value, Iterable):
+        for each in value:
+            refuse_addresses(name, each)
+
+
+def refuse_addresses_in(settings: Any, prefix: str, positional: Container[str] = ()) -> None:
+    """Refuses addresses in the fields of a dataclass.
+
+    Args:
+      settings: the dataclass.
+      prefix: what stands before the names of fields where users give them.
+      positional: fields without it.
+
+    Raises:
+      UserError: see `refuse_addresses`.
+    """
+    for field in dataclasses.fields(settings):
+        name = field.name if field.name in positional else prefix + field.name
+        refuse_addresses(name, getattr(settings, field.name))
+
+
+def _is_local(scheme: str, rest: str) -> bool:
+    """Whether this is a path into a folder of that odd name."""
+    if rest.startswith("//") or _WELL_KNOWN.fullmatch(scheme):
+        return False
+    return Path(f"{scheme}:").is_dir()
+
+
+def _remedy(scheme: str, rest: str) -> str:
+    path = rest.lstrip("/")
+    address = f"{scheme}:{rest}" if rest.startswith("//") else f"{scheme}:/{rest}"
+    if scheme.lower() == "file":
+        local = path.removeprefix("localhost/")
+        return f"expected a path, found the address {address}; give /{local}"
+    return (
+        f"expected a path of this machine, found the address {address}; mount what it names and give "
+        f"the path, or copy it to and from a local disk"
+    )
