@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,9 +83,8 @@ def by_hand(rows: list[dict]) -> dict:
     kept = {}
     for name in NAMES:
         texts = ["" if row[name] is None else str(row[name]) for row in rows]
-        whole = all(
-            text == "" or (text.lstrip("-").isdigit() and text == str(int(text))) for text in texts
-        )
+        # Not str.isdigit: "²" is a digit, too, and int("１") is 1.
+        whole = all(text == "" or re.fullmatch("0|-?[1-9][0-9]*", text) for text in texts)
         whole = whole and all(text == "" or -(2**63) <= int(text) < 2**63 for text in texts)
         kept[name] = [(int(t) if whole else t) if t != "" else None for t in texts]
     users = {}
@@ -386,6 +386,25 @@ def test_sources_are_read_in_order(tmp_path):
     assert found["item_id"] == [[20], [21], [30], [10], [11], [0], [1]]
     (found,) = run(tmp_path / "2", directory, pattern).values()
     assert found["item_id"] == [[10], [11], [0], [1], [20], [21], [30]]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("a[1]", "a1"), ("a*b", "axb"), ("a?", "ab"), ("{a,b}", "a"), ("[!a]", "b"), ("**", "a")],
+)
+def test_a_name_means_that_file(tmp_path, suffix, name, other):
+    write = {"csv": write_csv, "parquet": write_parquet, "jsonl": write_jsonl}[suffix]
+    for user, (folder, file) in enumerate([(name, name), (other, name), (name, other)]):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder / f"{file}.{suffix}", events(user_id=[user]))
+    assert list(run(tmp_path / "log", tmp_path / name / f"{name}.{suffix}")) == [0]
+
+
+def test_a_name_that_cannot_be_told_from_a_pattern(tmp_path):
+    path = write_csv(tmp_path / "a\\[1].csv", events(user_id=[1]))
+    with pytest.raises(UserError, match=r"1\]\.csv: a name with .* cannot be read; rename it"):
+        run(tmp_path / "log", path)
 
 
 def test_more_events_than_memory_holds(tmp_path):

@@ -4,10 +4,12 @@ What an expression makes of a value that cannot be read is NULL.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from s2s_jax.data.conversion.sources import CsvFormat
+from s2s_jax.errors import UserError
 
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 _FLOATS = {"FLOAT", "DOUBLE"}
@@ -61,6 +63,19 @@ def name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
+def file(path: Path) -> str:
+    """A string literal that names one file, although DuckDB takes paths for glob patterns.
+
+    Raises:
+      UserError: the name cannot be written so.
+    """
+    full = str(path.absolute())
+    if "\\" in full and re.search(r"[*?[]", full):
+        raise UserError(f"{path}: a name with \\ beside *, ? or [ cannot be read; rename it")
+    # In brackets a character means itself.
+    return text(re.sub(r"[*?[]", r"[\g<0>]", full))
+
+
 def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
     """Lines cut into texts; those that cannot be are kept aside in the table reject_errors.
 
@@ -72,7 +87,7 @@ def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
     # Nothing is left to guesses: types, or how many lines at the beginning to pass over.
     types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
     sql = (
-        f"read_csv({text(str(path))}, columns={{{types}}}, header={form.columns is None}, "
+        f"read_csv({file(path)}, columns={{{types}}}, header={form.columns is None}, "
         f"auto_detect=false, delim={text(form.delimiter)}, quote={text(form.quote)}, "
         f"escape={text(form.quote)}, store_rejects=true)"
     )
@@ -81,7 +96,7 @@ def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
 
 def scan_parquet(path: Path) -> str:
     """The table function of a Parquet file."""
-    return f"read_parquet({text(str(path))}, binary_as_string=true)"
+    return f"read_parquet({file(path)}, binary_as_string=true)"
 
 
 def scan_json(path: Path, names: Iterable[str]) -> Scan:
@@ -97,7 +112,7 @@ def scan_json(path: Path, names: Iterable[str]) -> Scan:
     names = list(dict.fromkeys(names))
     types = ", ".join(f"{text(key)}: 'JSON'" for key in names)
     sql = (
-        f"read_json({text(str(path))}, format='newline_delimited', columns={{{types}}}, "
+        f"read_json({file(path)}, format='newline_delimited', columns={{{types}}}, "
         f"ignore_errors=true)"
     )
     return Scan(path, sql, {key: Column(name(key), "JSON") for key in names})
