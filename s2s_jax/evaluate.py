@@ -96,6 +96,11 @@ def _print(found: Evaluation, title: str) -> None:
     unknown = values["eval/unknown_targets"]
     if unknown:
         console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")
+    if "eval/shared_rows" in values:
+        console.print(
+            f"{values['eval/shared_rows']:.1%} of the log's events are of items whose id shares a row "
+            f"of the table with another: a hit on one counts for all of the row"
+        )
     table = Table(title="by length of history and popularity of the target")
     for column in ("", "users", *_SLICED):
         table.add_column(column, justify="left" if column == "" else "right")

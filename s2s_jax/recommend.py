@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from s2s_jax.config import Config, ConfigParser, identity
 from s2s_jax.data import catalogue as catalogues
-from s2s_jax.data import orc
+from s2s_jax.data import orc, user_rows
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import FileIndex, index_files
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
@@ -92,6 +92,12 @@ def main(argv: list[str]) -> int:
         f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
     )
     _print_unknown(config, counts)
+    sharing = catalogue.sharing()
+    if sharing is not None:
+        print(f"{sharing}; what is recommended as it may be any of them")
+    # Of whole columns, which are little beside the histories.
+    for warning in user_rows.warnings_of_log(index, arguments.user_column, most=None):
+        print(warning)
     return EXIT_DONE
 
 

@@ -127,7 +127,7 @@ def signed(number):
 
 
 def by_hand(rows, config, held_out=0):
-    """[(item, count, {feature: ids})], collisions."""
+    """[(item, count, {feature: ids})], collisions, events of items that stand for several ids."""
     shown = [
         f for f in config.features if f.name in (*config.target_features, config.loss.item_feature)
     ]
@@ -156,7 +156,8 @@ def by_hand(rows, config, held_out=0):
         )
         for code, count in sorted(counts.items(), key=lambda pair: (-pair[1], signed(pair[0])))
     ]
-    return made, sum(len(found) - 1 for found in originals.values())
+    collisions = sum(len(found) - 1 for found in originals.values())
+    return made, collisions, sum(counts[code] for code, ids in originals.items() if len(ids) > 1)
 
 
 def as_rows(found):
@@ -187,9 +188,9 @@ def test_a_catalogue_is_what_dictionaries_say(tmp_path, setting, held_out):
     rows = make_rows(150, texts)
     config = make_config(write_logs(tmp_path, rows, texts), of_item, tags, check_length=True)
     found = collect(config, held_out)
-    expected, collisions = by_hand(rows, config, held_out)
+    expected, collisions, shared_events = by_hand(rows, config, held_out)
     assert as_rows(found) == expected
-    assert found.collisions == collisions
+    assert (found.collisions, found.shared_events) == (collisions, shared_events)
     assert (collisions > 0) == (0 < of_item.hash_bucket_size < 1000)
     assert found.item.type == (pa.large_string() if texts else pa.int64())
     assert found.count_I.dtype == np.int64
@@ -272,7 +273,7 @@ def test_a_saved_catalogue_comes_back(tmp_path):
         back = load(directory / "deep" / "catalogue.parquet", other)
         assert as_rows(back) == as_rows(made)
         assert back.item.type == made.item.type
-        assert back.collisions == made.collisions
+        assert (back.collisions, back.shared_events) == (made.collisions, made.shared_events)
         for name, ids in made.ids.items():
             assert (back.ids[name].shape, back.ids[name].dtype) == (ids.shape, ids.dtype)
 
@@ -445,13 +446,15 @@ def test_the_command_line(tmp_path, capsys):
     config = load_file(tmp_path / "config.py")
     out = str(tmp_path / "catalogue.parquet")
     assert main(["--config", str(tmp_path / "config.py"), "--out", out]) == 0
-    expected, collisions = by_hand(rows, config)
+    expected, collisions, shared_events = by_hand(rows, config)
     assert as_rows(load(out, config)) == expected
     lines = capsys.readouterr().out.splitlines()
     events = sum(count for _, count, _ in expected)
     assert lines[0] == f"{len(expected)} items of {events} events in {out}"
     assert lines[1].startswith(f"most frequent: {expected[0][0]} ({expected[0][1]}), ")
-    assert lines[2].startswith(f"{collisions} more ids share the bucket of another")
+    assert lines[2].startswith(f"{collisions} more ids of the log share a row of the table")
+    share = shared_events / sum(count for _, count, _ in expected)
+    assert f"({share:.1%} of the events are of such items)" in lines[2]
     wide = ["--features.0.hash_bucket_size", "0"]
     assert main(["--config", str(tmp_path / "config.py"), "--out", out, *wide]) == 0
     assert capsys.readouterr().out.splitlines()[2] == "no two ids share a bucket"

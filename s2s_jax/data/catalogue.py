@@ -47,12 +47,24 @@ class Catalogue(NamedTuple):
         sees them, `NO_ID` where there is none: int32 `[I, K]`, or `[I, K, 2]` where the feature's
         table grows.
       collisions: ids of the log that are encoded like one that came before them, and so are no item.
+      shared_events: events of items that stand for several ids; None in files of earlier versions.
     """
 
     item: pa.Array
     count_I: np.ndarray
     ids: dict[str, np.ndarray]
     collisions: int
+    shared_events: int | None = None
+
+    def sharing(self) -> str | None:
+        """How many ids of the log share a row of the table, in words; None if none do."""
+        if not self.collisions:
+            return None
+        told = f"{self.collisions:,} more ids of the log share a row of the table with an item"
+        if self.shared_events is not None:
+            share = self.shared_events / self.count_I.sum()
+            told += f" and count as that one ({share:.1%} of the events are of such items)"
+        return told
 
     def fingerprint(self) -> str:
         """Of items, counts and ids, the same wherever they come from."""
@@ -94,7 +106,11 @@ def collect(config: Config, held_out: int = 0) -> Catalogue:
     )[order_I]
     ids = {f.name: _shaped(ids_IC[:, columns[f.name]], f) for f in whole.features}
     return Catalogue(
-        counts.item.take(pa.array(order_I)), counts.count_I[order_I], ids, counts.collisions
+        counts.item.take(pa.array(order_I)),
+        counts.count_I[order_I],
+        ids,
+        counts.collisions,
+        counts.shared_events,
     )
 
 
@@ -111,7 +127,11 @@ def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
         columns[f"ids/{name}"] = pa.FixedSizeListArray.from_arrays(
             pa.array(values.ravel()), values.shape[1]
         )
-    told = {"made_for": _made_for(config), "collisions": catalogue.collisions}
+    told = {
+        "made_for": _made_for(config),
+        "collisions": catalogue.collisions,
+        "shared_events": catalogue.shared_events,
+    }
     table = pa.table(columns, metadata={_METADATA: json.dumps(told).encode()})
     # A file that is half written, and one that is read at the same time, are never seen.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -152,7 +172,9 @@ def load(path: str | Path, config: Config) -> Catalogue:
         ids_IC = lists.flatten().to_numpy().reshape(-1, feature.bag_size * feature.id_words)
         ids[feature.name] = _shaped(ids_IC, feature)
     item = pa.concat_arrays(table["item"].chunks)
-    return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"])
+    # Files of earlier versions do not tell.
+    shared = told["shared_events"] if "shared_events" in told else None
+    return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"], shared)
 
 
 def item_text(items: pa.Array, index: int) -> str:
@@ -262,10 +284,11 @@ def _print_summary(catalogue: Catalogue, config: Config, out: str) -> None:
     ]
     print(f"most frequent: {', '.join(top)}")
     name = config.loss.item_feature
-    if catalogue.collisions:
+    sharing = catalogue.sharing()
+    if sharing is not None:
         print(
-            f"{catalogue.collisions:,} more ids share the bucket of another and count as that one; "
-            f"raise hash_bucket_size of feature {name} ({config.feature(name).hash_bucket_size:,})"
+            f"{sharing}; raise hash_bucket_size of feature {name} "
+            f"({config.feature(name).hash_bucket_size:,})"
         )
     else:
         print("no two ids share a bucket")

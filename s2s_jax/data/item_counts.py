@@ -44,6 +44,7 @@ class ItemCounts(NamedTuple):
       item: the id that stands in the log; the first, where several are encoded alike.
       others_IC: int32 ids of the features besides the item's, side by side.
       collisions: ids of the log that are encoded like one that came before.
+      shared_events: events of ids that are encoded like another, whichever came first.
     """
 
     code_I: np.ndarray
@@ -51,6 +52,7 @@ class ItemCounts(NamedTuple):
     item: pa.Array
     others_IC: np.ndarray
     collisions: int
+    shared_events: int
 
 
 class _Stripe(NamedTuple):
@@ -106,12 +108,15 @@ def _assemble(originals: pa.Table, combinations: pa.Table, others: Sequence[str]
     others_IC = np.empty((len(combinations), len(others)), np.int32)
     for column, name in enumerate(others):
         others_IC[:, column] = _numpy(combinations, name)
+    count_I = np.add.reduceat(count_T[order_T], begins_I)
+    shared_I = np.diff(np.append(begins_I, len(code_T))) > 1
     return ItemCounts(
         code_T[chosen_I],
-        np.add.reduceat(count_T[order_T], begins_I),
+        count_I,
         _one_array(originals["item"].take(pa.array(chosen_I))),
         others_IC,
         len(code_T) - len(chosen_I),
+        int(count_I[shared_I].sum()),
     )
 
 

@@ -4,6 +4,8 @@ A log that is written anew each day, with a row a user and day, has the same use
 the rows is then trained on, held out from and recommended for as if it were a user of its own.
 """
 
+import contextlib
+
 import pyarrow as pa
 
 from s2s_jax.data import ids, orc, stripe_sample
@@ -76,18 +78,24 @@ def is_user_column(schema: pa.Schema, name: str) -> bool:
     return pa.types.is_integer(kind) or ids.is_text(kind)
 
 
-def warnings_of_log(index: FileIndex) -> list[str]:
-    """`UserRows.warnings` of some stripes of a log; none where no column names users."""
-    column = user_column(index.files[0].schema)
+def warnings_of_log(
+    index: FileIndex, column: str | None = None, most: int | None = _STRIPES
+) -> list[str]:
+    """`UserRows.warnings` of a log; none where no column names users.
+
+    Args:
+      index: of the files.
+      column: that names users; None: as names tell.
+      most: stripes of which the column is read; None: all.
+    """
+    column = user_column(index.files[0].schema) if column is None else column
     if column is None:
         return []
     rows = UserRows(column)
-    for stripe in stripe_sample.spread(index, _STRIPES):
+    for stripe in stripe_sample.spread(index, len(index.stripes) if most is None else most):
         file, number, _ = index.stripes[stripe]
         if is_user_column(file.schema, column):
-            try:
+            # The column matters for nothing else.
+            with contextlib.suppress(UserError):
                 rows.add(orc.read_stripe(file, number, [column]).column(0))
-            except UserError:
-                # Training does without the column.
-                continue
     return rows.warnings()

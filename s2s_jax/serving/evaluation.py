@@ -41,7 +41,8 @@ class Evaluation(NamedTuple):
       metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline;
         "eval/unknown_targets", users left out because their event is of no item of the catalogue; and,
         where the table of items grows, "eval/unknown_items", the share of those of the histories' events
-        that the model was shown whose item has no row.
+        that the model was shown whose item has no row; and, where ids of items share rows of their
+        table, "eval/shared_rows", the share of the log's events that are of such ids.
       intervals: 95% bootstrap intervals of the means over all users.
       values: of each user, see `metrics.user_values`.
     """
@@ -132,6 +133,10 @@ class Evaluator:
             )
         found = self._result(rank, popular, events, target, coverage)
         found.metrics[f"{metrics.PREFIX}unknown_targets"] = unknown_targets
+        shared_events = self.catalogue.shared_events
+        if shared_events:
+            share = shared_events / int(self.catalogue.count_I.sum())
+            found.metrics[f"{metrics.PREFIX}shared_rows"] = share
         if self._config.feature(self._config.loss.item_feature).grows:
             found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
         return found

@@ -1,0 +1,62 @@
+"""A log of several rows a user, whose ids share rows of the table: each door says what it means."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pyarrow as pa
+import small
+from logs import write_log
+
+from s2s_jax import evaluate, recommend
+from s2s_jax.config import Config, EvalConfig, FeatureConfig
+from s2s_jax.train import train
+from s2s_jax.training.mesh import make_mesh
+
+
+def config(tmp_path: Path) -> Config:
+    base = small.config()
+    return dataclasses.replace(
+        base,
+        io=dataclasses.replace(base.io, data_paths=str(tmp_path / "log"), batch_size=8),
+        features=(FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=30),),
+        model=dataclasses.replace(base.model, num_layers=1),
+        loss=dataclasses.replace(base.loss, target_features=("item_id",)),
+        train=dataclasses.replace(base.train, output_dir=str(tmp_path / "run"), tensorboard=False),
+        eval=EvalConfig(held_out=1, batch_size=16),
+    )
+
+
+def test_what_each_door_says(tmp_path, capsys):
+    types = {"user_id": pa.int64(), "item_id": pa.list_(pa.int64())}
+    for day in range(2):
+        log = [{"user_id": n, "item_id": [n % 40, n % 7 + 3 * day, 5]} for n in range(40)]
+        write_log(tmp_path / "log" / f"{day}.orc", log, types)
+    made = config(tmp_path)
+    assert train(made, make_mesh(jax.devices()[:1])) == 0
+    told = capsys.readouterr().err
+    assert told.count("40 users looked at have more than one row (column user_id)") == 1
+    assert told.count("20 (50.0%) of the distinct ids looked at share a row of the table") == 1
+
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from pathlib import Path\nfrom s2s_jax.config import load_json\n"
+        f"def get_config():\n    return load_json(Path({str(tmp_path / 'run' / 'config.json')!r}))\n"
+    )
+    out = tmp_path / "evaluation.json"
+    assert evaluate.main(["--config", str(file), "--out", str(out)]) == 0
+    # Ids 0 to 9 and 30 to 39 share rows.
+    rows = [[n % 40, n % 7 + 3 * day, 5] for day in range(2) for n in range(40)]
+    shared = sum(item < 10 or item >= 30 for row in rows for item in row) / 240
+    assert json.loads(out.read_text())["metrics"]["eval/shared_rows"] == shared
+    assert f"{shared:.1%} of the log's events are of items whose id shares a row" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+    arguments = ["--config", str(file), "--input", str(tmp_path / "log"), "--top_k", "3"]
+    recs = str(tmp_path / "recs.parquet")
+    assert recommend.main([*arguments, "--output", recs, "--user_column", "user_id"]) == 0
+    told = capsys.readouterr().out
+    assert "10 more ids of the log share a row of the table with an item" in told
+    assert "40 (100.0%) of the 40 users looked at have more than one row (column user_id)" in told
