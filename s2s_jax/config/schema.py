@@ -4,6 +4,9 @@ import dataclasses
 import json
 from typing import Literal
 
+# Sightings of an id without a row that can be told apart.
+MOST_SIGHTINGS = 2**10 - 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IOConfig:
@@ -117,8 +120,9 @@ class FeatureConfig:
     """What a table does that is full at max_capacity: evict gives a new id the row of the one in its two
     buckets that was not seen for longest; stop ends the run, saved"""
     admit_after: int = 1
-    """Sightings after which an id gets a row in such a table; until then it is unknown. More than 1
-    keeps ids that come once out; they are counted in a sketch, which may count a few too many"""
+    """Sightings after which an id gets a row in such a table, at most 1023; until then it is unknown.
+    More than 1 keeps one-off ids out. Sightings are forgotten when some two to three times as many other
+    waiting ids as the table has rows were seen since"""
     unknown: Literal["zeros", "default_row"] = "zeros"
     """What stands for an id that has no row in such a table: zeros (in training its own initial value,
     which learns nothing), or default_row, one more row of the table, which learns from the ids that wait

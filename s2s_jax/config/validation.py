@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal
 
 from s2s_jax.config.addresses import refuse_addresses_in
-from s2s_jax.config.schema import GROWING_KEYS, Config, FeatureConfig
+from s2s_jax.config.schema import GROWING_KEYS, MOST_SIGHTINGS, Config, FeatureConfig
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
 
@@ -192,6 +192,12 @@ def _check_rows(feature: FeatureConfig, path: str) -> None:
         return
     for key in ("capacity", "admit_after", "evict_every"):
         _require(getattr(feature, key) >= 1, f"{path}.{key}", "at least 1", getattr(feature, key))
+    _require(
+        feature.admit_after <= MOST_SIGHTINGS,
+        f"{path}.admit_after",
+        f"at most {MOST_SIGHTINGS}",
+        feature.admit_after,
+    )
     for key in ("capacity", "max_capacity"):
         value = getattr(feature, key)
         _require(value is None or value <= 2**30, f"{path}.{key}", f"at most {2**30:,}", value)

@@ -108,6 +108,15 @@ def is_there(keys_U2: jax.Array) -> jax.Array:
     return (keys_U2 != EMPTY).any(axis=-1)
 
 
+def rank_among_equals(x_U: jax.Array) -> jax.Array:
+    """int32 `[U]`: how many equal ones stand before each."""
+    number_U = jnp.arange(x_U.size, dtype=jnp.int32)
+    sorted_U, from_U = jax.lax.sort((x_U, number_U), num_keys=1, is_stable=True)
+    begins_U = jnp.append(True, sorted_U[1:] != sorted_U[:-1])
+    begin_U = jax.lax.cummax(jnp.where(begins_U, number_U, 0))
+    return jnp.zeros_like(number_U).at[from_U].set(number_U - begin_U, unique_indices=True)
+
+
 def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
     """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
     column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)

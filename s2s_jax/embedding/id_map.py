@@ -10,7 +10,7 @@ trace. When the number of buckets doubles, what is in bucket b goes to the same 
 its double, so growing copies and never fails.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
-and U ids of a device, C new ids that are placed together, D table width, W cells of a sketch.
+and U ids of a device, C new ids that are placed together, D table width, W words of a segment.
 """
 
 import math
@@ -20,7 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2s_jax.embedding.id_keys import EMPTY, UniqueKeys, is_there, other_bits, segment_of
+from s2s_jax.embedding import waiting_ids
+from s2s_jax.embedding.id_keys import (
+    EMPTY,
+    UniqueKeys,
+    is_there,
+    rank_among_equals,
+    segment_of,
+)
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS
 
 # New ids that are placed together: an eighth of all, since after a while few are new.
@@ -34,8 +41,9 @@ class IdMap(NamedTuple):
     Attributes:
       keys_R2: uint32 words of the key of each row's id, `EMPTY` where a row has none.
       seen_R: int32 step at which the row was last used in training.
-      count_R: int32 places of batches that used the row.
-      sketch_SW: int32 count-min sketch of ids that have no row yet; W = 1 where all are admitted.
+      count_R: int32 places of batches that used the row, 2^31 - 1 for more.
+      sketch_SW: int32, what is known of ids that have no row yet, see `waiting_ids`; W = 1 where none
+        has to wait.
       rows_S: int32 rows that have an id.
       dropped_S: int32 ids, counted once a step, that found no free slot.
       evicted_S: int32 ids that lost their row.
@@ -64,12 +72,11 @@ class Policy(NamedTuple):
 
 def empty_map(rows: int, admit_after: int) -> IdMap:
     """A map of a whole table, without ids."""
-    cells = 4 * rows // NUM_SEGMENTS if admit_after > 1 else 1
     return IdMap(
         keys_R2=jnp.full((rows, 2), EMPTY),
         seen_R=jnp.zeros(rows, jnp.int32),
         count_R=jnp.zeros(rows, jnp.int32),
-        sketch_SW=jnp.zeros((NUM_SEGMENTS, cells), jnp.int32),
+        sketch_SW=waiting_ids.empty(rows, admit_after),
         rows_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
         dropped_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
         evicted_S=jnp.zeros(NUM_SEGMENTS, jnp.int32),
@@ -148,14 +155,22 @@ def find_or_claim(
     row_U = find(id_map, keys_U2, first_segment)
     wanting_U = there_U & (row_U < 0)
     if policy.admit_after > 1:
-        sketch_SW, sightings_U = _sight(id_map, keys_U2, unique.count_U, wanting_U, first_segment)
-        id_map = id_map._replace(sketch_SW=sketch_SW)
-        wanting_U &= sightings_U >= policy.admit_after
+        sighted = waiting_ids.sight(
+            id_map.sketch_SW,
+            keys_U2,
+            unique.count_U,
+            wanting_U,
+            segment_of(keys_U2) - first_segment,
+        )
+        wanting_U &= sighted.sightings_U >= policy.admit_after
     # Seen before any is evicted, so that no id of this step is.
     id_map = _see(id_map, row_U, unique.count_U, step)
     id_map, row_U, beside, moved = _claim(
         id_map, unique, row_U, wanting_U, first_segment, step, policy.evict, beside, make_rows
     )
+    if policy.admit_after > 1:
+        words_SW = waiting_ids.forget(sighted.words_SW, sighted.at_U, wanting_U & (row_U >= 0))
+        id_map = id_map._replace(sketch_SW=words_SW)
     lost_U = wanting_U & (row_U < 0)
     dropped_S = _count(id_map.dropped_S, segment_of(keys_U2) - first_segment, lost_U)
     return Claimed(id_map._replace(dropped_S=dropped_S), row_U, beside, moved)
@@ -170,31 +185,13 @@ def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax
 def _see(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -> IdMap:
     rows = id_map.seen_R.shape[0]
     index_U = jnp.where(row_U >= 0, row_U, rows + jnp.arange(row_U.size, dtype=jnp.int32))
+    before_U = id_map.count_R.at[jnp.maximum(row_U, 0)].get(mode="promise_in_bounds")
+    # What has wrapped around, also in checkpoints of old, was counted often enough.
+    count_U = jnp.where((before_U < 0) | (before_U > _BIG - count_U), _BIG, before_U + count_U)
     return id_map._replace(
         seen_R=id_map.seen_R.at[index_U].set(step, mode="drop", unique_indices=True),
-        count_R=id_map.count_R.at[index_U].add(count_U, mode="drop", unique_indices=True),
+        count_R=id_map.count_R.at[index_U].set(count_U, mode="drop", unique_indices=True),
     )
-
-
-def _sight(
-    id_map: IdMap,
-    keys_U2: jax.Array,
-    count_U: jax.Array,
-    wanting_U: jax.Array,
-    first_segment: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Counts sightings in the sketch (Cormode and Muthukrishnan, 2005, with conservative updates)."""
-    segments, cells = id_map.sketch_SW.shape
-    half = cells // 2
-    segment_U = jnp.clip(segment_of(keys_U2) - first_segment, 0, segments - 1)
-    other_U2 = other_bits(keys_U2) & np.uint32(half - 1)
-    cell_U2 = other_U2.astype(jnp.int32) + jnp.array([0, half])
-    sightings_U = id_map.sketch_SW[segment_U[:, None], cell_U2].min(axis=1) + count_U
-    at_U2 = jnp.where(wanting_U[:, None], cell_U2, cells)
-    sketch_SW = id_map.sketch_SW.at[segment_U[:, None], at_U2].max(
-        sightings_U[:, None], mode="drop"
-    )
-    return sketch_SW, sightings_U
 
 
 def _claim(
@@ -286,7 +283,7 @@ def _place(
         score_CS = score[number_C, second_C]
         bucket_C = bucket_C2[number_C, second_C]
         usable_C = (score_CS < _BIG).sum(axis=-1)
-        rank_C = _rank_among_equals(jnp.where(pending_C, bucket_C, _BIG))
+        rank_C = rank_among_equals(jnp.where(pending_C, bucket_C, _BIG))
         slot_C = jnp.argsort(score_CS, axis=-1)[number_C, jnp.minimum(rank_C, SLOTS - 1)]
         placed_C = pending_C & (rank_C < usable_C)
         at_C = bucket_C * SLOTS + slot_C.astype(jnp.int32)
@@ -358,15 +355,6 @@ def _make_room(
     return id_map, row_C, beside, moved
 
 
-def _rank_among_equals(x_C: jax.Array) -> jax.Array:
-    """int32 `[C]`: how many equal ones stand before each."""
-    number_C = jnp.arange(x_C.size, dtype=jnp.int32)
-    sorted_C, from_C = jax.lax.sort((x_C, number_C), num_keys=1, is_stable=True)
-    begins_C = jnp.append(True, sorted_C[1:] != sorted_C[:-1])
-    begin_C = jax.lax.cummax(jnp.where(begins_C, number_C, 0))
-    return jnp.zeros_like(number_C).at[from_C].set(number_C - begin_C, unique_indices=True)
-
-
 def doubled(id_map: IdMap) -> IdMap:
     """The map with twice as many buckets a segment; see `doubled_rows` for the arrays beside it."""
     segments = id_map.dropped_S.shape[0]
@@ -385,7 +373,7 @@ def doubled(id_map: IdMap) -> IdMap:
     stays_R = (word_R & new) == bucket_R
     return wide._replace(
         keys_R2=jnp.where(stays_R[:, None], wide.keys_R2, EMPTY),
-        sketch_SW=_doubled_sketch(id_map.sketch_SW),
+        sketch_SW=waiting_ids.doubled(id_map.sketch_SW),
     )
 
 
@@ -393,13 +381,6 @@ def doubled_rows(x_R: jax.Array, segments: int) -> jax.Array:
     """`[2R, …]`: in each of the segments, its buckets and then its buckets again."""
     by_segment = x_R.reshape(segments, -1, *x_R.shape[1:])
     return jnp.concatenate([by_segment, by_segment], axis=1).reshape(-1, *x_R.shape[1:])
-
-
-def _doubled_sketch(sketch_SW: jax.Array) -> jax.Array:
-    if sketch_SW.shape[1] == 1:
-        return sketch_SW
-    halves = sketch_SW.reshape(sketch_SW.shape[0], 2, -1)
-    return jnp.concatenate([halves, halves], axis=2).reshape(sketch_SW.shape[0], -1)
 
 
 def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: int) -> IdMap:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
@@ -239,7 +240,7 @@ class Loop:
             return
         step, metrics, waited = self._pending
         self._pending = None
-        values = jax.device_get(metrics)
+        values = {name: _total(x) for name, x in jax.device_get(metrics).items()}
         _check_finite(step, values, self._job.checkpoints)
         self._stop.hear(bool(values["stop"]))
         self._plan.hear(step, values)
@@ -292,6 +293,11 @@ class Loop:
             }
             self._job.checkpoints.save(self._step, self._state, reached, metric)
             self._saved_step = self._step
+
+
+def _total(x: np.ndarray) -> Any:
+    """A number of the metrics, added up where it comes in parts."""
+    return x.sum(dtype=np.int64) if x.ndim else x
 
 
 def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -> None:
