@@ -18,6 +18,7 @@ from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
 from s2s_jax.training.checkpoint import SavedTables
 from s2s_jax.training.growth import GrowthPlan
+from s2s_jax.training.mesh import all_devices
 
 _PERCENTILES = (1, 50, 99)
 # Rows whose norms are computed at once.
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     config = load_json(arguments.run_dir / "config.json")
+    all_devices()  # Refuses a platform that is not there.
     saved = SavedTables(arguments.run_dir, arguments.step)
     specs = _specs(config, saved)
     console = Console()

@@ -9,6 +9,8 @@ import pyarrow as pa
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST = 2**31 - 1
+# Blocks below it are kept; old versions of glibc refuse more than 32 MiB.
+_THRESHOLDS = (2**30, 2**25)
 
 
 @functools.cache
@@ -23,7 +25,8 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    if not any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _THRESHOLDS):
+        return
     mallopt(_M_TRIM_THRESHOLD, _LARGEST)
     mallopt(_M_TOP_PAD, 2**26)
     pa.set_memory_pool(pa.system_memory_pool())

@@ -1,5 +1,6 @@
 """The mesh of devices, and where each array of a run lives on it."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,15 +29,37 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `devices`, by default all.
 
     Raises:
-      UserError: their number does not divide the segments of a table.
+      UserError: there are none of the platform that is asked for, or their number does not divide the
+        segments of a table.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     if NUM_SEGMENTS % len(devices):
         raise UserError(
             f"{len(devices)} devices: expected a power of two up to {NUM_SEGMENTS}, so that every "
             f"device owns as many table segments; start with fewer or more devices"
         )
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def all_devices() -> Sequence[Any]:
+    """The devices of all processes.
+
+    Raises:
+      UserError: there are none of the platform that is asked for.
+    """
+    try:
+        return jax.devices()
+    # JAX asserts where its plugin for GPUs is not installed.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(error).splitlines() or ["JAX has no plugin for it"])[0]
+        reason = reason.split(" (set JAX_PLATFORMS")[0].rstrip(".")
+        if asked:
+            reason = f"JAX_PLATFORMS={asked}: expected a platform that this machine has ({reason})"
+        raise UserError(
+            f"{reason}; set JAX_PLATFORMS=cpu to use the CPU, or install jax and a driver for this "
+            f"machine's devices"
+        ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,37 @@
+"""Platforms that are not there, and numbers of devices that cannot work: one sentence."""
+
+import jax
+import pytest
+
+from s2s_jax.errors import UserError
+from s2s_jax.training.mesh import make_mesh
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (AssertionError(), "no plugin"),
+        (
+            RuntimeError("Unable to initialize backend 'cuda': no driver (set JAX_PLATFORMS='')"),
+            "no driver",
+        ),
+    ],
+)
+@pytest.mark.parametrize("asked", ["cuda", ""])
+def test_a_platform_that_is_not_there(error, words, asked, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    with pytest.raises(UserError, match=words) as caught:
+        make_mesh()
+    assert ("JAX_PLATFORMS=cuda: " in str(caught.value)) == bool(asked)
+    assert "set JAX_PLATFORMS=cpu" in str(caught.value)
+    assert "(set JAX" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [3, 6, 257, 512])
+def test_numbers_of_devices_that_cannot_share_tables(count):
+    with pytest.raises(UserError, match=f"^{count} devices: expected a power of two up to 256"):
+        make_mesh(jax.devices()[:1] * count)
