@@ -83,16 +83,28 @@ def by_hand(rows: list[dict]) -> dict:
     kept = {}
     for name in NAMES:
         texts = ["" if row[name] is None else str(row[name]) for row in rows]
-        # Not str.isdigit: "²" is a digit, too, and int("１") is 1.
-        whole = all(text == "" or re.fullmatch("0|-?[1-9][0-9]*", text) for text in texts)
-        whole = whole and all(text == "" or -(2**63) <= int(text) < 2**63 for text in texts)
-        kept[name] = [(int(t) if whole else t) if t != "" else None for t in texts]
+        kept[name] = [None if t is None or t == "" else t for t in one_form(texts)]
     users = {}
     for i in sorted(range(len(rows)), key=lambda i: kept["timestamp"][i]):
         mine = users.setdefault(kept["user_id"][i], {name: [] for name in NAMES[1:]})
         for name in NAMES[1:]:
             mine[name].append([] if kept[name][i] is None else [kept[name][i]])
     return dict(sorted(users.items()))
+
+
+def one_form(texts: list[str]) -> list:
+    """Ids as they are written: integers, if all are whole."""
+    # Not str.isdigit: "²" is a digit, too, and int("１") is 1.
+    known = [text for text in texts if text]
+    integers = [t for t in known if re.fullmatch("0|-?[1-9][0-9]*", t)]
+    integers = [t for t in integers if -(2**63) <= int(t) < 2**63]
+    numbers = integers + [t for t in known if re.fullmatch(r"-?(0|[1-9][0-9]*)\.[0-9]+", t)]
+    whole = [t for t in numbers if float(t).is_integer()]
+    if len(whole) == len(known):
+        return [int(text.partition(".")[0]) if text else None for text in texts]
+    if len(numbers) == len(known) and 0 < len(integers) < len(whole):
+        return [f"{text}.0" if text in integers else text for text in texts]
+    return texts
 
 
 # ------------------------------------------------------------------------------------- real logs
@@ -158,11 +170,12 @@ def test_what_is_converted_trains_with_the_config_of_movielens(tmp_path):
 IDS = st.one_of(
     st.none(),
     st.integers(-3, 3),
-    st.sampled_from([2**40 + 1, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 10**20, "007", "-0", "1.0"]),
+    st.sampled_from([2**40 + 1, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 10**20, "007", "-0"]),
+    st.sampled_from(["1", "1.0", "-2.0", "1.5"]),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=4),
     st.sampled_from(['"', 'a"b', "a,b", "ä|ö", "日本", " 1", "null", "a\nb"]),
 )
-COLUMNS = st.sampled_from(["integers", "big", "any"])
+COLUMNS = st.sampled_from(["integers", "big", "numbers", "any"])
 
 
 @st.composite
@@ -172,6 +185,7 @@ def logs(draw):
     some = {
         "integers": st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
         "big": st.sampled_from([2**40, 2**53 + 1, 2**60 + 1, -1]),
+        "numbers": st.sampled_from([None, 1, 1.0, "-2.0", 3, 0.5, "7.00"]),
         "any": IDS,
     }
     columns = {
@@ -238,6 +252,64 @@ def test_numbers_with_fractions_and_truth_values_are_texts(tmp_path):
     (found,) = run(tmp_path / "log", path).values()
     assert found["item_id"] == [["1.5"], ["2.0"], []]
     assert found["cate_id"] == [["true"], [], ["false"]]
+
+
+FLOATS = {"float32": (pa.float32(), 2**24), "float64": (pa.float64(), 2**53)}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "decimal", *FLOATS])
+def test_ids_that_one_file_has_as_fractions(tmp_path, kind):
+    whole = events(user_id=[7, 8], item_id=[12, 3], timestamp=[1, 2])
+    holes = events(user_id=[7.0, 8.0], item_id=[12.0, None], cate_id=[4.5, 1.0], timestamp=[3, 4])
+    if kind in ("csv", "jsonl"):
+        write = {"csv": write_csv, "jsonl": write_jsonl}[kind]
+        write(tmp_path / f"0.{kind}", whole)
+        write(tmp_path / f"1.{kind}", holes)
+    else:
+        write_parquet(tmp_path / "0.parquet", whole)
+        odd = pa.decimal128(38, 10) if kind == "decimal" else FLOATS[kind][0]
+        types = dict.fromkeys(NAMES, odd) | {"timestamp": pa.int64()}
+        table = pa.table({n: pa.array([r[n] for r in holes]).cast(types[n]) for n in NAMES})
+        pyarrow.parquet.write_table(table, tmp_path / "1.parquet")
+    found = run(tmp_path / "log", tmp_path)
+    assert list(found) == [7, 8]
+    assert [found[user]["item_id"] for user in found] == [[[12], [12]], [[3], []]]
+    one = "1" if kind == "decimal" else "1.0"
+    assert [found[user]["cate_id"] for user in found] == [[[one], ["4.5"]], [[one], [one]]]
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_numbers_that_lost_digits_are_refused(tmp_path, kind):
+    odd, exact = FLOATS[kind]
+
+    def write(name: str, value: float) -> Path:
+        column = [[value]] if name == "cate_id" else [value]
+        types = dict.fromkeys(NAMES, pa.int64())
+        types |= {"timestamp": pa.int64(), name: pa.list_(odd) if name == "cate_id" else odd}
+        return write_parquet(tmp_path / "a.parquet", events(**{name: column}), types)
+
+    for name in ("item_id", "user_id", "cate_id"):
+        run(tmp_path / f"{name}{kind}", write(name, float(exact - 1)))
+        path = write(name, float(exact))
+        with pytest.raises(UserError, match=f"column {name} .* has {exact} as {kind}, .*anew as"):
+            run(tmp_path / "log", path)
+    path = write("timestamp", 1.6e9)
+    if kind == "float64":
+        assert run(tmp_path / "log", path)[1]["timestamp"] == [[1_600_000_000]]
+        return
+    with pytest.raises(UserError, match=r"column timestamp \(--time\) has 1600000000 as float32"):
+        run(tmp_path / "log", path)
+
+
+@pytest.mark.parametrize("text", [f"{2**53}.0", "1.2e+16", "1E+20"])
+def test_texts_of_numbers_that_lost_digits_are_refused(tmp_path, text):
+    path = write_csv(tmp_path / "a.csv", events(item_id=[1, text], cate_id=["a", text]))
+    with pytest.raises(
+        UserError, match=r"column item_id \(--features\) has only numbers, and .*anew"
+    ):
+        run(tmp_path / "log", path)
+    (found,) = run(tmp_path / "log", path, features=("cate_id",)).values()
+    assert found["cate_id"] == [["a"], [text]]
 
 
 def test_bags(tmp_path):

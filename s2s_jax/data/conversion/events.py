@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import duckdb
 import pyarrow as pa
 
-from s2s_jax.data.conversion import sql
+from s2s_jax.data.conversion import id_texts, sql
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 
@@ -160,6 +160,7 @@ class EventStore:
         for i, feature in enumerate(chosen.features):
             column, kept = scan.columns[feature.column], self._kept[f"f{i}"]
             values.append(sql.feature(column, kept, chosen.missing, feature.separator))
+        self._refuse_rounded(scan)
         ((rows,),) = self._run("SELECT count(*) FROM events")
         self._firsts.append((rows, scan.path))
         # Rows are numbered by rowid in the order of the file.
@@ -167,6 +168,30 @@ class EventStore:
         self._run(query, str(scan.path))
         if scan.sql.startswith("read_csv"):
             self._count_bad_lines(scan, skip)
+
+    def _refuse_rounded(self, scan: sql.Scan) -> None:
+        """Refuses whole numbers of a file that are kept as fractions and may have lost digits."""
+        asked = {}
+        for column, flag in self._selection.columns.items():
+            aggregate = sql.rounded(scan.columns[column])
+            # Times as float64 are exact enough at any unit.
+            is_time = flag == "--time" and scan.columns[column].type != "FLOAT"
+            if aggregate is not None and not is_time:
+                asked[column] = aggregate
+        if not asked:
+            return
+        query = f"SELECT {', '.join(asked.values())} FROM {scan.sql}"
+        (found,) = self._run(query, str(scan.path))
+        for column, value in zip(asked, found, strict=True):
+            if value is not None:
+                kind = {"FLOAT": "float32", "DOUBLE": "float64"}[
+                    scan.columns[column].type.removesuffix("[]")
+                ]
+                raise UserError(
+                    f"{scan.path}: column {column} ({self._selection.columns[column]}) has {value:.17g} "
+                    f"as {kind}, which may have lost digits; write it anew as whole numbers, times or "
+                    f"texts"
+                )
 
     def _count_bad_lines(self, scan: sql.Scan, skip: bool) -> None:
         ((lines,),) = self._run("SELECT count(DISTINCT line) FROM reject_errors")
@@ -203,6 +228,7 @@ class EventStore:
           UserError: there are such events or no others, or a column has no values that should.
         """
         found = self._survey()
+        self._refuse_rounded_texts(found)
         if found["rows"] == 0:
             raise UserError(f"{self._firsts[0][1]}: expected events, found none; name other files")
         time, kind = "t", self._kept["t"]
@@ -212,10 +238,10 @@ class EventStore:
             time = sql.time_of_text("t", kind)
         values = ["rowid AS place", "t", f"{time} AS time"]
         for column, kept in self._kept.items():
-            is_integer = f"{column} integers" in found and found[f"{column} integers"]
-            if column != "t":
-                value = f"CAST({column} AS {kept.replace('VARCHAR', 'BIGINT')})"
-                values.append(f"{value} AS {column}" if is_integer else column)
+            if f"{column} texts" in found:
+                values.append(f"{id_texts.typed(column, kept, found)} AS {column}")
+            elif column != "t":
+                values.append(column)
         self._run(
             f"CREATE VIEW typed AS SELECT *, {sql.whole_time('time', kind)} AS seconds "
             f"FROM (SELECT {', '.join(values)} FROM events)"
@@ -245,15 +271,36 @@ class EventStore:
             if feature.prefix or feature.ids is not None
         }
         for column, kept in self._kept.items():
-            if kept.startswith("VARCHAR") and column not in as_text:
-                asked[f"{column} integers"] = sql.are_integers(column, kept)
+            if kept.startswith("VARCHAR") and column not in as_text | {"t"}:
+                asked |= id_texts.integers(column, kept)
         if self._kept["t"] == "VARCHAR":
             asked |= sql.text_time_counts("t")
         if self._is_json:
             for column in self._kept.keys() - {"u", "t"}:
                 asked[f"{column} known"] = f"count(*) FILTER (len({column}) > 0)"
-        (counts,) = self._run(f"SELECT {', '.join(asked.values())} FROM events")
-        return dict(zip(asked, counts, strict=True))
+        found = self._ask(asked)
+        further = {}
+        for column, kept in self._kept.items():
+            if f"{column} texts" in found and not id_texts.only_integers(column, found):
+                further |= id_texts.numbers(column, kept)
+        return found | (self._ask(further) if further else {})
+
+    def _ask(self, aggregates: dict[str, str]) -> dict[str, int]:
+        (values,) = self._run(f"SELECT {', '.join(aggregates.values())} FROM events")
+        return dict(zip(aggregates, values, strict=True))
+
+    def _refuse_rounded_texts(self, found: dict[str, int]) -> None:
+        names = {"u": f"{self._selection.user} (--user)"}
+        names |= {
+            f"f{i}": f"{f.column} (--features)" for i, f in enumerate(self._selection.features)
+        }
+        for column, name in names.items():
+            number = id_texts.rounded(column, found) if f"{column} rounded" in found else None
+            if number is not None:
+                raise UserError(
+                    f"{self._firsts[0][1]}: column {name} has only numbers, and {number} may have lost "
+                    f"digits when it was written; write the column anew as whole numbers or texts"
+                )
 
     def _check_keys(self, found: dict[str, int]) -> None:
         """Refuses a key that no object has, which might be any misspelt word."""

@@ -12,7 +12,8 @@ from s2s_jax.data.conversion.sources import CsvFormat
 from s2s_jax.errors import UserError
 
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
-_FLOATS = {"FLOAT", "DOUBLE"}
+# The whole numbers below that each type of fractions holds exactly.
+_FLOATS = {"FLOAT": 2**24, "DOUBLE": 2**53}
 _TIMES = {
     *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
     "TIMESTAMP WITH TIME ZONE",
@@ -148,7 +149,26 @@ def stored_time(types: Collection[str]) -> str:
         return "BIGINT"
     if found <= _TIMES:
         return "TIMESTAMP"
-    return _DECIMAL if found <= _INTEGERS | _FLOATS | {"DECIMAL", "UBIGINT"} else "VARCHAR"
+    return _DECIMAL if found <= {*_INTEGERS, *_FLOATS, "DECIMAL", "UBIGINT"} else "VARCHAR"
+
+
+def rounded(column: Column) -> str | None:
+    """An aggregate: a number of a column that may be rounded from another whole number.
+
+    None where the column's type holds all whole numbers exactly.
+    """
+    element = column.type.removesuffix("[]")
+    if element not in _FLOATS:
+        return None
+
+    # By its text, as in `_text`: NaN is larger than all numbers.
+    def large(value: str) -> str:
+        is_nan = f"CAST({value} AS VARCHAR) IN ('nan', '-nan')"
+        return f"abs({value}) >= {_FLOATS[element]} AND NOT {is_nan}"
+
+    if column.type.endswith("[]"):
+        return f"min(list_min([v FOR v IN {column.sql} IF {large('v')}]))"
+    return f"min({column.sql}) FILTER ({large(column.sql)})"
 
 
 def user_or_time(column: Column, kept: str, missing: Sequence[str]) -> str:
@@ -197,6 +217,9 @@ def _text(column: Column, missing: Sequence[str]) -> str:
     value, none = f"CAST({column.sql} AS VARCHAR)", ("", *missing)
     if column.type == "JSON":
         value = f"json_extract_string({column.sql}, '$')"
+    if column.type.startswith("DECIMAL") and not column.type.endswith(",0)"):
+        # Exact, but with as many zeros as the type has digits.
+        value = f"rtrim(rtrim({value}, '0'), '.')"
     if column.type in _FLOATS:
         # By its text: DuckDB 2.0 believes Parquet's statistics, which pass over NaN, and takes isnan
         # for false.
@@ -205,22 +228,6 @@ def _text(column: Column, missing: Sequence[str]) -> str:
 
 
 # --------------------------------------------------------------------------------- read out of it
-
-
-def is_integer(value: str) -> str:
-    """Whether a text is what its int64 is written as, so that nothing is lost as a number."""
-    return f"coalesce(CAST(TRY_CAST({value} AS BIGINT) AS VARCHAR) = {value}, false)"
-
-
-def are_integers(column: str, kept: str) -> str:
-    """Whether all texts of a column, or of its lists, are; NULL where it has none.
-
-    An aggregate.
-    """
-    if kept == "VARCHAR[]":
-        others = f"[v FOR v IN {column} IF NOT {is_integer('v')}]"
-        return f"bool_and(len({others}) = 0) FILTER (len({column}) > 0)"
-    return f"bool_and({is_integer(column)}) FILTER ({column} IS NOT NULL)"
 
 
 def time_of_text(value: str, kind: str) -> str:
