@@ -1,6 +1,7 @@
 """Negatives from the catalogue and log-Q through whole steps, against NumPy."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from s2s_jax.serving.evaluation import item_vectors
 from s2s_jax.train import train
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.mesh import make_mesh
-from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.negatives import ItemSource, drawn_items
 from s2s_jax.training.step import make_step_functions
 
 ROWS = 16
@@ -145,8 +146,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     if config.loss.negatives == "full":
         chosen = range(source.items)
     elif config.loss.negatives != "in_batch":
-        rng = np.random.default_rng((config.train.seed, 1, 0))
-        chosen = rng.integers(source.items, size=40)
+        chosen = drawn_items(source.items, 40, config.train.seed, 1, 0)
     expected = expected_loss(config, functions, state, batch, mesh, chosen, [batch])
     sent = put_batch(source.with_shares(batch), 1, mesh) | drawn
     _, metrics = functions.train_step(state, sent)
@@ -214,3 +214,30 @@ def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
     one, other = (ItemSource(fewer, mesh).draw(step)["ids/negatives:item_id"] for step in (3, 4))
     assert one.shape == (1, 2 * (len(known) - 1), 1, 1)
     assert not np.array_equal(one, other)
+
+
+def test_draws_are_uniform_and_of_seed_step_and_device_alone():
+    """Also of no version of NumPy: the numbers themselves stand here."""
+    assert drawn_items(1000, 5, 42, 7, 1).tolist() == [631, 916, 829, 756, 557]
+    items, size = 97, 4096
+    keys = [(42, 1, 0), (43, 1, 0), (42, 2, 0), (42, 1, 1), (42, 0, 1), (1, 42, 0)]
+    drawn = [drawn_items(items, size, *key) for key in keys]
+    np.testing.assert_array_equal(drawn[0], drawn_items(items, size, *keys[0]))
+    for one, other in itertools.combinations(drawn, 2):
+        # As many of two independent draws agree.
+        assert abs((one == other).mean() - 1 / items) < 5 / np.sqrt(items * size)
+    # Chi-squared over many steps: its mean is items - 1, its deviation sqrt(2 items).
+    many = np.concatenate([drawn_items(items, 64, 42, step, 3) for step in range(1000)])
+    count = np.bincount(many, minlength=items)
+    assert len(count) == items
+    expected = len(many) / items
+    assert abs(((count - expected) ** 2 / expected).sum() - items) < 5 * np.sqrt(2 * items)
+    # No two steps of a long run, devices or neighbouring seeds draw the same.
+    firsts = {
+        tuple(drawn_items(10**6, 4, seed, step, device))
+        for seed in (0, 1)
+        for step in range(500)
+        for device in range(8)
+    }
+    assert len(firsts) == 2 * 500 * 8
+    assert drawn_items(2**40, 100, 0, 0, 0).max() > 2**39

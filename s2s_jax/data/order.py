@@ -201,6 +201,14 @@ def draws(size: int, *key: int) -> np.ndarray:
         return _mix(state + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
 
 
+def integers(below: int, size: int, *key: int) -> np.ndarray:
+    """int64 `[size]`: numbers from 0 to `below - 1`, drawn with replacement as `draws` says.
+
+    The remainder of 64 bits favours none by more than `below / 2^64`.
+    """
+    return (draws(size, *key) % np.uint64(below)).astype(np.int64)
+
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

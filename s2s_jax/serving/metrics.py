@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from s2s_jax.data.order import integers
+
 CUTOFFS = (5, 10, 50, 100, 200)
 PREFIX = "eval/"
 # The greatest length of history of each slice but the last, which is open.
@@ -80,12 +82,13 @@ def intervals(
     """
     value_UM = np.stack(list(values.values()), axis=1)
     users = len(value_UM)
-    rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWS // users)
     means = []
     for begin in range(0, resamples, at_once):
         count = min(at_once, resamples - begin)
-        drawn = rng.integers(0, users, (count, users)) + users * np.arange(count)[:, None]
+        drawn = np.stack(
+            [n * users + integers(users, users, seed, begin + n) for n in range(count)]
+        )
         times_NU = np.bincount(drawn.reshape(-1), minlength=count * users).reshape(count, users)
         means.append(times_NU @ value_UM / users)
     tail = (1 - _CONFIDENCE) / 2

@@ -18,11 +18,14 @@ from s2s_jax.data.catalogue import collect, load
 from s2s_jax.data.features import id_columns
 from s2s_jax.data.histories import ItemNumbers
 from s2s_jax.data.item_counts import codes_of
+from s2s_jax.data.order import integers
 from s2s_jax.model.loss import Pairs, Sampled
 from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
 from s2s_jax.training.mesh import batch_sharded
 
 _PREFIX = "negatives:"
+# Keeps draws apart from those of the order of rows, which may have the same seed.
+_DRAWS = int.from_bytes(b"drawn")
 
 
 def negative_features(config: Config) -> tuple[FeatureConfig, ...]:
@@ -41,6 +44,11 @@ def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[
     events = {name: x for name, x in ids.items() if not name.startswith(_PREFIX)}
     drawn = {name.removeprefix(_PREFIX): x for name, x in ids.items() if name.startswith(_PREFIX)}
     return events, drawn
+
+
+def drawn_items(items: int, size: int, seed: int, step: int, device: int) -> np.ndarray:
+    """int64 `[size]`: numbers of items that a device draws in a step, with replacement."""
+    return integers(items, size, seed, _DRAWS, step, device)
 
 
 def with_log_q(
@@ -110,11 +118,9 @@ class ItemSource:
                 self._all = self._put(everything)
             return self._all
         size = self._config.loss.num_negatives
+        seed = self._config.train.seed
         chosen = [
-            np.random.default_rng((self._config.train.seed, step, device)).integers(
-                self.items, size=size
-            )
-            for device in range(self._mesh.size)
+            drawn_items(self.items, size, seed, step, device) for device in range(self._mesh.size)
         ]
         return self._put(np.concatenate(chosen))
 
