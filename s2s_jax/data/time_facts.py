@@ -134,12 +134,13 @@ class TimeFacts:
             told.append(
                 f"warning: events stand newest first in {of_rows} (times of column {self.column} fall): "
                 f"they are taken as oldest first, so the past is predicted from what came later; "
-                f"reverse the lists of each row"
+                f"reverse the lists of each row, or sort them with python -m s2s_jax.data.merge"
             )
         else:
             told.append(
                 f"warning: times of column {self.column} step back in {of_rows}: events are taken in "
-                f"the order in which they stand, oldest first; sort the lists of each row by time"
+                f"the order in which they stand, oldest first; sort the lists of each row by time "
+                f"(python -m s2s_jax.data.merge does)"
             )
         return told
 
