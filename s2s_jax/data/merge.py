@@ -1,8 +1,8 @@
 """Gives each user one row: `python -m s2s_jax.data.merge FILE_OR_DIR… --out DIR [--user user_id]`.
 
-For logs that have several rows of a user, such as a row a user and day, or rows that are not in the order
-of time. Rows are taken apart into events, which `s2s_jax.data.convert` sorts by user and time and puts
-together again.
+For logs that have several rows of a user, such as a row a user and day, or rows that are not in the
+order of time. Rows are taken apart into events, which `s2s_jax.data.convert` sorts by user and time and
+puts together again.
 
 Shapes: N rows of a stripe, P events.
 """
