@@ -1,5 +1,6 @@
 """The errors that are a user's to mend, and the exit codes of the command-line doors."""
 
+import errno
 import os
 import signal
 import sys
@@ -31,10 +32,30 @@ class NotFiniteError(Exception):
     """The loss or the gradient stopped being a finite number."""
 
 
+class Stopped(BaseException):
+    """A signal, which it names, asked the program to end.
+
+    No `Exception`, so that nothing takes it for a failure of what it interrupts.
+    """
+
+
 class LostHostError(Exception):
     """Another process of the job is gone, so that this one cannot go on."""
 
 
+# What keeps a file from being written or read though the program and its input may be right.
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 _EXIT_CODES = {
     UserError: EXIT_USER_ERROR,
     NotFiniteError: EXIT_NOT_FINITE,
@@ -42,12 +63,26 @@ _EXIT_CODES = {
 }
 
 
-def explain(error: Exception) -> int:
-    """Prints one line about an error of this module and returns the exit code; raises any other."""
+def explain(error: BaseException) -> int:
+    """Prints one line about an error and returns the exit code; raises what is a fault of the program.
+
+    Explained are the errors of this module, and those of the machine: a full disk, say.
+    """
+    if isinstance(error, Stopped):
+        print(f"stopped by {error}; start again", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     for kind, code in _EXIT_CODES.items():
         if isinstance(error, kind):
             print(f"error: {error}", file=sys.stderr, flush=True)
             return code
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = "a file" if error.filename is None else error.filename
+        print(
+            f"error: {where}: {error.strerror}; mend that and start again",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_USER_ERROR
     raise error
 
 
@@ -65,6 +100,10 @@ def run_door(main: Callable[[list[str]], int]) -> None:
         # What is left would be written, and fail again, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except Exception as error:
+    except (Exception, Stopped) as error:
         code = explain(error)
+    if code == EXIT_STOPPED:
+        # All is saved and written; what still runs in other threads (a compilation) is not waited for.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -5,6 +5,11 @@ newest checkpoint of the run directory. Exit codes: 0 done, 2 a mistake to mend,
 finite, 75 stopped by SIGTERM or SIGINT and saved.
 """
 
+from s2s_jax import signals
+
+if __name__ == "__main__":
+    signals.answer_while_starting()
+
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +25,15 @@ from s2s_jax.data.batch_fill import packing_notes, with_packing
 from s2s_jax.data.first_look import first_look
 from s2s_jax.data.index import index_files
 from s2s_jax.data.pipeline import Reader, Share
-from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, UserError, run_door
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError, run_door
 from s2s_jax.serving.evaluation import Evaluator
+from s2s_jax.signals import StopSignals
 from s2s_jax.training import hosts, validation
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.checkpoint import Checkpoints, locked
 from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.loop import Evaluate, Job, Loop, Progress, StopSignals
+from s2s_jax.training.loop import Evaluate, Job, Loop, Progress
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.metrics import Meters, Writer, print_summary, read_lines
 from s2s_jax.training.negatives import ItemSource
@@ -41,11 +47,13 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError, NotFiniteError: see `errors.run_door`.
     """
-    read = ConfigParser("s2s_jax.train", "--config configs/base.py").read(argv)
+    # First, so that a mistake that only this process sees ends the others, too.
+    hosts.join()
+    with hosts.ending_together():
+        read = ConfigParser("s2s_jax.train", "--config configs/base.py").read(argv)
     if read is None:
         return EXIT_DONE
     _, config = read
-    hosts.join()
     code = train(config)
     hosts.leave()
     return code
@@ -58,49 +66,79 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
       UserError: bad data or a directory that cannot be continued; what was trained is saved.
       NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
     """
-    mesh = make_mesh() if mesh is None else mesh
     run_dir = Path(config.train.output_dir)
-    microbatches = config.train.gradient_accumulation_steps
-    with (
-        locked(run_dir),
-        contextlib.closing(Checkpoints(config)) as checkpoints,
-        StopSignals() as stop,
-    ):
-        checkpoints.check_config()
-        index = index_files(config)
-        notes = [*packing_notes(config, index), *first_look(config, index)]
-        config = with_packing(config, index)
-        items = None
-        if config.loss.needs_catalogue:
-            items = ItemSource(config, mesh)
-
-        def to_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            arrays = arrays if items is None else items.with_shares(arrays)
-            return put_batch(arrays, microbatches, mesh, stop.requested is not None)
-
-        reader = Reader(
-            config,
-            config.io.device_rows * mesh.size * microbatches,
-            Share(jax.process_index(), jax.process_count()),
-            to_device=to_device,
-            index=index,
-        )
-        hosts.check_same({"--config": config.to_json(), "io.data_paths": reader.identity})
-        job = Job(config, mesh, reader, checkpoints, items)
-        with contextlib.closing(reader), _memory_explained(job):
-            progress = _start_or_continue(job)
-            total_steps = progress.clock.end_step
-            checkpoints.write_config()
-            _describe(job, progress, total_steps, notes)
-            if progress.step < total_steps:
-                with _make_writer(config, progress, total_steps) as writer, hosts.ending_together():
-                    Loop(job, progress, total_steps, writer, stop, _evaluation(job)).run()
-    if stop.now:
-        hosts.say(f"stopped by {stop.requested}; start the same command again to continue")
+    with hosts.ending_together(), StopSignals() as stop:
+        try:
+            with (
+                locked(run_dir),
+                contextlib.closing(Checkpoints(config)) as checkpoints,
+                # Before checkpoints are closed on the way out, which waits for the others.
+                hosts.ending_together(),
+            ):
+                stopped = _run(config, make_mesh() if mesh is None else mesh, checkpoints, stop)
+        except Stopped:
+            if jax.process_count() > 1:
+                raise
+            hosts.say(
+                f"stopped by {stop.requested} before there was anything new to save; start the same "
+                f"command again"
+            )
+            return EXIT_STOPPED
+    if stopped:
+        told = stop.requested or "a signal to another host"
+        hosts.say(f"stopped by {told}; start the same command again to continue")
         return EXIT_STOPPED
     if hosts.is_first():
         print_summary(run_dir)
     return EXIT_DONE
+
+
+def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: StopSignals) -> bool:
+    """Trains to the end, or until told to stop; returns whether it was told."""
+    with stop.at_once():
+        job, notes = _prepare(config, mesh, checkpoints)
+    with contextlib.closing(job.reader), _memory_explained(job):
+        with stop.at_once():
+            progress = _start_or_continue(job, stop)
+            total_steps = progress.clock.end_step
+            checkpoints.write_config()
+            _describe(job, progress, total_steps, notes)
+            if progress.done:
+                return False
+            evaluate = _evaluation(job)
+        with _make_writer(job.config, progress, total_steps) as writer:
+            return Loop(job, progress, total_steps, writer, stop, evaluate).run()
+
+
+def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job, list[str]]:
+    """Reads what a run needs of its directory and its log; with sentences that the user should see."""
+    checkpoints.check_config()
+    index = index_files(config)
+    # Before anything that takes long, or that hosts do together.
+    hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
+    notes = [*packing_notes(config, index), *first_look(config, index)]
+    config = with_packing(config, index)
+    items = ItemSource(config, mesh) if config.loss.needs_catalogue else None
+    hosts.check_same(
+        {
+            "io.packing": str(config.io.packing),
+            "the items of io.data_paths": "" if items is None else items.fingerprint,
+        }
+    )
+    microbatches = config.train.gradient_accumulation_steps
+
+    def to_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        arrays = arrays if items is None else items.with_shares(arrays)
+        return put_batch(arrays, microbatches, mesh)
+
+    reader = Reader(
+        config,
+        config.io.device_rows * mesh.size * microbatches,
+        Share(jax.process_index(), jax.process_count()),
+        to_device=to_device,
+        index=index,
+    )
+    return Job(config, mesh, reader, checkpoints, items), notes
 
 
 def _make_writer(
@@ -110,23 +148,31 @@ def _make_writer(
     if not hosts.is_first():
         return contextlib.nullcontext()
     settings = config.train
-    return Writer(Path(settings.output_dir), progress.step, total_steps, settings.tensorboard)
+    return Writer(
+        Path(settings.output_dir),
+        progress.step,
+        total_steps,
+        settings.tensorboard,
+        progress.unwritten,
+    )
 
 
-def _evaluation(job: Job) -> Evaluate:
-    """Ranks validation events; what that needs of the log is read when it is first called."""
-    evaluator = None
+def _evaluation(job: Job) -> Evaluate | None:
+    """Ranks validation events; what that needs of the log is read now, while nothing can be lost."""
+    if job.config.eval.every_steps is None:
+        return None
+    evaluator = Evaluator(job.config, job.mesh, job.config.eval.max_users)
+    hosts.check_same({"the items of io.data_paths": evaluator.catalogue.fingerprint()})
 
-    def evaluate(functions: StepFunctions, state: TrainState) -> dict[str, float]:
-        nonlocal evaluator
-        if evaluator is None:
-            evaluator = Evaluator(job.config, job.mesh, job.config.eval.max_users)
-        return evaluator.evaluate(functions, state, "validation").metrics
+    def evaluate(
+        functions: StepFunctions, state: TrainState, in_step: hosts.InStep
+    ) -> dict[str, float]:
+        return evaluator.evaluate(functions, state, "validation", in_step).metrics
 
     return evaluate
 
 
-def _start_or_continue(job: Job) -> Progress:
+def _start_or_continue(job: Job, stop: StopSignals) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
     items = 0 if job.items is None else job.items.items
     meters = Meters(time_at_peak(job.config, job.mesh.size, items))
@@ -137,7 +183,9 @@ def _start_or_continue(job: Job) -> Progress:
         clock = clock_of(job.config.train, Position(0, whole, whole, 0.0), None)
         check_decay(job.config.lr, clock)
         nothing = validation.Progress(job.config.eval)
-        return Progress(0, job.functions(plan).init(), meters, plan, nothing, clock)
+        state = stop.unless_told(job.functions(plan).init)
+        assert state is not None, "a signal would have been raised"
+        return Progress(0, state, meters, plan, nothing, clock)
     saved = job.checkpoints.progress(step)
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
@@ -145,7 +193,10 @@ def _start_or_continue(job: Job) -> Progress:
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
-    before = [x for x in read_lines(Path(job.config.train.output_dir)) if x["step"] <= step]
+    # Lines that a full disk, say, kept from being written.
+    unwritten = saved["unwritten"] if "unwritten" in saved else []
+    lines = [*read_lines(Path(job.config.train.output_dir)), *unwritten]
+    before = [line for line in lines if line["step"] <= step]
     end_step = _end_step(job.config.train, job.reader, step)
     now = Position(step, end_step, whole, job.reader.epochs_done)
     # Older checkpoints have no clock.
@@ -158,7 +209,7 @@ def _start_or_continue(job: Job) -> Progress:
             f"rates follow the share of it that is done"
         )
     evaluations = validation.Progress(job.config.eval, before)
-    return Progress(step, state, meters, plan, evaluations, clock)
+    return Progress(step, state, meters, plan, evaluations, clock, unwritten)
 
 
 @contextlib.contextmanager

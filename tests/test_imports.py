@@ -8,7 +8,18 @@ import golden
 
 PACKAGE = golden.REPO / "s2s_jax"
 # Each room may import those to its left.
-ORDER = ["errors", "config", "data", "embedding", "model", "training", "serving", "doors"]
+ORDER = [
+    "errors",
+    "signals",
+    "writing",
+    "config",
+    "data",
+    "embedding",
+    "model",
+    "training",
+    "serving",
+    "doors",
+]
 
 
 def room(module: str) -> str:

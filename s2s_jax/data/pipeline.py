@@ -289,7 +289,9 @@ class Reader(Iterator[Batch]):
     @property
     def epochs_done(self) -> float:
         """Passes over the data up to the reading position, with the part of the one that was begun."""
-        return self._place.epoch + self._place.row / sum(self._files_now().stripe_rows)
+        return self._place.epoch + self._place.row / sum(
+            self._files_of(self._place.epoch).stripe_rows
+        )
 
     def steps_until(self, epoch: int) -> int:
         """Batches from here until `epoch` epochs are done."""
@@ -297,18 +299,28 @@ class Reader(Iterator[Batch]):
             self._config,
             self._batch_rows,
             self._index,
-            self._files_now(),
+            self._files_of(self._place.epoch),
             self._place,
             self._share,
         )
         return dataset.batches_until(epoch)
 
-    def get_state(self) -> dict[str, Any]:
-        """The reading position after the last batch, as JSON: a place, and what it is counted in."""
+    @property
+    def place(self) -> Place:
+        """The reading position: the place after the last batch."""
+        return self._place
+
+    def get_state(self, place: Place | None = None) -> dict[str, Any]:
+        """A reading position as JSON: a place, by default the present one, and what it is counted in.
+
+        Args:
+          place: `Batch.after` of a batch that was read, or `place` before any was.
+        """
+        at = self._place if place is None else place
         return {
-            "epoch": self._place.epoch,
-            "row": self._place.row,
-            "files": self._files_now().identity(),
+            "epoch": at.epoch,
+            "row": at.row,
+            "files": self._files_of(at.epoch).identity(),
             "made_for": self._made_for,
         }
 
@@ -352,9 +364,9 @@ class Reader(Iterator[Batch]):
             self._iterator = None
         self._dataset.close()
 
-    def _files_now(self) -> FileIndex:
-        """The files of the epoch of the reading position: the one that it started in may have fewer."""
-        if self._first_index is None or self._place.epoch != self._start.epoch:
+    def _files_of(self, epoch: int) -> FileIndex:
+        """The files of an epoch: that in which reading started may have fewer."""
+        if self._first_index is None or epoch != self._start.epoch:
             return self._index
         return self._first_index
 

@@ -9,6 +9,7 @@ Shapes: U users, S items that a user had, I items, E width.
 """
 
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from s2s_jax.data.index import index_files
 from s2s_jax.data.item_counts import codes_of
 from s2s_jax.errors import UserError
 from s2s_jax.serving import metrics, ranking
+from s2s_jax.training import hosts
 from s2s_jax.training.mesh import batch_sharded
 from s2s_jax.training.step import StepFunctions, TrainState, Users
 
@@ -94,8 +96,20 @@ class Evaluator:
         count_I[number] = seen.count_I
         return count_I
 
-    def evaluate(self, functions: StepFunctions, state: TrainState, split: Split) -> Evaluation:
+    def evaluate(
+        self,
+        functions: StepFunctions,
+        state: TrainState,
+        split: Split,
+        in_step: hosts.InStep = hosts.in_step,
+    ) -> Evaluation:
         """Ranks the events of `split`.
+
+        Args:
+          functions: over the state.
+          state: of the devices.
+          split: which events.
+          in_step: keeps hosts together, and may end the evaluation between batches of users.
 
         Raises:
           UserError: `split` is not held out, or no user has a history and an event to be found.
@@ -107,7 +121,8 @@ class Evaluator:
         rank, popular, events, target = [], [], [], []
         shown = unknown = unknown_targets = 0
         coverage = metrics.Coverage(len(self.catalogue.item))
-        for batch, users in self._batches(targets):
+        batches = in_step(self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes()))
+        for batch, users in batches:
             seen_US = batch.seen_US
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
             chosen = np.flatnonzero(batch.target_U[:users] >= 0)

@@ -29,7 +29,7 @@ SHARE_UNIT = 2**30
 
 
 def put_batch(
-    arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh, stop: bool = False
+    arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
     """Lays this process's rows of a global batch on its devices of the mesh, as microbatches.
 
@@ -40,26 +40,37 @@ def put_batch(
       arrays: int32 `[A * B, …]` where B counts the rows of this process's devices.
       microbatches: A.
       mesh: all devices of all processes.
-      stop: whether this process asks all others to stop.
 
     Returns:
-      int32 `[A, B, …]` with B over all devices, and `stop` `[1, devices]`.
+      int32 `[A, B, …]` with B over all devices, and `stop` as of `put_stop`.
     """
     assert all(array.dtype == np.int32 for array in arrays.values()), "device arrays are int32"
-    devices, sharding = len(mesh.local_devices), batch_sharded(mesh)
+    devices = len(mesh.local_devices)
 
-    def put(array: np.ndarray) -> jax.Array:
+    def by_microbatch(array: np.ndarray) -> np.ndarray:
         by_device = array.reshape(devices, microbatches, -1, *array.shape[1:])
-        by_microbatch = by_device.swapaxes(0, 1).reshape(microbatches, -1, *array.shape[1:])
-        if jax.process_count() == 1:
-            return jax.device_put(by_microbatch, sharding)
-        return jax.make_array_from_process_local_data(sharding, by_microbatch)
+        return by_device.swapaxes(0, 1).reshape(microbatches, -1, *array.shape[1:])
 
-    put_arrays = {name: put(array) for name, array in arrays.items()}
-    flag = np.full((1, devices), stop, np.int32)
+    put = {name: _put(by_microbatch(array), mesh) for name, array in arrays.items()}
+    return put | put_stop(False, mesh)
+
+
+def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
+    """What tells all processes, in the metrics of a step, whether this one wants to stop.
+
+    Returns:
+      int32 `stop` `[1, devices]`.
+    """
+    return {"stop": _put(np.full((1, len(mesh.local_devices)), stop, np.int32), mesh)}
+
+
+def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    sharding = batch_sharded(mesh)
     if jax.process_count() == 1:
-        return put_arrays | {"stop": jax.device_put(flag, sharding)}
-    return put_arrays | {"stop": jax.make_array_from_process_local_data(sharding, flag)}
+        return jax.device_put(array, sharding)
+    # It is meant, though JAX counts it as a hidden copy.
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_process_local_data(sharding, array)
 
 
 def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:

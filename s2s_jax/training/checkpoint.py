@@ -10,22 +10,23 @@ import fcntl
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from s2s_jax.config import Config, identity, parse_json, refuse_addresses
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.training import hosts
+from s2s_jax.training.preservation import NewestAndBest
 from s2s_jax.training.restore_errors import explained, one_error
 from s2s_jax.training.step import TrainState
+from s2s_jax.writing import replacing, trouble_in
 
 # Orbax's mark of a directory that is still being written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -86,16 +87,11 @@ class Checkpoints:
         if hosts.is_first() and not read_only:
             _remove_unfinished(self._run_dir / "checkpoints")
         hosts.wait_for_all("unfinished checkpoints removed")
-        kept = AnyPreservationPolicy(
-            [
-                LatestN(config.train.max_to_keep),
-                BestN(
-                    get_metric_fn=lambda metrics: metrics["best"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self._kept = NewestAndBest(config.train.max_to_keep)
+        self._saving: int | None = None
+        self._failed = False
+        self._absl = logging.getLogger("absl")
+        self._absl.addFilter(_no_tracebacks)
         directory = self._run_dir / "checkpoints"
         # Orbax warns of all that reading only implies, though it was asked to read only.
         with _errors_only("absl") if read_only else contextlib.nullcontext():
@@ -105,7 +101,7 @@ class Checkpoints:
                     item_names=("state", "progress"),
                     options=ocp.CheckpointManagerOptions(
                         read_only=read_only,
-                        preservation_policy=kept,
+                        preservation_policy=self._kept,
                         enable_async_checkpointing=True,
                     ),
                 )
@@ -151,32 +147,48 @@ class Checkpoints:
                 )
 
     def write_config(self) -> None:
-        """Writes the resolved configuration to `config.json`."""
+        """Writes the resolved configuration to `config.json`.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         if not hosts.is_first():
             return
         path = self._run_dir / "config.json"
-        unfinished = path.with_suffix(".json.tmp")
-        unfinished.write_text(self._config.to_json())
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(self._config.to_json())
 
     def save(
-        self, step: int, state: TrainState, progress: dict[str, Any], metric: float | None = None
+        self,
+        step: int,
+        state: TrainState,
+        progress: dict[str, Any],
+        evaluations: Mapping[int, float] | None = None,
     ) -> None:
         """Saves in the background; the arrays are copied before it returns, so they may be donated.
+
+        Besides the newest checkpoints, the best is kept of those that have been evaluated.
 
         Args:
           step: its number.
           state: of the devices.
           progress: all else that a run needs to continue.
-          metric: how good the state is; of the checkpoints that have one, the best is kept.
+          evaluations: by step, how good states were so far; more is better.
+
+        Raises:
+          UserError: this checkpoint, or the one before it, cannot be written.
         """
-        self._manager.save(
-            step,
-            metrics=None if metric is None else {"best": metric},
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_held(state)), progress=ocp.args.JsonSave(progress)
-            ),
-        )
+        self._kept.evaluations = {} if evaluations is None else evaluations
+        # What went wrong with the one before would be taken for a failure of this one.
+        self.wait()
+        self._saving = step
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_held(state)), progress=ocp.args.JsonSave(progress)
+                ),
+            )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Restores the state of `step` into the shapes and shardings of `abstract`.
@@ -219,13 +231,69 @@ class Checkpoints:
             devices = jax.device_count()
             raise explained(error, directory, earlier, _bytes(wanted), devices) from error
 
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; nothing more is saved then."""
+        return self._failed
+
+    def check(self) -> None:
+        """Looks, without waiting, whether what was saved in the background failed.
+
+        Raises:
+          UserError: it did.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until what was saved is on disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def close(self) -> None:
-        """Waits for saves and frees threads."""
-        self._manager.close()
+        """Waits for saves and frees threads.
+
+        Raises:
+          UserError: what was saved cannot be written, and nothing has said so before.
+        """
+        try:
+            # Of one failure there is one message.
+            with contextlib.suppress(Exception) if self._failed else self._explained():
+                self._manager.close()
+        finally:
+            self._absl.removeFilter(_no_tracebacks)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns a failure of the disk, in whichever wrapping Orbax raises it, into a sentence."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = trouble_in(error)
+            if reason is None:
+                raise
+            directory = self._run_dir / "checkpoints"
+            if hosts.is_first():
+                _remove_unfinished(directory)
+            newest = max((step for step in self.steps if step != self._saving), default=None)
+            left = (
+                "there is none yet" if newest is None else f"the newest whole one is of {newest:,}"
+            )
+            raise UserError(
+                f"{directory}: the checkpoint of step {self._saving:,} cannot be written ({reason}); "
+                f"{left}; free space or mend the permission there, and start the same command again"
+            ) from error
+
+
+def _no_tracebacks(record: logging.LogRecord) -> bool:
+    """Leaves out Orbax' stack traces of errors, which it raises as well."""
+    return record.exc_info is None
 
 
 class SavedTables:

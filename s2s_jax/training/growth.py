@@ -74,9 +74,13 @@ class GrowthPlan:
         """The tables that are to be doubled before `step`."""
         return self._due.pop(step, [])
 
-    def capacities_now(self) -> dict[str, int]:
-        """Rows of each growing table without what is still to come."""
-        waiting = [name for names in self._due.values() for name in names]
+    def due(self, step: int) -> bool:
+        """Whether tables are to be doubled before `step`."""
+        return step in self._due
+
+    def capacities_now(self, step: int = 0) -> dict[str, int]:
+        """Rows of each growing table in `step`, or now if that is past, as far as decided."""
+        waiting = [name for after, names in self._due.items() if after > step for name in names]
         return {n: c // 2 ** waiting.count(n) for n, c in self.capacities.items()}
 
     def get_state(self) -> dict[str, Any]:

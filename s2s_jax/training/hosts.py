@@ -5,6 +5,7 @@ Every process runs the same program on its own devices; `jax.distributed` connec
 """
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -13,13 +14,16 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, UserError, explain
+from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
+from s2s_jax.signals import StopSignals
 from s2s_jax.training.place import COORDINATOR as COORDINATOR
 from s2s_jax.training.place import HOST as HOST
 from s2s_jax.training.place import NUM_HOSTS as NUM_HOSTS
@@ -29,6 +33,8 @@ from s2s_jax.training.place import Place, find_place, split_address
 _HEARTBEAT_TIMEOUT = 40
 # Seconds until the others must be there; until process 0 must answer, which all others need first.
 _START_TIMEOUT, _REACH_TIMEOUT = 300, 45
+
+T = TypeVar("T")
 
 
 def join() -> None:
@@ -63,6 +69,7 @@ def join() -> None:
                 initialization_timeout=2 * _START_TIMEOUT,
                 heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             )
+        _watch_others()
     except RuntimeError as error:
         raise UserError(
             f"the processes of the job did not find each other ({_first_line(error)}); check that all "
@@ -162,8 +169,7 @@ def check_same(facts: Mapping[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
-    mine = np.array([zlib.crc32(text.encode()) for text in facts.values()], np.uint32)
-    all_PF = np.asarray(multihost_utils.process_allgather(mine))
+    all_PF = _of_all(*(zlib.crc32(text.encode()) for text in facts.values()))
     for number, name in enumerate(facts):
         differs = np.nonzero(all_PF[:, number] != all_PF[0, number])[0]
         if len(differs):
@@ -173,18 +179,72 @@ def check_same(facts: Mapping[str, str]) -> None:
             )
 
 
+def any_told(told: bool) -> bool:
+    """Whether any process was told to stop; all call it at the same point of their work."""
+    return bool(_of_all(told).any())
+
+
+class InStep(Protocol):
+    """See `in_step`."""
+
+    def __call__(self, items: Iterable[Any], fact_of: Callable[[Any], int]) -> Iterator[Any]:
+        """See `in_step`."""
+        ...
+
+
+def in_step(
+    items: Iterable[T], fact_of: Callable[[T], int], stop: StopSignals | None = None
+) -> Iterator[T]:
+    """Items that all processes work on together, one after the other.
+
+    Args:
+      items: of this process.
+      fact_of: a number that is the same for the same item.
+      stop: is looked at before each item.
+
+    Raises:
+      Stopped: a process was told to stop; all of them leave before the same item.
+      UserError: processes have different items.
+    """
+    for item in itertools.chain(items, [None]):
+        fact = 0 if item is None else zlib.crc32(str(fact_of(item)).encode())
+        told = stop is not None and stop.requested is not None
+        all_PF = _of_all(told, fact)
+        if all_PF[:, 0].any():
+            raise Stopped((stop and stop.requested) or "a signal to another host")
+        differs = np.nonzero(all_PF[:, 1] != all_PF[0, 1])[0]
+        if len(differs):
+            raise UserError(
+                f"io.data_paths: host {differs[0]} reads other rows than host 0 does, so one of them "
+                f"could not read a stripe; see that all hosts reach the files, and start again"
+            )
+        if item is None:
+            return
+        yield item
+
+
+def _of_all(*facts: int) -> np.ndarray:
+    """uint32 `[processes, facts]`."""
+    mine = np.array(facts, np.uint32)
+    if jax.process_count() == 1:
+        return mine[None]
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(mine))
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends a process of several at once when its part fails, so that the others notice.
+    """Ends a process of several at once when its part fails or is stopped, and the others with it.
 
-    They wait for it in the next step or save, and it would wait for them in an orderly exit: only the
-    end of its connections tells them. What they see then is explained in a sentence.
+    They wait for it in the next step or save, and it would wait for them in an orderly exit. So it tells
+    them, see `_watch_others`. What is seen of a process that could not say a word is explained.
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, Stopped) as error:
         if jax.process_count() == 1:
             raise
+        _ending.set()
         code = 1
         try:
             code = explain(_explained(error))
@@ -192,12 +252,55 @@ def ending_together() -> Iterator[None]:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
+            _tell_others()
             os._exit(code)
 
 
-def _explained(error: Exception) -> Exception:
+# Where a process that ends early says so, in the store that all processes share.
+_ENDED = "s2s_jax/ended"
+# Seconds between looks at it; and that a process that ends gives the others to look, which matters where
+# it is the one that holds the store.
+_LOOK_EVERY, _TIME_TO_LOOK = 1, 4
+# Set when this process itself ends early.
+_ending = threading.Event()
+
+
+def _tell_others() -> None:
+    client = distributed.global_state.client
+    if client is None:
+        return
+    # Somebody may have said so before, or nobody may be there any more.
+    with contextlib.suppress(Exception):
+        client.key_value_set(_ENDED, str(jax.process_index()))
+    time.sleep(_TIME_TO_LOOK)
+
+
+def _watch_others() -> None:
+    """Ends this process, in a thread of its own, when another one says that it ended early."""
+
+    def watch() -> None:
+        client = distributed.global_state.client
+        while client is not None and not _ending.wait(_LOOK_EVERY):
+            try:
+                host = client.key_value_try_get(_ENDED)
+            except Exception:  # Nobody has said anything.
+                continue
+            if not _ending.is_set():
+                explain(
+                    LostHostError(
+                        f"host {host} of the job has ended, and so does host {jax.process_index()}; see "
+                        f"what that one said, and start the job again to continue from its newest "
+                        f"checkpoint"
+                    )
+                )
+                os._exit(EXIT_STOPPED)
+
+    threading.Thread(target=watch, name="s2s-watch", daemon=True).start()
+
+
+def _explained(error: BaseException) -> BaseException:
     words = "Gloo|NCCL|[Cc]onnection|UNAVAILABLE|ABORTED|DEADLINE|heartbeat|[Pp]eer|[Bb]arrier"
-    if isinstance(error, UserError | NotFiniteError) or not re.search(words, str(error)):
+    if isinstance(error, UserError | NotFiniteError | Stopped) or not re.search(words, str(error)):
         return error
     return LostHostError(
         f"another host of the job is gone, as host {jax.process_index()} sees by "
@@ -207,6 +310,7 @@ def _explained(error: Exception) -> Exception:
 
 def leave() -> None:
     """Ends the connection after a whole run; waits for the others."""
+    _ending.set()
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 

@@ -5,12 +5,10 @@ Between steps tables grow or lose ids, the validation events are ranked, and che
 
 import contextlib
 import math
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,8 +16,10 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config
 from s2s_jax.data.pipeline import Batch, Reader
-from s2s_jax.errors import NotFiniteError, UserError
+from s2s_jax.errors import NotFiniteError, Stopped, UserError
+from s2s_jax.signals import StopSignals
 from s2s_jax.training import growth, hosts, validation
+from s2s_jax.training.batches import put_stop
 from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.metrics import Meters, SkipLog, Writer
@@ -28,8 +28,9 @@ from s2s_jax.training.pair_watch import PairWatch
 from s2s_jax.training.schedule import Clock
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 
-# From the functions and the state of now to a line of metrics of the validation events.
-Evaluate = Callable[[StepFunctions, TrainState], dict[str, float]]
+# From the functions and the state of now to a line of metrics of the validation events; what is done one
+# after the other goes through the last argument.
+Evaluate = Callable[[StepFunctions, TrainState, hosts.InStep], dict[str, float]]
 
 
 class Job(NamedTuple):
@@ -49,14 +50,17 @@ class Job(NamedTuple):
     checkpoints: Checkpoints
     items: ItemSource | None
 
-    def functions(self, plan: GrowthPlan, clock: Clock | None = None) -> StepFunctions:
+    def functions(
+        self, plan: GrowthPlan, clock: Clock | None = None, step: int = 0
+    ) -> StepFunctions:
         """Pure functions over the devices, for tables as large as they are now.
 
         Args:
           plan: of the growth of tables.
           clock: of the run; None where no steps are taken.
+          step: functions are for tables as large as they will be in it, if it is not past.
         """
-        return make_step_functions(self.config, self.mesh, plan.capacities_now(), clock)
+        return make_step_functions(self.config, self.mesh, plan.capacities_now(step), clock)
 
 
 class Progress(NamedTuple):
@@ -69,6 +73,7 @@ class Progress(NamedTuple):
       plan: of the growth of tables.
       evaluations: so far.
       clock: that learning rates follow.
+      unwritten: lines of metrics up to here that metrics.jsonl lacks.
     """
 
     step: int
@@ -77,47 +82,13 @@ class Progress(NamedTuple):
     plan: GrowthPlan
     evaluations: validation.Progress
     clock: Clock
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGINT for the loop to see; a second one ends the process at once.
-
-    Several processes must stop after the same step. So each sends with its batches whether it was told
-    to, and all hear of it in the metrics of the same step.
-
-    Attributes:
-      requested: name of the signal that came, None if none did.
-    """
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._heard = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    unwritten: Sequence[dict[str, float]] = ()
 
     @property
-    def now(self) -> bool:
-        """Whether to take no further step."""
-        alone = jax.process_count() == 1
-        return self._heard or (alone and self.requested is not None)
-
-    def hear(self, told: bool) -> None:
-        """Takes in whether any process was told to stop, as a step's metrics say."""
-        self._heard = self._heard or told
-        if told and self.requested is None:
-            self.requested = "a signal to another host"
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+    def done(self) -> bool:
+        """Whether there is no further step to take, and nothing to evaluate."""
+        end_step = self.clock.end_step
+        return self.step >= end_step and not self.evaluations.due(self.step, end_step)
 
 
 class Loop:
@@ -130,7 +101,7 @@ class Loop:
         total_steps: int,
         writer: Writer | None,
         stop: StopSignals,
-        evaluate: Evaluate,
+        evaluate: Evaluate | None,
     ):
         """Stands before the first step.
 
@@ -140,10 +111,13 @@ class Loop:
           total_steps: at which it ends.
           writer: of metrics; None in all processes but the first.
           stop: signals.
-          evaluate: ranks the validation events; called where `eval.every_steps` says.
+          evaluate: ranks the validation events; called where `eval.every_steps` says, None if it says
+            nowhere.
         """
         self._job, self._total_steps, self._writer, self._stop = job, total_steps, writer, stop
-        self._step, self._state, self._meters, self._plan, self._evaluations, self._clock = progress
+        self._step, self._state, self._meters, self._plan = progress[:4]
+        self._evaluations, self._clock = progress.evaluations, progress.clock
+        self._place = job.reader.place
         self._evaluate = evaluate
         self._saved_step = self._step
         self._evictions = Evictions(job.config, job.mesh)
@@ -155,26 +129,28 @@ class Loop:
         self._pending: tuple[int, Any, float] | None = None
         self._compiled: Any = None
         self._functions: StepFunctions | None = None
+        self._alone = jax.process_count() == 1
+        # Whether all processes know that one was told to stop.
+        self._agreed = False
 
-    def run(self) -> None:
-        """Runs to the end, or to a stop, and saves.
+    def run(self) -> bool:
+        """Runs to the end, or to a stop, and saves; returns whether it was told to stop.
 
         Raises:
           UserError: a batch cannot be read, a table is full or nothing is left to learn from; what was
-            trained is saved.
+            trained is saved. Or something cannot be written; what was trained is saved if it can be.
           NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
         """
-        # Hidden copies between host and device would be slow, so they fail instead.
-        with contextlib.closing(self._profile), jax.transfer_guard("disallow"):
-            while (
-                self._step < self._total_steps
-                and not self._stop.now
-                and not self._evaluations.exhausted
-            ):
-                self._grow_and_evict()
-                batch, waited = self._next_batch()
-                self._take_step(batch, waited)
-                self._evaluate_and_save()
+        try:
+            # Hidden copies between host and device would be slow, so they fail instead.
+            with contextlib.closing(self._profile), jax.transfer_guard("disallow"):
+                self._take_steps()
+        except (UserError, OSError):
+            # Of several processes the others know nothing of it and could not save with this one.
+            if self._alone and not self._job.checkpoints.failed:
+                self._save()
+            self._job.checkpoints.wait()
+            raise
         self._save()
         self._refuse(self._pairs.nothing)
         if self._evaluations.exhausted:
@@ -183,15 +159,75 @@ class Loop:
                 f"row were no better than that of step {self._evaluations.best_step}"
             )
         self._job.checkpoints.wait()
+        return self._stopping and not self._done
+
+    def _take_steps(self) -> None:
+        # A run that was stopped between saving and evaluating has yet to evaluate.
+        self._evaluate_if_due()
+        while not self._stopping and not self._done:
+            self._refuse(self._plan.full)
+            self._refuse(self._pairs.nothing)
+            asked = time.perf_counter()
+            batch = self._next_batch()
+            if batch is None:
+                return
+            waited = time.perf_counter() - asked
+            arrays: dict[str, jax.Array] = batch.arrays
+            if self._job.items is not None:
+                arrays = arrays | self._job.items.draw(self._step + 1)
+            if self._compiled is None or self._plan.due(self._step + 1):
+                if not self._compile(arrays):
+                    return
+                waited = 0.0
+            self._grow_and_evict()
+            self._take_step(batch, arrays, waited)
+            self._save_and_evaluate()
+
+    @property
+    def _done(self) -> bool:
+        """Whether there is no further step to take, and nothing to evaluate."""
+        if self._evaluations.exhausted:
+            return True
+        due = self._evaluations.due(self._step, self._total_steps)
+        return self._step >= self._total_steps and not due
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether to take no further step, which all processes see alike."""
+        return self._agreed or (self._alone and self._stop.requested is not None)
+
+    def _next_batch(self) -> Batch | None:
+        """The next batch; None if told to stop while waiting for it."""
+        if not self._alone:
+            return next(self._job.reader)
+        try:
+            with self._stop.at_once():
+                return next(self._job.reader)
+        except Stopped:
+            return None
+
+    def _compile(self, arrays: dict[str, jax.Array]) -> bool:
+        """Compiles the next step, before tables grow for it; returns False if told to stop meanwhile."""
+        # Steps before are not part of what is timed anew.
+        self._read_pending()
+        functions = self._job.functions(self._plan, self._clock, self._step + 1)
+        arrays = arrays | put_stop(False, self._job.mesh)
+        compiled = self._stop.unless_told(
+            lambda: functions.train_step.lower(functions.abstract, arrays).compile()
+        )
+        if hosts.any_told(self._stop.requested is not None):
+            self._agreed = True
+            return False
+        self._functions, self._compiled = functions, compiled
+        # Rates leave out compilation and the first reading.
+        self._meters.start_rates()
+        return True
 
     def _grow_and_evict(self) -> None:
-        self._refuse(self._plan.full)
-        self._refuse(self._pairs.nothing)
         for name in self._plan.take(self._step + 1):
             hosts.say(f"step {self._step}: table {name} grows")
             with jax.transfer_guard("allow"):
                 self._state = growth.doubled(self._state, name, self._job.mesh)
-            self._compiled = None
         self._state = self._evictions.before(self._step + 1, self._state)
 
     def _refuse(self, reason: str | None) -> None:
@@ -201,48 +237,33 @@ class Loop:
             self._job.checkpoints.wait()
             raise UserError(reason)
 
-    def _next_batch(self) -> tuple[Batch, float]:
-        """The next batch, and how many seconds it was waited for."""
-        asked = time.perf_counter()
-        try:
-            batch = next(self._job.reader)
-        except UserError:
-            # Nothing trained is lost; the position is that of before the batch that failed. Of several
-            # processes the others know nothing of it and could not save with this one.
-            if jax.process_count() == 1:
-                self._save()
-            raise
-        return batch, time.perf_counter() - asked
-
-    def _take_step(self, batch: Batch, waited: float) -> None:
-        self._skips.add(batch.skipped)
-        arrays = batch.arrays
-        if self._job.items is not None:
-            arrays = arrays | self._job.items.draw(self._step + 1)
-        if self._compiled is None:
-            # Steps before are not part of what is timed anew.
-            self._read_pending()
-            self._functions = self._job.functions(self._plan, self._clock)
-            self._compiled = self._functions.train_step.lower(self._state, arrays).compile()
-            # Rates leave out compilation and the first reading.
-            self._meters.start_rates()
-            waited = 0.0
+    def _take_step(self, batch: Batch, arrays: dict[str, jax.Array], waited: float) -> None:
+        if not self._alone:
+            told = put_stop(self._stop.requested is not None, self._job.mesh)
+            arrays = arrays | told
         self._profile.before(self._step + 1)
         self._state, metrics = self._compiled(self._state, arrays)
-        self._read_pending()
+        last, self._pending = self._pending, (self._step + 1, metrics, waited)
         self._step += 1
-        self._pending = (self._step, metrics, waited)
+        # From here on all is that of the new step, whatever fails.
+        self._place = batch.after
+        self._read(last)
+        self._skips.add(batch.skipped)
+        self._job.checkpoints.check()
         self._profile.after(self._step, self._state)
 
     def _read_pending(self) -> None:
         """Reads the metrics of the last step, if they have not been read."""
-        if self._pending is None:
+        last, self._pending = self._pending, None
+        self._read(last)
+
+    def _read(self, last: tuple[int, Any, float] | None) -> None:
+        if last is None:
             return
-        step, metrics, waited = self._pending
-        self._pending = None
+        step, metrics, waited = last
         values = {name: _total(x) for name, x in jax.device_get(metrics).items()}
         _check_finite(step, values, self._job.checkpoints)
-        self._stop.hear(bool(values["stop"]))
+        self._agreed = self._agreed or bool(values["stop"])
         self._plan.hear(step, values)
         self._pairs.hear(step, values)
         self._meters.add(values, waited)
@@ -253,45 +274,73 @@ class Loop:
             if self._writer is not None:
                 self._writer.write(line)
 
-    def _evaluate_and_save(self) -> None:
-        settings = self._job.config.train
-        if self._evaluations.due(self._step, self._total_steps):
-            self._save(self._evaluation())
-        elif (
-            self._step % settings.save_steps == 0
+    def _save_and_evaluate(self) -> None:
+        evaluates = self._evaluations.due(self._step, self._total_steps)
+        if (
+            evaluates
+            or self._step % self._job.config.train.save_steps == 0
             or self._step == self._total_steps
-            or self._stop.now
+            or self._stopping
         ):
             self._save()
+        self._evaluate_if_due()
 
-    def _evaluation(self) -> float:
-        """Writes an evaluation of this step, and returns what the best is chosen by."""
-        assert self._functions is not None, "a step came before"
-        self._read_pending()
+    def _evaluate_if_due(self) -> None:
+        """Evaluates this step, which is saved, and writes what was found.
+
+        One that is interrupted is given up, and done from the beginning when the run goes on.
+        """
+        if self._stopping or not self._evaluations.due(self._step, self._total_steps):
+            return
+        if self._functions is None:
+            self._functions = self._job.functions(self._plan, self._clock)
         begun = time.perf_counter()
-        with jax.transfer_guard("allow"):
-            line = {"step": self._step} | self._evaluate(self._functions, self._state)
-        self._evaluations.hear(line)
-        name = f"eval/{self._job.config.eval.metric}"
+        found = self._evaluation(self._functions)
+        if found is None:
+            return
+        line = {"step": self._step} | found
         if self._writer is not None:
             self._writer.write(line)
+        self._evaluations.hear(line)
+        name = f"eval/{self._job.config.eval.metric}"
         hosts.say(
             f"step {self._step}: {name} {line[name]:.4f} of {line['eval/users']:,.0f} users, best at "
             f"step {self._evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
         )
         self._meters.start_rates()
-        return line[name]
 
-    def _save(self, metric: float | None = None) -> None:
+    def _evaluation(self, functions: StepFunctions) -> dict[str, float] | None:
+        """What an evaluation finds; None if told to stop meanwhile."""
+
+        assert self._evaluate is not None, "evaluations are due"
+        evaluation = self._evaluate
+
+        def evaluate() -> dict[str, float]:
+            with jax.transfer_guard("allow"):
+                return evaluation(functions, self._state, self._in_step)
+
+        try:
+            return self._stop.unless_told(evaluate) if self._alone else evaluate()
+        except Stopped:
+            self._agreed = True
+            return None
+
+    def _in_step(self, items: Iterable[Any], fact_of: Callable[[Any], int]) -> Iterator[Any]:
+        return hosts.in_step(items, fact_of, self._stop)
+
+    def _save(self) -> None:
         self._read_pending()
         if self._step > self._saved_step and not self._pairs.none_yet:
-            reached = {
-                "reader": self._job.reader.get_state(),
+            reached: dict[str, Any] = {
+                "reader": self._job.reader.get_state(self._place),
                 "meters": self._meters.get_state(),
                 "growth": self._plan.get_state(),
                 "clock": self._clock.get_state(),
             }
-            self._job.checkpoints.save(self._step, self._state, reached, metric)
+            if self._writer is not None and self._writer.unwritten:
+                reached["unwritten"] = self._writer.unwritten
+            checkpoints, values = self._job.checkpoints, self._evaluations.values
+            checkpoints.save(self._step, self._state, reached, values)
             self._saved_step = self._step
 
 

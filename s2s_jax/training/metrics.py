@@ -1,20 +1,23 @@
 """Running means, and where they are written: metrics.jsonl, TensorBoard, the terminal."""
 
 import contextlib
+import itertools
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
 
 from s2s_jax.data.index import Skipped
 from s2s_jax.training.flops import AtPeak
+from s2s_jax.training.tensorboard import EventFile
+from s2s_jax.writing import explained, replacing
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
 # Sums since the start of the run, told where there are any.
@@ -121,7 +124,14 @@ def read_lines(run_dir: Path) -> list[dict[str, float]]:
 class Writer:
     """Writes lines to metrics.jsonl, TensorBoard and the terminal."""
 
-    def __init__(self, run_dir: Path, step: int, total_steps: int, tensorboard: bool):
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        total_steps: int,
+        tensorboard: bool,
+        unwritten: Sequence[dict[str, float]] = (),
+    ):
         """Opens the files of a run that stands at `step`; lines after it are taken out.
 
         Args:
@@ -129,16 +139,27 @@ class Writer:
           step: steps done, 0 or that of the checkpoint that the run continues from.
           total_steps: steps at which it ends.
           tensorboard: write event files too.
+          unwritten: lines up to `step` that could not be written before.
+
+        Raises:
+          UserError: metrics.jsonl cannot be written.
         """
-        kept = [line for line in read_lines(run_dir) if line["step"] <= step]
-        path = run_dir / "metrics.jsonl"
-        unfinished = path.with_suffix(".jsonl.tmp")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        unfinished.replace(path)
-        self._jsonl = path.open("a")
-        self._tensorboard = None
+        self._path = run_dir / "metrics.jsonl"
+        found = read_lines(run_dir)
+        if step == 0 and found:
+            _set_aside(self._path)
+        kept = [line for line in found if line["step"] <= step]
+        kept += [line for line in unwritten if line not in kept]
+        with replacing(self._path) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with explained(self._path):
+            # Unbuffered, so that it is known what was written.
+            self._jsonl = self._path.open("ab", buffering=0)
+        self._unwritten: list[dict[str, float]] = []
+        self._tensorboard: EventFile | None = None
         if tensorboard:
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+            with self._or_without_tensorboard():
+                self._tensorboard = EventFile(run_dir / "tensorboard", step)
         self._progress = _Progress(step, total_steps)
 
     def __enter__(self) -> Self:
@@ -151,20 +172,73 @@ class Writer:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
+    @property
+    def unwritten(self) -> list[dict[str, float]]:
+        """Lines that metrics.jsonl does not have because it could not be written."""
+        return list(self._unwritten)
+
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`."""
         self._progress.advance(step)
 
     def write(self, line: dict[str, float]) -> None:
-        """Writes a line of training metrics or of an evaluation."""
-        self._jsonl.write(json.dumps(line) + "\n")
-        self._jsonl.flush()
+        """Writes a line of training metrics or of an evaluation.
+
+        Raises:
+          UserError: metrics.jsonl cannot be written. TensorBoard, which has nothing besides, is done
+            without.
+        """
         if self._tensorboard is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, int(line["step"]))
+            values = {name: value for name, value in line.items() if name != "step"}
+            with self._or_without_tensorboard():
+                self._tensorboard.write(int(line["step"]), values)
         if "loss" in line:
             self._progress.show(line)
+        self._unwritten.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in self._unwritten)
+        with explained(self._path):
+            self._append(text.encode())
+        self._unwritten = []
+
+    def _append(self, data: bytes) -> None:
+        """Writes all of `data` or, as far as that can be undone, nothing."""
+        before = os.fstat(self._jsonl.fileno()).st_size
+        try:
+            while data:
+                data = data[self._jsonl.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._jsonl.fileno(), before)
+            raise
+
+    @contextlib.contextmanager
+    def _or_without_tensorboard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+                self._tensorboard = None
+            print(
+                f"TensorBoard's files cannot be written ({error.strerror or error}); the run goes on "
+                f"without them, metrics.jsonl has the same numbers",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _set_aside(path: Path) -> None:
+    """Keeps the metrics of a run whose checkpoints are gone when another begins in its directory."""
+    number = next(n for n in itertools.count(1) if not path.with_suffix(f".{n}.jsonl").exists())
+    kept = path.with_suffix(f".{number}.jsonl")
+    with explained(kept):
+        path.rename(kept)
+    print(
+        f"{path.parent} has metrics but no checkpoint to go on from: training begins anew, and what "
+        f"{path.name} had is in {kept.name}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class SkipLog:
@@ -185,13 +259,17 @@ class SkipLog:
         self.add(skipped_files)
 
     def add(self, skipped: Sequence[Skipped]) -> None:
-        """Lists, here and on stderr, what is not listed yet."""
+        """Lists, here and on stderr, what is not listed yet.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         for one in skipped:
             if (one.file, one.stripe) not in self._known:
-                self._known.add((one.file, one.stripe))
-                with self._path.open("a") as file:
-                    file.write(json.dumps(one._asdict()) + "\n")
                 print(f"skipped: {one.reason}", file=sys.stderr, flush=True)
+                with explained(self._path), self._path.open("a") as file:
+                    file.write(json.dumps(one._asdict()) + "\n")
+                self._known.add((one.file, one.stripe))
 
 
 class _Progress:

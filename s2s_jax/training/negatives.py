@@ -82,6 +82,7 @@ class ItemSource:
 
     Attributes:
       items: I.
+      fingerprint: of the items and their counts.
     """
 
     def __init__(self, config: Config, mesh: Mesh):
@@ -95,6 +96,7 @@ class ItemSource:
             catalogue = collect(config, config.eval.held_out)
         else:
             catalogue = load(config.loss.catalogue, config)
+        self.fingerprint = catalogue.fingerprint()
         self._ids = catalogue.ids
         self._numbers = ItemNumbers(catalogue, config)
         shares = np.rint(catalogue.count_I / catalogue.count_I.sum() * SHARE_UNIT)

@@ -14,6 +14,7 @@ class Progress:
     """The evaluations of a run so far.
 
     Attributes:
+      values: `eval.metric` of each step that was evaluated.
       best_step: the step of the best, None before the first.
     """
 
@@ -21,6 +22,7 @@ class Progress:
         """Args: the settings, and lines of metrics.jsonl up to the step that the run stands at."""
         self._settings = settings
         self._name = f"eval/{settings.metric}"
+        self.values: dict[int, float] = {}
         self.best_step: int | None = None
         self._best = -1.0
         self._since_best = 0
@@ -31,17 +33,22 @@ class Progress:
         """Takes in a line of metrics.jsonl."""
         if self._name not in line:
             return
+        self.values[int(line["step"])] = line[self._name]
         if line[self._name] > self._best:
             self._best, self.best_step, self._since_best = line[self._name], int(line["step"]), 0
         else:
             self._since_best += 1
 
     def due(self, step: int, last_step: int) -> bool:
-        """Whether to evaluate after `step` of a run that ends at `last_step`, where rates are least."""
+        """Whether to evaluate after `step` of a run that ends at `last_step`, where rates are least.
+
+        So it is until that has been done: a run that was stopped before evaluates when it goes on.
+        """
         every = self._settings.every_steps
         if every == "auto":
             every = max(last_step // _EVALUATIONS, 1)
-        return every is not None and (step % every == 0 or step == last_step)
+        at_step = every is not None and (step % every == 0 or step == last_step)
+        return at_step and step > 0 and step not in self.values
 
     @property
     def exhausted(self) -> bool:

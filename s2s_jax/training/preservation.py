@@ -1,0 +1,26 @@
+"""Which checkpoints of a run are kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class NewestAndBest:
+    """Which checkpoints Orbax keeps: the newest, and the best as far as it is known.
+
+    Attributes:
+      evaluations: how good the states of some steps are.
+    """
+
+    def __init__(self, newest: int):
+        self._newest = newest
+        self.evaluations: Mapping[int, float] = {}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax' question, about all checkpoints by rising step."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(steps[-self._newest :])
+        evaluated = [step for step in steps if step in self.evaluations]
+        if evaluated:
+            # Of equals the first, as `validation.Progress` has it.
+            kept.add(max(evaluated, key=lambda step: (self.evaluations[step], -step)))
+        return [step in kept for step in steps]

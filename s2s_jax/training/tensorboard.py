@@ -1,0 +1,52 @@
+"""Event files for TensorBoard.
+
+Written at once, by the thread that has something to write: TensorBoardX's own writer hands events to a
+thread that a full disk ends unnoticed, after which the queue to it fills up and blocks.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
+
+# Classes that protobuf makes when it is imported.
+_Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+_SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class EventFile:
+    """One event file."""
+
+    def __init__(self, directory: Path, step: int):
+        """Makes a file of a run that stands at `step`; what other files have of later steps is void.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(directory / "events"), "")
+        self._file.write_event(_Event(step=step + 1, file_version="brain.Event:2"))
+        start = _SessionLog(status=_SessionLog.START)
+        self._file.write_event(_Event(step=step + 1, session_log=start))
+        self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers of a step.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        for name, value in values.items():
+            event = _Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+            self._file.write_event(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; what could not be written is dropped."""
+        with contextlib.suppress(OSError):
+            self._file.close()
