@@ -21,10 +21,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import orc, orc_writer
-from s2s_jax.data.conversion import sources, sql
+from s2s_jax.data.conversion import movielens, sources, sql, text_files
 from s2s_jax.data.conversion.grouping import Grouping
-from s2s_jax.data.conversion.selection import Selection, movielens, parse
-from s2s_jax.data.conversion.sources import CsvFormat, Layout
+from s2s_jax.data.conversion.selection import Selection, parse
+from s2s_jax.data.conversion.sources import Layout
+from s2s_jax.data.conversion.text_files import CsvFormat, default_delimiter, read_header
 from s2s_jax.errors import EXIT_DONE, MachineError, UserError, run_door
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
@@ -91,6 +92,7 @@ class Converted:
       events: their events.
       skipped: what was left out, in words; empty if nothing was.
       bags: the most ids that an event has, of each column in which one has several.
+      notes: what the user may not expect of the files that were read, a sentence each.
     """
 
     paths: list[Path]
@@ -98,6 +100,7 @@ class Converted:
     events: int
     skipped: tuple[str, ...]
     bags: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def convert(settings: Settings) -> Converted:
@@ -113,18 +116,19 @@ def convert(settings: Settings) -> Converted:
     refuse_addresses_in(settings, "--", positional=("paths",))
     _check_numbers(settings)
     chosen = None if settings.layout == "auto" else settings.layout
-    layout, files = sources.find(settings.paths, chosen)
+    found = sources.find(settings.paths, chosen, settings.out)
+    layout, files = found.layout, found.files
     _check_flags(settings, layout)
     if layout == "orc":
-        return _rewrite(settings, files)
+        return dataclasses.replace(_rewrite(settings, files), notes=tuple(found.notes))
     if layout == "movielens":
-        selection = movielens(files[0])
+        selection = movielens.selection(files[0])
     else:
         features = parse(settings.features, settings.bags, settings.bag_separator)
         selection = Selection(
             user=settings.user, time=settings.time, features=features, missing=settings.missing
         )
-    return _sort(settings, layout, files, selection)
+    return dataclasses.replace(_sort(settings, layout, files, selection), notes=tuple(found.notes))
 
 
 def main(argv: list[str]) -> int:
@@ -142,6 +146,8 @@ def main(argv: list[str]) -> int:
         use_underscores=True,
     )
     done = convert(settings)
+    for note in done.notes:
+        print(note)
     left_out = ", ".join(done.skipped) or "nothing"
     print(
         f"wrote {_count(len(done.paths), 'file')} with {_count(done.rows, 'user')} and "
@@ -199,9 +205,10 @@ def _sort(
         if layout == "parquet":
             scans = [store.parquet(path) for path in files]
         elif layout == "jsonl":
-            scans = [sql.scan_json(path, selection.columns) for path in files]
+            scans = [sql.scan_json(p, selection.columns, text_files.is_array(p)) for p in files]
         else:
             scans = [_scan_csv(path, settings, layout) for path in files]
+        scans = [sql.with_partitions(s, sources.partition_values(s.path)) for s in scans]
         store.prepare(scans)
         sizes = [path.stat().st_size for path in files]
         read = size = 0
@@ -236,13 +243,13 @@ def _sort(
 
 def _scan_csv(path: Path, settings: Settings, layout: Layout) -> sql.Scan:
     if layout == "movielens":
-        form = sources.ratings_format(path)
+        form = movielens.ratings_format(path)
     else:
-        delimiter = sources.default_delimiter(path)
+        delimiter = default_delimiter(path)
         if settings.delimiter is not None:
             delimiter = settings.delimiter.replace("\\t", "\t")
         form = CsvFormat(delimiter, settings.quote, settings.columns or None)
-    return sql.scan_csv(path, form, form.columns or sources.read_header(path, form))
+    return sql.scan_csv(path, form, form.columns or read_header(path, form))
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def _add(path: Path, found: Found) -> None:
         comma = " (paths are separated by commas)" if "," in str(path) else ""
         raise UserError(f"io.data_paths: {path} does not exist{comma}")
     inside, hidden = [], []
-    for file in sorted(_walk(path, found.circles)):
+    for file in sorted(walk(path, found.circles)):
         (hidden if _hidden(file, path) else inside).append(file)
     named = [file for file in inside if file.suffix == ".orc"]
     chosen = named or inside
@@ -149,8 +149,12 @@ def _add(path: Path, found: Found) -> None:
         found.left_out.extend(f for f in inside if f.suffix != ".orc" and _is_orc(f))
 
 
-def _walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
-    """All files below a directory, also through links; links that make a circle are noted instead."""
+def walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
+    """All files below a directory, also through links; links that make a circle are noted instead.
+
+    Raises:
+      OSError: a directory cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise error

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet
 
 from s2s_jax.data.conversion import id_texts, sql
 from s2s_jax.data.conversion.selection import Selection
@@ -106,8 +107,15 @@ class EventStore:
         """
         scan = sql.scan_parquet(path)
         found = self._run(f"DESCRIBE SELECT * FROM {scan}", str(path))
-        columns = {row[0]: sql.Column(sql.name(row[0]), row[1]) for row in found}
-        return sql.Scan(path, scan, columns)
+        try:
+            # As they are in the file: DuckDB gives others to those that differ only in case.
+            names = pyarrow.parquet.read_schema(path).names
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: expected a Parquet file ({_reason(error)})") from error
+        assert len(names) == len(found)
+        pairs = zip(names, found, strict=True)
+        columns = {name: sql.Column(sql.name(row[0]), row[1]) for name, row in pairs}
+        return sql.Scan(path, scan, columns, sql.repeated(names))
 
     def prepare(self, scans: Sequence[sql.Scan]) -> None:
         """Makes the table for the events of `scans`.
@@ -122,6 +130,10 @@ class EventStore:
                     raise UserError(
                         f"{scan.path}: no column {column} ({flag}); it has "
                         f"{', '.join(scan.columns) or 'no columns'}"
+                    )
+                if column in scan.twice:
+                    raise UserError(
+                        f"{scan.path}: {column} ({flag}) is the name of several columns; rename them"
                     )
                 found = scan.columns[column].type
                 if not sql.supported(found, lists=flag == "--features"):
@@ -260,6 +272,7 @@ class EventStore:
             )
         if self._is_json:
             self._check_keys(found)
+            self._refuse_objects()
         return Skipped(self._bad_lines, users, times)
 
     def _survey(self) -> dict[str, int]:
@@ -310,6 +323,22 @@ class EventStore:
                     f"{self._firsts[0][1]}: expected objects with the key {feature.column} "
                     f"(--features), found no value of it in {found['rows']:,} events; correct its name, "
                     f"or leave it out"
+                )
+
+    def _refuse_objects(self) -> None:
+        """Refuses ids that are JSON objects, or arrays in arrays."""
+        names = {"u": (self._selection.user, "--user")}
+        names |= {f"f{i}": (f.column, "--features") for i, f in enumerate(self._selection.features)}
+        for column, (name, flag) in names.items():
+            ids = column if self._kept[column].endswith("[]") else f"[{column}]"
+            nested = "(starts_with(v, '{') OR starts_with(v, '[')) AND json_valid(v)"
+            found = self._run(
+                f"SELECT v FROM (SELECT unnest([v FOR v IN {ids} IF {nested}]) AS v FROM events) LIMIT 1"
+            )
+            for (value,) in found:
+                raise UserError(
+                    f"{self._firsts[0][1]}: key {name} ({flag}): expected numbers, texts or arrays of "
+                    f"them, found {_shorten(value)}; name a key inside objects as {name}.KEY"
                 )
 
     def _refuse_first(self, bad: int, time_kind: str) -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from s2s_jax.data.conversion import sources
 from s2s_jax.errors import UserError
 
 # What is written of every event, and the flags that say which columns it comes from.
@@ -87,17 +85,3 @@ def parse(features: Sequence[str], bags: Sequence[str], bag_separator: str) -> t
     if bags and not bag_separator:
         raise UserError("--bag_separator: expected at least one character, found none")
     return tuple(parsed.values())
-
-
-def movielens(ratings: Path) -> Selection:
-    """Items, ratings as behaviours and, where the movies are beside the ratings, genres as categories.
-
-    Raises:
-      UserError: the movies cannot be read.
-    """
-    features = [Feature(name="item_id", column="movieId")]
-    genres = sources.read_genres(ratings)
-    if genres is not None:
-        features.append(Feature(name="cate_id", column="movieId", ids=genres))
-    features.append(Feature(name="behavior_id", column="rating", prefix="rate"))
-    return Selection(user="userId", time="timestamp", features=tuple(features))

@@ -1,15 +1,16 @@
-"""Event logs on disk: which files, in which layout, with which columns and categories."""
+"""Event logs on disk: which files, in which layout."""
 
-import csv
-import dataclasses
 import glob
-import io
-from collections.abc import Iterator, Sequence
+import gzip
+import os
+import re
+import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import pyarrow as pa
-
+from s2s_jax.data.conversion import movielens
+from s2s_jax.data.files import walk
 from s2s_jax.errors import UserError
 
 Layout = Literal["csv", "parquet", "jsonl", "movielens", "orc"]
@@ -21,70 +22,112 @@ _SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "orc": (".orc",),
 }
 _COMPRESSIONS = (".gz", ".zst")
-_RATINGS = ("ratings.dat", "ratings.csv")
-_NO_GENRES = "(no genres listed)"
+# What lies in the directory of a table whose files may hold rows that were deleted or replaced.
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+_HIVE_CHANGES = re.compile(r"(delta|delete_delta)_\d+(_\d+)+")
+# Hive's name for the directory of rows without a value.
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
-@dataclasses.dataclass(frozen=True)
-class CsvFormat:
-    """How the lines of a text file are cut.
+class Sources(NamedTuple):
+    """What is converted.
 
     Attributes:
-      delimiter: between columns.
-      quote: around texts that hold delimiters; empty: none.
-      columns: names, where the first line does not have them.
+      layout: of all files.
+      files: in the order in which they are read.
+      notes: what the user may not expect, a sentence each.
     """
 
-    delimiter: str
-    quote: str
-    columns: tuple[str, ...] | None
+    layout: Layout
+    files: list[Path]
+    notes: list[str]
 
 
-def find(paths: Sequence[str], layout: Layout | None) -> tuple[Layout, list[Path]]:
-    """The files that `paths` name, in the order in which they are read.
+def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
+    """The files that `paths` name.
 
     A path is a file, a directory or a glob pattern. A directory gives, sorted, the files below it
-    whose names end as the layout's do or, where there are none and the layout is given, all of them;
-    names that begin with `.` or `_` are passed over. MovieLens is one directory, and gives its ratings.
+    whose names end as the layout's do or, where there are none and the layout is given, all of them.
+    Links are followed. Names that begin with `.` or `_` are passed over, and so is `out` inside a
+    directory. MovieLens is one directory, and gives its ratings. Files of 0 bytes have no events.
 
     Args:
       paths: what is named.
       layout: of the files; None: what their names tell.
+      out: where the log is written.
 
     Raises:
-      UserError: nothing is named or found, a file is named twice, or the layout cannot be told.
+      UserError: nothing is named or found, a file is named twice, the layout cannot be told, or a
+        directory belongs to a table that keeps deleted rows.
     """
     if not paths:
         raise UserError("expected files or directories with events, found none; name some")
     named = [path for text in paths for path in _expand(text)]
-    ratings = [named[0] / name for name in _RATINGS] if len(named) == 1 else []
-    ratings = [path for path in ratings if path.is_file()]
-    if layout == "movielens" or (layout is None and ratings):
-        if not ratings:
+    ratings = movielens.find(named[0]) if len(named) == 1 else None
+    if layout == "movielens":
+        if ratings is None:
             raise UserError(
-                f"--layout: movielens is one directory with {' or '.join(_RATINGS)}, found "
+                f"--layout: movielens is one directory with {' or '.join(movielens.RATINGS)}, found "
                 f"{', '.join(paths)}; name such a directory or another layout"
             )
-        return "movielens", ratings[:1]
+        return Sources("movielens", [ratings], movielens.notes(ratings))
+    if layout is None and ratings is not None and movielens.is_movielens(ratings):
+        return Sources("movielens", [ratings], movielens.notes(ratings))
     files: list[Path] = []
+    notes: list[str] = []
     for path in named:
-        files += _below(path, layout) if path.is_dir() else [path]
+        try:
+            files += _below(path, layout, out, notes) if path.is_dir() else [path]
+        except OSError as error:
+            raise UserError(f"{path} cannot be looked at ({error})") from error
     _refuse_twice(files)
-    return layout or _tell_layout(files), files
+    layout = layout or _tell_layout(files)
+    empty = [path for path in files if _is_empty(path)]
+    if empty and layout != "orc" and len(empty) < len(files):
+        notes.append(f"{count(empty, 'empty file')} taken as having no events")
+        files = [path for path in files if path not in empty]
+    return Sources(layout, files, notes)
+
+
+def partition_values(path: Path) -> dict[str, str | None]:
+    """What the directories of a file say about its events, as `day=2015-01-01` does."""
+    values: dict[str, str | None] = {}
+    for part in path.absolute().parent.parts:
+        name, equals, value = part.partition("=")
+        if name and equals:
+            known = None if value == _NO_VALUE else urllib.parse.unquote(value)
+            values[urllib.parse.unquote(name)] = known
+    return values
+
+
+def count(paths: Sequence[Path], noun: str) -> str:
+    """How many paths there are, with the first, as the subject of a sentence."""
+    if len(paths) == 1:
+        return f"1 {noun} ({paths[0]}) is"
+    return f"{len(paths):,} {noun}s ({paths[0]} and others) are"
 
 
 def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
-    if path.exists():
+    if os.path.lexists(path):
+        if not path.exists():
+            raise UserError(f"{text} is a link to nowhere; name files or directories with events")
         return [path]
     found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
     if not found:
         raise UserError(f"{text} does not exist; name files or directories with events")
+    for name in found:
+        _refuse_table(Path(name) if Path(name).is_dir() else Path(name).parent)
     return [Path(name) for name in found]
 
 
-def _below(directory: Path, layout: Layout | None) -> list[Path]:
-    inside = sorted(p for p in directory.rglob("*") if p.is_file() and not _hidden(p, directory))
+def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) -> list[Path]:
+    _refuse_table(directory)
+    circles: list[Path] = []
+    everything = sorted(walk(directory, circles))
+    inside = [path for path in everything if not _hidden(path, directory)]
+    inside = _each_once(_without(inside, directory, out, notes), notes)
+    _refuse_inner_tables(directory, everything)
     if layout is None:
         found = [path for path in inside if _layout_of(path) is not None]
     else:
@@ -95,7 +138,68 @@ def _below(directory: Path, layout: Layout | None) -> list[Path]:
             f"{', '.join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)}; name the "
             f"files, or their layout with --layout"
         )
+    left_out = [path for path in inside if path not in set(found)]
+    left_out += [p for p in everything if _hidden(p, directory) and _layout_of(p) is not None]
+    if left_out:
+        notes.append(
+            f"warning: {count(left_out, 'file')} left out because of the name; name such files one by "
+            f"one, or with --layout, to read them"
+        )
+    if circles:
+        notes.append(
+            f"{count(circles, 'linked folder')} not followed: they lead back to a folder they are in"
+        )
     return found
+
+
+def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) -> list[Path]:
+    """All but those of an earlier log that is written into a directory of the sources."""
+    real, top = os.path.realpath(out), os.path.realpath(directory)
+    if real == top:
+        return files
+    own = {path for path in files if os.path.realpath(path).startswith(real + os.sep)}
+    if own:
+        notes.append(f"{count(sorted(own), 'file')} left out, being in --out")
+    return [path for path in files if path not in own]
+
+
+def _each_once(files: list[Path], notes: list[str]) -> list[Path]:
+    """Without those that are in the list by another path, too: of a link and its file, the file."""
+    by_real: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: os.path.realpath(path) != os.path.abspath(path)):
+        by_real.setdefault(os.path.realpath(path), path)
+    chosen = set(by_real.values())
+    again = [path for path in files if path not in chosen]
+    if again:
+        notes.append(f"{count(again, 'linked file')} read only once, under the other name")
+    return [path for path in files if path in chosen]
+
+
+def _refuse_table(directory: Path) -> None:
+    """Refuses a directory that is, or is in, a table whose files may hold deleted rows."""
+    for place in (directory.absolute(), *directory.absolute().parents):
+        for sign, kind in _TABLES.items():
+            if next(place.glob(sign), None) is not None:
+                _refuse_kind(place, kind)
+
+
+def _refuse_inner_tables(directory: Path, files: Sequence[Path]) -> None:
+    for path in files:
+        for place in path.parents[: len(path.relative_to(directory).parts) - 1]:
+            if place.name in _TABLES:
+                _refuse_kind(place.parent, _TABLES[place.name])
+            if _HIVE_CHANGES.fullmatch(place.name):
+                _refuse_kind(place.parent, "Hive transaction")
+        if path.name.endswith(".metadata.json") and path.parent.name == "metadata":
+            _refuse_kind(path.parent.parent, "Iceberg")
+
+
+def _refuse_kind(place: Path, kind: str) -> None:
+    raise UserError(
+        f"{place} is a {kind} table, which keeps files with deleted or replaced rows beside the live "
+        f"ones; write its rows to plain Parquet files with an engine that knows such tables, and name "
+        f"these"
+    )
 
 
 def _hidden(path: Path, below: Path) -> bool:
@@ -129,80 +233,21 @@ def _tell_layout(files: Sequence[Path]) -> Layout:
 
 
 def _refuse_twice(files: Sequence[Path]) -> None:
-    resolved: set[Path] = set()
+    seen: dict[str, Path] = {}
     for path in files:
-        if path.resolve() in resolved:
-            raise UserError(f"{path} is named twice; its events would count double")
-        resolved.add(path.resolve())
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            also = "" if first == path else f" (also as {first})"
+            raise UserError(f"{path} is named twice{also}; its events would count double")
 
 
-# ------------------------------------------------------------------------------------ text files
-
-
-def default_delimiter(path: Path) -> str:
-    """A tab in .tsv files, else a comma."""
-    return "\t" if ".tsv" in path.suffixes[-2:] else ","
-
-
-def read_header(path: Path, form: CsvFormat) -> list[str]:
-    """The names in the first line.
-
-    Raises:
-      UserError: the file cannot be read or has no line.
-    """
-    for row in _rows(path, form, "utf-8-sig"):
-        return row
-    raise UserError(f"{path}: expected a line with the names of columns, found an empty file")
-
-
-def _rows(path: Path, form: CsvFormat, encoding: str) -> Iterator[list[str]]:
+def _is_empty(path: Path) -> bool:
+    """Whether there is nothing in a file, after gzip is undone."""
     try:
-        with (
-            pa.input_stream(str(path), compression="detect") as source,
-            io.TextIOWrapper(source, encoding, errors="replace", newline="") as lines,
-        ):
-            if len(form.delimiter) > 1:
-                yield from (line.rstrip("\r\n").split(form.delimiter) for line in lines)
-            elif form.quote:
-                yield from csv.reader(lines, delimiter=form.delimiter, quotechar=form.quote)
-            else:
-                yield from csv.reader(lines, delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
-    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
-        raise UserError(f"{path}: expected text, but {' '.join(str(error).split())}") from error
-
-
-# ------------------------------------------------------------------------------------- MovieLens
-
-
-def ratings_format(ratings: Path) -> CsvFormat:
-    """How a file of MovieLens's ratings is cut; its columns are userId, movieId, rating, timestamp."""
-    if ratings.suffix == ".dat":
-        return CsvFormat("::", "", ("userId", "movieId", "rating", "timestamp"))
-    return CsvFormat(",", '"', None)
-
-
-def read_genres(ratings: Path) -> dict[str, list[str]] | None:
-    """The genres of each movie, from the file beside `ratings`; None where there is none.
-
-    Raises:
-      UserError: a line of the file is not `movieId, …, genres`, or a movie is in it twice.
-    """
-    path = ratings.with_name(f"movies{ratings.suffix}")
-    if not path.is_file():
-        return None
-    # MovieLens-1M is in Latin-1, 10M and later in UTF-8. Movies and genres are ASCII; titles do not
-    # matter.
-    encoding = "latin-1" if path.suffix == ".dat" else "utf-8-sig"
-    form = ratings_format(ratings)
-    genres: dict[str, list[str]] = {}
-    for number, row in enumerate(_rows(path, form, encoding), 1):
-        if form.columns is None and number == 1:
-            continue
-        if len(row) < 3 or row[0] in genres:
-            found = f"movie {row[0]} twice" if len(row) >= 3 else f"{len(row)} columns"
-            raise UserError(
-                f"{path}: line {number}: expected a movie, its title and its genres, found {found}; "
-                f"mend the line"
-            )
-        genres[row[0]] = [] if row[-1] == _NO_GENRES else [g for g in row[-1].split("|") if g]
-    return genres
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return not file.read(1)
+        return path.stat().st_size == 0
+    except (OSError, EOFError):
+        # It is refused, with the reason, when it is read.
+        return False

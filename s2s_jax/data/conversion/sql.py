@@ -5,10 +5,11 @@ What an expression makes of a value that cannot be read is NULL.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from s2s_jax.data.conversion.sources import CsvFormat
+from s2s_jax.data.conversion.text_files import CsvFormat
 from s2s_jax.errors import UserError
 
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
@@ -47,11 +48,13 @@ class Scan:
       path: the file.
       sql: a table function.
       columns: by the names that users know.
+      twice: names that several columns have.
     """
 
     path: Path
     sql: str
     columns: dict[str, Column]
+    twice: frozenset[str] = frozenset()
 
 
 def text(value: str) -> str:
@@ -89,34 +92,65 @@ def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
     types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
     sql = (
         f"read_csv({file(path)}, columns={{{types}}}, header={form.columns is None}, "
-        f"auto_detect=false, delim={text(form.delimiter)}, quote={text(form.quote)}, "
-        f"escape={text(form.quote)}, store_rejects=true)"
+        f"auto_detect=false, hive_partitioning=false, delim={text(form.delimiter)}, "
+        f"quote={text(form.quote)}, escape={text(form.quote)}, store_rejects=true)"
     )
-    return Scan(path, sql, {known: Column(f"c{i}", "VARCHAR") for i, known in enumerate(names)})
+    columns = {known: Column(f"c{i}", "VARCHAR") for i, known in enumerate(names)}
+    return Scan(path, sql, columns, repeated(names))
+
+
+def repeated(names: Sequence[str]) -> frozenset[str]:
+    """Those that are in the list more than once."""
+    return frozenset(known for known, times in Counter(names).items() if times > 1)
+
+
+def with_partitions(scan: Scan, values: Mapping[str, str | None]) -> Scan:
+    """With columns for what the file's directories say, where the file itself does not say it."""
+    columns = dict(scan.columns)
+    for known, value in values.items():
+        constant = "CAST(NULL AS VARCHAR)" if value is None else text(value)
+        if known not in columns:
+            columns[known] = Column(constant, "VARCHAR")
+        elif scan.sql.startswith("read_json"):
+            either = f"coalesce({columns[known].sql}, to_json({constant}))"
+            columns[known] = Column(either, "JSON")
+    return dataclasses.replace(scan, columns=columns)
 
 
 def scan_parquet(path: Path) -> str:
     """The table function of a Parquet file."""
-    return f"read_parquet({file(path)}, binary_as_string=true)"
+    return f"read_parquet({file(path)}, binary_as_string=true, hive_partitioning=false)"
 
 
-def scan_json(path: Path, names: Iterable[str]) -> Scan:
-    """Objects, one a line.
+def scan_json(path: Path, names: Iterable[str], is_array: bool) -> Scan:
+    """Objects, one a line or in one array.
 
-    A key that an object lacks is NULL, and a line that is no object is one without keys: DuckDB's own
-    message would name the line after it.
+    A key that an object lacks is NULL, and so are those of a line that is no object. The name of a key
+    may go into inner objects, as `user.id`.
 
     Args:
       path: the file.
       names: the keys to read.
+      is_array: whether the file is one array.
     """
-    names = list(dict.fromkeys(names))
-    types = ", ".join(f"{text(key)}: 'JSON'" for key in names)
-    sql = (
-        f"read_json({file(path)}, format='newline_delimited', columns={{{types}}}, "
-        f"ignore_errors=true)"
-    )
-    return Scan(path, sql, {key: Column(name(key), "JSON") for key in names})
+    layout = "array" if is_array else "newline_delimited"
+    # The objects as they are: as columns, keys that differ only in case would be one.
+    sql = f"read_json_objects({file(path)}, format='{layout}', ignore_errors=true)"
+    return Scan(path, sql, {key: Column(_key(key), "JSON") for key in names})
+
+
+def _key(key: str) -> str:
+    """The value of a key of an object, which may be within others."""
+    whole = _json_path([key])
+    steps = key.split(".")
+    if len(steps) == 1:
+        return f"json_extract(json, {whole})"
+    return f"coalesce(json_extract(json, {whole}), json_extract(json, {_json_path(steps)}))"
+
+
+def _json_path(steps: Sequence[str]) -> str:
+    escaped = [step.replace("\\", "\\\\").replace('"', '\\"') for step in steps]
+    return text("$" + "".join(f'."{step}"' for step in escaped))
 
 
 # ---------------------------------------------------------------------------- stored in the database
