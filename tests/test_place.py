@@ -123,7 +123,7 @@ def test_amd_and_several_variables_at_once():
 
 def test_variables_of_our_own_win_and_mpirun_says_who_shares_a_machine():
     ours = {hosts.COORDINATOR: "a:1", hosts.NUM_HOSTS: "4", hosts.HOST: "2"}
-    assert find_place(ours) == ("a:1", 4, 2, None)
+    assert find_place(ours) == ("a:1", 4, 2, None, True)
     mpi = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     assert devices(ours | mpi | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == [2, 3]
     # The shell of an interactive job, in which a process a host is started by hand.

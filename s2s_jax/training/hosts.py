@@ -28,6 +28,7 @@ from s2s_jax.training.place import COORDINATOR as COORDINATOR
 from s2s_jax.training.place import HOST as HOST
 from s2s_jax.training.place import NUM_HOSTS as NUM_HOSTS
 from s2s_jax.training.place import Place, find_place, split_address
+from s2s_jax.training.rendezvous import listen, meet
 
 # Seconds without a sign of life after which a process counts as gone.
 _HEARTBEAT_TIMEOUT = 40
@@ -42,17 +43,19 @@ def join() -> None:
 
     Must run before JAX touches a device. Looks for `S2S_JAX_COORDINATOR` (host:port of process 0),
     `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, then for SLURM's variables of a step with several tasks.
-    Where the others do not come in time, the process ends with a sentence and `EXIT_STOPPED`.
 
     Raises:
       UserError: the variables are incomplete or wrong.
+      LostHostError: the others do not come.
     """
     place = find_place(os.environ)
     if place is None:
         return
     name, port = split_address(place.coordinator)
-    if place.host == 0:
-        _check_free(port)
+    if place.by_hand:
+        meet(place, _REACH_TIMEOUT, _START_TIMEOUT)
+    elif place.host == 0:
+        listen(port).close()
     _bypass_proxies(name)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -85,18 +88,6 @@ def _bypass_proxies(name: str) -> None:
     os.environ[ours] = name if not before else f"{before},{name}"
     # Says on every host that proxies may be a problem.
     jax.config.update("jax_check_proxy_envs", False)
-
-
-def _check_free(port: int) -> None:
-    """Refuses a port on which someone else listens; JAX would share it with another job of this user."""
-    try:
-        with socket.create_server(("", port)):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"port {port} of this machine, at which the processes of the job are to meet, cannot be "
-            f"used ({error.strerror}); set {COORDINATOR} to HOST:PORT with another port, for all of them"
-        ) from error
 
 
 @contextlib.contextmanager

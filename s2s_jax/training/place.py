@@ -28,12 +28,14 @@ class Place(NamedTuple):
       hosts: number of processes.
       host: number of this one.
       devices: which of the GPUs that it sees are its own; None: all, or there are none.
+      by_hand: whether the numbers are from `S2S_JAX_*` variables, so that they may be wrong.
     """
 
     coordinator: str
     hosts: int
     host: int
     devices: list[int] | None
+    by_hand: bool
 
 
 def find_place(env: Mapping[str, str]) -> Place | None:
@@ -60,7 +62,9 @@ def find_place(env: Mapping[str, str]) -> Place | None:
     else:
         return None
     split_address(coordinator)
-    return None if hosts == 1 else Place(coordinator, hosts, host, _own_devices(env))
+    if hosts == 1:
+        return None
+    return Place(coordinator, hosts, host, _own_devices(env), by_hand=HOST in env)
 
 
 def split_address(address: str) -> tuple[str, int]:
