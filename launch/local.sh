@@ -53,7 +53,7 @@ signal_all() {
   local pid
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
-trap stop TERM INT
+trap stop TERM INT HUP
 
 # A port that is free, and not one of those that Linux hands out by itself.
 free_port() {
@@ -80,8 +80,6 @@ start() {
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
     export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
   fi
-  # A terminal's Ctrl-C reaches this script, which passes it on once.
-  trap '' INT
   exec "$python" -m s2s_jax.train "$@"
 }
 
@@ -97,7 +95,11 @@ run_once() {
   export S2S_JAX_COORDINATOR=localhost:$port S2S_JAX_NUM_HOSTS=$processes
   pids=()
   for ((host = 0; host < processes; host++)); do
-    start "$host" "$@" &
+    # In a group of its own: a terminal's Ctrl-C reaches this script alone, which passes it on once. A second
+    # signal would end the process at once.
+    set -m
+    start "$host" "$@" </dev/null &
+    set +m
     pids+=($!)
   done
   # A stop that came while they were started.

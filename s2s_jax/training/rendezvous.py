@@ -65,7 +65,11 @@ def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
         _check_own_address(address, reach_timeout)
         there: dict[int, socket.socket] = {}
         try:
-            while len(there) < place.hosts - 1:
+            while True:
+                # One that has ended since may have been started again.
+                there = {k: each for k, each in there.items() if not _is_closed(each)}
+                if len(there) == place.hosts - 1:
+                    break
                 server.settimeout(max(deadline - time.monotonic(), 0.001))
                 try:
                     connection, _ = server.accept()
@@ -80,6 +84,8 @@ def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
                 if who is not None:
                     host, hosts = who
                     _say(connection, _HERE)
+                    if host in there and _is_closed(there[host]):
+                        del there[host]
                     before, there[host] = there.get(host), connection
                     _check(host, hosts, place, before)
         except (UserError, LostHostError) as error:
@@ -110,7 +116,7 @@ def _check(host: int, hosts: int, place: Place, before: socket.socket | None) ->
         raise UserError(
             f"{NUM_HOSTS}: host {host} has {hosts}, host 0 has {place.hosts}; give all the same"
         )
-    if host == 0 or (before is not None and not _is_closed(before)):
+    if host == 0 or before is not None:
         error = UserError(f"{HOST}: two processes have {host}; give each its own, 0 to {hosts - 1}")
         if before is not None:
             _say(before, f"UserError {error}")
