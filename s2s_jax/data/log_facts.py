@@ -45,7 +45,10 @@ class LogFacts:
             self._users = UserRows(user) if self._users is None else self._users
             self._users.add(arrays[user])
         if self._config is not None:
-            self._add_ids(arrays, self._config)
+            # Nobody minds which times share a row.
+            times = time_columns(schema, None)
+            ids = {name: array for name, array in arrays.items() if name not in times}
+            self._add_ids(ids, self._config)
 
     def _add_ids(self, arrays: Mapping[str, pa.Array], config: Config) -> None:
         for feature in features_with_buckets(config.features):

@@ -16,8 +16,9 @@ from s2s_jax.data.columns import share
 from s2s_jax.data.distinct import hashes
 from s2s_jax.data.hash_tally import HashTally
 
-# Share of the events from which on collisions of hashes are worth a word; some always occur.
-_WORTH_A_WORD = 0.05
+# Share of the ids or of their events from which on collisions are worth a word: of hashes some always
+# occur, and ids beyond a table without a hash hardly meet where they are spread over large numbers.
+_WORTH_A_WORD = {None: 0.01, "murmur": 0.05, "farm": 0.05}
 
 
 class RowSharing:
@@ -65,7 +66,8 @@ class RowSharing:
         """What sharing means, if ids share rows that need not, or are negative."""
         feature, told = self._feature, []
         different, sharing, of_events = self._counts()
-        if sharing and (feature.hash_type is None or of_events > _WORTH_A_WORD):
+        most = max(sharing / max(different, 1), of_events)
+        if most > _WORTH_A_WORD[feature.hash_type]:
             size = feature.hash_bucket_size
             if feature.hash_type is None:
                 why = (

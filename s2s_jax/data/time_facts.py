@@ -185,9 +185,11 @@ def time_columns(schema: pa.Schema, config: Config | None) -> dict[str, str | No
     named: dict[str, str | None] = {}
     if config is not None:
         for feature in config.features:
-            split = config.eval.split_at is not None and feature.name == config.eval.time_feature
-            if feature.op in _TIME_OPS or split:
+            of_split = feature.name == config.eval.time_feature
+            if feature.op in _TIME_OPS or (of_split and config.eval.split_at is not None):
                 named[feature.column_name] = feature.time_unit
+            elif of_split:
+                named.setdefault(feature.column_name, None)
     named = {name: unit for name, unit in named.items() if _may_be_times(schema, name)}
     if named:
         return named
