@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
     run = restore(config, mesh, arguments.checkpoint)
     logs = dataclasses.replace(config.io, data_paths=arguments.input)
     index = index_files(dataclasses.replace(config, io=logs))
+    for note in index.notes:
+        print(note, file=sys.stderr)
     if config.known_of_next:
         print(
             f"note: {', '.join(config.known_of_next)} tell of the next event (of_next), of which "
@@ -88,6 +90,12 @@ def main(argv: list[str]) -> int:
         if stripe not in parts:
             parts.write(stripe, *job.recommend(stripe))
     counts = parts.join()
+    if not counts["users"]:
+        arguments.output.unlink()
+        raise UserError(
+            f"--input: no row of {arguments.input} has a history that can be read (what was skipped is "
+            f"told above); name other files"
+        )
     print(
         f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
     )

@@ -381,6 +381,9 @@ def test_unreadable_stripes_stop_or_are_skipped(tmp_path, monkeypatch, capsys):
             raise UserError("a.orc: stripe 4 cannot be read")
         return read(file, stripe, columns)
 
+    def refuse(*_):
+        raise UserError("cannot be read")
+
     monkeypatch.setattr(orc, "read_stripe", damaged)
     skipping = make_config(tmp_path, on_error="skip_stripe")
     assert as_rows(collect(skipping)) == by_hand(rows[:12] + rows[15:], skipping)[0]
@@ -390,6 +393,10 @@ def test_unreadable_stripes_stop_or_are_skipped(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"c\.orc"):
         collect(make_config(tmp_path))
     (tmp_path / "c.orc").unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr(orc, "read_stripe", refuse)
+        with pytest.raises(UserError, match=r"no stripe of .* can be read"):
+            collect(skipping)
     for threads in (0, 3):
         with pytest.raises(UserError, match="stripe 4 cannot be read"):
             collect(make_config(tmp_path, thread_num=threads))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import jax
 import pyarrow as pa
+import pytest
 import small
 from logs import write_log
 
 from s2s_jax import evaluate, recommend
 from s2s_jax.config import Config, EvalConfig, FeatureConfig
+from s2s_jax.errors import UserError
 from s2s_jax.train import train
 from s2s_jax.training.mesh import make_mesh
 
@@ -60,3 +62,10 @@ def test_what_each_door_says(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "10 more ids of the log share a row of the table with an item" in told
     assert "40 (100.0%) of the 40 users looked at have more than one row (column user_id)" in told
+
+    # A log of which no row has a history, or can be read, is no success.
+    write_log(tmp_path / "empty.orc", [{"user_id": 1, "item_id": None}], types)
+    arguments[3] = str(tmp_path / "empty.orc")
+    with pytest.raises(UserError, match=r"^--input: no row of .* has a history that can be read"):
+        recommend.main([*arguments, "--output", recs])
+    assert not Path(recs).exists()

@@ -85,12 +85,19 @@ def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
     _check_types(index, item)
     others = _other_names(config)
     originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
+    stripes = 0
     for stripe in _read(config, index, cut):
+        stripes += 1
         originals.add(stripe.originals)
         combinations.add(stripe.combinations)
         most = _KEPT_COMBINATIONS * originals.rows + _SPARE_COMBINATIONS
         if combinations.rows > most:
             combinations.keep_most_frequent(_KEPT_COMBINATIONS)
+    if stripes == 0:
+        raise UserError(
+            f"io.data_paths: no stripe of {config.io.data_paths} can be read (each is told above); write "
+            f"the files anew or name others"
+        )
     if originals.rows == 0:
         raise UserError(
             f"io.data_paths: no event of {config.io.data_paths} has an item (column "
