@@ -95,8 +95,8 @@ def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
             combinations.keep_most_frequent(_KEPT_COMBINATIONS)
     if stripes == 0:
         raise UserError(
-            f"io.data_paths: no stripe of {config.io.data_paths} can be read (each is told above); write "
-            f"the files anew or name others"
+            f"io.data_paths: no stripe of {config.io.data_paths} can be read (each is told above); "
+            f"write the files anew or name others"
         )
     if originals.rows == 0:
         raise UserError(
