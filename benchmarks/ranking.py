@@ -36,13 +36,14 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
     # After the number of devices is set.
     import jax
 
+    from s2s_jax.data.seen import of_rows
     from s2s_jax.serving import ranking
     from s2s_jax.training.mesh import make_mesh
 
     rng = np.random.default_rng(0)
     vectors_IE = rng.normal(size=(items, arguments.width)).astype(np.float32)
     users_BE = rng.normal(size=(arguments.batch, arguments.width)).astype(np.float32)
-    seen_BS = rng.integers(0, items, (arguments.batch, _SEEN)).astype(np.int32)
+    seen = of_rows(rng.integers(0, items, (arguments.batch, _SEEN)).astype(np.int32))
     target_B = rng.integers(0, items, arguments.batch).astype(np.int32)
     dense_users = min(arguments.batch, max(1, _DENSE_SCORES // items))
     catalogue = ranking.make_catalogue(vectors_IE, make_mesh(), arguments.block_items)
@@ -52,10 +53,10 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
         np.argpartition(scores_BI, -arguments.top_k, axis=1)[:, -arguments.top_k :]
 
     def top_k() -> None:
-        jax.block_until_ready(ranking.top_k(users_BE, catalogue, arguments.top_k, seen_BS))
+        jax.block_until_ready(ranking.top_k(users_BE, catalogue, arguments.top_k, seen))
 
     def ranks() -> None:
-        ranking.ranks(users_BE, target_B, catalogue, seen_BS).block_until_ready()
+        ranking.ranks(users_BE, target_B, catalogue, seen).block_until_ready()
 
     runs = {"top_k": top_k, "ranks": ranks, "dense": dense}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -66,7 +67,7 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
             times[name].append(time.perf_counter() - begin)
     users = {"top_k": arguments.batch, "ranks": arguments.batch, "dense": dense_users}
     speed = {name: users[name] / statistics.median(taken[1:]) for name, taken in times.items()}
-    held = temporary_bytes(catalogue, (users_BE, seen_BS), arguments.top_k)
+    held = temporary_bytes(catalogue, (users_BE, seen), arguments.top_k)
     print(
         f"{items:>12,} items: top_k {speed['top_k']:8.1f} users/s, ranks {speed['ranks']:8.1f}, "
         f"dense {speed['dense']:8.1f} (top_k {speed['top_k'] / speed['dense']:.1f} times it); "

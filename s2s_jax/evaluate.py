@@ -23,6 +23,8 @@ from s2s_jax.training.mesh import make_mesh
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
+# Share of users who go on with an item that they had before from which the choice is worth a note.
+_MANY_RETURN = 0.01
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
         out = arguments.out or Path(config.train.output_dir) / name
         out.write_text(json.dumps(_as_json(config, run.step, arguments.split, found), indent=2))
         where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
-        _print(found, f"{_track(config)}: {where}")
+        _print(config, found, f"{_track(config)}: {where}")
     hosts.leave()
     return EXIT_DONE
 
@@ -78,7 +80,7 @@ def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[s
     }
 
 
-def _print(found: Evaluation, title: str) -> None:
+def _print(config: Config, found: Evaluation, title: str) -> None:
     console = Console()
     values = found.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
@@ -92,7 +94,14 @@ def _print(found: Evaluation, title: str) -> None:
     table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
     if "eval/unknown_items" in values:
         table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
+    table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}", "", "")
     console.print(table)
+    if config.eval.filter_seen and values["eval/returning_targets"] >= _MANY_RETURN:
+        console.print(
+            f"{values['eval/returning_targets']:.1%} of the users go on with an item that they had "
+            f"before, which is never recommended and so counts as missed; with eval.filter_seen False "
+            f"such items are ranked and recommended"
+        )
     unknown = values["eval/unknown_targets"]
     if unknown:
         console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")

@@ -13,8 +13,9 @@ import argparse
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from s2s_jax.data import orc, user_rows
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import FileIndex, index_files
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
-from s2s_jax.serving import ranking
+from s2s_jax.serving.candidates import Candidates
 from s2s_jax.serving.evaluation import item_vectors, user_vectors
 from s2s_jax.serving.parts import Parts
 from s2s_jax.serving.restored import Restored, restore
@@ -48,7 +49,9 @@ def main(argv: list[str]) -> int:
         "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
     )
     parser.add_argument(
-        "--keep_seen", action="store_true", help="also recommend items of the history"
+        "--keep_seen",
+        action=argparse.BooleanOptionalAction,
+        help="also recommend items of the history; default: unless eval.filter_seen",
     )
     read = parser.read(argv)
     if read is None:
@@ -56,6 +59,9 @@ def main(argv: list[str]) -> int:
     arguments, config = read
     if arguments.top_k < 1:
         raise UserError(f"--top_k: expected at least 1, found {arguments.top_k}")
+    if arguments.keep_seen is None:
+        # What evaluation ranked is what is recommended.
+        arguments.keep_seen = not config.eval.filter_seen
     mesh = make_mesh()
     run = restore(config, mesh, arguments.checkpoint)
     logs = dataclasses.replace(config.io, data_paths=arguments.input)
@@ -86,9 +92,10 @@ def main(argv: list[str]) -> int:
     }
     parts = Parts(arguments.output, made_for)
     job = _Job(config, run, catalogue, index, arguments, mesh, user_type)
-    for stripe in range(len(index.stripes)):
-        if stripe not in parts:
-            parts.write(stripe, *job.recommend(stripe))
+    for stripe, table, counts in job.recommend(
+        [n for n in range(len(index.stripes)) if n not in parts]
+    ):
+        parts.write(stripe, table, counts)
     counts = parts.join()
     if not counts["users"]:
         arguments.output.unlink()
@@ -140,18 +147,34 @@ class _Job:
         users = config.eval.batch_size * mesh.size
         self._reader = HistoryReader(config, index, numbers, users)
         vectors = item_vectors(run.functions, run.state, catalogue, config, mesh)
-        self._items = ranking.make_catalogue(vectors, mesh)
+        self._candidates = Candidates(vectors, mesh, filter_seen=not arguments.keep_seen)
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item
         self._arguments = arguments
         self._user_type = user_type
 
-    def recommend(self, stripe: int) -> tuple[pa.Table, Counter[str]]:
-        """One row for each row of the stripe that has a history, and what was counted."""
-        counts: Counter[str] = Counter()
-        batches = [self._one_batch(batch, counts) for batch in self._reader.read(stripe, None)]
+    def recommend(self, stripes: Iterable[int]) -> Iterator[tuple[int, pa.Table, Counter[str]]]:
+        """Each stripe when it is done: one row for each row that has a history, and what was counted.
+
+        Args:
+          stripes: their numbers, rising.
+        """
+        left = list(stripes)
+        # Batches have users of several stripes; a stripe is done when a later one is begun.
+        begun: list[_Part] = []
+        for batch in self._reader.read_all(tuple(left), None):
+            begun += self._one_batch(batch)
+            while left and left[0] < begun[-1].stripe:
+                yield left[0], *self._table(left[0], begun)
+                begun = [part for part in begun if part.stripe > left[0]]
+                del left[0]
+        for stripe in left:
+            yield stripe, *self._table(stripe, begun)
+
+    def _table(self, stripe: int, parts: Iterable["_Part"]) -> tuple[pa.Table, Counter[str]]:
+        mine = [part for part in parts if part.stripe == stripe]
         file, number, first_row = self._index.stripes[stripe]
-        row = np.concatenate([b[0] for b in batches]) if batches else np.zeros(0, np.int64)
+        row = np.concatenate([np.zeros(0, np.int64), *(part.row_U for part in mine)])
         name = self._arguments.user_column
         if name is None:
             paths = pa.array([str(file.path)] * len(row), pa.string())
@@ -159,34 +182,54 @@ class _Job:
         else:
             users = orc.read_stripe(file, number, [name]).column(0)
             columns = {name: users.take(pa.array(row - first_row)).cast(self._user_type)}
-        lists = [part for _, part in batches]
-        for field in ("items", "scores"):
-            kind = pa.list_(self._item.type if field == "items" else pa.float32())
-            chunks = [part[field] for part in lists]
+        kinds = {"items": pa.list_(self._item.type), "scores": pa.list_(pa.float32())}
+        for field, kind in kinds.items():
+            chunks = [part.columns[field] for part in mine]
             columns[field] = pa.concat_arrays(chunks) if chunks else pa.array([], kind)
+        counts: Counter[str] = sum((part.counts for part in mine), Counter())
         return pa.table(columns), counts
 
-    def _one_batch(
-        self, batch: Histories, counts: Counter[str]
-    ) -> tuple[np.ndarray, dict[str, pa.Array]]:
-        users = batch.users
+    def _one_batch(self, batch: Histories) -> list["_Part"]:
+        """What is recommended to the users of a batch, by stripe."""
         users_UE, unknown_U = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-        seen = None if self._arguments.keep_seen else batch.seen_US
-        best = ranking.top_k(users_UE, self._items, self._arguments.top_k, seen)
-        index_UK = np.asarray(best.index_BK)[:users]
-        score_UK = np.asarray(best.score_BK)[:users]
-        known = (batch.seen_US >= 0).sum()
-        counts["users"] += users
-        counts["not_in_catalogue"] += int(batch.events_U.sum() - known)
-        counts["without_row"] += int(np.asarray(unknown_U).sum())
-        counts["shown"] += int(batch.arrays["length"].sum())
-        there_UK = index_UK >= 0
-        ends = np.concatenate([[0], np.cumsum(there_UK.sum(axis=1))]).astype(np.int32)
-        items = self._item.take(pa.array(index_UK[there_UK]))
-        return batch.row_U, {
-            "items": pa.ListArray.from_arrays(pa.array(ends), items),
-            "scores": pa.ListArray.from_arrays(pa.array(ends), pa.array(score_UK[there_UK])),
+        best = self._candidates.top_k(users_UE, self._arguments.top_k, batch)
+        there_UK = best.index_UK >= 0
+        counted = {
+            "users": np.ones(batch.users, np.int64),
+            "not_in_catalogue": (batch.events_U - batch.known_events())[: batch.users],
+            "without_row": np.asarray(unknown_U)[: batch.users],
+            "shown": batch.arrays["length"][: batch.users],
         }
+        parts = []
+        begins = np.flatnonzero(np.diff(batch.stripe_U, prepend=-1))
+        for begin, stop in zip(begins, [*begins[1:], batch.users], strict=True):
+            of = slice(begin, stop)
+            items = self._item.take(pa.array(best.index_UK[of][there_UK[of]]))
+            scores = pa.array(best.score_UK[of][there_UK[of]])
+            ends = np.concatenate([[0], np.cumsum(there_UK[of].sum(axis=1))]).astype(np.int32)
+            columns = {
+                name: pa.ListArray.from_arrays(pa.array(ends), values)
+                for name, values in (("items", items), ("scores", scores))
+            }
+            counts = Counter({name: int(count_U[of].sum()) for name, count_U in counted.items()})
+            parts.append(_Part(int(batch.stripe_U[begin]), batch.row_U[of], columns, counts))
+        return parts
+
+
+class _Part(NamedTuple):
+    """Some users of one stripe.
+
+    Attributes:
+      stripe: its number.
+      row_U: int64 rows of the users in their file.
+      columns: lists of each user.
+      counts: sums over the users.
+    """
+
+    stripe: int
+    row_U: np.ndarray
+    columns: dict[str, pa.Array]
+    counts: Counter[str]
 
 
 def _user_type(index: FileIndex, name: str | None) -> pa.DataType | None:

@@ -106,7 +106,7 @@ def test_against_numpy(trained, log, split):
     for row, history, user in zip(rows, before, users, strict=True):
         target = row["item_id"][len(history["item_id"])][0]
         scores = dict(zip(items, (vectors @ user).tolist(), strict=True))
-        seen = {i for (i,) in history["item_id"]} - {target}
+        seen = {i for (i,) in history["item_id"]}
         better = [i for i in items if i not in seen and scores[i] >= scores[target] - 1e-7]
         ranks.append(len(better) - 1)
     ranks = np.array(ranks)
@@ -231,8 +231,10 @@ def test_histories_end_before_the_target(log):
                 newest = history[-config.model.seq_len :]
                 assert batch.arrays["ids"][n, : len(newest), 0].tolist() == newest
                 assert batch.arrays["length"][n] == len(newest)
-                seen = batch.seen_US[n]
-                assert [items[i] for i in seen[seen >= 0]] == history
+                assert [items[i] for i in batch.items_of(n)] == history
+                assert batch.known_events()[n] == len(history)
+                seen = batch.seen.item_T[batch.seen.user_T == n]
+                assert [items[i] for i in seen] == sorted(set(history), key=items.index)
                 assert batch.events_U[n] == len(history)
                 target = -1 if split is None else items.index(row[len(history)])
                 assert batch.target_U[n] == target
@@ -368,21 +370,23 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
     out = tmp_path / "recs.parquet"
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
-    done = []
+    again = []
     whole = recommend._Job.recommend
 
-    def interrupted(self, stripe):
-        if len(done) == 1:
-            raise KeyboardInterrupt
-        done.append(stripe)
-        return whole(self, stripe)
+    def noting(self, stripes):
+        for done in whole(self, stripes):
+            again.append(done[0])
+            yield done
+
+    def interrupted(self, stripes):
+        yield next(whole(self, stripes))
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(recommend._Job, "recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert not out.exists()
-    again = []
-    monkeypatch.setattr(recommend._Job, "recommend", lambda s, n: (again.append(n), whole(s, n))[1])
+    monkeypatch.setattr(recommend._Job, "recommend", noting)
     assert recommend.main(arguments) == 0
     assert again == [1], "what was written is not done again"
     assert not out.with_name("recs.parquet.parts").exists()
@@ -414,11 +418,12 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
     arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
     whole, done = recommend._Job.recommend, []
 
-    def interrupted(self, stripe):
-        done.append(stripe)
-        if stripe == 1:
-            raise KeyboardInterrupt
-        return whole(self, stripe)
+    def interrupted(self, stripes):
+        for found in whole(self, stripes):
+            done.append(found[0])
+            if found[0] == 1:
+                raise KeyboardInterrupt
+            yield found
 
     monkeypatch.setattr(recommend._Job, "recommend", interrupted)
     for _ in range(2):

@@ -255,7 +255,9 @@ def test_histories_end_at_the_split_and_targets_follow(tmp_path, kind, split):
         assert batch.events_U[n] == begin
         assert batch.target_U[n] == number
         seen = [items.index(i) for i in (row["item_id"] or ())[:begin] if i in items]
-        assert batch.seen_US[n][batch.seen_US[n] >= 0].tolist() == seen
+        assert [i for i in batch.items_of(n) if i >= 0] == seen
+        assert batch.known_events()[n] == len(seen)
+        assert set(batch.seen.item_T[batch.seen.user_T == n]) == set(seen)
     whole = [b for stripe in range(reader.stripes) for b in reader.read(stripe, None)]
     assert sum(batch.users for batch in whole) == sum(len(row["event"]) > 0 for row in rows)
 

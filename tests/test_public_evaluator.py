@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from s2s_jax.data.seen import of_rows
 from s2s_jax.serving import metrics, ranking
 from s2s_jax.training.mesh import make_mesh
 
@@ -39,7 +40,7 @@ def test_one_target_of_each_user_among_all_unseen_items(ranx):
     # Better than chance, so that short lists have hits.
     users_UE += 0.3 * items_IE[target_U]
     items = ranking.make_catalogue(items_IE, make_mesh(jax.devices()[:2]))
-    rank_U = np.asarray(ranking.ranks(users_UE, target_U, items, seen_US))
+    rank_U = np.asarray(ranking.ranks(users_UE, target_U, items, of_rows(seen_US)))
     ours = metrics.summarize(metrics.user_values(rank_U), prefix="")
     score_UI = users_UE @ items_IE.T
     scores = [

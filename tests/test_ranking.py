@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2s_jax.data.seen import of_rows
 from s2s_jax.serving import metrics, ranking
 from s2s_jax.training.mesh import make_mesh
 
@@ -76,11 +77,11 @@ def test_any_problem(devices, k, block):
     def check(problem):
         users, target, vectors, seen = problem
         catalogue = ranking.make_catalogue(vectors, mesh, block)
-        best = ranking.top_k(users, catalogue, k, seen)
+        best = ranking.top_k(users, catalogue, k, of_rows(seen))
         index, score = expected_top_k(users, vectors, k, seen)
         np.testing.assert_array_equal(best.index_BK, index)
         np.testing.assert_array_equal(best.score_BK, score)
-        found = ranking.ranks(users, target, catalogue, seen)
+        found = ranking.ranks(users, target, catalogue, of_rows(seen))
         np.testing.assert_array_equal(found, expected_ranks(users, target, vectors, seen))
 
     check()
@@ -100,16 +101,16 @@ def test_bits_do_not_depend_on_devices_blocks_and_batches():
     results = []
     for devices, block in [(1, 2**14), (2, 2048), (8, 1)]:
         catalogue = ranking.make_catalogue(vectors, mesh_of(devices), block)
-        best = ranking.top_k(queries, catalogue, 10, seen)
-        results.append((*best, ranking.ranks(queries, target, catalogue, seen)))
+        best = ranking.top_k(queries, catalogue, 10, of_rows(seen))
+        results.append((*best, ranking.ranks(queries, target, catalogue, of_rows(seen))))
     for result, (found, first) in itertools.product(
         results, enumerate(map(np.asarray, results[0]))
     ):
         np.testing.assert_array_equal(result[found], first)
     # The same users in other places of smaller batches.
     some = np.asarray([69, 3, 20])
-    best = ranking.top_k(queries[some], catalogue, 10, seen[some])
-    rank = ranking.ranks(queries[some], target[some], catalogue, seen[some])
+    best = ranking.top_k(queries[some], catalogue, 10, of_rows(seen[some]))
+    rank = ranking.ranks(queries[some], target[some], catalogue, of_rows(seen[some]))
     for found, first in zip((*best, rank), results[0], strict=True):
         np.testing.assert_array_equal(found, np.asarray(first)[some])
     # Items of one vector tie, wherever they stand: whose target is one of them beats none of the others.
@@ -126,12 +127,12 @@ def test_edges():
     catalogue = ranking.make_catalogue(jax.numpy.asarray(vectors), mesh_of(1))
     users = np.asarray([[1.0], [-1.0]], np.float32)
     all_seen = np.asarray([[0, 1, 2, 2], [2, -1, -1, -1]], np.int32)
-    best = ranking.top_k(users, catalogue, 5, all_seen)
+    best = ranking.top_k(users, catalogue, 5, of_rows(all_seen))
     np.testing.assert_array_equal(best.index_BK, [[-1] * 5, [1, 0, -1, -1, -1]])
     np.testing.assert_array_equal(best.score_BK[0], [-np.inf] * 5)
     # The target is ranked though it was seen; one outside of the catalogue comes after all.
     np.testing.assert_array_equal(
-        ranking.ranks(users, np.asarray([2, 7]), catalogue, all_seen), [0, 3]
+        ranking.ranks(users, np.asarray([2, 7]), catalogue, of_rows(all_seen)), [0, 3]
     )
     # A score that is no number is no hit.
     nan = np.full((1, 1), np.nan, np.float32)
@@ -231,14 +232,16 @@ def test_popularity_baseline(problem):
     _, target, vectors, seen = problem
     counts = np.abs(vectors[:, :1]).astype(int)
     expected = expected_ranks(np.ones((len(target), 1), int), target, counts, seen)
-    np.testing.assert_array_equal(metrics.popularity_ranks(counts[:, 0], target, seen), expected)
+    np.testing.assert_array_equal(
+        metrics.popularity_ranks(counts[:, 0], target, of_rows(seen)), expected
+    )
     unseen = np.full_like(seen, -1)
     np.testing.assert_array_equal(
         metrics.popularity_ranks(counts[:, 0], target),
-        metrics.popularity_ranks(counts[:, 0], target, unseen),
+        metrics.popularity_ranks(counts[:, 0], target, of_rows(unseen)),
     )
     gone = np.full(len(target), len(counts))
-    assert (metrics.popularity_ranks(counts[:, 0], gone, seen) == len(counts)).all()
+    assert (metrics.popularity_ranks(counts[:, 0], gone, of_rows(seen)) == len(counts)).all()
 
 
 @pytest.mark.slow
@@ -255,9 +258,9 @@ def test_public_evaluator_agrees():
     seen[seen == target[:, None]] = -1
     catalogue = ranking.make_catalogue(vectors, mesh_of(2))
     found = metrics.summarize(
-        metrics.user_values(np.asarray(ranking.ranks(queries, target, catalogue, seen)))
+        metrics.user_values(np.asarray(ranking.ranks(queries, target, catalogue, of_rows(seen))))
     )
-    best = ranking.top_k(queries, catalogue, items, seen)
+    best = ranking.top_k(queries, catalogue, items, of_rows(seen))
     run = {
         str(u): {str(i): float(s) for i, s in zip(index, score, strict=True) if i >= 0}
         for u, (index, score) in enumerate(zip(*map(np.asarray, best), strict=True))

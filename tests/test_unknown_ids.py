@@ -380,13 +380,11 @@ def test_recommend_counts_unknown_events_also_after_an_interruption(
     arguments = ["--config", config_file(saved, tmp_path), "--input", str(log), "--top_k", "3"]
     arguments += ["--output", str(tmp_path / "recs.parquet")]
     monkeypatch.setattr(recommend, "make_mesh", one_device)
-    whole, done = recommend._Job.recommend, []
+    whole = recommend._Job.recommend
 
-    def interrupted(self, stripe):
-        if done:
-            raise KeyboardInterrupt
-        done.append(stripe)
-        return whole(self, stripe)
+    def interrupted(self, stripes):
+        yield next(whole(self, stripes))
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(recommend._Job, "recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -360,7 +360,8 @@ class EvalConfig:
     time_feature: str = "timestamp"
     """The feature whose column has the times for split_at (in its time_unit)"""
     filter_seen: bool = True
-    """Leave items out of a user's ranking that occur before the event to be found"""
+    """Leave out items that the user had before, in evaluation (where a user who comes back to one is a
+    miss) and in recommending"""
     batch_size: int = 256
     """Users of one device that are encoded and ranked together"""
     max_users: int | None = None

@@ -2,10 +2,11 @@
 
 Every user is ranked over the whole catalogue. With `eval.held_out` it holds every item of the log,
 held-out events included; with `eval.split_at` the items that training sees. Users whose event is of
-no item of the catalogue are left out and counted. The history ends before the event to be found,
+no item of the catalogue are left out and counted. Events of items that recommending leaves out, as the
+user had them before (`eval.filter_seen`), are missed. The history ends before the event to be found,
 whose time and behaviour stay unknown.
 
-Shapes: U users, S items that a user had, I items, E width.
+Shapes: U users, I items, E width.
 """
 
 import sys
@@ -25,7 +26,8 @@ from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
 from s2s_jax.data.item_counts import codes_of
 from s2s_jax.errors import UserError
-from s2s_jax.serving import metrics, ranking
+from s2s_jax.serving import metrics
+from s2s_jax.serving.candidates import Candidates, returns
 from s2s_jax.training import hosts
 from s2s_jax.training.mesh import batch_sharded
 from s2s_jax.training.step import StepFunctions, TrainState, Users
@@ -41,7 +43,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline;
-        "eval/unknown_targets", users left out because their event is of no item of the catalogue; and,
+        "eval/unknown_targets", users left out because their event is of no item of the catalogue;
+        "eval/returning_targets", the share of users whose event is of an item that they had before; and,
         where the table of items grows, "eval/unknown_items", the share of those of the histories' events
         that the model was shown whose item has no row; and, where ids of items share rows of their
         table, "eval/shared_rows", the share of the log's events that are of such ids.
@@ -115,25 +118,28 @@ class Evaluator:
           UserError: `split` is not held out, or no user has a history and an event to be found.
         """
         targets = held_out.targets(self._config, split)
-        items = ranking.make_catalogue(
-            item_vectors(functions, state, self.catalogue, self._config, self._mesh), self._mesh
+        candidates = Candidates(
+            item_vectors(functions, state, self.catalogue, self._config, self._mesh),
+            self._mesh,
+            self._config.eval.filter_seen,
         )
         rank, popular, events, target = [], [], [], []
-        shown = unknown = unknown_targets = 0
+        shown = unknown = unknown_targets = returning = 0
         coverage = metrics.Coverage(len(self.catalogue.item))
         batches = in_step(self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes()))
         for batch, users in batches:
-            seen_US = batch.seen_US
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
             chosen = np.flatnonzero(batch.target_U[:users] >= 0)
             unknown_targets += users - len(chosen)
-            filtered_US = seen_US if self._config.eval.filter_seen else None
-            rank_U = np.asarray(ranking.ranks(users_UE, batch.target_U, items, filtered_US))
-            best = ranking.top_k(users_UE, items, max(_COVERAGE), filtered_US)
-            coverage.add(np.asarray(best.index_BK)[chosen])
-            kept_US = None if filtered_US is None else filtered_US[chosen]
-            rank.append(rank_U[chosen])
-            popular.append(metrics.popularity_ranks(self._count_I, batch.target_U[chosen], kept_US))
+            returning += int(returns(batch)[chosen].sum())
+            rank.append(candidates.ranks(users_UE, batch)[chosen])
+            best = candidates.top_k(users_UE, max(_COVERAGE), batch)
+            coverage.add(best.index_UK[chosen])
+            popular_U = metrics.popularity_ranks(
+                self._count_I, batch.target_U, candidates.seen(batch)
+            )
+            popular_U = np.where(candidates.can_be_found(batch), popular_U, metrics.MISSED)
+            popular.append(popular_U[chosen])
             events.append(batch.events_U[chosen])
             target.append(batch.target_U[chosen])
             shown += int(batch.arrays["length"][chosen].sum())
@@ -152,6 +158,7 @@ class Evaluator:
         if shared_events:
             share = shared_events / int(self.catalogue.count_I.sum())
             found.metrics[f"{metrics.PREFIX}shared_rows"] = share
+        found.metrics[f"{metrics.PREFIX}returning_targets"] = returning / sum(map(len, rank))
         if self._config.feature(self._config.loss.item_feature).grows:
             found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
         return found
@@ -159,12 +166,11 @@ class Evaluator:
     def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
         """Batches, and how many of their users are looked at."""
         left = sys.maxsize if self._max_users is None else self._max_users
-        for stripe in range(self._reader.stripes):
-            for batch in self._reader.read(stripe, targets):
-                if left <= 0:
-                    return
-                yield batch, min(batch.users, left)
-                left -= batch.users
+        for batch in self._reader.read_all(range(self._reader.stripes), targets):
+            yield batch, min(batch.users, left)
+            left -= batch.users
+            if left <= 0:
+                return
 
     def _result(
         self, rank: list, popular: list, events: list, target: list, coverage: metrics.Coverage

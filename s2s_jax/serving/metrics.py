@@ -3,8 +3,7 @@
 NumPy only. A rank is the number of other items that score at least as much as the target; 0 is best
 (`s2s_jax.serving.ranking.ranks`). Results are dicts from names such as "eval/hr@10" to numbers.
 
-Shapes: U users, T targets of a user, I items, S items seen by a user, K items of a top-K list, M values
-of a user, N resamples.
+Shapes: U users, T targets of a user, I items, K items of a top-K list, M values of a user, N resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from s2s_jax.data.order import integers
+from s2s_jax.data.seen import Seen
 
+# The rank of a target that cannot be recommended: beyond any list, however short the catalogue is.
+MISSED = np.iinfo(np.int64).max
 CUTOFFS = (5, 10, 50, 100, 200)
 PREFIX = "eval/"
 # The greatest length of history of each slice but the last, which is open.
@@ -29,13 +31,14 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
     """What each user adds to the means.
 
     Args:
-      rank_UT: int ranks of each user's targets, from 0; -1 is padding. `[U]` if each has one target.
+      rank_UT: int ranks of each user's targets, from 0; -1 is padding, `MISSED` one that cannot be
+        recommended. `[U]` if each has one target.
       cutoffs: numbers of best items that are looked at.
 
     Returns:
       f64 `[U]` by name: "hr@k", 1 if a target is among the best k; "recall@k", the share of the targets
       that are; "ndcg@k", the sum of 1 / log2(rank + 2) over these, divided by the greatest possible;
-      "mrr", 1 / (rank + 1) of the best target.
+      "mrr", 1 / (rank + 1) of the best target, 0 if none can be recommended.
 
     Raises:
       ValueError: a user has no target, or there is no user.
@@ -47,7 +50,8 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
     targets_U = real_UT.sum(axis=1)
     if not targets_U.size or not targets_U.all():
         raise ValueError("expected at least one user, and at least one target of each")
-    gain_UT = np.where(real_UT, 1 / np.log2(np.maximum(rank_UT, 0) + 2.0), 0)
+    found_UT = real_UT & (rank_UT != MISSED)
+    gain_UT = np.where(found_UT, 1 / np.log2(np.maximum(rank_UT, 0) + 2.0), 0)
     # ideal[n]: n targets at the first n places.
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(rank_UT.shape[1]) + 2.0))])
     values: dict[str, np.ndarray] = {}
@@ -56,8 +60,8 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
         values[f"hr@{k}"] = hit_UT.any(axis=1).astype(float)
         values[f"recall@{k}"] = hit_UT.sum(axis=1) / targets_U
         values[f"ndcg@{k}"] = (gain_UT * hit_UT).sum(axis=1) / ideal[np.minimum(targets_U, k)]
-    best_U = np.where(real_UT, rank_UT, np.iinfo(np.int64).max - 1).min(axis=1)
-    return values | {"mrr": 1 / (best_U + 1.0)}
+    best_U = np.where(found_UT, rank_UT, MISSED).min(axis=1)
+    return values | {"mrr": np.where(best_U == MISSED, 0.0, 1 / (best_U + 1.0))}
 
 
 def summarize(values: Mapping[str, np.ndarray], prefix: str = PREFIX) -> dict[str, float]:
@@ -181,25 +185,23 @@ class Coverage:
 
 
 def popularity_ranks(
-    count_I: np.ndarray, target_U: np.ndarray, seen_US: np.ndarray | None = None
+    count_I: np.ndarray, target_U: np.ndarray, seen: Seen | None = None
 ) -> np.ndarray:
     """int64 `[U]` ranks of the targets if everybody is recommended the most popular items.
 
     Args:
       count_I: events of each item in training.
       target_U: int item of each user; the rank of one that is not in the catalogue is I.
-      seen_US: int items that do not count, in any order, repeats allowed; -1 is padding. The target is
-        ranked even if it is one of them. None: all items count.
+      seen: items that do not count. The target is ranked even if it is one of them. None: all items
+        count.
     """
     count_I = np.asarray(count_I)
     known_U = (target_U >= 0) & (target_U < count_I.size)
     target_U = np.where(known_U, target_U, 0)
     least_U = count_I[target_U]
     rank_U = count_I.size - np.searchsorted(np.sort(count_I), least_U) - 1
-    if seen_US is not None and seen_US.shape[1]:
-        seen_US = np.sort(seen_US, axis=1)
-        counts_US = (seen_US >= 0) & (seen_US < count_I.size) & (seen_US != target_U[:, None])
-        counts_US[:, 1:] &= seen_US[:, 1:] != seen_US[:, :-1]
-        seen_count_US = count_I[np.where(counts_US, seen_US, 0)]
-        rank_U = rank_U - (counts_US & (seen_count_US >= least_U[:, None])).sum(axis=1)
+    if seen is not None:
+        user_T, item_T = seen
+        ahead_T = (count_I[item_T] >= least_U[user_T]) & (item_T != target_U[user_T])
+        rank_U = rank_U - np.bincount(user_T[ahead_T], minlength=len(target_U))
     return np.where(known_U, rank_U, count_I.size)

@@ -12,7 +12,7 @@ vectors tie exactly. This holds as long as a kernel adds up alike at all places 
 tested on CPUs.
 
 Shapes: B users, G groups of P users, E width, I items, R rows (I and padding), N tiles of T items in a
-block, C items of a chunk, M chunks that are looked into, K best items, S items seen by a user.
+block, C items of a chunk, M chunks that are looked into, K best items, S pairs of a user and an item.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from s2s_jax.data.seen import Seen
 from s2s_jax.training.mesh import DATA_AXIS, replicated, row_sharded
 
 _USERS = 64
@@ -35,6 +36,8 @@ _FEW_CHUNKS = (8, 32)
 # Lanes that count for themselves: a row that is added up into one number is not vectorized.
 _LANES = 64
 _BLOCK_ITEMS = 2**14
+# Pairs that are left out are padded to a power of two from here on, so that few programs are compiled.
+_LEAST_PAIRS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,13 @@ class Best(NamedTuple):
 
     index_BK: jax.Array
     score_BK: jax.Array
+
+
+class _Pairs(NamedTuple):
+    """`Seen` on the devices: int32 `[S]` each; item -1 is padding."""
+
+    user_S: jax.Array
+    item_S: jax.Array
 
 
 def make_catalogue(
@@ -108,7 +118,7 @@ def top_k(
     users_BE: np.ndarray | jax.Array,
     catalogue: Catalogue,
     k: int,
-    seen_BS: np.ndarray | jax.Array | None = None,
+    seen: Seen | None = None,
 ) -> Best:
     """The K best items of each user.
 
@@ -116,17 +126,16 @@ def top_k(
       users_BE: f32, finite.
       catalogue: the items.
       k: K, at least 1; may exceed the number of items.
-      seen_BS: int32 items that are left out, in any order, repeats allowed; -1 is padding. None: all
-        items take part.
+      seen: items that are left out; users are places in `users_BE`. None: all items take part.
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
     """
     if k < 1:
         raise ValueError(f"expected k of at least 1, found {k}")
-    users, seen = _padded(users_BE, seen_BS, catalogue)
+    users, pairs = _padded(users_BE, seen, catalogue)
     best = _top_k(
-        users, catalogue.vectors_RE, catalogue.items, seen, k, catalogue.blocks, catalogue.mesh
+        users, catalogue.vectors_RE, catalogue.items, pairs, k, catalogue.blocks, catalogue.mesh
     )
     return Best(best.index_BK[: len(users_BE)], best.score_BK[: len(users_BE)])
 
@@ -135,7 +144,7 @@ def ranks(
     users_BE: np.ndarray | jax.Array,
     target_B: np.ndarray | jax.Array,
     catalogue: Catalogue,
-    seen_BS: np.ndarray | jax.Array | None = None,
+    seen: Seen | None = None,
 ) -> jax.Array:
     """int32 `[B]`: how many other items score at least as much as each user's target; 0 is best.
 
@@ -143,39 +152,46 @@ def ranks(
       users_BE: f32.
       target_B: int32 item of each user; the rank of one that is not in the catalogue is I.
       catalogue: the items.
-      seen_BS: int32 items that do not count, as in `top_k`; the target is ranked even if it is one.
+      seen: items that do not count, as in `top_k`; the target is ranked even if it is one.
 
     Raises:
       ValueError: shapes do not fit.
     """
     if target_B.shape != (len(users_BE),):
         raise ValueError(f"expected {len(users_BE)} targets, found shape {target_B.shape}")
-    users, seen = _padded(users_BE, seen_BS, catalogue)
+    users, pairs = _padded(users_BE, seen, catalogue)
     target = _pad_rows(target_B.astype(np.int32), len(users), -1)
     target = jax.device_put(target, replicated(catalogue.mesh))
     rank_B = _ranks(
-        users, target, catalogue.vectors_RE, catalogue.items, seen, catalogue.blocks, catalogue.mesh
+        users,
+        target,
+        catalogue.vectors_RE,
+        catalogue.items,
+        pairs,
+        catalogue.blocks,
+        catalogue.mesh,
     )
     return rank_B[: len(users_BE)]
 
 
 def _padded(
-    users_BE: np.ndarray | jax.Array, seen_BS: np.ndarray | jax.Array | None, catalogue: Catalogue
-) -> tuple[jax.Array, jax.Array]:
-    """Users and what they have seen, in whole groups, on all devices."""
+    users_BE: np.ndarray | jax.Array, seen: Seen | None, catalogue: Catalogue
+) -> tuple[jax.Array, _Pairs]:
+    """Users in whole groups, and pairs that are left out (item -1 is padding), on all devices."""
     width = catalogue.vectors_RE.shape[1]
     if users_BE.ndim != 2 or users_BE.shape[1] != width:
         raise ValueError(f"expected users of width {width}, found shape {users_BE.shape}")
-    seen_BS = np.zeros((len(users_BE), 0), np.int32) if seen_BS is None else seen_BS
-    if seen_BS.ndim != 2 or len(seen_BS) != len(users_BE):
+    user_S, item_S = (np.zeros(0, np.int32),) * 2 if seen is None else seen
+    if user_S.shape != item_S.shape or user_S.max(initial=-1) >= len(users_BE):
         raise ValueError(
-            f"expected a row of seen items for each of {len(users_BE)} users, found shape "
-            f"{seen_BS.shape}"
+            f"expected items seen by {len(users_BE)} users, found {user_S.shape} users up to "
+            f"{user_S.max(initial=-1)} and {item_S.shape} items"
         )
     rows = -(-len(users_BE) // _USERS) * _USERS
     users = _pad_rows(users_BE.astype(np.float32), rows, 0)
-    seen = _pad_rows(seen_BS.astype(np.int32), rows, -1)
-    return jax.device_put((users, seen), replicated(catalogue.mesh))
+    size = max(_LEAST_PAIRS, 2 ** int(len(user_S) - 1).bit_length()) if len(user_S) else 0
+    pairs = _Pairs(_pad_rows(user_S, size, 0), _pad_rows(item_S, size, -1))
+    return jax.device_put((users, pairs), replicated(catalogue.mesh))
 
 
 def _pad_rows(x: Any, rows: int, value: int) -> Any:
@@ -190,19 +206,19 @@ def _top_k(
     users_BE: jax.Array,
     vectors_RE: jax.Array,
     items: int,
-    seen_BS: jax.Array,
+    seen: _Pairs,
     k: int,
     blocks: int,
     mesh: Mesh,
 ) -> Best:
-    def on_device(users_BE, vectors_XE, items, seen_BS):
+    def on_device(users_BE, vectors_XE, items, seen):
         first = jax.lax.axis_index(DATA_AXIS) * vectors_XE.shape[0]
         tiles = vectors_XE.shape[0] // _TILE // blocks
 
         def visit(block: jax.Array, best: Best) -> Best:
             begin = first + block * (tiles * _TILE)
             scores_NBT = _score(
-                users_BE, vectors_XE, block * tiles, tiles, items - begin, seen_BS - begin
+                users_BE, vectors_XE, block * tiles, tiles, items - begin, _after(seen, begin)
             )
             return _improve(best, scores_NBT, begin)
 
@@ -220,7 +236,7 @@ def _top_k(
         out_specs=PartitionSpec(None, DATA_AXIS),
     )
     # Devices hold ascending items, so the lower index still comes first among equal scores.
-    all_best = mapped(users_BE, vectors_RE, items, seen_BS)
+    all_best = mapped(users_BE, vectors_RE, items, seen)
     all_best = jax.lax.with_sharding_constraint(all_best, replicated(mesh))
     score_BK, place_BK = jax.lax.top_k(all_best.score_BK, k)
     index_BK = jnp.take_along_axis(all_best.index_BK, place_BK, axis=1)
@@ -233,21 +249,24 @@ def _ranks(
     target_B: jax.Array,
     vectors_RE: jax.Array,
     items: int,
-    seen_BS: jax.Array,
+    seen: _Pairs,
     blocks: int,
     mesh: Mesh,
 ) -> jax.Array:
-    def on_device(users_BE, target_B, vectors_XE, items, seen_BS):
+    def on_device(users_BE, target_B, vectors_XE, items, seen):
         first = jax.lax.axis_index(DATA_AXIS) * vectors_XE.shape[0]
         tiles = vectors_XE.shape[0] // _TILE // blocks
         score_B = _target_scores(users_BE, _fetch(vectors_XE, target_B - first))
         # The target is left out by its place, not by its score.
-        left_out_BS = jnp.concatenate([seen_BS, target_B[:, None]], axis=1)
+        user_B = jnp.arange(users_BE.shape[0], dtype=jnp.int32)
+        left_out = _Pairs(
+            jnp.concatenate([seen.user_S, user_B]), jnp.concatenate([seen.item_S, target_B])
+        )
 
         def visit(block: jax.Array, count_BL: jax.Array) -> jax.Array:
             begin = first + block * (tiles * _TILE)
             scores_NBT = _score(
-                users_BE, vectors_XE, block * tiles, tiles, items - begin, left_out_BS - begin
+                users_BE, vectors_XE, block * tiles, tiles, items - begin, _after(left_out, begin)
             )
             # Of a score that is no number it is not known that it is less.
             at_least_NBT = ~(scores_NBT < score_B[:, None])
@@ -266,7 +285,7 @@ def _ranks(
         in_specs=(everywhere, everywhere, PartitionSpec(DATA_AXIS), everywhere, everywhere),
         out_specs=everywhere,
     )
-    rank_B = mapped(users_BE, target_B, vectors_RE, items, seen_BS)
+    rank_B = mapped(users_BE, target_B, vectors_RE, items, seen)
     return jnp.where((target_B >= 0) & (target_B < items), rank_B, items)
 
 
@@ -287,7 +306,7 @@ def _score(
     first_tile: jax.Array,
     tiles: int,
     items: jax.Array,
-    left_out_BS: jax.Array,
+    left_out: _Pairs,
 ) -> jax.Array:
     """Scores of one block.
 
@@ -297,7 +316,7 @@ def _score(
       first_tile: int32 scalar, where the block begins.
       tiles: N.
       items: int32 scalar; places of the block from here on are padding.
-      left_out_BS: int32 places of the block that get -inf; those outside of it are ignored.
+      left_out: places of the block that get -inf; those outside of it are ignored.
 
     Returns:
       f32 `[N, B, T]`, -inf for items that are left out and for padding.
@@ -313,10 +332,15 @@ def _score(
         return None, jnp.where(real_T, scores_GPT.reshape(users, _TILE), -jnp.inf)
 
     scores_NBT = jax.lax.scan(one_tile, None, jnp.arange(tiles, dtype=jnp.int32))[1]
-    inside_BS = (left_out_BS >= 0) & (left_out_BS < tiles * _TILE)
-    place_BS = jnp.where(inside_BS, left_out_BS, tiles * _TILE)
-    at = (place_BS // _TILE, jnp.arange(users)[:, None], place_BS % _TILE)
+    inside_S = (left_out.item_S >= 0) & (left_out.item_S < tiles * _TILE)
+    place_S = jnp.where(inside_S, left_out.item_S, tiles * _TILE)
+    at = (place_S // _TILE, left_out.user_S, place_S % _TILE)
     return scores_NBT.at[at].set(-jnp.inf, mode="drop")
+
+
+def _after(pairs: _Pairs, begin: jax.Array) -> _Pairs:
+    """The same with items counted from `begin` on."""
+    return _Pairs(pairs.user_S, pairs.item_S - begin)
 
 
 def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:

@@ -235,7 +235,7 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
             "that event's count as better in its rank."
         )
     if config.eval.filter_seen:
-        notes.append("Items that the user had before are left out, but for the one to be found.")
+        notes.append("Items that the user had before are left out (eval.filter_seen).")
     if shown.collisions:
         notes.append(
             f"{shown.collisions:,} ids share a bucket with another one and are shown as that one."
@@ -251,6 +251,8 @@ def _user(user: ShownUser, items: int, titles: Mapping[str, str]) -> str:
     rank = ""
     if user.rank is not None:
         rank = f"<p>The event to be found ranks {user.rank:,} of {items:,}.</p>\n"
+    elif user.returns:
+        rank = "<p>The event to be found is of an item that the user had before.</p>\n"
     return (
         f'<div class="user"><h3>row {user.row:,} of {data(user.file)}, {user.events:,} events</h3>\n'
         f'<div class="sides"><div><h4>last events, newest below</h4>\n'

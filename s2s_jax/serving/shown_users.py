@@ -3,7 +3,7 @@
 Where events are held out, histories end before the last event of a row, as when the test events are
 evaluated; otherwise they are whole.
 
-Shapes: U users, S items that a user had, K items of a list.
+Shapes: U users, K items of a list.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from s2s_jax.data import held_out
 from s2s_jax.data.catalogue import Catalogue, collect, item_text
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
-from s2s_jax.serving import ranking
+from s2s_jax.serving import metrics
+from s2s_jax.serving.candidates import Candidates, returns
 from s2s_jax.serving.evaluation import item_vectors, user_vectors
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training.mesh import make_mesh
@@ -63,7 +64,9 @@ class ShownUser(NamedTuple):
       events: events of the row.
       last: the newest of them, oldest first.
       best: best first.
-      rank: of the event that was to be found, from 1; None if there is none, or none with an item.
+      rank: of the event that was to be found, from 1; None if there is none, none with an item, or only
+        one that is not recommended.
+      returns: whether it is None because the user had the item before.
     """
 
     file: str
@@ -72,6 +75,7 @@ class ShownUser(NamedTuple):
     last: list[Event]
     best: list[Recommended]
     rank: int | None
+    returns: bool
 
 
 class Shown(NamedTuple):
@@ -144,17 +148,14 @@ class _Shower:
         self._config, self._run, self._mesh = config, run, mesh
         self._item = catalogue.item
         vectors = item_vectors(run.functions, run.state, catalogue, config, mesh)
-        self._items = ranking.make_catalogue(vectors, mesh)
+        self._candidates = Candidates(vectors, mesh, config.eval.filter_seen)
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
         """The first `users` of a batch."""
         users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-        # As when ranks are computed, the event that is to be found is never left out.
-        left_out_US = np.where(batch.seen_US == batch.target_U[:, None], -1, batch.seen_US)
-        filtered_US = left_out_US if self._config.eval.filter_seen else None
-        best = ranking.top_k(users_UE, self._items, _TOP_K, filtered_US)
-        index_UK, score_UK = np.asarray(best.index_BK), np.asarray(best.score_BK)
-        rank_U = np.asarray(ranking.ranks(users_UE, batch.target_U, self._items, filtered_US))
+        index_UK, score_UK = self._candidates.top_k(users_UE, _TOP_K, batch)
+        rank_U = self._candidates.ranks(users_UE, batch)
+        again_U = returns(batch) & (rank_U == metrics.MISSED)
         shown = []
         for n in range(users):
             target = int(batch.target_U[n])
@@ -165,13 +166,14 @@ class _Shower:
                 if index >= 0
             ]
             events = self._events(batch, n)
-            rank = int(rank_U[n]) + 1 if target >= 0 else None
+            rank = None if rank_U[n] == metrics.MISSED else int(rank_U[n]) + 1
             row = int(batch.row_U[n])
-            shown.append(ShownUser(file, row, len(events), events[-_EVENTS:], listed, rank))
+            again = bool(again_U[n])
+            shown.append(ShownUser(file, row, len(events), events[-_EVENTS:], listed, rank, again))
         return shown
 
     def _events(self, batch: Histories, n: int) -> list[Event]:
-        items = batch.seen_US[n, : batch.events_U[n]].tolist()
+        items = batch.items_of(n).tolist()
         if anything_held_out(self._config):
             items.append(int(batch.target_U[n]))
         # Of a split by time, the last event shown is the only one known to be held out.

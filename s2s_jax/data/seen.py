@@ -1,0 +1,45 @@
+"""Which items some users had, without room for the items that they did not have.
+
+One user may have a million times as many items as another, so they are kept as pairs and never as a
+rectangle that is as wide as the longest history.
+
+Shapes: T pairs, U users, S places of a row.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Seen(NamedTuple):
+    """Pairs of a user and an item, each once, by user and then by item.
+
+    Attributes:
+      user_T: int32, from 0.
+      item_T: int32, from 0.
+    """
+
+    user_T: np.ndarray
+    item_T: np.ndarray
+
+
+def distinct(user_T: np.ndarray, item_T: np.ndarray) -> Seen:
+    """Each pair once.
+
+    Args:
+      user_T: int users, in any order.
+      item_T: int items; pairs with a negative one are left out.
+    """
+    there_T = item_T >= 0
+    pair_T = user_T[there_T].astype(np.int64) << 32 | item_T[there_T].astype(np.int64)
+    pair_T.sort()
+    first_T = np.ones(len(pair_T), bool)
+    np.not_equal(pair_T[1:], pair_T[:-1], out=first_T[1:])
+    pair_T = pair_T[first_T]
+    return Seen((pair_T >> 32).astype(np.int32), (pair_T & 0xFFFFFFFF).astype(np.int32))
+
+
+def of_rows(item_US: np.ndarray) -> Seen:
+    """The items of each row; negative ones are padding."""
+    user_US = np.broadcast_to(np.arange(len(item_US))[:, None], item_US.shape)
+    return distinct(user_US.ravel(), item_US.ravel())

@@ -1,0 +1,200 @@
+"""What evaluation counts is what recommending gives: items that users had before, short catalogues."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small
+from pyarrow import orc
+from test_evaluation import config_file, evaluating
+from test_train import one_device
+
+from s2s_jax import evaluate, recommend
+from s2s_jax.config import FeatureConfig, LossConfig
+from s2s_jax.data.catalogue import collect
+from s2s_jax.data.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.index import index_files
+from s2s_jax.data.seen import distinct
+from s2s_jax.serving import metrics
+from s2s_jax.serving.shown_users import show_users
+from s2s_jax.train import train
+
+ITEMS, USERS = 30, 48
+
+
+def write(path, rows):
+    """One stripe a file of rows of items."""
+    path.mkdir(parents=True)
+    columns = {"item_id": rows, "behavior_id": [[0] * len(row) for row in rows], "tags": rows}
+    types = pa.list_(pa.list_(pa.int64()))
+    for number in range(3):
+        table = {
+            name: pa.array([[[i] for i in row] for row in column[number::3]], types)
+            for name, column in columns.items()
+        }
+        orc.write_table(pa.table(table), str(path / f"part-{number}.orc"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Half of the users cycle through three items of their own, the others go on to new ones."""
+    rng = np.random.default_rng(0)
+    rows = [
+        np.tile(rng.permutation(ITEMS)[:3], 3).tolist()
+        if user % 2
+        else rng.permutation(ITEMS)[:9].tolist()
+        for user in range(USERS)
+    ]
+    directory = tmp_path_factory.mktemp("agreement")
+    write(directory / "log", rows)
+    # As they were before the last event.
+    write(directory / "before", [row[:-1] for row in rows])
+    config = evaluating(directory / "log", directory / "run")
+    model = dataclasses.replace(config.model, num_layers=1)
+    short = dataclasses.replace(config.train, train_steps=5)
+    config = dataclasses.replace(config, model=model, train=short)
+    assert train(config, one_device()) == 0
+    order = [row for number in range(3) for row in rows[number::3]]
+    return config, directory, order
+
+
+@pytest.fixture
+def door(trained, tmp_path, monkeypatch):
+    """Both commands, on the run."""
+    config, directory, _ = trained
+    for module in (evaluate, recommend):
+        monkeypatch.setattr(module, "make_mesh", one_device)
+
+    def call(module, *more):
+        out = tmp_path / ("metrics.json" if module is evaluate else "recs.parquet")
+        flag = "--out" if module is evaluate else "--output"
+        arguments = ["--config", config_file(config, tmp_path), flag, str(out), *more]
+        if module is recommend:
+            arguments += ["--input", str(directory / "before")]
+        assert module.main(arguments) == 0
+        if module is evaluate:
+            return json.loads(out.read_text())["metrics"]
+        return pq.read_table(out)["items"].to_pylist()
+
+    return call
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_hits_are_what_recommending_gives(trained, door, capsys, filter_seen):
+    rows = trained[2]
+    flag = ["--eval.filter_seen", str(filter_seen)]
+    found = door(evaluate, *flag)
+    told = capsys.readouterr()
+    lists = door(recommend, *flag, "--top_k", str(ITEMS + 9))
+    returning = [row[-1] in row[:-1] for row in rows]
+    assert found["eval/returning_targets"] == np.mean(returning) == 0.5
+    assert "returning targets" in told.out
+    assert ("eval.filter_seen False" in told.out) == filter_seen
+    for row, items in zip(rows, lists, strict=True):
+        left = set(range(ITEMS)) - (set(row[:-1]) if filter_seen else set())
+        assert set(items) == left, "all that may be recommended, each once"
+    for k in (5, 10, 50):
+        hits = [row[-1] in items[:k] for row, items in zip(rows, lists, strict=True)]
+        assert found[f"eval/hr@{k}"] == np.mean(hits)
+    # No list is long enough for what cannot be recommended.
+    assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
+    places = [
+        items.index(row[-1]) if row[-1] in items else None
+        for row, items in zip(rows, lists, strict=True)
+    ]
+    reciprocal = [0.0 if place is None else 1 / (place + 1) for place in places]
+    assert found["eval/mrr"] == pytest.approx(np.mean(reciprocal), rel=1e-12)
+
+
+def test_keep_seen_decides_where_it_is_given(trained, door):
+    rows = trained[2]
+    kept = door(recommend, "--keep_seen", "--top_k", str(ITEMS))
+    assert all(len(items) == ITEMS for items in kept)
+    left_out = door(
+        recommend, "--eval.filter_seen", "False", "--no-keep_seen", "--top_k", str(ITEMS)
+    )
+    for row, items in zip(rows, left_out, strict=True):
+        assert not set(items) & set(row[:-1])
+
+
+def test_the_report_recommends_as_recommending_does(trained, door):
+    config, directory, rows = trained
+    shown = show_users(config, directory / "run", 6)
+    lists = door(recommend, "--top_k", "10")
+    files = [f"part-{n}.orc" for n in range(3) for _ in rows[n::3]]
+    place = {(file, files[:n].count(file)): n for n, file in enumerate(files)}
+    for user in shown.users:
+        n = place[user.file, user.row]
+        assert [int(one.item) for one in user.best] == lists[n]
+        assert user.returns == (rows[n][-1] in rows[n][:-1]) == (user.rank is None)
+
+
+def test_batches_are_filled_over_stripes(trained, monkeypatch):
+    config, _, rows = trained
+    numbers = ItemNumbers(collect(config), config)
+    index = index_files(config)
+    assert len(index.stripes) == 3
+    reader = HistoryReader(config, index, numbers, 20)
+    assert [b.users for b in reader.read_all(range(3), None)] == [20, 20, 8]
+    whole = list(reader.read_all(range(3), None))
+    # Few events fit together: batches are small, and hold the same users in the same order.
+    monkeypatch.setattr("s2s_jax.data.histories._MOST_POSITIONS", 20)
+    small_ones = list(reader.read_all(range(3), None))
+    assert {b.users for b in small_ones} == {2}
+    monkeypatch.setattr("s2s_jax.data.histories._MOST_POSITIONS", 1)
+    alone = list(reader.read_all(range(3), None))
+    assert {b.users for b in alone} == {1}
+    for batches in (whole, small_ones, alone):
+        items = [b.items_of(n).tolist() for b in batches for n in range(b.users)]
+        assert items == [numbers.of(np.array(row)).tolist() for row in rows]
+        stripes = np.concatenate([b.stripe_U for b in batches])
+        assert np.bincount(stripes).tolist() == [16, 16, 16]
+        ids = [
+            b.arrays["ids"][n, : b.arrays["length"][n], 0] for b in batches for n in range(b.users)
+        ]
+        assert [x.tolist() for x in ids] == [row[-small.SEQ_LEN :] for row in rows]
+        for batch in batches:
+            expected = {(n, i) for n in range(batch.users) for i in batch.items_of(n)}
+            pairs = list(zip(*batch.seen, strict=True))
+            assert set(pairs) == expected
+            assert len(pairs) == len(expected)
+
+
+def test_one_huge_row_does_not_decide_the_memory(tmp_path):
+    """A rectangle as wide as its history would take a gigabyte here, and 16 bytes an event are 5 MB."""
+    events, rng = 300_000, np.random.default_rng(0)
+    rows = [rng.integers(0, ITEMS, 5).tolist() for _ in range(500)]
+    items = [*rows[:250], rng.integers(0, 10_000, events).tolist(), *rows[250:]]
+    feature = FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=10_000)
+    config = small.config(features=(feature,), loss=LossConfig(target_features=("item_id",)))
+    io = dataclasses.replace(config.io, data_paths=str(tmp_path / "log.orc"), thread_num=0)
+    config = dataclasses.replace(config, io=io)
+    orc.write_table(pa.table({"item_id": items}), str(tmp_path / "log.orc"))
+    numbers = ItemNumbers(collect(config), config)
+    reader = HistoryReader(config, index_files(config), numbers, 256)
+    tracemalloc.start()
+    try:
+        batches = list(reader.read_all(range(reader.stripes), None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(batch.users for batch in batches) == 501
+    assert len(batches[0].seen.item_T) < 10_000 + 256 * 5
+    assert peak < 120 * events
+
+
+def test_pairs_are_distinct_and_in_order():
+    seen = distinct(np.array([2, 0, 2, 0, 1]), np.array([3, 5, 3, -1, 2**31 - 1]))
+    assert seen.user_T.tolist() == [0, 1, 2]
+    assert seen.item_T.tolist() == [5, 2**31 - 1, 3]
+
+
+def test_what_cannot_be_recommended_is_worth_nothing():
+    values = metrics.user_values(np.array([[0, metrics.MISSED], [metrics.MISSED, -1]]))
+    assert values["hr@5"].tolist() == [1, 0]
+    assert values["recall@200"].tolist() == [0.5, 0]
+    assert values["ndcg@200"][1] == values["mrr"][1] == 0
