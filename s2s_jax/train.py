@@ -187,6 +187,7 @@ def _start_or_continue(job: Job, stop: StopSignals) -> Progress:
         assert state is not None, "a signal would have been raised"
         return Progress(0, state, meters, plan, nothing, clock)
     saved = job.checkpoints.progress(step)
+    _check_catalogue(job, saved)
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
     plan.grow_at_least(step)
@@ -210,6 +211,21 @@ def _start_or_continue(job: Job, stop: StopSignals) -> Progress:
         )
     evaluations = validation.Progress(job.config.eval, before)
     return Progress(step, state, meters, plan, evaluations, clock, unwritten)
+
+
+def _check_catalogue(job: Job, saved: Mapping[str, Any]) -> None:
+    """Refuses a catalogue file that is not what it was, unless the log, too, may have more."""
+    # Older checkpoints say nothing of it; a catalogue of the log is as new as its files.
+    before = saved["catalogue"] if "catalogue" in saved else None
+    settings = job.config.loss
+    if before is None or job.items is None or settings.catalogue is None:
+        return
+    if before != job.items.fingerprint and job.config.io.new_files == "refuse":
+        raise UserError(
+            f"loss.catalogue: the checkpoint was made with other items than {settings.catalogue} has; "
+            f"bring that catalogue back, set io.new_files to next_epoch to go on with this one, or give "
+            f"another train.output_dir"
+        )
 
 
 @contextlib.contextmanager

@@ -1,15 +1,19 @@
 """What decides the meaning of a run, key by key: continuing, evaluating, caches and catalogues agree."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 import small
 from logs import write_log
 
+import s2s_jax.train
 from s2s_jax import evaluate, recommend
 from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
 from s2s_jax.config.identity import KEYS, Free
@@ -20,6 +24,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.serving.restored import restore
 from s2s_jax.train import train
 from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.loop import Job
 from s2s_jax.training.mesh import make_mesh
 
 # The features of a run that has one of everything; all are item-side.
@@ -267,6 +272,29 @@ def test_a_catalogue_is_not_used_with_another_value(made, key):
     catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(made))
     with pytest.raises(UserError, match=r"catalogue c\.parquet was made with"):
         catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(config))
+
+
+@pytest.mark.parametrize("new_files", ["refuse", "next_epoch"])
+def test_a_catalogue_file_with_other_items_is_like_new_files(made, new_files):
+    of_file = set_key(set_key(made, "loss.catalogue", "c.parquet"), "io.new_files", new_files)
+
+    def check(config, before, now):
+        items: Any = None if now is None else types.SimpleNamespace(fingerprint=now)
+        nothing: Any = None
+        s2s_jax.train._check_catalogue(Job(config, nothing, nothing, nothing, items), before)
+
+    check(of_file, {"catalogue": "a"}, "a")
+    # From before a catalogue was told of; without one, then or now; collected from the files.
+    check(of_file, {}, "a")
+    check(of_file, {"catalogue": None}, "a")
+    check(of_file, {"catalogue": "a"}, None)
+    check(set_key(of_file, "loss.catalogue", None), {"catalogue": "a"}, "b")
+    with pytest.raises(UserError) if new_files == "refuse" else contextlib.nullcontext() as caught:
+        check(of_file, {"catalogue": "a"}, "b")
+    if new_files == "refuse":
+        assert str(caught.value).startswith(
+            "loss.catalogue: the checkpoint was made with other items"
+        )
 
 
 def test_programs_refuse_what_would_read_the_same_weights_otherwise(tmp_path):

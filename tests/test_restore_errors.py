@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -190,6 +191,22 @@ def test_tables_of_a_damaged_checkpoint_are_not_shown(saved, tmp_path):
     halve(tmp_path / "run" / "checkpoints" / "5" / "progress" / "metadata")
     with pytest.raises(UserError, match=r"checkpoints/5: is damaged"):
         SavedTables(tmp_path / "run")
+
+
+def test_checkpoints_of_a_later_version_are_refused(saved, tmp_path):
+    config, abstract = saved
+    shutil.copytree(config.train.output_dir, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "5" / "progress" / "metadata"
+    told = json.loads(path.read_text())
+    assert told["version"] == 1
+    path.write_text(json.dumps(told | {"version": 2}))
+    assert "saved by a later version" in refusal(config, abstract, tmp_path / "run")
+    with pytest.raises(UserError, match="saved by a later version"):
+        SavedTables(tmp_path / "run")
+    # Those of before there were versions.
+    del told["version"]
+    path.write_text(json.dumps(told))
+    restore(config, abstract, tmp_path / "run")
 
 
 def test_a_directory_that_may_not_be_looked_at(saved):

@@ -30,6 +30,8 @@ from s2s_jax.writing import replacing, trouble_in
 
 # Orbax's mark of a directory that is still being written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# Of what checkpoints hold; raised by one when older programs would misunderstand newer ones.
+_VERSION = 1
 
 
 @contextlib.contextmanager
@@ -186,7 +188,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_held(state)), progress=ocp.args.JsonSave(progress)
+                    state=ocp.args.StandardSave(_held(state)),
+                    progress=ocp.args.JsonSave({"version": _VERSION} | progress),
                 ),
             )
 
@@ -206,7 +209,8 @@ class Checkpoints:
         Raises:
           UserError: it cannot be read.
         """
-        return self._restore(step, None, progress=ocp.args.JsonRestore())
+        path = self._run_dir / "checkpoints" / str(step)
+        return _of_known_version(self._restore(step, None, progress=ocp.args.JsonRestore()), path)
 
     def fingerprint(self, step: int) -> str:
         """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
@@ -319,7 +323,8 @@ class SavedTables:
         self.path = directory / str(steps[-1] if step is None else step)
         self._earlier = max((each for each in steps if each < int(self.path.name)), default=None)
         with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            self.progress: dict[str, Any] = checkpointer.restore(self.path / "progress")
+            saved = checkpointer.restore(self.path / "progress")
+        self.progress: dict[str, Any] = _of_known_version(saved, self.path)
 
     def values(self, spec: TableSpec) -> np.ndarray:
         """f32 `[R, D]` of a table."""
@@ -360,6 +365,18 @@ class SavedTables:
                     item=item, restore_args=arguments, partial_restore=True
                 ),
             )
+
+
+def _of_known_version(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What was saved beside a state; refuses what is of a later version."""
+    # Without one, checkpoints are of the first.
+    version = saved["version"] if "version" in saved else _VERSION
+    if version > _VERSION:
+        raise UserError(
+            f"{path}: was saved by a later version of s2s_jax (checkpoints of version {version}, "
+            f"expected at most {_VERSION}); use that version"
+        )
+    return {name: value for name, value in saved.items() if name != "version"}
 
 
 def _bytes(wanted: Any) -> int:

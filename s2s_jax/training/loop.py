@@ -336,6 +336,7 @@ class Loop:
                 "meters": self._meters.get_state(),
                 "growth": self._plan.get_state(),
                 "clock": self._clock.get_state(),
+                "catalogue": None if self._job.items is None else self._job.items.fingerprint,
             }
             if self._writer is not None and self._writer.unwritten:
                 reached["unwritten"] = self._writer.unwritten
