@@ -10,6 +10,8 @@ import golden
 import pytest
 import small
 
+from s2s_jax.data import synthesize
+
 # Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
 STAND_IN = f"""#!/usr/bin/env bash
 if [[ $1 == -c || $2 == s2s_jax.newest_step ]]; then exec {sys.executable} "$@"; fi
@@ -322,6 +324,44 @@ def test_slurm_is_told_at_once_what_cannot_start(submit, tmp_path, more, environ
     assert process.returncode == 2, told
     assert words in told
     assert commands(tmp_path) == []
+
+
+# Takes the interpreter's place for real processes of which the second one has arguments of its own.
+MISTAKEN = f"""#!/usr/bin/env bash
+if [[ ${{S2S_JAX_HOST:-}} == 1 ]]; then set -- "$@" $OF_SECOND; fi
+exec {sys.executable} "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("of_second", "words"),
+    [
+        ("--io.data_paths nowhere", "io.data_paths: nowhere does not exist"),
+        ("--train.steps 5", "train.steps: no such key"),
+        ("--io.seed 5", "--config: host 1 sees something else than host 0"),
+    ],
+)
+def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in, of_second, words):
+    """Though the proxy that the environment names does not exist."""
+    stand_in.write_text(MISTAKEN)
+    synthesize.synthesize(synthesize.Settings(out=tmp_path / "log", users=50))
+    arguments = f"--config {golden.REPO}/configs/quickstart.py --io.data_paths log"
+    process = subprocess.Popen(
+        [golden.REPO / "launch/local.sh", "2", *arguments.split(), "--train.output_dir", "run"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHON": str(stand_in), "JAX_PLATFORMS": "cpu", "OF_SECOND": of_second}
+        | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    begin = time.monotonic()
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 2, told
+    assert f"error: {words}" in told
+    # Of which most is the start of Python.
+    assert time.monotonic() - begin < 120
 
 
 @pytest.mark.slow

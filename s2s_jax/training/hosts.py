@@ -263,7 +263,13 @@ def _tell_others() -> None:
     # Somebody may have said so before, or nobody may be there any more.
     with contextlib.suppress(Exception):
         client.key_value_set(_ENDED, str(jax.process_index()))
-    time.sleep(_TIME_TO_LOOK)
+    _give_time_to_look()
+
+
+def _give_time_to_look() -> None:
+    # JAX aborts those that are still there when the store is gone, and with them their exit codes.
+    if jax.process_index() == 0:
+        time.sleep(_TIME_TO_LOOK)
 
 
 def _watch_others() -> None:
@@ -284,6 +290,7 @@ def _watch_others() -> None:
                         f"checkpoint"
                     )
                 )
+                _give_time_to_look()
                 os._exit(EXIT_STOPPED)
 
     threading.Thread(target=watch, name="s2s-watch", daemon=True).start()
