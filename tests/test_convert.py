@@ -552,7 +552,11 @@ GOOD = "user_id,timestamp,item_id,cate_id,behavior_id\n1,2,3,4,5\n"
             {},
             "column timestamp: expected a time as a whole number, found none",
         ),
-        (GOOD + "1,9e9,3,4,5\n", {}, "found 9e9; mend it, or leave such rows out with --on_error"),
+        (
+            GOOD + "1,9e9,3,4,5\n",
+            {},
+            "found 9e9; mend it .*, or leave such rows out with --on_error",
+        ),
         (GOOD + f"1,{2**63},3,4,5\n", {}, f"found {2**63}"),
         (GOOD.replace("1,2", "1,2020-01-01") + "1,2020-13-01,3,4,5\n", {}, "found 2020-13-01"),
         (GOOD + ",2,3,4,5\n", {}, "a.csv: row 2, column user_id: expected a user, found none"),

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import orc, orc_writer
-from s2s_jax.data.conversion import movielens, sources, sql, text_files
+from s2s_jax.data.conversion import movielens, sources, sql, text_files, times
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.conversion.sources import Layout
@@ -32,9 +32,15 @@ _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # Layouts in which a flag has an effect, where it has not in all.
 _APPLIES = {
     **dict.fromkeys(("columns", "delimiter", "quote"), _CSV),
-    **dict.fromkeys(("user", "time", "features", "bags", "bag_separator", "missing"), _EVENTS),
+    **dict.fromkeys(
+        ("user", "time", "time_format", "features", "bags", "bag_separator", "missing"), _EVENTS
+    ),
     **dict.fromkeys(("min_events", "memory_limit", "temp_dir"), (*_EVENTS, "movielens")),
 }
+_ONE_EVENT = (
+    "warning: every user has one event, with several ids; if these are the user's events in order, the "
+    "times have to be a list, too"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,11 @@ class Settings:
     """Column of users, written as user_id"""
     time: str = "timestamp"
     """Column of times, written as timestamp: numbers (without their fractions), or dates and times (as
-    seconds since 1970; in UTC unless they name a zone)"""
+    seconds since 1970; in UTC unless they name a zone). none: the order of lines is the order of
+    events, and their places are the times"""
+    time_format: tuple[str, ...] = ()
+    """Formats in which times are written, as of strptime, such as '%d/%m/%Y %H:%M' or '%Y%m%d'; the
+    first that fits counts. number: numbers that look like dates are numbers"""
     features: tuple[str, ...] = ("item_id", "cate_id", "behavior_id")
     """Columns of features; NAME=COLUMN writes COLUMN as NAME"""
     columns: tuple[str, ...] = ()
@@ -117,6 +127,7 @@ def convert(settings: Settings) -> Converted:
     _check_numbers(settings)
     chosen = None if settings.layout == "auto" else settings.layout
     found = sources.find(settings.paths, chosen, settings.out)
+    times.check_formats(settings.time_format)
     layout, files = found.layout, found.files
     _check_flags(settings, layout)
     if layout == "orc":
@@ -126,9 +137,14 @@ def convert(settings: Settings) -> Converted:
     else:
         features = parse(settings.features, settings.bags, settings.bag_separator)
         selection = Selection(
-            user=settings.user, time=settings.time, features=features, missing=settings.missing
+            user=settings.user,
+            time=None if settings.time == times.NO_COLUMN else settings.time,
+            features=features,
+            missing=settings.missing,
+            time_formats=settings.time_format,
         )
-    return dataclasses.replace(_sort(settings, layout, files, selection), notes=tuple(found.notes))
+    done = _sort(settings, layout, files, selection)
+    return dataclasses.replace(done, notes=(*found.notes, *done.notes))
 
 
 def main(argv: list[str]) -> int:
@@ -209,7 +225,7 @@ def _sort(
         else:
             scans = [_scan_csv(path, settings, layout) for path in files]
         scans = [sql.with_partitions(s, sources.partition_values(s.path)) for s in scans]
-        store.prepare(scans)
+        scans = store.prepare(scans)
         sizes = [path.stat().st_size for path in files]
         read = size = 0
         with _bar("reading", lambda: (read + store.progress() / 100 * size) / max(sum(sizes), 1)):
@@ -225,6 +241,7 @@ def _sort(
             raise UserError(
                 f"--min_events: no user has {settings.min_events} events; lower the number"
             )
+    bags = {name: most for name, most in grouping.largest_bags.items() if most > 1}
     left_out = (
         _count(skipped.lines, "unreadable line"),
         _count(skipped.users, "event", f"without {selection.user}"),
@@ -237,7 +254,8 @@ def _sort(
         rows=log.rows,
         events=log.positions,
         skipped=tuple(words for words in left_out if words[0] != "0"),
-        bags={name: most for name, most in grouping.largest_bags.items() if most > 1},
+        bags=bags,
+        notes=(_ONE_EVENT,) if bags and log.rows == log.positions else (),
     )
 
 

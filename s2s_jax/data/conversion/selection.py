@@ -34,21 +34,25 @@ class Selection:
 
     Attributes:
       user: column of the users.
-      time: column of the times.
+      time: column of the times; None: the order of lines is the order of events.
+      time_formats: in which times are written, those of `strptime`; empty: as DuckDB knows.
       features: the features.
       missing: texts that mean that there is no value, besides the empty one.
     """
 
     user: str
-    time: str
+    time: str | None
     features: tuple[Feature, ...]
     missing: tuple[str, ...] = ()
+    time_formats: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, str]:
         """The flag that asks for each column of the source."""
         flags = dict.fromkeys((feature.column for feature in self.features), "--features")
-        first = {self.user: "--user", self.time: "--time"}
+        first = {self.user: "--user"}
+        if self.time is not None:
+            first[self.time] = "--time"
         return first | flags | first
 
 

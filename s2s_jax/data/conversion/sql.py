@@ -12,19 +12,14 @@ from pathlib import Path
 from s2s_jax.data.conversion.text_files import CsvFormat
 from s2s_jax.errors import UserError
 
-_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
+INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 # The whole numbers below that each type of fractions holds exactly.
-_FLOATS = {"FLOAT": 2**24, "DOUBLE": 2**53}
-_TIMES = {
+FLOATS = {"FLOAT": 2**24, "DOUBLE": 2**53}
+TIMES = {
     *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
     "TIMESTAMP WITH TIME ZONE",
 }
 _NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
-
-# Exact for whole seconds, milliseconds … and for fractions that matter.
-_DECIMAL = "DECIMAL(38,9)"
-_INTEGER_TEXT = "'-?[0-9]+'"
-_NUMBER_TEXT = r"'-?[0-9]+(\.[0-9]*)?'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +160,7 @@ def supported(data_type: str, lists: bool) -> bool:
 def stored_feature(types: Collection[str], is_bag: bool) -> str:
     """The type in which a feature is kept that files have in the given types."""
     elements = {found.removesuffix("[]") for found in types}
-    kept = "BIGINT" if elements <= _INTEGERS | _TIMES and not is_bag else "VARCHAR"
+    kept = "BIGINT" if elements <= INTEGERS | TIMES and not is_bag else "VARCHAR"
     # An array of JSON is seen only when it is read.
     is_list = is_bag or "JSON" in types or any(found.endswith("[]") for found in types)
     return kept + "[]" * is_list
@@ -173,17 +168,7 @@ def stored_feature(types: Collection[str], is_bag: bool) -> str:
 
 def stored_user(types: Collection[str]) -> str:
     """The type in which users are kept."""
-    return "BIGINT" if _INTEGERS.issuperset(types) else "VARCHAR"
-
-
-def stored_time(types: Collection[str]) -> str:
-    """The type in which times are kept."""
-    found = {"DECIMAL" if kind.startswith("DECIMAL") else kind for kind in types}
-    if found <= _INTEGERS:
-        return "BIGINT"
-    if found <= _TIMES:
-        return "TIMESTAMP"
-    return _DECIMAL if found <= {*_INTEGERS, *_FLOATS, "DECIMAL", "UBIGINT"} else "VARCHAR"
+    return "BIGINT" if INTEGERS.issuperset(types) else "VARCHAR"
 
 
 def rounded(column: Column) -> str | None:
@@ -192,13 +177,13 @@ def rounded(column: Column) -> str | None:
     None where the column's type holds all whole numbers exactly.
     """
     element = column.type.removesuffix("[]")
-    if element not in _FLOATS:
+    if element not in FLOATS:
         return None
 
     # By its text, as in `_text`: NaN is larger than all numbers.
     def large(value: str) -> str:
         is_nan = f"CAST({value} AS VARCHAR) IN ('nan', '-nan')"
-        return f"abs({value}) >= {_FLOATS[element]} AND NOT {is_nan}"
+        return f"abs({value}) >= {FLOATS[element]} AND NOT {is_nan}"
 
     if column.type.endswith("[]"):
         return f"min(list_min([v FOR v IN {column.sql} IF {large('v')}]))"
@@ -206,7 +191,7 @@ def rounded(column: Column) -> str | None:
 
 
 def user_or_time(column: Column, kept: str, missing: Sequence[str]) -> str:
-    """The value of a column, kept in a type that `stored_user` or `stored_time` chose."""
+    """The value of a column, kept in a type that `stored_user` or `times.stored` chose."""
     if kept == "VARCHAR":
         return _text(column, missing)
     return f"TRY_CAST({column.sql} AS {kept})"
@@ -242,7 +227,7 @@ def seconds(timestamp: str) -> str:
 
 
 def _id(column: Column, kept: str, missing: Sequence[str]) -> str:
-    if column.type in _TIMES:
+    if column.type in TIMES:
         return f"CAST({seconds(f'CAST({column.sql} AS TIMESTAMP)')} AS {kept})"
     return f"CAST({column.sql} AS {kept})" if kept == "BIGINT" else _text(column, missing)
 
@@ -254,39 +239,8 @@ def _text(column: Column, missing: Sequence[str]) -> str:
     if column.type.startswith("DECIMAL") and not column.type.endswith(",0)"):
         # Exact, but with as many zeros as the type has digits.
         value = f"rtrim(rtrim({value}, '0'), '.')"
-    if column.type in _FLOATS:
+    if column.type in FLOATS:
         # By its text: DuckDB 2.0 believes Parquet's statistics, which pass over NaN, and takes isnan
         # for false.
         none = (*none, "nan", "-nan")
     return f"CASE WHEN {value} NOT IN ({', '.join(map(text, none))}) THEN {value} END"
-
-
-# --------------------------------------------------------------------------------- read out of it
-
-
-def time_of_text(value: str, kind: str) -> str:
-    """A BIGINT, DECIMAL or TIMESTAMP, as `kind` says, that a text holds."""
-    if kind == "TIMESTAMP":
-        # Times without a zone are in UTC, as the database is.
-        return f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"
-    form = _INTEGER_TEXT if kind == "BIGINT" else _NUMBER_TEXT
-    return f"CASE WHEN regexp_full_match({value}, {form}) THEN TRY_CAST({value} AS {kind}) END"
-
-
-def whole_time(value: str, kind: str) -> str:
-    """The int64 that is written for a time of type `kind`."""
-    if kind == "TIMESTAMP":
-        return f"CASE WHEN isfinite({value}) THEN {seconds(value)} END"
-    return value if kind == "BIGINT" else f"TRY_CAST(floor({value}) AS BIGINT)"
-
-
-def text_time_counts(column: str) -> dict[str, str]:
-    """How many texts of a column are times of each type; a whole number is a decimal one, too.
-
-    Aggregates, the types with the simpler times first.
-    """
-    return {
-        "BIGINT": f"count(*) FILTER (regexp_full_match({column}, {_INTEGER_TEXT}))",
-        _DECIMAL: f"count(*) FILTER (regexp_full_match({column}, {_NUMBER_TEXT}))",
-        "TIMESTAMP": f"count(TRY_CAST({column} AS TIMESTAMPTZ))",
-    }

@@ -1,0 +1,76 @@
+"""Files that have a row a user already: their lists are cut into events."""
+
+import dataclasses
+
+from s2s_jax.data.conversion import sql
+from s2s_jax.data.conversion.database import Database, shorten
+from s2s_jax.data.conversion.selection import Selection
+from s2s_jax.errors import UserError
+
+
+def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Scan:
+    """The events of a file, if its times are lists; else the file as it is.
+
+    Every list of a row has an entry an event. What is no list is the same in all events of its row.
+
+    Args:
+      scan: the file.
+      selection: what is taken from it.
+      database: to read it with.
+
+    Raises:
+      UserError: the lists of a row are not of the same length.
+    """
+    if selection.time is None:
+        return scan
+    time = scan.columns[selection.time]
+    if time.type == "JSON":
+        query = f"SELECT json_type({time.sql}) FROM {scan.sql} WHERE {time.sql} IS NOT NULL LIMIT 1"
+        if database.run(query, str(scan.path)) != [("ARRAY",)]:
+            return scan
+    elif not time.type.endswith("[]"):
+        return scan
+    of_times = _list(time)
+    lists = {selection.time: of_times}
+    for feature in selection.features:
+        column = scan.columns[feature.column]
+        if column.type == "JSON" or column.type.endswith("[]"):
+            lists[feature.column] = _list(column, f"len({of_times})")
+    _check_lengths(scan, selection, lists, database)
+    values, columns = [], {}
+    for i, name in enumerate(selection.columns):
+        column = scan.columns[name]
+        values.append(
+            f"unnest({lists[name]}) AS e{i}" if name in lists else f"{column.sql} AS e{i}"
+        )
+        columns[name] = sql.Column(f"e{i}", column.type)
+        if name in lists:
+            columns[name] = sql.Column(f"e{i}", column.type.removesuffix("[]"))
+    return dataclasses.replace(
+        scan, sql=f"(SELECT {', '.join(values)} FROM {scan.sql})", columns=columns
+    )
+
+
+def _list(column: sql.Column, length: str = "1") -> str:
+    """The list of a row; of JSON that is no array, one of the same value `length` times."""
+    if column.type != "JSON":
+        return column.sql
+    array = f"json_extract({column.sql}, '$[*]')"
+    again = f"[{column.sql} FOR x IN range({length})]"
+    return f"CASE json_type({column.sql}) WHEN 'ARRAY' THEN {array} ELSE {again} END"
+
+
+def _check_lengths(
+    scan: sql.Scan, selection: Selection, lists: dict[str, str], database: Database
+) -> None:
+    user = f"CAST({scan.columns[selection.user].sql} AS VARCHAR)"
+    of_times = f"coalesce(len({lists[selection.time or '']}), 0)"
+    for name, value in lists.items():
+        length = f"coalesce(len({value}), 0)"
+        both = f"{length}, {of_times} FROM {scan.sql} WHERE {length} <> {of_times}"
+        query = f"SELECT {user}, {both} LIMIT 1"
+        for found, entries, expected in database.run(query, str(scan.path)):
+            raise UserError(
+                f"{scan.path}: user {shorten(str(found))} has {expected:,} entries in {selection.time} "
+                f"but {entries:,} in {name}; lists of a row must be of one length"
+            )

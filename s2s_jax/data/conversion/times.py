@@ -1,0 +1,119 @@
+"""Times of events: how they are kept, what texts of them mean, and the whole numbers that are written.
+
+What an expression makes of a time that cannot be read is NULL.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from s2s_jax.data.conversion.sql import FLOATS, INTEGERS, TIMES, seconds, text
+from s2s_jax.errors import UserError
+
+# For `--time`: the order of lines is the order of events.
+NO_COLUMN = "none"
+# For `--time_format`: numbers are what they are, though they may look like dates.
+NUMBER = "number"
+
+# Exact for whole seconds, milliseconds … and for fractions that matter.
+_DECIMAL = "DECIMAL(38,9)"
+_INTEGER_TEXT = "'-?[0-9]+'"
+_NUMBER_TEXT = r"'-?[0-9]+(\.[0-9]*)?'"
+# DuckDB takes 01-02-14 for a day of the year 1.
+_DATE_TEXT = r"'\s*[0-9]{4}[-/][0-9].*'"
+_FIRST_YEAR = 1000
+# Dates written as one number, by their lengths.
+_DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+_YEARS = ("%Y", "%y", "%G", "%c", "%x")
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuses what cannot be a format of times.
+
+    Raises:
+      UserError: one has no year, or `number` stands beside others.
+    """
+    for form in formats:
+        if form == NUMBER and len(formats) > 1:
+            raise UserError(f"--time_format: expected {NUMBER} alone, found {' '.join(formats)}")
+        if form != NUMBER and not any(year in form for year in _YEARS):
+            raise UserError(
+                f"--time_format: expected {NUMBER} or a format with a year, such as '%d/%m/%Y %H:%M', "
+                f"found {form}"
+            )
+
+
+def stored(types: Collection[str], formats: Sequence[str]) -> str:
+    """The type in which times are kept that files have in the given types."""
+    found = {"DECIMAL" if kind.startswith("DECIMAL") else kind for kind in types}
+    if formats and formats != (NUMBER,):
+        return "VARCHAR"
+    if found <= INTEGERS:
+        return "BIGINT"
+    if found <= TIMES:
+        return "TIMESTAMP"
+    return _DECIMAL if found <= {*INTEGERS, *FLOATS, "DECIMAL", "UBIGINT"} else "VARCHAR"
+
+
+def of_text(value: str, kind: str) -> str:
+    """A BIGINT, DECIMAL or TIMESTAMP, as `kind` says, that a text holds."""
+    if kind == "TIMESTAMP":
+        # Times without a zone are in UTC, as the database is.
+        time = f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"
+        return f"CASE WHEN regexp_full_match({value}, {_DATE_TEXT}) THEN {time} END"
+    form = _INTEGER_TEXT if kind == "BIGINT" else _NUMBER_TEXT
+    return f"CASE WHEN regexp_full_match({value}, {form}) THEN TRY_CAST({value} AS {kind}) END"
+
+
+def of_format(value: str, formats: Sequence[str]) -> str:
+    """The TIMESTAMP that a text holds in the first of the formats that fits."""
+    parsed = [f"CAST(try_strptime({value}, {text(form)}) AS TIMESTAMP)" for form in formats]
+    return f"coalesce({', '.join(parsed)})"
+
+
+def whole(value: str, kind: str) -> str:
+    """The int64 that is written for a time of type `kind`."""
+    if kind == "TIMESTAMP":
+        is_time = f"isfinite({value}) AND year({value}) >= {_FIRST_YEAR}"
+        return f"CASE WHEN {is_time} THEN {seconds(value)} END"
+    return value if kind == "BIGINT" else f"TRY_CAST(floor({value}) AS BIGINT)"
+
+
+def text_counts(column: str) -> dict[str, str]:
+    """How many texts of a column are times of each type; a whole number is a decimal one, too.
+
+    Aggregates, the types with the simpler times first.
+    """
+    kinds = ("BIGINT", _DECIMAL, "TIMESTAMP")
+    return {kind: f"count({of_text(column, kind)})" for kind in kinds}
+
+
+def digit_dates(column: str) -> dict[str, str]:
+    """How many numbers of a column are dates in each of the formats that have only digits.
+
+    Aggregates.
+    """
+    asked = {}
+    for length, form in _DIGITS.items():
+        value = f"CAST({column} AS VARCHAR)"
+        has_year = f"regexp_full_match({value}, '(19|20)[0-9]{{{length - 2}}}')"
+        asked[form] = (
+            f"count(*) FILTER ({has_year} AND try_strptime({value}, '{form}') IS NOT NULL)"
+        )
+    return asked
+
+
+def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
+    """Refuses numbers that are all dates.
+
+    Args:
+      where: the file and its column.
+      found: the results of `digit_dates`, and the number of `times`.
+
+    Raises:
+      UserError: they are.
+    """
+    for form in _DIGITS.values():
+        if 0 < found["times"] == found[form]:
+            raise UserError(
+                f"{where}: all times look like dates of the format {form}; say so with --time_format "
+                f"'{form}', or with --time_format {NUMBER} that they are numbers"
+            )
