@@ -149,7 +149,7 @@ class _Shop:
 
 
 def _make_shop(settings: Settings) -> _Shop:
-    rng = np.random.default_rng([settings.seed, 0])
+    rng = _draws(settings.seed, 0)
     items, categories = settings.items, settings.categories
     spare = items - 2 * categories
     sizes = 2 + rng.multinomial(spare, rng.dirichlet(np.full(categories, 2.0)))
@@ -157,7 +157,7 @@ def _make_shop(settings: Settings) -> _Shop:
     rank_I = np.concatenate([rng.permutation(size) for size in sizes]) + 1.0
     weight_C = rng.permutation(1 / np.arange(1, categories + 1) ** 0.7)
     # Ids as a shop's: sparse, up to about 2^41, and saying nothing about the category.
-    gaps = rng.integers(1, max(2, 2**42 // items), size=items)
+    gaps = rng.randint(1, max(2, 2**42 // items), size=items, dtype=np.int64)
     item_id_I = rng.permutation(10_000_000_000 + np.cumsum(gaps))
     return _Shop(
         first_C=first_C,
@@ -175,7 +175,7 @@ def _make_users(
     settings: Settings, shop: _Shop, file: int, first_user: int, users: int
 ) -> pa.Table:
     """The rows of one file."""
-    rng = np.random.default_rng([settings.seed, 1 + file])
+    rng = _draws(settings.seed, 1 + file)
     extra = rng.lognormal(-(_LENGTH_SIGMA**2) / 2, _LENGTH_SIGMA, size=users)
     lengths_U = 2 + np.rint((settings.mean_length - 2) * extra).astype(np.int64)
     starts_U = _starts(lengths_U)
@@ -183,27 +183,29 @@ def _make_users(
     owner_E = np.repeat(np.arange(users), lengths_U)
     is_first_E = np.zeros(events, bool)
     is_first_E[starts_U[:-1]] = True
-    new_session_E = is_first_E | (rng.random(events) < 1 / settings.session_length)
-    follows_E = ~is_first_E & (rng.random(events) < settings.successor_share)
+    new_session_E = is_first_E | (rng.random_sample(events) < 1 / settings.session_length)
+    follows_E = ~is_first_E & (rng.random_sample(events) < settings.successor_share)
 
     # A user looks into another favourite category when a session begins, unless it goes on where the
     # last one ended.
-    favorites = _draw(shop.until_C, rng.random((users, _FAVORITES)))
+    favorites = _draw(shop.until_C, rng.random_sample((users, _FAVORITES)))
     liking = np.cumsum(1 / np.arange(1, _FAVORITES + 1))
-    favorite_E = favorites[owner_E, _draw(liking / liking[-1], rng.random(events))]
+    favorite_E = favorites[owner_E, _draw(liking / liking[-1], rng.random_sample(events))]
     category_E = favorite_E[_latest(new_session_E & ~follows_E)]
 
     # Items that do not follow are drawn by popularity; the k-th that follows is k successors on.
     begin_E, end_E = shop.first_C[category_E], shop.first_C[category_E + 1]
     low_E, high_E = shop.until_I[begin_E], shop.until_I[end_E]
-    drawn_E = np.searchsorted(shop.until_I, low_E + rng.random(events) * (high_E - low_E), "right")
+    drawn_E = np.searchsorted(
+        shop.until_I, low_E + rng.random_sample(events) * (high_E - low_E), "right"
+    )
     drawn_E = np.clip(drawn_E - 1, begin_E, end_E - 1)
     anchor_E = _latest(~follows_E)
     steps_E = np.arange(events) - anchor_E
     item_E = begin_E + (drawn_E[anchor_E] - begin_E + steps_E) % (end_E - begin_E)
 
     buy_E = shop.buy_I[item_E]
-    chance_E = rng.random(events)
+    chance_E = rng.random_sample(events)
     behavior_E = np.zeros(events, np.int64)
     behavior_E[chance_E < buy_E + _CART_SHARE + _FAV_SHARE] = _BEHAVIORS.index("fav")
     behavior_E[chance_E < buy_E + _CART_SHARE] = _BEHAVIORS.index("cart")
@@ -212,7 +214,7 @@ def _make_users(
     within_E = 1 + rng.exponential(60, size=events).astype(np.int64)
     between_E = 1800 + rng.exponential(86_400, size=events).astype(np.int64)
     passed_E = np.cumsum(np.where(new_session_E, between_E, within_E))
-    begin_U = _FIRST_SECOND + rng.integers(0, _DAYS * 86_400, size=users)
+    begin_U = _FIRST_SECOND + rng.randint(0, _DAYS * 86_400, size=users, dtype=np.int64)
     second_E = passed_E + np.repeat(begin_U - passed_E[starts_U[:-1]], lengths_U)
 
     user_id_U = 100_000 + 7 * (first_user + np.arange(users))
@@ -224,6 +226,12 @@ def _make_users(
     }
     columns = {name: _nest(value, starts_U) for name, value in values.items()}
     return pa.table({"user_id": pa.array(user_id_U)} | columns)
+
+
+def _draws(seed: int, part: int) -> np.random.RandomState:
+    """A generator whose numbers no version of NumPy changes, unlike those of `default_rng` (NEP 19)."""
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), 1), 32)]
+    return np.random.RandomState([part, *words])
 
 
 def _draw(until: np.ndarray, chance: np.ndarray) -> np.ndarray:
