@@ -17,7 +17,7 @@ from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data import held_out
 from s2s_jax.errors import EXIT_DONE, run_door
 from s2s_jax.serving.evaluation import Evaluation, Evaluator
-from s2s_jax.serving.restored import restore
+from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training import hosts
 from s2s_jax.training.mesh import make_mesh
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     if hosts.is_first():
         name = f"evaluation_{arguments.split}_{run.step}.json"
         out = arguments.out or Path(config.train.output_dir) / name
-        out.write_text(json.dumps(_as_json(config, run.step, arguments.split, found), indent=2))
+        out.write_text(json.dumps(_as_json(config, run, arguments.split, found), indent=2))
         where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
         _print(config, found, f"{_track(config)}: {where}")
     hosts.leave()
@@ -65,9 +65,10 @@ def _track(config: Config) -> str:
     return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
 
 
-def _as_json(config: Config, step: int, split: str, found: Evaluation) -> dict[str, Any]:
+def _as_json(config: Config, run: Restored, split: str, found: Evaluation) -> dict[str, Any]:
     return {
-        "step": step,
+        "step": run.step,
+        "checkpoint": run.fingerprint,
         "split": split,
         "held_out": config.eval.held_out,
         "split_at": config.eval.split_at,

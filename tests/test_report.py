@@ -20,6 +20,7 @@ from test_evaluation import cut, evaluating, user_vector
 from test_train import lines, one_device
 
 from s2s_jax import report
+from s2s_jax.config import Config
 from s2s_jax.data.catalogue import collect, item_text
 from s2s_jax.data.titles import read_titles
 from s2s_jax.errors import UserError, run_door
@@ -31,6 +32,7 @@ from s2s_jax.serving.report_page import make_page
 from s2s_jax.serving.restored import restore
 from s2s_jax.serving.shown_users import Event, Recommended, Shown, ShownUser, show_users
 from s2s_jax.train import train
+from s2s_jax.training.checkpoint import checkpoint_fingerprint
 from s2s_jax.training.mesh import make_mesh
 
 HOSTILE = "<script>alert('1')</script>&amp;\"><b>\x00\ud800]]>{}%s\u202e\n"
@@ -534,6 +536,28 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
     assert "Title of " in text(users[0])
     assert "table/item_id/rows" in lines(run_dir)[0]
     assert "rows of item_id" in figures(page)
+
+
+def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path):
+    """A run that was trained anew into its directory has checkpoints of the same steps."""
+    times = tmp_path / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
+    times.parent.mkdir(parents=True)
+    times.write_text("1")
+    told = {"step": 20, "split": "test", "metrics": {"eval/mrr": 0.5}, "intervals_95": {}}
+    known = told | {"checkpoint": checkpoint_fingerprint(tmp_path, 20)}
+    path = tmp_path / "evaluation_test_20.json"
+    path.write_text(json.dumps(known))
+    assert [found.name for found in read_record(tmp_path, Config()).saved] == [path.name]
+    times.write_text("2")
+    record = read_record(tmp_path, Config())
+    assert record.saved == []
+    assert record.others == ["evaluation_test_20.json (of weights that are no longer there)"]
+    # Older files do not say of which; and checkpoints may be gone.
+    path.write_text(json.dumps(told))
+    assert len(read_record(tmp_path, Config()).saved) == 1
+    path.write_text(json.dumps(known))
+    shutil.rmtree(times.parent)
+    assert len(read_record(tmp_path, Config()).saved) == 1
 
 
 def test_users_are_ranked_as_in_an_evaluation(trained, log):

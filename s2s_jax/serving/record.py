@@ -12,6 +12,7 @@ import numpy as np
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.serving.charts import Series
+from s2s_jax.training.checkpoint import checkpoint_fingerprint
 from s2s_jax.training.metrics import read_lines
 from s2s_jax.training.validation import Progress
 
@@ -27,6 +28,7 @@ class SavedEvaluation(NamedTuple):
       split: "test" or "validation".
       metrics: see `serving.evaluation.Evaluation`.
       intervals: the same.
+      checkpoint: its fingerprint; None: not known.
     """
 
     name: str
@@ -34,6 +36,7 @@ class SavedEvaluation(NamedTuple):
     split: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    checkpoint: str | None = None
 
 
 class Record(NamedTuple):
@@ -108,11 +111,21 @@ def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             others.append(f"{path.name} (cannot be read)")
             continue
-        if found.split in newest:
+        if _is_of_another_run(run_dir, found):
+            others.append(f"{found.name} (of weights that are no longer there)")
+        elif found.split in newest:
             others.append(found.name)
         else:
             newest[found.split] = found
     return [newest[split] for split in sorted(newest)], sorted(others)
+
+
+def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
+    """Whether the checkpoint of the same step is another one, as after training anew."""
+    there = (run_dir / "checkpoints" / str(found.step)).is_dir()
+    if not there or found.checkpoint is None:
+        return False
+    return found.checkpoint != checkpoint_fingerprint(run_dir, found.step)
 
 
 def _parse(path: Path) -> SavedEvaluation:
@@ -121,4 +134,8 @@ def _parse(path: Path) -> SavedEvaluation:
         str(name): (float(low), float(high)) for name, (low, high) in told["intervals_95"].items()
     }
     metrics = {str(name): float(value) for name, value in told["metrics"].items()}
-    return SavedEvaluation(path.name, int(told["step"]), str(told["split"]), metrics, intervals)
+    # Older files do not tell it.
+    checkpoint = told["checkpoint"] if "checkpoint" in told else None
+    return SavedEvaluation(
+        path.name, int(told["step"]), str(told["split"]), metrics, intervals, checkpoint
+    )

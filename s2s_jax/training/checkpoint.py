@@ -213,16 +213,8 @@ class Checkpoints:
         return _of_known_version(self._restore(step, None, progress=ocp.args.JsonRestore()), path)
 
     def fingerprint(self, step: int) -> str:
-        """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
-        directory = self._run_dir / "checkpoints" / str(step)
-        # Names of data files are random, and this one tells when they were written.
-        times = directory / "_CHECKPOINT_METADATA"
-        known = times.read_bytes() if times.exists() else b""
-        digest = hashlib.sha256(known)
-        for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-            told = f"{path.relative_to(directory)} {path.stat().st_size}\n"
-            digest.update(told.encode())
-        return digest.hexdigest()[:16]
+        """Of the checkpoint of `step`."""
+        return checkpoint_fingerprint(self._run_dir, step)
 
     def _restore(self, step: int, wanted: Any, **item: Any) -> Any:
         ((name, _),) = item.items()
@@ -298,6 +290,18 @@ class Checkpoints:
 def _no_tracebacks(record: logging.LogRecord) -> bool:
     """Leaves out Orbax' stack traces of errors, which it raises as well."""
     return record.exc_info is None
+
+
+def checkpoint_fingerprint(run_dir: Path, step: int) -> str:
+    """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
+    directory = run_dir / "checkpoints" / str(step)
+    # Names of data files are random, and this one tells when they were written.
+    times = directory / "_CHECKPOINT_METADATA"
+    digest = hashlib.sha256(times.read_bytes() if times.exists() else b"")
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        told = f"{path.relative_to(directory)} {path.stat().st_size}\n"
+        digest.update(told.encode())
+    return digest.hexdigest()[:16]
 
 
 class SavedTables:
