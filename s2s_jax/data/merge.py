@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
+from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import files, orc, user_rows
 from s2s_jax.data.columns import is_list, list_lengths
 from s2s_jax.data.convert import Converted, convert
@@ -52,6 +53,7 @@ def merge(settings: Settings) -> tuple[Converted, list[str]]:
       UserError: no column names users or times, a file cannot be read or has other columns than the
         first, lists of a row disagree in length, or see `convert`.
     """
+    refuse_addresses_in(settings, "--", positional=("paths",))
     paths = [orc.read_footer(path) for path in files.find(settings.paths).files]
     paths = [file for file in paths if file.rows]
     if not paths:
