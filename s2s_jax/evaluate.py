@@ -23,6 +23,7 @@ from s2s_jax.training.mesh import make_mesh
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
+_UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
 # Share of users who go on with an item that they had before from which the choice is worth a note.
 _MANY_RETURN = 0.01
 
@@ -74,6 +75,7 @@ def _as_json(config: Config, run: Restored, split: str, found: Evaluation) -> di
         "split_at": config.eval.split_at,
         "validation_at": config.eval.validation_at,
         "filter_seen": config.eval.filter_seen,
+        "untrained": config.eval.untrained,
         "known_of_target": list(config.known_of_next),
         "data_paths": config.io.data_paths,
         "metrics": found.metrics,
@@ -96,7 +98,16 @@ def _print(config: Config, found: Evaluation, title: str) -> None:
     if "eval/unknown_items" in values:
         table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
     table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}", "", "")
+    for name in ("untrained_targets", "untrained_items"):
+        if values["eval/untrained_items"]:
+            table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}", "", "")
     console.print(table)
+    if values["eval/untrained_items"]:
+        console.print(
+            f"{values['eval/untrained_items']:.1%} of the items were never trained, and "
+            f"{values['eval/untrained_targets']:.1%} of the users go on with one; they are "
+            f"{_UNTRAINED[config.eval.untrained]} (eval.untrained {config.eval.untrained})"
+        )
     if config.eval.filter_seen and values["eval/returning_targets"] >= _MANY_RETURN:
         console.print(
             f"{values['eval/returning_targets']:.1%} of the users go on with an item that they had "

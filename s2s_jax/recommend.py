@@ -26,8 +26,7 @@ from s2s_jax.data import orc, user_rows
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import FileIndex, index_files
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
-from s2s_jax.serving.candidates import Candidates
-from s2s_jax.serving.evaluation import item_vectors, user_vectors
+from s2s_jax.serving.evaluation import make_candidates, user_vectors
 from s2s_jax.serving.parts import Parts
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training.mesh import make_mesh
@@ -81,7 +80,7 @@ def main(argv: list[str]) -> int:
         catalogue = catalogues.load(arguments.catalogue, config)
     made_for = {
         # Of what the parts hold.
-        "version": 3,
+        "version": 4,
         "checkpoint": [run.step, run.fingerprint],
         "configuration": identity.of_run(config),
         "catalogue": catalogue.fingerprint(),
@@ -89,6 +88,7 @@ def main(argv: list[str]) -> int:
         "--top_k": arguments.top_k,
         "--user_column": [arguments.user_column, str(user_type)],
         "--keep_seen": arguments.keep_seen,
+        "eval.untrained": config.eval.untrained,
     }
     parts = Parts(arguments.output, made_for)
     job = _Job(config, run, catalogue, index, arguments, mesh, user_type)
@@ -107,6 +107,7 @@ def main(argv: list[str]) -> int:
         f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
     )
     _print_unknown(config, counts)
+    _print_untrained(config, counts, job.untrained_items, len(catalogue.item))
     sharing = catalogue.sharing()
     if sharing is not None:
         print(f"{sharing}; what is recommended as it may be any of them")
@@ -130,8 +131,26 @@ def _print_unknown(config: Config, counts: Counter[str]) -> None:
         )
 
 
+def _print_untrained(config: Config, counts: Counter[str], untrained: int, items: int) -> None:
+    """Says how many items were never trained, and how often they are recommended."""
+    if not untrained:
+        return
+    if config.eval.untrained == "drop":
+        how = "they are left out (eval.untrained drop)"
+    else:
+        how = (
+            f"{counts['untrained']:,} times they are recommended (eval.untrained "
+            f"{config.eval.untrained}; last puts them after all others, drop leaves them out)"
+        )
+    print(f"{untrained:,} of the {items:,} items of the catalogue were never trained: {how}")
+
+
 class _Job:
-    """Recommends for one stripe after the other."""
+    """Recommends for one stripe after the other.
+
+    Attributes:
+      untrained_items: items of the catalogue that were never trained.
+    """
 
     def __init__(
         self,
@@ -146,8 +165,10 @@ class _Job:
         numbers = ItemNumbers(catalogue, config)
         users = config.eval.batch_size * mesh.size
         self._reader = HistoryReader(config, index, numbers, users)
-        vectors = item_vectors(run.functions, run.state, catalogue, config, mesh)
-        self._candidates = Candidates(vectors, mesh, filter_seen=not arguments.keep_seen)
+        self._candidates = make_candidates(
+            run.functions, run.state, catalogue, config, mesh, filter_seen=not arguments.keep_seen
+        )
+        self.untrained_items = int((~self._candidates.trained_I).sum())
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item
         self._arguments = arguments
@@ -199,6 +220,7 @@ class _Job:
             "not_in_catalogue": (batch.events_U - batch.known_events())[: batch.users],
             "without_row": np.asarray(unknown_U)[: batch.users],
             "shown": batch.arrays["length"][: batch.users],
+            "untrained": (there_UK & ~self._candidates.trained_I[best.index_UK]).sum(axis=1),
         }
         parts = []
         begins = np.flatnonzero(np.diff(batch.stripe_U, prepend=-1))

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import tracemalloc
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
+from jax.sharding import NamedSharding, PartitionSpec
 from pyarrow import orc
 from test_evaluation import config_file, evaluating
 from test_train import one_device
@@ -16,12 +18,16 @@ from test_train import one_device
 from s2s_jax import evaluate, recommend
 from s2s_jax.config import FeatureConfig, LossConfig
 from s2s_jax.data.catalogue import collect
+from s2s_jax.data.features import id_columns
 from s2s_jax.data.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
 from s2s_jax.data.seen import distinct
 from s2s_jax.serving import metrics
 from s2s_jax.serving.shown_users import show_users
 from s2s_jax.train import train
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.mesh import make_mesh
+from s2s_jax.training.step import make_step_functions
 
 ITEMS, USERS = 30, 48
 
@@ -37,6 +43,11 @@ def write(path, rows):
             for name, column in columns.items()
         }
         orc.write_table(pa.table(table), str(path / f"part-{number}.orc"))
+
+
+def as_read(rows):
+    """The order in which commands read what `write` wrote."""
+    return [row for number in range(3) for row in rows[number::3]]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +69,7 @@ def trained(tmp_path_factory):
     short = dataclasses.replace(config.train, train_steps=5)
     config = dataclasses.replace(config, model=model, train=short)
     assert train(config, one_device()) == 0
-    order = [row for number in range(3) for row in rows[number::3]]
-    return config, directory, order
+    return config, directory, as_read(rows)
 
 
 @pytest.fixture
@@ -69,18 +79,30 @@ def door(trained, tmp_path, monkeypatch):
     for module in (evaluate, recommend):
         monkeypatch.setattr(module, "make_mesh", one_device)
 
-    def call(module, *more):
+    def call(module, *more, log=directory / "before"):
         out = tmp_path / ("metrics.json" if module is evaluate else "recs.parquet")
         flag = "--out" if module is evaluate else "--output"
         arguments = ["--config", config_file(config, tmp_path), flag, str(out), *more]
         if module is recommend:
-            arguments += ["--input", str(directory / "before")]
+            arguments += ["--input", str(log)]
         assert module.main(arguments) == 0
         if module is evaluate:
             return json.loads(out.read_text())["metrics"]
         return pq.read_table(out)["items"].to_pylist()
 
     return call
+
+
+def check_agreement(found, rows, lists):
+    """Metrics are what the lists give, which are as long as can be."""
+    for k in (5, 10, 50):
+        hits = [row[-1] in items[:k] for row, items in zip(rows, lists, strict=True)]
+        assert found[f"eval/hr@{k}"] == np.mean(hits)
+    reciprocal = [
+        1 / (items.index(row[-1]) + 1) if row[-1] in items else 0.0
+        for row, items in zip(rows, lists, strict=True)
+    ]
+    assert found["eval/mrr"] == pytest.approx(np.mean(reciprocal), rel=1e-12)
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
@@ -97,17 +119,9 @@ def test_hits_are_what_recommending_gives(trained, door, capsys, filter_seen):
     for row, items in zip(rows, lists, strict=True):
         left = set(range(ITEMS)) - (set(row[:-1]) if filter_seen else set())
         assert set(items) == left, "all that may be recommended, each once"
-    for k in (5, 10, 50):
-        hits = [row[-1] in items[:k] for row, items in zip(rows, lists, strict=True)]
-        assert found[f"eval/hr@{k}"] == np.mean(hits)
+    check_agreement(found, rows, lists)
     # No list is long enough for what cannot be recommended.
     assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
-    places = [
-        items.index(row[-1]) if row[-1] in items else None
-        for row, items in zip(rows, lists, strict=True)
-    ]
-    reciprocal = [0.0 if place is None else 1 / (place + 1) for place in places]
-    assert found["eval/mrr"] == pytest.approx(np.mean(reciprocal), rel=1e-12)
 
 
 def test_keep_seen_decides_where_it_is_given(trained, door):
@@ -119,6 +133,58 @@ def test_keep_seen_decides_where_it_is_given(trained, door):
     )
     for row, items in zip(rows, left_out, strict=True):
         assert not set(items) & set(row[:-1])
+
+
+@pytest.mark.parametrize("untrained", ["keep", "last", "drop"])
+def test_items_of_a_newer_log_are_told_and_ranked_by_choice(
+    trained, door, tmp_path, capsys, untrained
+):
+    """Half of the users go on with one of ten items that training never saw."""
+    new = set(range(ITEMS, ITEMS + 10))
+    rows = [[*r[:-1], ITEMS + n // 2 % 10 if n % 2 else r[-1]] for n, r in enumerate(trained[2])]
+    write(tmp_path / "newer", rows)
+    write(tmp_path / "cut", [row[:-1] for row in rows])
+    rows = as_read(rows)
+    flags = ["--io.data_paths", str(tmp_path / "newer"), "--eval.untrained", untrained]
+    found = door(evaluate, *flags)
+    assert "25.0% of the items were never trained" in capsys.readouterr().out
+    lists = door(recommend, *flags, "--top_k", str(ITEMS + 10), log=tmp_path / "cut")
+    assert "10 of the 40 items of the catalogue were never trained" in capsys.readouterr().out
+    assert found["eval/untrained_items"] == 0.25
+    assert found["eval/untrained_targets"] == np.mean([row[-1] in new for row in rows]) == 0.5
+    check_agreement(found, rows, lists)
+    for row, items in zip(rows, lists, strict=True):
+        expected = set(range(ITEMS)) - set(row[:-1])
+        assert set(items) == (expected if untrained == "drop" else expected | new)
+        if untrained == "last":
+            assert set(items[-10:]) == new
+
+
+@pytest.mark.parametrize(("devices", "grows"), [(1, True), (4, False)])
+def test_trained_items_are_those_of_the_batches(devices, grows):
+    config = small.config()
+    config = small.growing(config) if grows else config
+    mesh = make_mesh(jax.devices()[:devices])
+    functions = make_step_functions(config, mesh)
+    batch = small.batch(small.config(), 8, 0)
+    sent = put_batch(small.batch(config, 8, 0), 1, mesh)
+    state, _ = functions.train_step(functions.init(), sent)
+    # Items and tags share a table; a row of one event has nothing to learn from.
+    shown = batch["ids"][batch["length"] > 1]
+    columns = id_columns(small.config().features)
+    ids = np.concatenate([shown[..., columns[name]].ravel() for name in ("item_id", "tags")])
+    items = np.arange(300, dtype=np.int32)
+    asked = {}
+    for feature in config.features:
+        own = np.full((1, 300, 1, feature.bag_size), -1, np.int32)
+        if feature.name == "item_id":
+            own[0, :, 0, 0] = items
+        asked[feature.name] = small.to_words(own) if feature.grows else own
+    found = functions.items_trained(
+        state, jax.device_put(asked, NamedSharding(mesh, PartitionSpec(None, "data")))
+    )
+    np.testing.assert_array_equal(found, np.isin(items, ids))
+    assert 0 < np.asarray(found).sum() < 300
 
 
 def test_the_report_recommends_as_recommending_does(trained, door):

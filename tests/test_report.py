@@ -408,8 +408,10 @@ def test_hostile_text_stays_text(tmp_path):
     assert config["features"][0]["shard_name"] == HOSTILE
     record = read_record(run_dir, dataclasses.replace(small.config(), features=features))
     best = [Recommended(HOSTILE, 0.5, True), Recommended("known", -0.25, False)]
-    user = ShownUser(HOSTILE, 3, 1, [Event(HOSTILE, ""), Event(None, "test")], best, 1)
-    page = make_page(record, Shown(1, 2, 5, [user]), {"known": HOSTILE})
+    user = ShownUser(HOSTILE, 3, 1, [Event(HOSTILE, ""), Event(None, "test")], best, 1, False)
+    back = user._replace(rank=None, returns=True)
+    page = make_page(record, Shown(1, 2, 5, [user, back]), {"known": HOSTILE})
+    assert "is of an item that the user had before" in page
     assert "alert" in page
     assert "<script" not in page
     tree = checked(page)

@@ -137,6 +137,7 @@ KEYS: dict[str, Concern | Free] = {
     "eval.validation_at": "split",
     "eval.time_feature": "split",
     "eval.filter_seen": _PROTOCOL,
+    "eval.untrained": _PROTOCOL,
     "eval.batch_size": _SPEED,
     "eval.max_users": _PROTOCOL,
     "eval.every_steps": _LENGTH,

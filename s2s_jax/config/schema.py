@@ -362,6 +362,10 @@ class EvalConfig:
     filter_seen: bool = True
     """Leave out items that the user had before, in evaluation (where a user who comes back to one is a
     miss) and in recommending"""
+    untrained: Literal["keep", "last", "drop"] = "keep"
+    """Items whose id was never trained, in evaluation and in recommending. keep: ranked like others, by
+    what they show besides; last: after all others; drop: left out, so that a user who goes on with one
+    is a miss"""
     batch_size: int = 256
     """Users of one device that are encoded and ranked together"""
     max_users: int | None = None

@@ -44,10 +44,12 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline;
         "eval/unknown_targets", users left out because their event is of no item of the catalogue;
-        "eval/returning_targets", the share of users whose event is of an item that they had before; and,
-        where the table of items grows, "eval/unknown_items", the share of those of the histories' events
-        that the model was shown whose item has no row; and, where ids of items share rows of their
-        table, "eval/shared_rows", the share of the log's events that are of such ids.
+        "eval/returning_targets", the share of users whose event is of an item that they had before;
+        "eval/untrained_items" and "eval/untrained_targets", the shares of the catalogue and of the
+        users' events that are items which were never trained; where the table of items grows,
+        "eval/unknown_items", the share of those of the histories' events that the model was shown whose
+        item has no row; and, where ids of items share rows of their table, "eval/shared_rows", the
+        share of the log's events that are of such ids.
       intervals: 95% bootstrap intervals of the means over all users.
       values: of each user, see `metrics.user_values`.
     """
@@ -118,11 +120,9 @@ class Evaluator:
           UserError: `split` is not held out, or no user has a history and an event to be found.
         """
         targets = held_out.targets(self._config, split)
-        candidates = Candidates(
-            item_vectors(functions, state, self.catalogue, self._config, self._mesh),
-            self._mesh,
-            self._config.eval.filter_seen,
-        )
+        candidates = make_candidates(functions, state, self.catalogue, self._config, self._mesh)
+        # Popularity ranks the same items.
+        count_I = np.where(candidates.left_out_I, -1, self._count_I)
         rank, popular, events, target = [], [], [], []
         shown = unknown = unknown_targets = returning = 0
         coverage = metrics.Coverage(len(self.catalogue.item))
@@ -135,9 +135,7 @@ class Evaluator:
             rank.append(candidates.ranks(users_UE, batch)[chosen])
             best = candidates.top_k(users_UE, max(_COVERAGE), batch)
             coverage.add(best.index_UK[chosen])
-            popular_U = metrics.popularity_ranks(
-                self._count_I, batch.target_U, candidates.seen(batch)
-            )
+            popular_U = metrics.popularity_ranks(count_I, batch.target_U, candidates.seen(batch))
             popular_U = np.where(candidates.can_be_found(batch), popular_U, metrics.MISSED)
             popular.append(popular_U[chosen])
             events.append(batch.events_U[chosen])
@@ -159,6 +157,9 @@ class Evaluator:
             share = shared_events / int(self.catalogue.count_I.sum())
             found.metrics[f"{metrics.PREFIX}shared_rows"] = share
         found.metrics[f"{metrics.PREFIX}returning_targets"] = returning / sum(map(len, rank))
+        trained_U = candidates.trained_I[np.concatenate(target)]
+        found.metrics[f"{metrics.PREFIX}untrained_targets"] = float(1 - trained_U.mean())
+        found.metrics[f"{metrics.PREFIX}untrained_items"] = float(1 - candidates.trained_I.mean())
         if self._config.feature(self._config.loss.item_feature).grows:
             found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
         return found
@@ -193,12 +194,55 @@ def user_vectors(
     return functions.user_vectors(state, arrays)
 
 
+def make_candidates(
+    functions: StepFunctions,
+    state: TrainState,
+    catalogue: Catalogue,
+    config: Config,
+    mesh: Mesh,
+    filter_seen: bool | None = None,
+) -> Candidates:
+    """What may be recommended by a state.
+
+    Args:
+      functions: over the state.
+      state: the state.
+      catalogue: the items.
+      config: the configuration.
+      mesh: the devices.
+      filter_seen: instead of `eval.filter_seen`, unless None.
+    """
+    vectors_IE = item_vectors(functions, state, catalogue, config, mesh)
+    trained = [
+        np.asarray(functions.items_trained(state, ids))
+        for ids in _item_ids(catalogue, config, mesh)
+    ]
+    trained_I = np.concatenate(trained)[: len(catalogue.item)]
+    if filter_seen is None:
+        filter_seen = config.eval.filter_seen
+    return Candidates(vectors_IE, trained_I, mesh, filter_seen, config.eval.untrained)
+
+
 def item_vectors(
     functions: StepFunctions, state: TrainState, catalogue: Catalogue, config: Config, mesh: Mesh
 ) -> np.ndarray:
     """f32 `[I, E]`: the items of a catalogue as users are compared with them."""
+    vectors_IE = None
+    begin, items = 0, len(catalogue.item)
+    for ids in _item_ids(catalogue, config, mesh):
+        part_BE = np.asarray(functions.item_vectors(state, ids))
+        if vectors_IE is None:
+            # Filled part by part, so that vectors are held once.
+            vectors_IE = np.empty((items, part_BE.shape[1]), np.float32)
+        vectors_IE[begin : begin + len(part_BE)] = part_BE[: items - begin]
+        begin += len(part_BE)
+    assert vectors_IE is not None, "a catalogue has items"
+    return vectors_IE
+
+
+def _item_ids(catalogue: Catalogue, config: Config, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """What items show: `[1, B, 1, K]` (or `[1, B, 1, K, 2]`) of each feature, B items at a time."""
     chunk = _ITEMS * mesh.size
-    parts = []
     for begin in range(0, len(catalogue.item), chunk):
         ids = {}
         for feature in config.features:
@@ -208,8 +252,7 @@ def item_vectors(
                 part = catalogue.ids[feature.name][begin : begin + chunk]
                 padded[: len(part), 0] = part
             ids[feature.name] = _spread(padded, mesh)
-        parts.append(np.asarray(functions.item_vectors(state, ids)))
-    return np.concatenate(parts)[: len(catalogue.item)]
+        yield ids
 
 
 def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:

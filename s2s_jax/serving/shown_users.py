@@ -20,8 +20,8 @@ from s2s_jax.data.catalogue import Catalogue, collect, item_text
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
 from s2s_jax.serving import metrics
-from s2s_jax.serving.candidates import Candidates, returns
-from s2s_jax.serving.evaluation import item_vectors, user_vectors
+from s2s_jax.serving.candidates import returns
+from s2s_jax.serving.evaluation import make_candidates, user_vectors
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training.mesh import make_mesh
 
@@ -147,8 +147,7 @@ class _Shower:
     def __init__(self, config: Config, run: Restored, catalogue: Catalogue, mesh: Mesh):
         self._config, self._run, self._mesh = config, run, mesh
         self._item = catalogue.item
-        vectors = item_vectors(run.functions, run.state, catalogue, config, mesh)
-        self._candidates = Candidates(vectors, mesh, config.eval.filter_seen)
+        self._candidates = make_candidates(run.functions, run.state, catalogue, config, mesh)
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
         """The first `users` of a batch."""

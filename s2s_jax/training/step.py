@@ -88,6 +88,9 @@ class StepFunctions(NamedTuple):
       user_vectors: `(state, batch) -> Users`, jitted, for one microbatch.
       item_vectors: `(state, ids) -> f32 [B, E]`, jitted: the vectors of items whose features have
         the ids `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
+      items_trained: `(state, ids) -> bool [B]`, jitted: whether the row of an item's own id was ever
+        trained (where items do not show their id, any row that they show). A bucket counts for all ids
+        that share it; an id without a row in a growing table was not trained.
     """
 
     init: Callable[[], TrainState]
@@ -96,6 +99,7 @@ class StepFunctions(NamedTuple):
     predict: Callable[[TrainState, Batch], Encoded]
     user_vectors: Callable[[TrainState, Batch], Users]
     item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
+    items_trained: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_step_functions(
@@ -230,6 +234,19 @@ def make_step_functions(
         module = nnx.merge(graph, nnx.State(state.params["dense"]))
         return comparable(config.loss, module.targets(embeddings))
 
+    own = (item.name,) if item.name in config.target_features else config.target_features
+
+    def items_trained(state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
+        # A row that was ever trained has moments, which never become zeros again.
+        found = tables.look_up(table_moments(state.opt_state), state.maps, ids)
+        touched = {
+            name: (rows_UD != 0).any(axis=1, keepdims=True).astype(jnp.float32)
+            for name, rows_UD in found.rows.items()
+        }
+        places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
+        touched_BL1 = tables.embed(touched, places, ids)
+        return jnp.stack([touched_BL1[name][:, 0, 0] > 0 for name in own]).any(axis=0)
+
     everywhere = meshes.replicated(mesh)
     return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
@@ -242,6 +259,7 @@ def make_step_functions(
         predict=jax.jit(predict),
         user_vectors=jax.jit(user_vectors, out_shardings=everywhere),
         item_vectors=jax.jit(item_vectors, out_shardings=everywhere),
+        items_trained=jax.jit(items_trained, out_shardings=everywhere),
     )
 
 
