@@ -7,6 +7,7 @@ Writes the same as JSON into the run directory.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.table import Table
 
 from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data import held_out
+from s2s_jax.data.first_look import odd_facts
+from s2s_jax.data.index import index_files
 from s2s_jax.errors import EXIT_DONE, run_door
 from s2s_jax.serving.evaluation import Evaluation, Evaluator
 from s2s_jax.serving.restored import Restored, restore
@@ -56,6 +59,8 @@ def main(argv: list[str]) -> int:
         out.write_text(json.dumps(_as_json(config, run, arguments.split, found), indent=2))
         where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
         _print(config, found, f"{_track(config)}: {where}")
+        for warning in odd_facts(config, index_files(config)):
+            print(warning, file=sys.stderr)
     hosts.leave()
     return EXIT_DONE
 

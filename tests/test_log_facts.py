@@ -222,6 +222,21 @@ def test_inspect_with_a_configuration(tmp_path, capsys):
     assert "distinct ids for" not in capsys.readouterr().out
 
 
+def test_inspect_tells_of_nothing_to_learn_from(tmp_path, capsys):
+    (tmp_path / "config.py").write_text(CONFIG)
+    arguments = [str(tmp_path / "log"), "--config", str(tmp_path / "config.py")]
+    write_log(
+        tmp_path / "log" / "a.orc", [{"item_id": [1], "at": [1]}] * 3, {"item_id": LIST, "at": LIST}
+    )
+    assert inspect(arguments) == 0
+    output = capsys.readouterr().out
+    assert f"warning: io.data_paths: there is nothing to learn from in {tmp_path / 'log'}" in output
+    assert "No row has more than one event" in output
+    write_log(tmp_path / "log" / "a.orc", [{"item_id": [1, 2, 3]}] * 3, {"item_id": LIST})
+    assert inspect(arguments) == 0
+    assert "can be read (of 1); the first: " in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------- times
 
 NOW = 1_700_000_000
@@ -273,6 +288,14 @@ def test_order_of_bags_nulls_and_empty_rows():
     assert "newest first in 2 (100.0%) of the 2 rows" in warning
     (warning,) = facts([[1, 2, 1], [3, 2], [1, 2]]).warnings()
     assert "step back in 2 (66.7%) of the 3 rows" in warning
+
+
+def test_times_as_floats():
+    floats = facts(
+        [[1.6e9, 1.6e9 + 0.5, None], [float("nan"), 1.61e9, 1.6e9]], pa.list_(pa.float64())
+    )
+    assert "from 2020-09-13 to 2021-01-07" in floats.sentences()[0]
+    assert "step back in 1 (50.0%) of the 2 rows" in floats.warnings()[0]
 
 
 def test_text_that_is_no_time_is_no_column_of_times():

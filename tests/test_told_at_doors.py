@@ -52,9 +52,11 @@ def test_what_each_door_says(tmp_path, capsys):
     rows = [[n % 40, n % 7 + 3 * day, 5] for day in range(2) for n in range(40)]
     shared = sum(item < 10 or item >= 30 for row in rows for item in row) / 240
     assert json.loads(out.read_text())["metrics"]["eval/shared_rows"] == shared
+    told = capsys.readouterr()
     assert f"{shared:.1%} of the log's events are of items whose id shares a row" in " ".join(
-        capsys.readouterr().out.split()
+        told.out.split()
     )
+    assert told.err.count("40 users looked at have more than one row (column user_id)") == 1
 
     arguments = ["--config", str(file), "--input", str(tmp_path / "log"), "--top_k", "3"]
     recs = str(tmp_path / "recs.parquet")

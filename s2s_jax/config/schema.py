@@ -13,9 +13,9 @@ class IOConfig:
     """Which logs are read, and how they become batches."""
 
     data_paths: str = ""
-    """ORC files and directories, separated by commas. In a directory (searched recursively) the
-    files ending in .orc are taken or, where there are none, all files; names starting with . or _
-    are passed over"""
+    """ORC files and directories, separated by commas. In a directory (searched recursively, through
+    links too) the files ending in .orc are taken or, where there are none, all files; names starting
+    with . or _ are passed over"""
     batch_size: int = 16
     """Rows (users, unless packing says otherwise) of one device in one forward pass. An optimizer step
     consumes batch_size x devices x train.gradient_accumulation_steps rows"""

@@ -43,7 +43,8 @@ class Found(NamedTuple):
             )
         empty = [path for path in self.files if path.exists() and path.stat().st_size == 0]
         if empty:
-            notes.append(f"{_count(empty, 'file')} of 0 bytes taken as having no rows")
+            others = "" if len(empty) == 1 else f" and {len(empty) - 1:,} others"
+            notes.append(f"{empty[0]}{others}: 0 bytes, taken as a file without rows")
         return notes
 
 

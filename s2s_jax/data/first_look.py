@@ -4,7 +4,7 @@ All hosts look at the same stripes, and so refuse the same logs with the same se
 """
 
 import contextlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
@@ -33,6 +33,31 @@ def first_look(config: Config, index: FileIndex) -> list[str]:
       UserError: no row of the log gives a pair of events, or all events are of one item.
       MachineError: a stripe cannot be read on this machine.
     """
+    learnable, facts = _look(config, index)
+    learnable.refuse_nothing()
+    return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
+
+
+def odd_facts(config: Config, index: FileIndex) -> list[str]:
+    """What makes figures of a log mean something else than the user may have meant.
+
+    Looks at some stripes, and only at times and users.
+
+    Args:
+      config: the configuration.
+      index: of the files.
+
+    Raises:
+      MachineError: a stripe cannot be read on this machine.
+    """
+    facts = LogFacts(config)
+    for stripe in stripe_sample.spread(index):
+        file, number, _ = index.stripes[stripe]
+        facts.add(_times(file, number, time_columns(file.schema, config)))
+    return [*facts.warnings(), *user_rows.warnings_of_log(index)]
+
+
+def _look(config: Config, index: FileIndex) -> tuple[Learnable, LogFacts]:
     learnable = Learnable(config)
     facts = LogFacts(config, most_ids=_IDS)
     for stripe in _stripes(index, learnable):
@@ -47,22 +72,18 @@ def first_look(config: Config, index: FileIndex) -> list[str]:
             learnable.add_unreadable(str(error))
             continue
         arrays = {name: batch.column(name) for name in learnable.column_names}
-        facts.add(arrays | _other_times(file, number, config, arrays.keys()))
-    learnable.refuse_nothing()
-    return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
+        others = [name for name in time_columns(file.schema, config) if name not in arrays]
+        facts.add(arrays | _times(file, number, others))
+    return learnable, facts
 
 
-def _other_times(
-    file: orc.OrcFile, stripe: int, config: Config, read: Set[str]
-) -> dict[str, pa.Array]:
-    """Columns of times that are no features."""
-    others = {}
-    for name in time_columns(file.schema, config):
-        if name not in read:
-            # Training can do without it.
-            with contextlib.suppress(UserError):
-                others[name] = orc.read_stripe(file, stripe, [name]).column(0)
-    return others
+def _times(file: orc.OrcFile, stripe: int, names: Iterable[str]) -> dict[str, pa.Array]:
+    """Columns of times, which need be no features; those that cannot be read are left out."""
+    times = {}
+    for name in names:
+        with contextlib.suppress(UserError):
+            times[name] = orc.read_stripe(file, stripe, [name]).column(0)
+    return times
 
 
 def _stripes(index: FileIndex, learnable: Learnable) -> Iterator[int]:

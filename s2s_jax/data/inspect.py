@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2s_jax.config import Config, ModelConfig, load_file, refuse_addresses_in
-from s2s_jax.data import files, orc
+from s2s_jax.config import Config, ModelConfig, load_file, refuse_addresses_in, validate
+from s2s_jax.data import features, files, orc
 from s2s_jax.data.columns import ColumnCounts, is_list, share
+from s2s_jax.data.learnable import Learnable
 from s2s_jax.data.log_facts import LogFacts
 from s2s_jax.data.log_shape import LogShape
 from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
@@ -70,7 +71,15 @@ def main(argv: list[str]) -> int:
         found = files.find(settings.paths)
     except UserError as error:
         raise UserError(str(error).removeprefix("io.data_paths: ")) from error
-    config = None if settings.config is None else load_file(settings.config)
+    config = None
+    if settings.config is not None:
+        config = load_file(settings.config)
+        # Of which the log is spoken of, wherever the configuration finds its own.
+        io = dataclasses.replace(config.io, data_paths=",".join(settings.paths))
+        # What ends a run does not matter here.
+        run = dataclasses.replace(config.train, train_steps=config.train.train_steps or 1)
+        config = dataclasses.replace(config, io=io, train=run)
+        validate(config)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -96,6 +105,8 @@ class _Report:
         model = ModelConfig() if config is None else config.model
         self._seq_len = model.seq_len if settings.seq_len is None else settings.seq_len
         self._facts = LogFacts(config, settings.user_column)
+        self._config = config
+        self._learnable = None if config is None else Learnable(config)
         self._files = _table(
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
         )
@@ -154,9 +165,33 @@ class _Report:
             by_name = {name: array for (name, _), array in arrays.items()}
             self._shape.add(file.path, first_row, by_name)
             self._facts.add(by_name)
+            self._look_for_pairs(file, first_row, by_name)
             self._keep_first_rows(file.path, first_row, rows, arrays)
             first_row += rows
         return unreadable
+
+    def _look_for_pairs(
+        self, file: orc.OrcFile, first_row: int, arrays: dict[str, pa.Array]
+    ) -> None:
+        """Looks for what training would learn from."""
+        if self._learnable is None or self._config is None:
+            return
+        try:
+            features.check_schema(file, self._config.features)
+            batch = pa.RecordBatch.from_pydict(arrays)
+            missing = [name for name in self._learnable.column_names if name not in arrays]
+            if missing:
+                raise UserError(f"{file.path}: column {missing[0]} cannot be read")
+            self._learnable.add(batch, file, first_row)
+        except UserError as error:
+            self._learnable.add_unreadable(str(error))
+
+    def _warnings(self) -> list[str]:
+        told = self._facts.warnings()
+        if self._learnable is not None:
+            nothing = self._learnable.why_nothing()
+            told += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
+        return told + self._shape.warnings(self._settings.paths)
 
     def _read(self, file: orc.OrcFile, stripe: int) -> dict[tuple[str, pa.DataType], pa.Array]:
         """The columns of a stripe by name and type; those that cannot be read are missing."""
@@ -217,7 +252,7 @@ class _Report:
                     values.add_row("" if i else f"{row:,}", Text(name), Text(value))
             console.print(Text(f"First rows of {self._first_file}"))
             console.print(values)
-        for warning in (*self._facts.warnings(), *self._shape.warnings(self._settings.paths)):
+        for warning in self._warnings():
             console.print(Text(warning), soft_wrap=True)
 
     def _print_shape(self, console: Console) -> None:

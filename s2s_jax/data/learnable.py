@@ -98,8 +98,13 @@ class Learnable:
         Raises:
           UserError: with the likely reason and what to do about it.
         """
-        if not self.found:
-            raise UserError(self._why())
+        reason = self.why_nothing()
+        if reason is not None:
+            raise UserError(reason)
+
+    def why_nothing(self) -> str | None:
+        """The likely reason why there is nothing to learn from; None if there is something."""
+        return None if self.found else self._why()
 
     def notes(self) -> list[str]:
         """What the user may not have meant, of the rows that were counted."""

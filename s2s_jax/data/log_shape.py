@@ -103,6 +103,8 @@ class LogShape:
             f"At a seq_len of {seq_len:,}, {columns.share(longer, rows)} of the rows are truncated and "
             f"{columns.share(cut, positions)} of the positions dropped",
         ]
+        if max(self._lengths) == 1:
+            told.append("No row has more than one event, so there is nothing to learn from")
         if self._disagreement is not None:
             told.append(
                 f"In {columns.share(self._disagreeing, rows)} of the rows columns disagree in length, "

@@ -100,6 +100,7 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
+    refuse_addresses_in(settings, "--", positional=("paths",))
     done, left_out = merge(settings)
     print(f"wrote {done.rows:,} users with {done.events:,} events to {settings.out}")
     if left_out:

@@ -18,7 +18,7 @@ from s2s_jax.data.hash_tally import HashTally
 
 # Share of the ids or of their events from which on collisions are worth a word: of hashes some always
 # occur, and ids beyond a table without a hash hardly meet where they are spread over large numbers.
-_WORTH_A_WORD = {None: 0.01, "murmur": 0.05, "farm": 0.05}
+_WORTH_A_WORD = {None: 0.01, "murmur": 0.1, "farm": 0.1}
 
 
 class RowSharing:
@@ -106,4 +106,4 @@ class RowSharing:
 
 def features_with_buckets(features: tuple[FeatureConfig, ...]) -> list[FeatureConfig]:
     """The features whose ids may share rows."""
-    return [feature for feature in features if feature.op == "id" and not feature.grows]
+    return [f for f in features if f.op == "id" and f.hash_bucket_size > 0]

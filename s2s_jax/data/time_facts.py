@@ -55,6 +55,11 @@ class TimeFacts:
         Text that is no time leaves the column out from there on.
         """
         row_T, values = _times_by_row(lists)
+        if pa.types.is_floating(values.type):
+            # No feature, but a column of times all the same, as pandas writes them.
+            seconds_T = values.to_numpy(zero_copy_only=False).astype(np.float64)
+            known_T = np.abs(seconds_T) < 2.0**62
+            row_T, values = row_T[known_T], pa.array(seconds_T[known_T].astype(np.int64))
         # Numbers in no unit yet.
         feature = FeatureConfig(name=self.column, hash_bucket_size=1, time_unit="s")
         try:
@@ -62,7 +67,7 @@ class TimeFacts:
         except ids.NotANumberError:
             return
         leaf = columns.leaf_type(lists.type)
-        self._is_number = pa.types.is_integer(leaf) or ids.is_text(leaf)
+        self._is_number = not (pa.types.is_timestamp(leaf) or pa.types.is_date(leaf))
         self._per_second = per_second
         self._times += len(times_T)
         positive_T = times_T[times_T > 0]
@@ -200,7 +205,8 @@ def _may_be_times(schema: pa.Schema, name: str) -> bool:
     if schema.names.count(name) != 1:
         return False
     kind = schema.field(name).type
-    return columns.is_list(kind) and ids.accepted(columns.leaf_type(kind), "time_gap")
+    leaf = columns.leaf_type(kind)
+    return columns.is_list(kind) and (ids.accepted(leaf, "time_gap") or pa.types.is_floating(leaf))
 
 
 def _tells_times(schema: pa.Schema, name: str) -> bool:
