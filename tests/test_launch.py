@@ -1,6 +1,7 @@
 """The launchers, with stand-ins for the training program and for SLURM."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import small
 
 from s2s_jax.data import synthesize
+from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
+from s2s_jax.training import hosts
 
 # Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
 STAND_IN = f"""#!/usr/bin/env bash
@@ -362,6 +365,16 @@ def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in,
     assert f"error: {words}" in told
     # Of which most is the start of Python.
     assert time.monotonic() - begin < 120
+
+
+def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
+    text = (golden.REPO / "launch/kubernetes.yaml").read_text()
+    (codes,) = re.findall(r"action: FailJob\s+onExitCodes:.*?values: \[(.*?)\]", text, re.DOTALL)
+    assert [int(code) for code in codes.split(",")] == [1, EXIT_USER_ERROR, EXIT_NOT_FINITE]
+    names = set(re.findall(r"S2S_JAX_[A-Z_]+$", text, re.MULTILINE))
+    assert names == {hosts.COORDINATOR, hosts.NUM_HOSTS, hosts.HOST}
+    (port,) = re.findall(r"containerPort: (\d+)", text)
+    assert re.search(rf'value: "s2s-jax-0\.s2s-jax:{port}"', text)
 
 
 @pytest.mark.slow

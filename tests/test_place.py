@@ -1,9 +1,14 @@
 """Where a process stands among those of its job: variables of launchers, made up."""
 
+import os
+import subprocess
+import sys
+
+import golden
 import jax
 import pytest
 
-from s2s_jax.errors import UserError
+from s2s_jax.errors import EXIT_STOPPED, UserError
 from s2s_jax.training import hosts
 from s2s_jax.training.place import find_place
 
@@ -171,3 +176,35 @@ def test_jax_is_told_the_devices_and_guesses_nothing(task, monkeypatch):
     assert told["cluster_detection_method"] == "deactivate"
     assert told["who"][1:] == (2, task)
     assert hosts.os.environ["no_grpc_proxy"] == "a.b,n1"
+
+
+BOUNDED = """
+import sys
+from s2s_jax.errors import run_door
+from s2s_jax.training import hosts
+hosts._REACH_TIMEOUT, hosts._START_TIMEOUT = 1, 1
+run_door(lambda _: hosts.join())
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "node", "words"),
+    [
+        (1, "nowhere.invalid", "host 1: no answer from host 0 at nowhere.invalid:"),
+        (0, "localhost", "host 0: not all of the 2 hosts came within 1 s"),
+    ],
+)
+def test_a_task_whose_others_do_not_come_ends_with_a_sentence(task, node, words):
+    """In place of JAX's stack trace, and of its five minutes for a name that leads nowhere."""
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED],
+        env=os.environ | step(task, SLURM_STEP_NODELIST=node, SLURM_JOB_ID=str(os.getpid())),
+        cwd=golden.REPO,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == EXIT_STOPPED, done.stderr
+    assert done.stderr.startswith(f"error: {words}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
