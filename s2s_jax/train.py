@@ -69,13 +69,14 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
     run_dir = Path(config.train.output_dir)
     with hosts.ending_together(), StopSignals() as stop:
         try:
+            mesh = make_mesh() if mesh is None else mesh
             with (
                 locked(run_dir),
                 contextlib.closing(Checkpoints(config)) as checkpoints,
                 # Before checkpoints are closed on the way out, which waits for the others.
                 hosts.ending_together(),
             ):
-                stopped = _run(config, make_mesh() if mesh is None else mesh, checkpoints, stop)
+                stopped = _run(config, mesh, checkpoints, stop)
         except Stopped:
             if jax.process_count() > 1:
                 raise

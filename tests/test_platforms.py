@@ -1,9 +1,14 @@
 """Platforms that are not there, and numbers of devices that cannot work: one sentence."""
 
+import os
+import subprocess
+import sys
+
+import golden
 import jax
 import pytest
 
-from s2s_jax.errors import UserError
+from s2s_jax.errors import EXIT_USER_ERROR, UserError
 from s2s_jax.training.mesh import make_mesh
 
 
@@ -35,3 +40,23 @@ def test_a_platform_that_is_not_there(error, words, asked, monkeypatch):
 def test_numbers_of_devices_that_cannot_share_tables(count):
     with pytest.raises(UserError, match=f"^{count} devices: expected a power of two up to 256"):
         make_mesh(jax.devices()[:1] * count)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_training_on_a_platform_that_is_not_there_creates_nothing(platform, tmp_path):
+    config = golden.REPO / "configs/quickstart.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "s2s_jax.train", "--config", config],
+        cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": str(golden.REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if platform == "cuda" and "data_paths" in done.stderr:
+        pytest.skip("this machine has a GPU")
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

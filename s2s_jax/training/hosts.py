@@ -233,7 +233,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except (Exception, Stopped) as error:
-        if jax.process_count() == 1:
+        if _count() == 1:
             raise
         _ending.set()
         code = 1
@@ -256,19 +256,28 @@ _LOOK_EVERY, _TIME_TO_LOOK = 1, 4
 _ending = threading.Event()
 
 
+def _count() -> int:
+    """Number of processes; `jax.process_count` needs a device, and may wait for the others."""
+    return distributed.global_state.num_processes
+
+
+def _number() -> int:
+    return distributed.global_state.process_id
+
+
 def _tell_others() -> None:
     client = distributed.global_state.client
     if client is None:
         return
     # Somebody may have said so before, or nobody may be there any more.
     with contextlib.suppress(Exception):
-        client.key_value_set(_ENDED, str(jax.process_index()))
+        client.key_value_set(_ENDED, str(_number()))
     _give_time_to_look()
 
 
 def _give_time_to_look() -> None:
     # JAX aborts those that are still there when the store is gone, and with them their exit codes.
-    if jax.process_index() == 0:
+    if _number() == 0:
         time.sleep(_TIME_TO_LOOK)
 
 
@@ -285,7 +294,7 @@ def _watch_others() -> None:
             if not _ending.is_set():
                 explain(
                     LostHostError(
-                        f"host {host} of the job has ended, and so does host {jax.process_index()}; see "
+                        f"host {host} of the job has ended, and so does host {_number()}; see "
                         f"what that one said, and start the job again to continue from its newest "
                         f"checkpoint"
                     )
@@ -301,7 +310,7 @@ def _explained(error: BaseException) -> BaseException:
     if isinstance(error, UserError | NotFiniteError | Stopped) or not re.search(words, str(error)):
         return error
     return LostHostError(
-        f"another host of the job is gone, as host {jax.process_index()} sees by "
+        f"another host of the job is gone, as host {_number()} sees by "
         f"{_first_line(error)!r}; start the job again to continue from its newest checkpoint"
     )
 
@@ -309,7 +318,7 @@ def _explained(error: BaseException) -> BaseException:
 def leave() -> None:
     """Ends the connection after a whole run; waits for the others."""
     _ending.set()
-    if jax.process_count() > 1:
+    if _count() > 1:
         jax.distributed.shutdown()
 
 
