@@ -69,9 +69,10 @@ def test_memory_that_decoding_lacks(skipping, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(features, "decode", fail)
-    with pytest.raises(MachineError, match="stripe 0 cannot be decoded: too little memory"):
-        next(Reader(skipping, 2))
+    monkeypatch.setattr(features, "_fill", fail)
+    for read in (lambda: next(Reader(skipping, 2)), lambda: collect(skipping)):
+        with pytest.raises(MachineError, match="cannot be decoded: too little memory"):
+            read()
 
 
 def test_a_size_that_no_machine_has_is_damage(skipping, monkeypatch):

@@ -17,7 +17,7 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.data import blocks, held_out, ids
 from s2s_jax.data.blocks import NO_ID, Block
 from s2s_jax.data.orc import OrcFile
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
 
 
 def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
@@ -110,7 +110,18 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
     Raises:
       UserError: features of a row disagree in length, a row is longer than what is kept although
         `io.check_length` forbids it, a bag is fuller than its `bag_size`, or a text is no time.
+      MachineError: there is too little memory.
     """
+    try:
+        return _decode(batch, file, first_row, config)
+    except MemoryError as error:
+        raise MachineError(
+            f"{file.path}: rows from {first_row:,} on cannot be decoded: too little memory; give the "
+            f"job more, lower io.thread_num, or write the log anew in smaller stripes"
+        ) from error
+
+
+def _decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
     names = column_names(config.features)
     found = {name: _list_lengths(batch.column(name)) for name in names}
     lengths_N = _common_lengths(found, file, first_row)

@@ -14,7 +14,7 @@ from s2s_jax.data.blocks import Block
 from s2s_jax.data.cache import StripeCache
 from s2s_jax.data.index import FileIndex, Skipped, may_skip
 from s2s_jax.data.order import Order, Piece, WindowKey
-from s2s_jax.errors import MachineError, UserError
+from s2s_jax.errors import UserError
 
 
 class Window(NamedTuple):
@@ -55,12 +55,6 @@ class Decoder:
         for piece in pieces:
             try:
                 parts.append(self._piece(index, piece))
-            except MemoryError as error:
-                file, number, _ = index.stripes[piece.stripe]
-                raise MachineError(
-                    f"{file.path}: stripe {number} cannot be decoded: too little memory; give the job "
-                    f"more, lower io.thread_num, or write the log anew in smaller stripes"
-                ) from error
             except UserError as error:
                 if not may_skip(error, self._config.io):
                     raise
