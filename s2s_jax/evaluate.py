@@ -6,6 +6,11 @@ and, where the table of items grows, which share of the events that the model wa
 Writes the same as JSON into the run directory.
 """
 
+from s2s_jax import signals
+
+if __name__ == "__main__":
+    signals.answer_while_starting()
+
 import json
 import sys
 from pathlib import Path
@@ -23,6 +28,7 @@ from s2s_jax.serving.evaluation import Evaluation, Evaluator
 from s2s_jax.serving.restored import Restored, restore
 from s2s_jax.training import hosts
 from s2s_jax.training.mesh import make_mesh
+from s2s_jax.writing import replacing
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
@@ -37,6 +43,16 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
+    # First, so that a mistake that only this process sees ends the others, too.
+    hosts.join()
+    with hosts.ending_together(), signals.StopSignals() as stop, stop.at_once():
+        # In another thread, since compilation would keep this one from hearing signals.
+        stop.unless_told(lambda: _evaluate(argv))
+    hosts.leave()
+    return EXIT_DONE
+
+
+def _evaluate(argv: list[str]) -> None:
     parser = ConfigParser("s2s_jax.evaluate", "--config configs/ml1m.py")
     parser.add_argument(
         "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
@@ -45,24 +61,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
     read = parser.read(argv)
     if read is None:
-        return EXIT_DONE
+        return
     arguments, config = read
     # Refused before anything is read.
     held_out.targets(config, arguments.split)
-    hosts.join()
     mesh = make_mesh()
     run = restore(config, mesh, arguments.checkpoint)
     found = Evaluator(config, mesh).evaluate(run.functions, run.state, arguments.split)
     if hosts.is_first():
         name = f"evaluation_{arguments.split}_{run.step}.json"
         out = arguments.out or Path(config.train.output_dir) / name
-        out.write_text(json.dumps(_as_json(config, run, arguments.split, found), indent=2))
+        text = json.dumps(_as_json(config, run, arguments.split, found), indent=2)
+        with replacing(out) as unfinished:
+            unfinished.write_text(text)
         where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
         _print(config, found, f"{_track(config)}: {where}")
         for warning in odd_facts(config, index_files(config)):
             print(warning, file=sys.stderr)
-    hosts.leave()
-    return EXIT_DONE
 
 
 def _track(config: Config) -> str:

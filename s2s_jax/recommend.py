@@ -9,6 +9,11 @@ that are not in the catalogue are counted, and those of items that have no row i
 Shapes: U users, K items of a list.
 """
 
+from s2s_jax import signals
+
+if __name__ == "__main__":
+    signals.answer_while_starting()
+
 import argparse
 import dataclasses
 import sys
@@ -25,7 +30,7 @@ from s2s_jax.data import catalogue as catalogues
 from s2s_jax.data import orc, user_rows
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import FileIndex, index_files
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError, run_door
 from s2s_jax.serving.evaluation import make_candidates, user_vectors
 from s2s_jax.serving.parts import Parts
 from s2s_jax.serving.restored import Restored, restore
@@ -38,6 +43,22 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: see `errors.run_door`.
     """
+    with signals.StopSignals() as stop:
+        try:
+            with stop.at_once():
+                # In another thread, since compilation would keep this one from hearing signals.
+                stop.unless_told(lambda: _recommend(argv))
+        except Stopped as told:
+            print(
+                f"stopped by {told}; what is finished is kept, start the same command again to go on",
+                file=sys.stderr,
+                flush=True,
+            )
+            return EXIT_STOPPED
+    return EXIT_DONE
+
+
+def _recommend(argv: list[str]) -> None:
     parser = ConfigParser("s2s_jax.recommend", "--config FILE --input LOGS --output FILE")
     parser.add_argument("--input", required=True, help="ORC files and directories, comma-separated")
     parser.add_argument("--output", required=True, type=Path, help="Parquet file")
@@ -54,7 +75,7 @@ def main(argv: list[str]) -> int:
     )
     read = parser.read(argv)
     if read is None:
-        return EXIT_DONE
+        return
     arguments, config = read
     if arguments.top_k < 1:
         raise UserError(f"--top_k: expected at least 1, found {arguments.top_k}")
@@ -114,7 +135,6 @@ def main(argv: list[str]) -> int:
     # Of whole columns, which are little beside the histories.
     for warning in user_rows.warnings_of_log(index, arguments.user_column, most=None):
         print(warning)
-    return EXIT_DONE
 
 
 def _print_unknown(config: Config, counts: Counter[str]) -> None:

@@ -5,9 +5,11 @@ all features side by side. What it was made from (settings, file, stripe) stands
 and is compared when it is read, so that a stale or foreign file is never used.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -41,9 +43,12 @@ class StripeCache:
         text = json.dumps(self._made_for, indent=2)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._dir = Path(config.io.cache).expanduser() / key
+        self._writes = True
+        note = self._dir / "made_for.json"
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
-            (self._dir / "made_for.json").write_text(text + "\n")
+            if not note.exists():
+                note.write_text(text + "\n")
         except OSError as error:
             raise UserError(f"io.cache: {self._dir} cannot be written ({error})") from error
 
@@ -70,9 +75,11 @@ class StripeCache:
     def write(self, file: OrcFile, stripe: int, block: Block) -> None:
         """Keeps a decoded stripe, a packed block.
 
-        Raises:
-          UserError: it cannot be written.
+        Where that fails, because the disk is full say, nothing more is kept, which is said once: it
+        costs time later, but nothing is wrong with the stripe.
         """
+        if not self._writes:
+            return
         values = np.ascontiguousarray(block.values_PC).ravel()
         positions = pa.FixedSizeListArray.from_arrays(pa.array(values), self._columns)
         rows = pa.LargeListArray.from_arrays(pa.array(starts(block.lengths_N)), positions)
@@ -85,7 +92,16 @@ class StripeCache:
                 writer.write_batch(pa.record_batch([rows], schema=schema))
             unfinished.replace(path)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"io.cache: {path} cannot be written ({error})") from error
+            self._writes = False
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            reason = " ".join(str(error).split())
+            print(
+                f"io.cache: {self._dir} cannot be written ({reason}); what is there is used, and no "
+                f"more stripes are kept",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _path(self, file: OrcFile, stripe: int) -> Path:
         # Part files may have the same footer, and the same name in other directories.

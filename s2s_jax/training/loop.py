@@ -148,6 +148,8 @@ class Loop:
         except (UserError, OSError):
             # Of several processes the others know nothing of it and could not save with this one.
             if self._alone and not self._job.checkpoints.failed:
+                with contextlib.suppress(UserError):  # Of lines that still cannot be written.
+                    self._read_pending()
                 self._save()
             self._job.checkpoints.wait()
             raise

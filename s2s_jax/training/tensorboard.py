@@ -5,13 +5,15 @@ thread that a full disk ends unnoticed, after which the queue to it fills up and
 """
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 # Classes that protobuf makes when it is imported.
@@ -29,10 +31,11 @@ class EventFile:
           OSError: it cannot be written.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(directory / "events"), "")
-        self._file.write_event(_Event(step=step + 1, file_version="brain.Event:2"))
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(directory / name))
+        self._add(wall_time=time.time(), file_version="brain.Event:2")
         start = _SessionLog(status=_SessionLog.START)
-        self._file.write_event(_Event(step=step + 1, session_log=start))
+        self._add(wall_time=time.time(), step=step + 1, session_log=start)
         self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -42,11 +45,13 @@ class EventFile:
           OSError: they cannot be written.
         """
         for name, value in values.items():
-            event = _Event(step=step, wall_time=time.time(), summary=scalar(name, value))
-            self._file.write_event(event)
+            self._add(wall_time=time.time(), step=step, summary=scalar(name, value))
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file; what could not be written is dropped."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _add(self, **event: Any) -> None:
+        self._file.write(_Event(**event).SerializeToString())
