@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import hypothesis
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters, compiles
@@ -19,7 +20,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones have 
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 # Tests build the same step again and again: compile it once a session, for all workers and in child
-# processes too.
+# processes too. Only on one device: for several, XLA:CPU must not load programs (see `training.mesh`).
 _CACHE = tempfile.TemporaryDirectory(prefix="s2s_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -27,3 +28,30 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # How long one example takes says nothing on a machine that is busy with other tests.
 hypothesis.settings.register_profile("s2s_jax", deadline=None)
 hypothesis.settings.load_profile("s2s_jax")
+
+
+@pytest.fixture(autouse=True)
+def _cache_for_one_device():
+    """Meshes of several devices turn the cache of compiled programs off, for the rest of the process."""
+    yield
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if not jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+
+
+def _load_for_one_device_only() -> None:
+    """A test may compile for several devices after another one turned the cache on again."""
+    from jax._src import compiler
+
+    read = compiler._cache_read
+
+    def read_for_one(name, key, options, backend, devices):
+        return (None, None) if len(devices) > 1 else read(name, key, options, backend, devices)
+
+    compiler._cache_read = read_for_one
+
+
+_load_for_one_device_only()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from s2s_jax.embedding.tables import NUM_SEGMENTS
@@ -38,7 +39,20 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
             f"{len(devices)} devices: expected a power of two up to {NUM_SEGMENTS}, so that every "
             f"device owns as many table segments; start with fewer or more devices"
         )
+    if len(devices) > 1 and devices[0].platform == "cpu":
+        _compile_anew()
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _compile_anew() -> None:
+    """Keeps JAX from loading what was compiled before, if JAX_COMPILATION_CACHE_DIR asks for it.
+
+    Programs for several CPU devices that XLA loads from there have lost the order of their collectives
+    (seen with jaxlib 0.10.2). Exchanges that do not depend on each other then run at the same time and
+    take each other's data: gradients come out wrong, or the process aborts.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
 
 
 def all_devices() -> Sequence[Any]:
