@@ -336,6 +336,17 @@ def _check_loss(config: Config) -> None:
     _require(
         loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature
     )
+    if loss.needs_catalogue or config.eval.every_steps is not None:
+        i = names.index(loss.item_feature)
+        for key, expected in (("op", "id"), ("bag_size", 1)):
+            found = getattr(config.features[i], key)
+            _require(
+                found == expected,
+                f"features.{i}.{key}",
+                f"{expected}, because {loss.item_feature} is loss.item_feature and an item of the "
+                f"catalogue, which the loss or eval.every_steps needs, has one id",
+                found,
+            )
     if loss.target_features is not None:
         _require(len(loss.target_features) > 0, "loss.target_features", "one or more", ())
         for name in loss.target_features:

@@ -1,0 +1,113 @@
+"""Options together: any that validation allows train, go on from a checkpoint bit for bit, and serve."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import options
+import pyarrow.parquet as pq
+import pytest
+from jax.sharding import Mesh
+
+from s2s_jax import recommend
+from s2s_jax.config import Config
+from s2s_jax.errors import UserError
+from s2s_jax.serving.evaluation import Evaluator
+from s2s_jax.serving.restored import restore
+from s2s_jax.train import train
+from s2s_jax.training.mesh import make_mesh
+
+# Configurations in which every value of every option occurs.
+FEW = 6
+PARTS = 8
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("logs")
+    options.write_logs(directory)
+    return directory
+
+
+def learned(run_dir: Path) -> list[dict]:
+    """Lines of the metrics without speeds, which no two runs share."""
+    lines = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    speeds = ("examples_per_sec", "tokens_per_sec", "step_ms", "input_wait_ms")
+    return [{k: v for k, v in line.items() if k not in speeds} for line in lines]
+
+
+def check(row: options.Row, logs: Path, directory: Path) -> None:
+    """Trains three steps, goes on from an earlier one, evaluates and recommends."""
+    devices = options.FACTORS["devices"][row["devices"]]
+    restored_at = options.FACTORS["restored at"][row["restored at"]]
+    mesh = make_mesh(jax.devices()[:devices])
+    run_dir, again_dir = directory / "run", directory / "again"
+    config = options.config_of(row, logs, run_dir)
+    assert train(config, mesh) == 0
+    whole = learned(run_dir)
+    losses = [line for line in whole if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3]
+    assert all(math.isfinite(value) for line in whole for value in line.values())
+    assert losses[0]["loss"] > 0
+    # As if it had been killed later than this checkpoint.
+    shutil.copytree(run_dir, again_dir)
+    for path in (again_dir / "checkpoints").iterdir():
+        if int(path.name) > restored_at:
+            shutil.rmtree(path)
+    assert train(options.config_of(row, logs, again_dir), mesh) == 0
+    assert learned(again_dir) == whole
+    if config.feature("item_id").bag_size > 1:
+        with pytest.raises(UserError, match=r"features\.0\.bag_size: expected 1"):
+            recommends(config, directory, mesh)
+        return
+    if config.eval.held_out or config.eval.split_at:
+        run = restore(config, mesh, "newest")
+        found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
+        assert all(math.isfinite(value) for value in found.metrics.values())
+    recommends(config, directory, mesh)
+
+
+def recommends(config: Config, directory: Path, mesh: Mesh) -> None:
+    path = directory / "config.py"
+    path.write_text(
+        "from pathlib import Path\n"
+        "from s2s_jax.config import load_json\n"
+        f"def get_config():\n    return load_json(Path({config.train.output_dir!r}) / 'config.json')\n"
+    )
+    out = directory / "recs.parquet"
+    arguments = ["--config", str(path), "--input", config.io.data_paths, "--output", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recommend, "make_mesh", lambda: mesh)
+        assert recommend.main([*arguments, "--top_k", "3", "--user_column", "user"]) == 0
+    table = pq.read_table(out)
+    assert len(table) > 0
+    assert all(math.isfinite(x) for row in table["scores"].to_pylist() for x in row)
+
+
+@pytest.mark.parametrize(
+    "number", [0, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, FEW - 1))]
+)
+def test_options_together(number, logs, tmp_path):
+    check(options.covering_rows(1)[number], logs, tmp_path)
+
+
+def test_every_value_is_tried():
+    rows = options.covering_rows(1)
+    assert len(rows) == FEW
+    for name, values in options.FACTORS.items():
+        assert {row[name] for row in rows} == set(range(len(values)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_pair_of_options(part, logs, tmp_path):
+    """All pairs that validation allows: some fifty configurations."""
+    for number, row in enumerate(options.covering_rows()):
+        if number % PARTS == part:
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            print(row)  # Shown where it fails.
+            check(row, logs, directory)
+            shutil.rmtree(directory)
