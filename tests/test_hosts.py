@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import golden
@@ -19,7 +20,7 @@ import small
 from test_train import assert_same_run, job, learned, wait_for_line
 
 from s2s_jax.config import Config
-from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
 from s2s_jax.train import train
 from s2s_jax.training import hosts
 from s2s_jax.training.mesh import make_mesh
@@ -125,7 +126,10 @@ def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     two = learned(Path(straight.train.output_dir))
     np.testing.assert_allclose(learned(tmp_path / "one"), two, rtol=1e-5)
     moved = tmp_path / "moved"
-    ended = finish(start(make_job(log, moved, train_steps=13), tmp_path, 2, 2))
+    first = make_job(log, moved, train_steps=13)
+    # Without threads, batches are laid on the devices where hidden copies are refused.
+    first = dataclasses.replace(first, io=dataclasses.replace(first.io, thread_num=0))
+    ended = finish(start(first, tmp_path, 2, 2))
     assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
     assert train(make_job(log, moved), make_mesh(jax.devices()[:4])) == EXIT_DONE
     np.testing.assert_allclose(learned(moved), two, rtol=1e-5)
@@ -177,6 +181,46 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
     ended = finish(start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b")))
     assert EXIT_USER_ERROR in [code for code, _ in ended], ended
     assert any("io.data_paths: host 1 sees something else" in told for _, told in ended), ended
+
+
+@pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
+    """The log has not arrived on one of them; the other waits for it, and is told."""
+    for host, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        if host != guilty:
+            (tmp_path / name / "log").symlink_to(log)
+    config = make_job(Path("log"), tmp_path / "run")
+    processes = start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b"))
+    ended = finish(processes)
+    assert ended[guilty][0] == EXIT_USER_ERROR, ended
+    assert "error: io.data_paths: log does not exist" in ended[guilty][1]
+    assert ended[1 - guilty][0] == EXIT_STOPPED, ended
+    # By what that one said, or by the end of its connections.
+    words = f"host {guilty} of the job has ended|another host of the job is gone"
+    assert re.search(words, ended[1 - guilty][1]), ended
+    assert not any("Traceback" in told for _, told in ended), ended
+
+
+def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
+    """The numbers of all hosts are made up here: this one's and another one's."""
+
+    def of_all(*facts):
+        return np.array([facts, other.pop(0)], np.uint32)
+
+    monkeypatch.setattr(hosts, "_of_all", of_all)
+    same = [zlib.crc32(str(item).encode()) for item in (1, 2)]
+    other = [(0, same[0]), (0, same[1]), (0, 0)]
+    assert list(hosts.in_step([1, 2], lambda item: item)) == [1, 2]
+    other = [(0, same[0]), (1, same[1])]
+    items = hosts.in_step([1, 2], lambda item: item)
+    assert next(items) == 1
+    with pytest.raises(Stopped, match="another host"):
+        next(items)
+    # One of them could not read what the other has next.
+    other = [(0, same[0]), (0, 0)]
+    with pytest.raises(UserError, match="host 1 reads other rows than host 0"):
+        list(hosts.in_step([1, 2], lambda item: item))
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
     assert losses(config) == losses(straight)
 
 
-@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize("step", [0, pytest.param(6, marks=pytest.mark.slow)])
 def test_told_while_compiling(straight, log, tmp_path, monkeypatch, step, capsys):
     """Python would hear of it only after the compiler; it may take longer than the grace."""
     config = make_job(log, tmp_path / "run")
