@@ -120,10 +120,6 @@ class EventStore:
             self._database.run(
                 f"SELECT try_strptime('', {sql.text(form)})", f"--time_format {form}"
             )
-        for form in set(chosen.time_formats) - {times.NUMBER}:
-            self._database.run(
-                f"SELECT try_strptime('', {sql.text(form)})", f"--time_format {form}"
-            )
         if chosen.time is not None:
             self._kept["t"] = times.stored(types(chosen.time), chosen.time_formats)
         for i, feature in enumerate(chosen.features):
