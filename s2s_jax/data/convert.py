@@ -27,6 +27,7 @@ from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.conversion.sources import Layout
 from s2s_jax.data.conversion.text_files import CsvFormat, default_delimiter, read_header
 from s2s_jax.errors import EXIT_DONE, MachineError, UserError, run_door
+from s2s_jax.signals import StopSignals
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # Layouts in which a flag has an effect, where it has not in all.
@@ -152,6 +153,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
       UserError: see `convert`.
+      Stopped: SIGTERM or SIGINT came; nothing is left of what was written.
     """
     settings = tyro.cli(
         Settings,
@@ -161,7 +163,8 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
-    done = convert(settings)
+    with StopSignals() as signals, signals.at_once():
+        done = convert(settings)
     for note in done.notes:
         print(note)
     left_out = ", ".join(done.skipped) or "nothing"
@@ -273,8 +276,11 @@ def _scan_csv(path: Path, settings: Settings, layout: Layout) -> sql.Scan:
 @contextlib.contextmanager
 def _temp_dir(settings: Settings) -> Iterator[Path]:
     parent = settings.temp_dir or settings.out
+    with contextlib.suppress(OSError):
+        for left in parent.glob(f"{orc_writer.SORTING}*"):
+            print(f"warning: {left} is of a conversion that runs, or was killed; if so, remove it")
     try:
-        made = tempfile.TemporaryDirectory(prefix=".sorting_", dir=parent)
+        made = tempfile.TemporaryDirectory(prefix=orc_writer.SORTING, dir=parent)
     except OSError as error:
         raise UserError(f"--temp_dir: {parent} cannot be written ({error})") from error
     with made as name:

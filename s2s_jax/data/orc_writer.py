@@ -7,9 +7,16 @@ Shapes: N rows of a table.
 # pyright: reportAttributeAccessIssue=false
 
 import contextlib
+import errno
+import fcntl
+import io
+import os
 import re
-from collections.abc import Iterator
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +25,14 @@ import pyarrow.orc
 from s2s_jax.data.columns import is_list, list_lengths
 from s2s_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 # Training draws from more places of a log with more stripes, and reads stripes of 200,000 to 800,000
 # positions fastest; the writer cannot end a stripe whose compressed columns are too short.
 _STRIPES_OF_A_LOG = 160
+# What the names of directories begin with in which events are sorted.
+SORTING = ".sorting_"
 _LARGE_STRIPE, _SMALL_STRIPE = 250_000, 16_000
 
 
@@ -47,17 +59,19 @@ def open_log(
     try:
         made = not out.exists()
         earlier = _prepare(out, overwrite)
-        log = LogWriter(out, positions_per_file)
-        try:
-            yield log
-            log.end_file()
-            log.show(instead_of=earlier)
-        except BaseException:
-            log.discard()
-            if made:
-                with contextlib.suppress(OSError):
-                    out.rmdir()
-            raise
+        with _alone(out):
+            _remove_leftovers(out)
+            log = LogWriter(out, positions_per_file)
+            try:
+                yield log
+                log.end_file()
+                _undisturbed(lambda: log.show(instead_of=earlier))
+            except BaseException:
+                log.discard()
+                if made:
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
+                raise
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error})") from error
 
@@ -82,6 +96,7 @@ class LogWriter:
         self._positions_per_file = positions_per_file
         self._schema: pa.Schema | None = None
         self._writer: pyarrow.orc.ORCWriter | None = None
+        self._sink: _Sink | None = None
         self._batch_size = 0
         # Rows that wait until they fill a stripe; their positions, and those of the whole file.
         self._waiting: list[pa.Table] = []
@@ -155,7 +170,9 @@ class LogWriter:
             if self._writer is None:
                 self._open(entries)
             assert self._writer is not None
+            assert self._sink is not None
             self._writer.write(table)
+            self._sink.check()
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise UserError(
                 f"--out: pyarrow cannot write these columns as ORC "
@@ -169,14 +186,17 @@ class LogWriter:
         # they have more entries than batch_size: with 300,000 that takes a minute. And it ends a stripe
         # after a write with which stripe_size is exceeded, so each write becomes a stripe.
         self._batch_size = entries + entries // 4
+        self._sink = _Sink(_hidden(path))
         self._writer = pyarrow.orc.ORCWriter(
-            str(_hidden(path)), compression="zstd", stripe_size=1, batch_size=self._batch_size
+            self._sink, compression="zstd", stripe_size=1, batch_size=self._batch_size
         )
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
+            assert self._sink is not None
             writer.close()
+            self._sink.end()
 
 
 def _prepare(out: Path, overwrite: bool) -> list[Path]:
@@ -198,6 +218,98 @@ def _prepare(out: Path, overwrite: bool) -> list[Path]:
             f"give another directory"
         )
     return own
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps others from writing a log to the directory at the same time."""
+    directory = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"--out: another program is writing a log to {out}; wait for it, or give another "
+                f"directory"
+            ) from error
+        except OSError as error:
+            # Some network file systems have no locks.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+                raise
+        yield
+    finally:
+        os.close(directory)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes what a program that was killed left in the directory."""
+    for path in out.iterdir():
+        if re.fullmatch(r"\.part-\d+\.orc", path.name):
+            path.unlink()
+        elif path.name.startswith(SORTING) and path.is_dir():
+            shutil.rmtree(path)
+
+
+def _undisturbed(work: Callable[[], None]) -> None:
+    """Does something to its end, though a signal may raise meanwhile; then that goes on."""
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run).start()
+    try:
+        done.wait()
+    finally:
+        done.wait()
+    if errors:
+        raise errors[0]
+
+
+class _Sink(io.RawIOBase):
+    """A file whose errors are kept until they are asked for: pyarrow would end the process."""
+
+    def __init__(self, path: Path):
+        self.error: OSError | None = None
+        self._file = path.open("wb", buffering=0)
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: "Buffer") -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        self._size += size
+        try:
+            while self.error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def end(self) -> None:
+        """Ends the file, with which pyarrow has done. May be called again.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        self._file.close()
+        self.check()
+
+    def check(self) -> None:
+        """Raises the error of what was written so far."""
+        if self.error is not None:
+            raise self.error
 
 
 def _hidden(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """A DuckDB database on disk; its errors are told in a sentence. The extra `convert` installs DuckDB."""
 
+import concurrent.futures
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -11,6 +13,8 @@ from s2s_jax.data.conversion import sql
 from s2s_jax.errors import UserError
 
 _SHOWN = 80
+
+T = TypeVar("T")
 
 
 class Database:
@@ -26,9 +30,11 @@ class Database:
         Raises:
           UserError: the limit is none.
         """
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "duckdb")
         try:
             self._connection = duckdb.connect(str(directory / "events.duckdb"))
         except duckdb.Error as error:
+            self._worker.shutdown()
             raise UserError(f"--temp_dir: {directory} cannot be used ({reason(error)})") from error
         settings = {"temp_directory": str(directory), "TimeZone": "UTC"}
         # A progress bar of ours asks how far DuckDB is; it must not print its own.
@@ -48,7 +54,9 @@ class Database:
 
     def close(self) -> None:
         """Ends it."""
-        self._connection.close()
+        self._worker.shutdown()
+        with _explained("the events"):
+            self._connection.close()
 
     def progress(self) -> float:
         """Percent of the running query that is done. May be asked by another thread."""
@@ -65,7 +73,7 @@ class Database:
           UserError: it fails.
         """
         with _explained(what):
-            return self._connection.execute(query).fetchall()
+            return self._unless_told(lambda: self._connection.execute(query).fetchall())
 
     def ask(self, aggregates: Mapping[str, str], table: str, what: str = "the events") -> dict:
         """The values of aggregates over a table, under the same names."""
@@ -81,7 +89,23 @@ class Database:
           UserError: it fails, as where there is no room to sort.
         """
         with _explained("the events"):
-            yield from pa.RecordBatchReader.from_stream(self._connection.sql(query))
+            reader = self._unless_told(
+                lambda: iter(pa.RecordBatchReader.from_stream(self._connection.sql(query)))
+            )
+            while (batch := self._unless_told(lambda: next(reader, None))) is not None:
+                yield batch
+
+    def _unless_told(self, work: Callable[[], T]) -> T:
+        """What `work` returns; what a signal raises meanwhile ends DuckDB's query.
+
+        DuckDB does not hear signals, and Python hears them only outside of DuckDB.
+        """
+        result = self._worker.submit(work)
+        try:
+            return result.result()
+        except BaseException:
+            self._connection.interrupt()
+            raise
 
     def register(self, name: str, table: pa.Table) -> None:
         """Lets queries read a table of Arrow."""
@@ -97,6 +121,11 @@ def _explained(what: str) -> Iterator[None]:
             f"{what}: more memory or room on disk is needed ({reason(error)}); raise --memory_limit, "
             f"or name a larger disk with --temp_dir"
         ) from error
+    except duckdb.IOException as error:
+        full = ""
+        if any(words in str(error) for words in ("No space left", "Disk quota", "Could not write")):
+            full = "; name a larger disk with --temp_dir"
+        raise UserError(f"{what}: DuckDB failed: {reason(error)}{full}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"{what}: DuckDB failed: {reason(error)}") from error
 
