@@ -30,6 +30,8 @@ from s2s_jax.training import hosts
 from s2s_jax.training.mesh import make_mesh
 from s2s_jax.writing import replacing
 
+Intervals = dict[str, tuple[float, float]]
+
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
 _UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
@@ -71,11 +73,13 @@ def _evaluate(argv: list[str]) -> None:
     if hosts.is_first():
         name = f"evaluation_{arguments.split}_{run.step}.json"
         out = arguments.out or Path(config.train.output_dir) / name
-        text = json.dumps(_as_json(config, run, arguments.split, found), indent=2)
+        intervals = found.intervals()
+        text = json.dumps(_as_json(config, run, arguments.split, found, intervals), indent=2)
+        where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
+        # Before the file is written, so that nothing is lost where it cannot be.
+        _print(config, found, intervals, f"{_track(config)}: {where}")
         with replacing(out) as unfinished:
             unfinished.write_text(text)
-        where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
-        _print(config, found, f"{_track(config)}: {where}")
         for warning in odd_facts(config, index_files(config)):
             print(warning, file=sys.stderr)
 
@@ -86,7 +90,9 @@ def _track(config: Config) -> str:
     return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
 
 
-def _as_json(config: Config, run: Restored, split: str, found: Evaluation) -> dict[str, Any]:
+def _as_json(
+    config: Config, run: Restored, split: str, found: Evaluation, intervals: Intervals
+) -> dict[str, Any]:
     return {
         "step": run.step,
         "checkpoint": run.fingerprint,
@@ -99,18 +105,18 @@ def _as_json(config: Config, run: Restored, split: str, found: Evaluation) -> di
         "known_of_target": list(config.known_of_next),
         "data_paths": config.io.data_paths,
         "metrics": found.metrics,
-        "intervals_95": {name: list(ends) for name, ends in found.intervals.items()},
+        "intervals_95": {name: list(ends) for name, ends in intervals.items()},
     }
 
 
-def _print(config: Config, found: Evaluation, title: str) -> None:
+def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) -> None:
     console = Console()
     values = found.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
     for column in ("", "value", "95% interval", "popularity"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in _SHOWN:
-        low, high = found.intervals[f"eval/{name}"]
+        low, high = intervals[f"eval/{name}"]
         popularity = values[f"eval/popularity/{name}"]
         interval = f"{low:.4f} to {high:.4f}"
         table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")

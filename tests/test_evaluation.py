@@ -118,7 +118,7 @@ def test_against_numpy(trained, log, split):
         gain = np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean()
         np.testing.assert_allclose(found.metrics[f"eval/ndcg@{k}"], gain, **near)
     np.testing.assert_allclose(found.metrics["eval/mrr"], (1 / (ranks + 1)).mean(), atol=0.02)
-    low, high = found.intervals["eval/hr@10"]
+    low, high = found.intervals()["eval/hr@10"]
     assert low <= found.metrics["eval/hr@10"] <= high
 
 

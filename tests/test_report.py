@@ -512,7 +512,7 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
     run = restore(trained, mesh)
     evaluation = Evaluator(trained, mesh).evaluate(run.functions, run.state, "test")
     told = {"step": run.step, "split": "test", "metrics": evaluation.metrics}
-    told["intervals_95"] = evaluation.intervals
+    told["intervals_95"] = evaluation.intervals()
     (run_dir / "evaluation_test_20.json").write_text(json.dumps(told))
     out = tmp_path / "page.html"
     arguments = [str(run_dir), "--users", "3", "--titles", str(titles), "--out", str(out)]
@@ -530,7 +530,7 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
     best = max(line["eval/ndcg@10"] for line in evaluated)
     assert f"best ndcg@10{best:.4f}step {run.step}" in text(page)
     rows = {text(row[0]): [text(cell) for cell in row] for row in page.iter("tr")}
-    low, high = evaluation.intervals["eval/hr@10"]
+    low, high = evaluation.intervals()["eval/hr@10"]
     value = evaluation.metrics["eval/hr@10"]
     assert rows["hr@10"][1:3] == [f"{value:.4f}", f"{low:.4f} to {high:.4f}"]
     users = [div for div in page.iter("div") if div.get("class") == "user"]

@@ -92,11 +92,30 @@ def collect(config: Config, held_out: int = 0) -> Catalogue:
     """
     assert held_out >= 0, "a number of events"
     assert held_out == 0 or config.eval.split_at is None, "one protocol at a time"
+    return _collect(config, held_out)[0]
+
+
+def collect_for_evaluation(config: Config) -> tuple[Catalogue, np.ndarray]:
+    """The items that are ranked, and how often training sees them, from one reading of the log.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      As `collect`, and int64 `[I]` events of each item without those that are held out.
+
+    Raises:
+      UserError: as `collect`.
+    """
+    return _collect(config, 0)
+
+
+def _collect(config: Config, held_out: int) -> tuple[Catalogue, np.ndarray]:
     _check_item_feature(config)
     whole = _item_side(config)
     # All features are checked, so that messages name their places in the configuration.
     cut = Cut(held_out) if config.eval.split_at is None else training_cut(config)
-    counts = count_items(whole, index_files(config), cut)
+    counts = count_items(whole, index_files(config), cut, training_cut(config))
     order_I = np.lexsort((counts.code_I, -counts.count_I))
     columns = features.id_columns(whole.features)
     item = whole.feature(whole.loss.item_feature)
@@ -105,13 +124,14 @@ def collect(config: Config, held_out: int = 0) -> Catalogue:
         counts.others_IC, [at] * item.id_words, code_words(counts.code_I, item), axis=1
     )[order_I]
     ids = {f.name: _shaped(ids_IC[:, columns[f.name]], f) for f in whole.features}
-    return Catalogue(
+    catalogue = Catalogue(
         counts.item.take(pa.array(order_I)),
         counts.count_I[order_I],
         ids,
         counts.collisions,
         counts.shared_events,
     )
+    return catalogue, counts.part_I[order_I]
 
 
 def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:

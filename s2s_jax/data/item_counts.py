@@ -41,6 +41,7 @@ class ItemCounts(NamedTuple):
     Attributes:
       code_I: int64.
       count_I: int64 events.
+      part_I: int64, how many of these come before the second cut.
       item: the id that stands in the log; the first, where several are encoded alike.
       others_IC: int32 ids of the features besides the item's, side by side.
       collisions: ids of the log that are encoded like one that came before.
@@ -49,6 +50,7 @@ class ItemCounts(NamedTuple):
 
     code_I: np.ndarray
     count_I: np.ndarray
+    part_I: np.ndarray
     item: pa.Array
     others_IC: np.ndarray
     collisions: int
@@ -59,8 +61,8 @@ class _Stripe(NamedTuple):
     """What a stripe adds to the tallies.
 
     Attributes:
-      originals: `code` (int64), `item`, `count` and `first`: a number that is smaller for what comes
-        earlier in the log.
+      originals: `code` (int64), `item`, `count`, `part` (of the count) and `first`: a number that is
+        smaller for what comes earlier in the log.
       combinations: the same with `other0` … (int32) instead of `item`.
     """
 
@@ -68,7 +70,7 @@ class _Stripe(NamedTuple):
     combinations: pa.Table
 
 
-def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
+def count_items(config: Config, index: FileIndex, cut: Cut, part: Cut | None = None) -> ItemCounts:
     """Counts the items of a log.
 
     Args:
@@ -76,6 +78,7 @@ def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
         event; sequences are as long as its `model.seq_len`.
       index: of the files.
       cut: the events before it count.
+      part: a second, earlier cut, the events before which are counted beside; None: the same.
 
     Raises:
       UserError: files disagree on the type of items, a stripe cannot be read and `io.on_error` is stop,
@@ -86,7 +89,7 @@ def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
     others = _other_names(config)
     originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
     stripes = 0
-    for stripe in _read(config, index, cut):
+    for stripe in _read(config, index, cut, part or cut):
         stripes += 1
         originals.add(stripe.originals)
         combinations.add(stripe.combinations)
@@ -107,7 +110,9 @@ def count_items(config: Config, index: FileIndex, cut: Cut) -> ItemCounts:
 
 
 def _assemble(originals: pa.Table, combinations: pa.Table, others: Sequence[str]) -> ItemCounts:
-    code_T, count_T, first_T = (_numpy(originals, name) for name in ("code", "count", "first"))
+    code_T, count_T, part_T, first_T = (
+        _numpy(originals, name) for name in ("code", "count", "part", "first")
+    )
     order_T = np.lexsort((first_T, code_T))
     begins_I = np.flatnonzero(_begins(code_T[order_T]))
     chosen_I = order_T[begins_I]
@@ -120,6 +125,7 @@ def _assemble(originals: pa.Table, combinations: pa.Table, others: Sequence[str]
     return ItemCounts(
         code_T[chosen_I],
         count_I,
+        np.add.reduceat(part_T[order_T], begins_I),
         _one_array(originals["item"].take(pa.array(chosen_I))),
         others_IC,
         len(code_T) - len(chosen_I),
@@ -148,7 +154,7 @@ class _Tally:
         return sum(len(part) for part in self._parts)
 
     def add(self, counts: pa.Table) -> None:
-        """Adds rows, each combination once, with `count` and `first` besides the tally's columns."""
+        """Adds rows, each combination once, with `count`, `part` and `first` besides the tally's."""
         self._parts.append(counts)
         # Merged only when as many wait as are merged, so that a row is merged few times.
         if self.rows > 2 * len(self._parts[0]):
@@ -168,8 +174,9 @@ class _Tally:
 def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
     # The sums are the same with threads, but stripes are already counted in several.
     grouped = table.group_by(list(by), use_threads=False)
-    sums = grouped.aggregate([("count", "sum"), ("first", "min")])
-    return sums.select([*by, "count_sum", "first_min"]).rename_columns([*by, "count", "first"])
+    sums = grouped.aggregate([("count", "sum"), ("part", "sum"), ("first", "min")])
+    sums = sums.select([*by, "count_sum", "part_sum", "first_min"])
+    return sums.rename_columns([*by, "count", "part", "first"])
 
 
 def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
@@ -200,7 +207,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 # ----------------------------------------------------------------------------------- reading
 
 
-def _read(config: Config, index: FileIndex, cut: Cut) -> Iterator[_Stripe]:
+def _read(config: Config, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
     """What `_count_stripe` gives for each stripe, in order, `io.thread_num` counted at a time."""
     for skipped in index.skipped:
         _tell_skipped(skipped.reason)
@@ -218,21 +225,22 @@ def _read(config: Config, index: FileIndex, cut: Cut) -> Iterator[_Stripe]:
     # Without threads, a stripe is counted in a thread while this one waits for it.
     with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
         for stripe in range(len(index.stripes)):
-            waiting.append(pool.submit(_count_stripe, config, index, stripe, cut))
+            waiting.append(pool.submit(_count_stripe, config, index, stripe, cut, part))
             if len(waiting) > threads:
                 yield from finish()
         while waiting:
             yield from finish()
 
 
-def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut) -> _Stripe:
+def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut, part: Cut) -> _Stripe:
     file, number, first_row = index.stripes[stripe]
-    names = [*features.column_names(config.features), *cut.column_names]
+    names = [*features.column_names(config.features), *cut.column_names, *part.column_names]
     batch = orc.read_stripe(file, number, list(dict.fromkeys(names)))
     block = features.decode(batch, file, first_row, config)
     item = config.feature(config.loss.item_feature)
     code_P = codes_of(block.values_PC[:, features.id_columns(config.features)[item.name]])
     counted_P = _counted(block, cut.kept(batch, block.lengths_N, file, first_row))
+    part_P = _counted(block, part.kept(batch, block.lengths_N, file, first_row))
     there_P = code_P != NO_ID
     values = _values(batch.column(item.column_name)).filter(pa.array(counted_P[there_P]))
     (events_E,) = np.nonzero(there_P & counted_P)
@@ -242,6 +250,7 @@ def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut) -> _S
     for i, name in enumerate(others):
         columns[name] = pa.array(np.ascontiguousarray(others_EC[:, i]))
     columns["count"] = pa.array(np.ones(len(events_E), np.int64))
+    columns["part"] = pa.array(part_P[events_E].astype(np.int64))
     columns["first"] = pa.array((stripe << _STRIPE_BITS) + events_E)
     events = pa.table(columns)
     return _Stripe(_group(events, _ORIGINAL), _group(events, ["code", *others]))

@@ -20,11 +20,10 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config
 from s2s_jax.data import held_out
-from s2s_jax.data.catalogue import Catalogue, collect
+from s2s_jax.data.catalogue import Catalogue, collect_for_evaluation
 from s2s_jax.data.held_out import Split, Targets
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.index import index_files
-from s2s_jax.data.item_counts import codes_of
 from s2s_jax.errors import UserError
 from s2s_jax.serving import metrics
 from s2s_jax.serving.candidates import Candidates, returns
@@ -50,13 +49,15 @@ class Evaluation(NamedTuple):
         "eval/unknown_items", the share of those of the histories' events that the model was shown whose
         item has no row; and, where ids of items share rows of their table, "eval/shared_rows", the
         share of the log's events that are of such ids.
-      intervals: 95% bootstrap intervals of the means over all users.
       values: of each user, see `metrics.user_values`.
     """
 
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
     values: dict[str, np.ndarray]
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% bootstrap intervals of the means over all users, which take a while to compute."""
+        return metrics.intervals(self.values)
 
 
 class Evaluator:
@@ -82,24 +83,10 @@ class Evaluator:
         self._config = config
         self._mesh = mesh
         self._max_users = max_users
-        self.catalogue = collect(config)
-        self._numbers = ItemNumbers(self.catalogue, config)
-        self._count_I = self._training_counts()
-        self._reader = HistoryReader(
-            config, index_files(config), self._numbers, config.eval.batch_size * mesh.size
-        )
-
-    def _training_counts(self) -> np.ndarray:
-        """Events of each item that training sees."""
-        if self._config.eval.split_at is not None:
-            return self.catalogue.count_I
-        seen = collect(self._config, self._config.eval.held_out)
-        name = self._config.loss.item_feature
-        ids = seen.ids[name]
-        number = self._numbers.of(codes_of(ids.reshape(len(ids), -1)))
-        count_I = np.zeros(len(self.catalogue.count_I), np.int64)
-        count_I[number] = seen.count_I
-        return count_I
+        self.catalogue, self._count_I = collect_for_evaluation(config)
+        numbers = ItemNumbers(self.catalogue, config)
+        users = config.eval.batch_size * mesh.size
+        self._reader = HistoryReader(config, index_files(config), numbers, users)
 
     def evaluate(
         self,
@@ -183,7 +170,7 @@ class Evaluator:
         found |= metrics.summarize(baseline, f"{metrics.PREFIX}popularity/")
         found |= metrics.by_length(values, np.concatenate(events))
         found |= metrics.by_popularity(values, np.concatenate(target), self._count_I)
-        return Evaluation(found, metrics.intervals(values), values)
+        return Evaluation(found, values)
 
 
 def user_vectors(
