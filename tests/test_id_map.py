@@ -284,6 +284,34 @@ def test_full_tables_give_the_rows_of_the_oldest_to_new_ids():
     assert table.total("dropped_S") == 0
 
 
+def test_ids_of_a_step_keep_their_rows_in_whatever_round_they_are_asked_for():
+    """Two devices ask one owner in two rounds: first for new ids, then for old ones of their buckets."""
+    rng = np.random.default_rng(0)
+
+    def ids_in(segments, count):
+        first = rng.choice(segments, count).astype(np.uint32) << np.uint32(24)
+        first += rng.integers(0, 2**24, count, dtype=np.uint32)
+        low, high = id_keys.ids_of(first, rng.integers(0, 2**32, count, dtype=np.uint32))
+        return low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+
+    table = Table(EVICTING, 4)
+    contested = np.arange(32, 42)  # 16 rows each, all owned by the first device
+    old = ids_in(contested, 96)
+    table.admit(old)
+    table.admit(ids_in(contested, 96))
+    table.scale(3.0)
+    rows, row = table.look_up(old)
+    kept = old[row >= 0]
+    assert len(kept) >= 50
+    none = np.full(256, 2**64 - 1, np.uint64)
+    parts = [none.copy() for _ in range(4)]
+    parts[0][:] = ids_in(contested, 256)
+    parts[1][:200] = ids_in(np.arange(32), 200)
+    parts[1][200:250] = kept[:50]
+    rows, _ = table.admit(np.concatenate(parts))
+    np.testing.assert_allclose(rows[256 + 200 : 256 + 250], 3 * initial(kept[:50]), atol=6e-5)
+
+
 def test_ids_that_find_no_place_keep_their_initial_value_and_are_counted():
     table = Table(FEATURE, 1)
     count = round(1.1 * SMALLEST / 8) * 8

@@ -140,10 +140,8 @@ def query(
     if devices == 1:
         return answer(carry, asked_UC)
     size, words = asked_UC.shape
-    slice_rows = min(size, math.ceil(_ROOM_FOR_QUESTIONS * size / devices) + _MORE_QUESTIONS)
-    ends = begins_n1[1:]
-    longest = (ends - begins_n1[:-1]).max()
-    rounds = jax.lax.pmax(-(-longest // slice_rows), axis)
+    slice_rows, ends = _questions(size, devices), begins_n1[1:]
+    rounds = query_rounds(size, begins_n1, axis)
 
     def one_round(state: tuple) -> tuple:
         number, carry, answer_U = state
@@ -157,6 +155,17 @@ def query(
     nothing = jax.lax.pcast(jnp.full(size, -1, jnp.int32), axis, to="varying")
     start = (jnp.zeros((), jnp.int32), carry, nothing)
     return jax.lax.while_loop(lambda state: state[0] < rounds, one_round, start)[1:]
+
+
+def query_rounds(size: int, begins_n1: jax.Array, axis: str) -> jax.Array:
+    """Rounds that `query` takes for so many ids, the same on all devices."""
+    longest = (begins_n1[1:] - begins_n1[:-1]).max()
+    return jax.lax.pmax(-(-longest // _questions(size, jax.lax.axis_size(axis))), axis)
+
+
+def _questions(size: int, devices: int) -> int:
+    """Ids of which a device asks an owner in one round."""
+    return min(size, math.ceil(_ROOM_FOR_QUESTIONS * size / devices) + _MORE_QUESTIONS)
 
 
 def reduce(

@@ -182,6 +182,13 @@ def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax
     return number_S.at[at_U].add(1, mode="drop")
 
 
+def seen(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array, step: jax.Array) -> IdMap:
+    """The map with a note that some keys, which may repeat, come in this step and keep their rows."""
+    row_U = find(id_map, keys_U2, first_segment)
+    index_U = jnp.where(row_U >= 0, row_U, id_map.seen_R.shape[0])
+    return id_map._replace(seen_R=id_map.seen_R.at[index_U].set(step, mode="drop"))
+
+
 def _see(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -> IdMap:
     rows = id_map.seen_R.shape[0]
     index_U = jnp.where(row_U >= 0, row_U, rows + jnp.arange(row_U.size, dtype=jnp.int32))

@@ -250,6 +250,18 @@ class ShardedTables:
 
         if training is None:
             return ask(find, of_table)
+        if self.policy(spec.name).evict and devices > 1:
+            # New ids of one round must not take the rows of ids that are asked for in the next.
+            def see(of_table: id_map.IdMap, asked_V3: jax.Array) -> tuple[Any, jax.Array]:
+                of_table = id_map.seen(of_table, asked_V3[:, :2], first_segment, training[0])
+                return of_table, jnp.full(len(asked_V3), -1, jnp.int32)
+
+            of_table = jax.lax.cond(
+                exchange.query_rounds(len(asked_U3), begins_n1, self._axis) > 1,
+                lambda of_table: ask(see, of_table)[0],
+                lambda of_table: of_table,
+                of_table,
+            )
         moved = jnp.zeros_like(of_table.rows_S[0])
         (of_table, beside, moved), row_U = ask(claim, (of_table, training[1], moved))
         # Rows that moved may have been found before they did.
