@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import small
+from jax import monitoring
 from pyarrow import orc
 from test_train import assert_same_run, job, lines, one_device, saved_state
 
@@ -18,6 +19,7 @@ from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, rows_of_buckets, table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.train import train
+from s2s_jax.training import growth
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import max_load
 from s2s_jax.training.mesh import make_mesh
@@ -180,6 +182,31 @@ def test_ids_leave_a_table_that_evicts(evicting):
     new = written[5]["table/item_id/rows"] + evicted[5] - written[4]["table/item_id/rows"]
     assert 0 < new < 300
     assert max(x["table/item_id/rows"] for x in written) < 2000
+
+
+def test_growing_frees_what_it_replaces_and_nothing_else():
+    config = small.growing(small.config())
+    mesh = make_mesh(jax.devices()[:2])
+    state = make_step_functions(config, mesh).init()
+    before = state.maps["item_id"]
+    after = growth.doubled(state, "item_id", mesh)
+    assert before.keys_R2.is_deleted()
+    assert state.params["tables"]["item_id"].is_deleted()
+    # Small arrays that stay as they are may be the same in the new state.
+    assert not before.rows_S.is_deleted()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_looking_for_ids_to_evict_is_compiled_once():
+    config = small.growing(small.config(), evict_after_steps=1, evict_every=1)
+    mesh = make_mesh(jax.devices()[:1])
+    state = make_step_functions(config, mesh).init()
+    evictions = growth.Evictions(config, mesh)
+    state = evictions.before(2, state)
+    compiled = []
+    monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    evictions.before(3, state)
+    assert not [event for event in compiled if event.endswith("backend_compile_duration")]
 
 
 def test_moments_are_taken_and_put_back():

@@ -4,7 +4,7 @@ What step s reports is heard while step s + 1 runs, so a table grows just before
 of a run's progress: a continued run grows at the same steps as one that was not interrupted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -123,8 +123,10 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
     def replaced(change: Any, old: Any) -> Any:
         new = jax.jit(jax.shard_map(change, mesh=mesh, in_specs=spec, out_specs=spec))(old)
         jax.block_until_ready(new)
-        for leaf in jax.tree.leaves(old):
-            leaf.delete()
+        # What did not grow may have become part of the new state, and is small.
+        for was, now in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+            if was.shape != now.shape:
+                was.delete()
         return new
 
     def rows(x_R: jax.Array) -> jax.Array:
@@ -145,7 +147,6 @@ class Evictions:
 
     def __init__(self, config: Config, mesh: Mesh):
         """Prepares what the features of `config` ask for on `mesh`."""
-        self._mesh = mesh
         specs = table_specs(config.features)
         features = {name: config.feature(spec.features[0]) for name, spec in specs.items()}
         self._features = {
@@ -153,21 +154,23 @@ class Evictions:
             for name, feature in features.items()
             if feature.grows and (feature.evict_after_steps is not None or feature.evict_below > 0)
         }
+        self._evict = {name: _evict(feature, mesh) for name, feature in self._features.items()}
 
     def before(self, step: int, state: TrainState) -> TrainState:
         """The state with which `step` begins."""
         for name, feature in self._features.items():
             if step > 1 and (step - 1) % feature.evict_every == 0:
-                maps = state.maps | {name: self._evict(feature, state.maps[name], state.step)}
+                maps = state.maps | {name: self._evict[name](state.maps[name], state.step)}
                 state = state._replace(maps=maps)
         return state
 
-    def _evict(self, feature: FeatureConfig, of_table: Any, step: jax.Array) -> Any:
-        def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
-            return id_map.evicted(of_table, step, feature.evict_after_steps, feature.evict_below)
 
-        spec = PartitionSpec(DATA_AXIS)
-        mapped = jax.shard_map(
-            on_device, mesh=self._mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
-        )
-        return jax.jit(mapped, donate_argnums=0)(of_table, step)
+def _evict(feature: FeatureConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
+    """A function of a table's map, which it consumes, and the steps done; compiled once a capacity."""
+
+    def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
+        return id_map.evicted(of_table, step, feature.evict_after_steps, feature.evict_below)
+
+    spec = PartitionSpec(DATA_AXIS)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)
+    return jax.jit(mapped, donate_argnums=0)
