@@ -22,7 +22,7 @@ from rich.table import Table
 from s2s_jax.config import Config, ConfigParser
 from s2s_jax.data import held_out
 from s2s_jax.data.first_look import odd_facts
-from s2s_jax.data.index import index_files
+from s2s_jax.data.index import check_kinds, index_files
 from s2s_jax.errors import EXIT_DONE, run_door
 from s2s_jax.serving.evaluation import Evaluation, Evaluator
 from s2s_jax.serving.restored import Restored, restore
@@ -69,6 +69,7 @@ def _evaluate(argv: list[str]) -> None:
     held_out.targets(config, arguments.split)
     mesh = make_mesh()
     run = restore(config, mesh, arguments.checkpoint)
+    check_kinds(index_files(config).files, run.kinds, "as the run was trained with", config)
     found = Evaluator(config, mesh).evaluate(run.functions, run.state, arguments.split)
     if hosts.is_first():
         name = f"evaluation_{arguments.split}_{run.step}.json"

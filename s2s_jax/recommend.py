@@ -29,7 +29,7 @@ from s2s_jax.config import Config, ConfigParser, identity
 from s2s_jax.data import catalogue as catalogues
 from s2s_jax.data import orc, user_rows
 from s2s_jax.data.histories import Histories, HistoryReader, ItemNumbers
-from s2s_jax.data.index import FileIndex, index_files
+from s2s_jax.data.index import FileIndex, check_kinds, index_files
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError, run_door
 from s2s_jax.serving.evaluation import make_candidates, user_vectors
 from s2s_jax.serving.parts import Parts
@@ -86,6 +86,7 @@ def _recommend(argv: list[str]) -> None:
     run = restore(config, mesh, arguments.checkpoint)
     logs = dataclasses.replace(config.io, data_paths=arguments.input)
     index = index_files(dataclasses.replace(config, io=logs))
+    check_kinds(index.files, run.kinds, "as the run was trained with", config)
     for note in index.notes:
         print(note, file=sys.stderr)
     if config.known_of_next:

@@ -417,7 +417,7 @@ def test_files_that_disagree_on_the_type_of_items_are_refused(tmp_path):
     write_log(tmp_path / "a.orc", make_rows(5), TYPES)
     write_log(tmp_path / "b.orc", make_rows(5, texts=True), TYPES | {"item_id": TEXTS})
     with pytest.raises(
-        UserError, match=r"b\.orc: column item_id holds large_string, expected int64"
+        UserError, match=r"b\.orc: column item_id holds text, expected whole numbers"
     ):
         collect(make_config(tmp_path, hashed))
 

@@ -68,6 +68,23 @@ def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
             raise UserError(f"{file.path}: column {name}{refused}")
 
 
+def entry_kinds(file: OrcFile, features: Sequence[FeatureConfig]) -> dict[str, str]:
+    """What the ids of features are made from, by name; the same id of another kind is another id.
+
+    Args:
+      file: has the columns of all features.
+      features: those whose op is no id know of times and numbers what they need.
+    """
+    kinds = {}
+    for feature in features:
+        if feature.op == "id":
+            element = _element_type(file.schema.field(feature.column_name).type)
+            assert element is not None, "checked with the schema"
+            kind = "whole numbers" if pa.types.is_integer(element) else str(element)
+            kinds[feature.name] = "text" if ids.is_text(element) else kind
+    return kinds
+
+
 def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -> str | None:
     """What is wrong with a column of `feature`, said after its name; None if it can be read.
 

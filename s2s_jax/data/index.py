@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,26 +70,36 @@ class FileIndex:
     def restrict(self, identity: Sequence[Sequence[str]]) -> "FileIndex":
         """The index of those files that `identity` lists, in its order.
 
+        A file of the same name and footer may have another sample of bytes: see `rewritten`.
+
         Raises:
           UserError: one of them is not there, or not as it was.
         """
-        # Older checkpoints know less of their files.
-        known = min((len(each) for each in identity), default=0)
-        there: dict[tuple[str, ...], list[orc.OrcFile]] = {}
-        for file, told in zip(reversed(self.files), reversed(self.identity()), strict=True):
-            there.setdefault(tuple(told[:known]), []).append(file)
+        there: dict[tuple[str, str], list[orc.OrcFile]] = {}
+        for file in self.files:
+            there.setdefault((file.path.name, file.fingerprint), []).append(file)
         chosen = []
-        for each in identity:
-            name, wanted = each[0], tuple(each)
-            if wanted not in there or not there[wanted]:
+        for name, fingerprint, *sample in identity:
+            same = there[name, fingerprint] if (name, fingerprint) in there else []
+            if not same:
                 changed = any(file.path.name == name for file in self.files)
                 what = "has changed" if changed else "is missing"
                 raise UserError(
                     f"io.data_paths: the checkpoint's reading position was saved with other files: "
                     f"{name} {what}; bring the files back or give another train.output_dir"
                 )
-            chosen.append(there[wanted].pop())
+            exact = [number for number, file in enumerate(same) if [file.sample] == sample]
+            chosen.append(same.pop(exact[0] if exact else 0))
         return FileIndex(tuple(chosen), self.skipped, self.notes)
+
+    def rewritten(self, identity: Sequence[Sequence[str]]) -> list[str]:
+        """Names of the files whose bytes are others than `identity` says, though their footers are not.
+
+        Args:
+          identity: of as many files, as `restrict` takes it; older ones say nothing of bytes.
+        """
+        pairs = zip(identity, self.identity(), strict=True)
+        return [now[0] for before, now in pairs if list(before) != now[: len(before)]]
 
 
 def index_files(config: Config) -> FileIndex:
@@ -118,7 +128,34 @@ def index_files(config: Config) -> FileIndex:
     if not files:
         what = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""
         raise UserError(f"io.data_paths: {config.io.data_paths} has no rows{what}")
+    kinds = features.entry_kinds(files[0], config.features)
+    check_kinds(files, kinds, f"as in {files[0].path}", config)
     return FileIndex(tuple(files), tuple(skipped), tuple(found.notes()))
+
+
+def check_kinds(
+    files: Sequence[orc.OrcFile], kinds: Mapping[str, str], where: str, config: Config
+) -> None:
+    """Refuses files whose ids are of another kind, and so would be other ids.
+
+    Args:
+      files: have the columns of all features.
+      kinds: what `features.entry_kinds` said of other files.
+      where: which files these are, for messages.
+      config: names the features.
+
+    Raises:
+      UserError: naming the first such file and column.
+    """
+    for file in files:
+        found = features.entry_kinds(file, config.features)
+        for name, kind in kinds.items():
+            if found[name] != kind:
+                raise UserError(
+                    f"{file.path}: column {config.feature(name).column_name} holds {found[name]}, "
+                    f"expected {kind} {where}, since the same id would become another one; write the "
+                    f"file anew with ids of that kind"
+                )
 
 
 def may_skip(error: UserError, io: IOConfig) -> bool:

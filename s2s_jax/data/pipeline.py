@@ -14,7 +14,7 @@ import numpy as np
 
 from s2s_jax.config import Config, identity
 from s2s_jax.data import blocks, stripes
-from s2s_jax.data.features import id_width
+from s2s_jax.data.features import entry_kinds, id_width
 from s2s_jax.data.files import split_names
 from s2s_jax.data.index import FileIndex, Skipped, files_not_in, index_files
 from s2s_jax.data.memory import keep_freed_memory
@@ -321,6 +321,7 @@ class Reader(Iterator[Batch]):
             "epoch": at.epoch,
             "row": at.row,
             "files": self._files_of(at.epoch).identity(),
+            "kinds": entry_kinds(self._index.files[0], self._config.features),
             "made_for": self._made_for,
         }
 
@@ -340,6 +341,14 @@ class Reader(Iterator[Batch]):
         first_index = None
         if state["files"] != self._index.identity():
             first_index = self._index.restrict(state["files"])
+            rewritten = first_index.rewritten(state["files"])
+            if rewritten:
+                # Not refused: whoever mended a damaged file is to go on with it.
+                self.notes.append(
+                    f"warning: {len(rewritten)} files have other bytes than when the checkpoint was "
+                    f"made, {rewritten[0]} among them, though their footers are the same; if they were "
+                    f"not damaged then, events of their rows may stand in another order now"
+                )
             new = files_not_in(first_index, self._index)
             if not new:
                 # The same files, listed in another order.

@@ -22,12 +22,14 @@ class Restored(NamedTuple):
       fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
       functions: over its state.
       state: the state.
+      kinds: of the ids that it was trained with, see `features.entry_kinds`.
     """
 
     step: int
     fingerprint: str
     functions: StepFunctions
     state: TrainState
+    kinds: dict[str, str]
 
 
 def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
@@ -55,10 +57,14 @@ def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
         checkpoints.check_config()
         step = _choose(checkpoints.steps, run_dir, config, checkpoint)
         plan = GrowthPlan(config)
-        plan.set_state(checkpoints.progress(step)["growth"])
+        saved = checkpoints.progress(step)
+        plan.set_state(saved["growth"])
         functions = make_step_functions(config, mesh, plan.capacities_now())
         state = checkpoints.restore(step, functions.abstract)
-        return Restored(step, checkpoints.fingerprint(step), functions, state)
+        reader = saved["reader"] if "reader" in saved else {}
+        # Older checkpoints do not tell them.
+        kinds = reader["kinds"] if "kinds" in reader else {}
+        return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
     finally:
         checkpoints.close()
 
