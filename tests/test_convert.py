@@ -369,6 +369,45 @@ def test_delimiters_quotes_and_compression(tmp_path):
     assert list(run(tmp_path / "3", tmp_path / "b.tsv.gz", **made).values()) == [found]
 
 
+@pytest.mark.parametrize("ends", [("\r\n", "\r\n"), ("\n", "\r\n"), ("\r\n", "\n"), ("\r", "\r")])
+@pytest.mark.parametrize("delimiter", [",", "::"])
+def test_ends_of_lines(tmp_path, ends, delimiter):
+    rows = [NAMES, ("1", "a", "2", "3", "4"), ("1", "b", "2", "3", "5"), ("2", "c", "", "3", "6")]
+    text = "".join(delimiter.join(row) + ends[i % 2] for i, row in enumerate(rows))
+    (tmp_path / "a.csv").write_text(text, newline="")
+    made = {"delimiter": delimiter, "quote": '"' if delimiter == "," else ""}
+    if delimiter == "::" and ends[0] == "\r":
+        return
+    found = run(tmp_path / "log", tmp_path / "a.csv", **made)
+    assert {user: row["item_id"] for user, row in found.items()} == {1: [["a"], ["b"]], 2: [["c"]]}
+    assert found[2]["cate_id"] == [[]]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "flag"),
+    [("utf-16", None), ("utf-8-sig", None), ("latin-1", "latin-1"), ("cp1252", "cp1252")],
+)
+def test_encodings(tmp_path, encoding, flag):
+    ids = ["café", "ü,x"] + (["“€”"] if encoding != "latin-1" else [])
+    rows = events(item_id=ids, timestamp=range(len(ids)))
+    path = write_csv(tmp_path / "a.csv", rows)
+    path.write_bytes(path.read_text("utf-8").replace("\n", "\r\n").encode(encoding))
+    (found,) = run(tmp_path / "log", path, encoding=flag).values()
+    assert found["item_id"] == [[i] for i in ids]
+    if flag:
+        with pytest.raises(UserError, match="--encoding, such as latin-1"):
+            run(tmp_path / "2", path)
+    with pytest.raises(UserError, match="--encoding: expected one that Python knows"):
+        run(tmp_path / "2", path, encoding="x")
+
+
+def test_quotes_that_are_escaped(tmp_path):
+    (tmp_path / "a.csv").write_text('user_id,item_id,timestamp\n1,"a\\"b,c",2\n1,"d\n\\\\",3\n')
+    made = {"features": ("item_id",), "escape": "\\"}
+    (found,) = run(tmp_path / "log", tmp_path / "a.csv", **made).values()
+    assert found["item_id"] == [['a"b,c'], ["d\n\\"]]
+
+
 def test_movielens_1m_as_downloaded(tmp_path):
     (tmp_path / "ratings.dat").write_text("2::10::5::9\n1::11::3::8\n2::12::1::8\n")
     movies = "10::Café (1990)::Drama|Comedy\n11::X::Drama\n"

@@ -467,7 +467,7 @@ def test_titles_that_cannot_be_read(tmp_path):
     one.write_text("1,a\n<2>\n")
     with pytest.raises(UserError, match=r"one\.csv: line 2: expected an item's id"):
         read_titles(one)
-    one.write_bytes(b"1,\xff\n")
+    one.write_bytes(b"\xff\xfe1")
     with pytest.raises(UserError, match=r"one\.csv cannot be read"):
         read_titles(one)
     no_parquet = tmp_path / "one.parquet"

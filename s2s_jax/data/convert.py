@@ -5,6 +5,7 @@ user: `user_id` and, for each feature and `timestamp`, a list over the user's ev
 that are ORC already are written anew as they are, in stripes that training reads well.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import shlex
@@ -32,7 +33,7 @@ from s2s_jax.signals import StopSignals
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # Layouts in which a flag has an effect, where it has not in all.
 _APPLIES = {
-    **dict.fromkeys(("columns", "delimiter", "quote"), _CSV),
+    **dict.fromkeys(("columns", "delimiter", "quote", "escape", "encoding"), _CSV),
     **dict.fromkeys(
         ("user", "time", "time_format", "features", "bags", "bag_separator", "missing"), _EVENTS
     ),
@@ -72,6 +73,10 @@ class Settings:
     """Of CSV files, up to 4 characters; by default a comma, or a tab (\\t) in .tsv files"""
     quote: str = '"'
     """Around texts of CSV files that hold delimiters; '' if nothing is quoted"""
+    escape: str = ""
+    """Before quotation marks inside quotes, such as \\; by default such marks are doubled"""
+    encoding: str | None = None
+    """Of CSV files, such as latin-1 or cp1252; by default UTF-8, or UTF-16 with its mark"""
     bags: tuple[str, ...] = ()
     """Features (their NAMEs) whose texts hold several ids"""
     bag_separator: str = "|"
@@ -128,6 +133,7 @@ def convert(settings: Settings) -> Converted:
     _check_numbers(settings)
     chosen = None if settings.layout == "auto" else settings.layout
     found = sources.find(settings.paths, chosen, settings.out)
+    _check_encoding(settings.encoding)
     times.check_formats(settings.time_format)
     layout, files = found.layout, found.files
     _check_flags(settings, layout)
@@ -189,6 +195,15 @@ def _check_numbers(settings: Settings) -> None:
             raise UserError(f"--{name}: expected at least 1, found {found}")
 
 
+def _check_encoding(encoding: str | None) -> None:
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise UserError(
+            f"--encoding: expected one that Python knows, such as latin-1, found {encoding}"
+        ) from error
+
+
 def _check_flags(settings: Settings, layout: Layout) -> None:
     for field in dataclasses.fields(settings):
         if field.name not in _APPLIES or layout in _APPLIES[field.name]:
@@ -226,7 +241,7 @@ def _sort(
         elif layout == "jsonl":
             scans = [sql.scan_json(p, selection.columns, text_files.is_array(p)) for p in files]
         else:
-            scans = [_scan_csv(path, settings, layout) for path in files]
+            scans = [_scan_csv(path, settings, layout, directory) for path in files]
         scans = [sql.with_partitions(s, sources.partition_values(s.path)) for s in scans]
         scans = store.prepare(scans)
         sizes = [path.stat().st_size for path in files]
@@ -262,15 +277,17 @@ def _sort(
     )
 
 
-def _scan_csv(path: Path, settings: Settings, layout: Layout) -> sql.Scan:
+def _scan_csv(path: Path, settings: Settings, layout: Layout, directory: Path) -> sql.Scan:
     if layout == "movielens":
         form = movielens.ratings_format(path)
     else:
         delimiter = default_delimiter(path)
         if settings.delimiter is not None:
             delimiter = settings.delimiter.replace("\\t", "\t")
-        form = CsvFormat(delimiter, settings.quote, settings.columns or None)
-    return sql.scan_csv(path, form, form.columns or read_header(path, form))
+        form = CsvFormat(delimiter, settings.quote, settings.columns or None, settings.escape)
+    content, new_line = text_files.as_utf8(path, settings.encoding, directory)
+    form = dataclasses.replace(form, new_line=new_line)
+    return sql.scan_csv(path, content, form, form.columns or read_header(content, form))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
-"""Titles of items, for people who look at recommendations: CSV, Parquet, or MovieLens' movies.dat."""
+"""Titles of items, for people who look at recommendations: CSV, Parquet, or MovieLens' movies."""
 
+import codecs
 import csv
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import pyarrow.parquet
 
 from s2s_jax.errors import UserError
 
+# A first column, quoted or not, and the delimiter after it.
+_FIRST_COLUMN = re.compile(r'(?:"(?:[^"]|"")*"|[^",;|\t]*)([,;|\t])')
+_LOOKED_AT = 50
 _EXPECTED = "expected an item's id and its title in the first two columns"
 
 
@@ -20,7 +26,9 @@ def read_titles(path: Path) -> dict[str, str]:
     columns: no item has such an id. Of several titles of an item, the first counts.
 
     Args:
-      path: by its ending `.parquet`, MovieLens' `.dat` (`id::title::genres`), `.tsv` or else CSV.
+      path: by its ending `.parquet`, MovieLens' `.dat` (`id::title::genres`), `.tsv`, or else text
+        whose first column ends with a comma, semicolon, tab or `|`. In UTF-8, UTF-16 with its mark, or
+        else Windows-1252.
 
     Raises:
       UserError: it cannot be read, or a line has less than two columns.
@@ -50,18 +58,14 @@ def _of_parquet(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_text(path: Path) -> Iterator[tuple[str, str]]:
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        if path.suffix != ".dat":
-            raise
-        # MovieLens-1M is in Latin-1, 10M and later are in UTF-8.
-        text = raw.decode("latin-1")
-    if path.suffix == ".dat":
-        rows = enumerate((line.split("::") for line in text.splitlines()), 1)
+    text = _decoded(path.read_bytes())
+    delimiter = _delimiter(path, text)
+    if delimiter in ("::", "|"):
+        # MovieLens quotes nothing. Not splitlines, which takes other characters for ends of lines.
+        lines = (line.rstrip("\r").split(delimiter) for line in text.split("\n"))
+        rows = enumerate(lines, 1)
     else:
-        reader = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = ((reader.line_num, row) for row in reader)
     for number, row in rows:
         if row in ([], [""]):
@@ -69,3 +73,26 @@ def _of_text(path: Path) -> Iterator[tuple[str, str]]:
         if len(row) < 2:
             raise UserError(f"--titles: {path}: line {number}: {_EXPECTED}, found {row[0][:80]!r}")
         yield row[0].strip(), row[1].strip()
+
+
+def _decoded(raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    # MovieLens-100K and 1M, and Excel's CSV, are in Latin-1 or Windows' variant of it.
+    for encoding in ("utf-8-sig", "cp1252"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("latin-1")
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """What most of the first lines have after the first column."""
+    if path.suffix == ".dat":
+        return "::"
+    if path.suffix == ".tsv":
+        return "\t"
+    first = (_FIRST_COLUMN.match(line) for line in text.split("\n", _LOOKED_AT)[:_LOOKED_AT])
+    found = Counter(match[1] for match in first if match)
+    return found.most_common(1)[0][0] if found else ","

@@ -207,6 +207,8 @@ class EventStore:
             if one_line and skip:
                 return
             remedy = "mend it, or leave such lines out with --on_error skip"
+            if "utf-8" in message.lower():
+                remedy = "name its encoding with --encoding, such as latin-1; or " + remedy
             if not one_line:
                 # It takes with it what follows, of which nobody knows how much it is.
                 remedy = "mend it, or say with --quote '' that quotation marks mean nothing"

@@ -19,6 +19,8 @@ TIMES = {
     *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
     "TIMESTAMP WITH TIME ZONE",
 }
+# As DuckDB wants them.
+_NEW_LINES = {"\n": "\\n", "\r\n": "\\r\\n", "\r": "\\r"}
 _NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
 
 
@@ -75,20 +77,22 @@ def file(path: Path) -> str:
     return text(re.sub(r"[*?[]", r"[\g<0>]", full))
 
 
-def scan_csv(path: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
+def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
     """Lines cut into texts; those that cannot be are kept aside in the table reject_errors.
 
     Args:
       path: the file.
+      content: a file in UTF-8 with what is in it; the same, or a copy.
       form: how it is cut.
       names: of all its columns.
     """
     # Nothing is left to guesses: types, or how many lines at the beginning to pass over.
     types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
     sql = (
-        f"read_csv({file(path)}, columns={{{types}}}, header={form.columns is None}, "
+        f"read_csv({file(content)}, columns={{{types}}}, header={form.columns is None}, "
         f"auto_detect=false, hive_partitioning=false, delim={text(form.delimiter)}, "
-        f"quote={text(form.quote)}, escape={text(form.quote)}, store_rejects=true)"
+        f"quote={text(form.quote)}, escape={text(form.escape or form.quote)}, "
+        f"new_line={text(_NEW_LINES[form.new_line])}, store_rejects=true)"
     )
     columns = {known: Column(f"c{i}", "VARCHAR") for i, known in enumerate(names)}
     return Scan(path, sql, columns, repeated(names))

@@ -1,5 +1,6 @@
 """Files of text with a line an event: how they are cut, and what is in their first line."""
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -10,6 +11,9 @@ import pyarrow as pa
 
 from s2s_jax.errors import UserError
 
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_PIECE = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class CsvFormat:
@@ -19,11 +23,15 @@ class CsvFormat:
       delimiter: between columns.
       quote: around texts that hold delimiters; empty: none.
       columns: names, where the first line does not have them.
+      escape: before a quotation mark, or itself, inside quotes; empty: such marks are doubled.
+      new_line: ends every line.
     """
 
     delimiter: str
     quote: str
     columns: tuple[str, ...] | None
+    escape: str = ""
+    new_line: str = "\n"
 
 
 def default_delimiter(path: Path) -> str:
@@ -56,10 +64,74 @@ def read_rows(path: Path, form: CsvFormat, encoding: str) -> Iterator[list[str]]
             if len(form.delimiter) > 1:
                 yield from (line.rstrip("\r\n").split(form.delimiter) for line in lines)
             elif form.quote:
-                yield from csv.reader(lines, delimiter=form.delimiter, quotechar=form.quote)
+                yield from csv.reader(
+                    lines,
+                    delimiter=form.delimiter,
+                    quotechar=form.quote,
+                    escapechar=form.escape or None,
+                    doublequote=not form.escape,
+                )
             else:
                 yield from csv.reader(lines, delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
     except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"{path}: expected text, but {' '.join(str(error).split())}") from error
+
+
+def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, str]:
+    """A file in UTF-8 whose lines all end alike: the file itself, or a copy.
+
+    Args:
+      path: the file.
+      encoding: of it; None: UTF-16 if it begins with that mark, else UTF-8.
+      directory: for a copy.
+
+    Returns:
+      The file, and what ends its lines.
+
+    Raises:
+      UserError: it cannot be read, is in another encoding, or cannot be copied.
+    """
+    is_utf8 = encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+    ends = {b"\r": 0, b"\n": 0, b"\r\n": 0}
+    for number, piece in enumerate(_pieces(path)):
+        if number == 0 and encoding is None:
+            encoding = "utf-16" if piece.startswith(_UTF16) else "utf-8"
+            is_utf8 = encoding == "utf-8"
+        if not is_utf8:
+            break
+        for end in ends:
+            ends[end] += piece.count(end)
+    alike = is_utf8 and ends[b"\r\n"] in (0, ends[b"\n"])
+    if alike:
+        return path, "\r\n" if ends[b"\r\n"] else "\n" if ends[b"\n"] or not ends[b"\r"] else "\r"
+    copy = directory / f"{len(list(directory.iterdir()))}.csv"
+    decoder = codecs.getincrementaldecoder(encoding or "utf-8")
+    try:
+        # What is no UTF-8 is told later, with its line.
+        decode = decoder("surrogateescape" if is_utf8 else "strict").decode
+        with copy.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for piece in _pieces(path):
+                file.write(decode(piece).replace("\r\n", "\n").removeprefix("\ufeff"))
+            file.write(decode(b"", True))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected text in {encoding} (--encoding), but {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be copied to {copy.parent} ({error})") from error
+    return copy, "\n"
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The content, uncompressed; no piece ends between the characters of a line's end."""
+    try:
+        with pa.input_stream(str(path), compression="detect") as source:
+            while piece := source.read(_PIECE):
+                while piece.endswith(b"\r") or (len(piece) % 2 and piece.startswith(_UTF16)):
+                    more = source.read(1)
+                    piece += more
+                    if not more:
+                        break
+                yield piece
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: expected text, but {' '.join(str(error).split())}") from error
 
 
