@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED
 from s2s_jax.train import train
 
-STEPS = 200
+STEPS, TIMES = 200, 20
 # Steps wait a little, so that most kills meet them and not the start of the process.
 RUNNER = """
 from s2s_jax import signals
@@ -80,6 +81,22 @@ def lines_of(config: Config) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def file_of(config: Config) -> int | None:
+    """Which file metrics.jsonl is: each start replaces it."""
+    path = Path(config.train.output_dir) / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
+def last_step(config: Config) -> int:
+    found = [int(step) for step in re.findall(r'"step": (\d+),', "".join(lines_of(config)))]
+    return max(found, default=0)
+
+
+def newest(config: Config) -> int:
+    names = (path.name for path in (Path(config.train.output_dir) / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def written(config: Config) -> list[dict[str, float]]:
     """Lines of metrics.jsonl without the speeds: each step once, each evaluation once."""
     lines = [json.loads(text) for text in lines_of(config)]
@@ -88,20 +105,24 @@ def written(config: Config) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("times", [20])
-def test_killed_at_random_moments(straight, log, tmp_path, number, times):
+def test_killed_at_random_moments(straight, log, tmp_path, number):
     config = make_job(log, tmp_path / "run")
     chance = random.Random(int(number))
-    for _ in range(times):
-        lines = len(lines_of(config))
+    for _ in range(TIMES):
+        before = file_of(config)
+        target = newest(config) + chance.randrange(1, 20)
         process = start(config, tmp_path)
-        # Before the first line it stands anywhere from its first import to its first step.
-        deadline = time.monotonic() + 120
-        early = chance.random() < 0.3
-        while not early and len(lines_of(config)) in (0, lines) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(chance.random() * (3 if early else 0.3))
+        if chance.random() < 0.2:
+            # Anywhere from its first import to its first step.
+            time.sleep(chance.uniform(0.5, 5))
+        else:
+            deadline = time.monotonic() + 120
+            while process.poll() is None and (
+                file_of(config) in (None, before) or last_step(config) < target
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.05)
         process.send_signal(number)
         told = process.communicate(timeout=120)[1]
         if process.returncode == EXIT_DONE:
