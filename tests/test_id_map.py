@@ -414,6 +414,29 @@ TestMachine.settings = settings(
 )
 
 
+def test_counts_of_dropped_and_evicted_ids_stop_before_they_wrap_around():
+    of_table = id_map.empty_map(SMALLEST, 1)
+    most = 2**31 - 1
+    keys = np.random.default_rng(0).integers(0, 2**32, (2 * SMALLEST, 2), dtype=np.uint32)
+
+    def claim(of_table, part, step, evict):
+        unique = id_keys.unique_keys(jnp.asarray(part))
+        policy = id_map.Policy(1, evict)
+        make = lambda beside, *_: beside  # noqa: E731
+        return id_map.find_or_claim(
+            of_table, unique, jnp.int32(0), jnp.int32(step), policy, (), make
+        ).id_map
+
+    near = jnp.full(NUM_SEGMENTS, most - 1)
+    of_table = claim(of_table._replace(dropped_S=near), keys, 1, evict=False)
+    assert set(np.asarray(of_table.dropped_S)) == {most}
+    robbed = claim(of_table._replace(evicted_S=near), keys[:SMALLEST] + 1, 2, evict=True)
+    assert set(np.asarray(robbed.evicted_S)) == {most}
+    # A count that had wrapped around before.
+    swept = id_map.evicted(of_table._replace(evicted_S=-near), jnp.int32(9), 1, 0)
+    assert set(np.asarray(swept.evicted_S)) == {most}
+
+
 def test_small_tables_grow_before_a_segment_overflows():
     """The fullest of 256 segments, simulated, at the load at which a table grows."""
     rng = np.random.default_rng(0)

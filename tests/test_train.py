@@ -398,6 +398,15 @@ def test_a_profile_that_spans_the_end_of_a_run_is_written_and_begun_anew(log, tm
     assert len(traces()) == 2
 
 
+def test_a_profile_that_cannot_begin_does_not_end_the_run(log, tmp_path, capsys):
+    jax.profiler.start_trace(str(tmp_path / "another"))
+    try:
+        assert train(job(log, tmp_path, train_steps=3, profile_steps=(1, 2)), one_device()) == 0
+    finally:
+        jax.profiler.stop_trace()
+    assert capsys.readouterr().err.count("the profile cannot be written") == 1
+
+
 def test_a_profile_of_a_run_that_fails_is_written(log, tmp_path):
     config = job(log, tmp_path, profile_steps=(2, 35))
     config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e37))

@@ -203,8 +203,9 @@ class ModelConfig:
     float32 on a CPU, bfloat16 elsewhere"""
     position: Literal["none", "learned", "rope"] = "none"
     """How the transformer knows the order of events beyond causality: none, not at all; learned, a
-    vector for each position, counted from the start of the sequence as it is fed; rope, queries and keys
-    turned by angles that grow with the position"""
+    vector for each position, counted from the start of the sequence as it is fed (that of the last one
+    learns nothing with pairing next, so evaluating and recommending show seq_len - 1 events); rope,
+    queries and keys turned by angles that grow with the position"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
     """How attention is computed: blocked (plain JAX that skips what causality hides, for CPUs), cudnn
     (fused; GPUs, bfloat16 only), xla (all scores at once). auto: blocked on a CPU, cudnn on a GPU where

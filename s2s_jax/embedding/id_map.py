@@ -179,7 +179,12 @@ def find_or_claim(
 def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax.Array:
     """Adds to each segment how many of its own are meant."""
     at_U = jnp.where(which_U, segment_U, number_S.size)
-    return number_S.at[at_U].add(1, mode="drop")
+    return _saturated(number_S, number_S.at[at_U].add(1, mode="drop"))
+
+
+def _saturated(before_S: jax.Array, after_S: jax.Array) -> jax.Array:
+    """Sums that stop at 2^31 - 1; what has wrapped around in an older checkpoint was there already."""
+    return jnp.where((before_S < 0) | (after_S < before_S), _BIG, after_S)
 
 
 def seen(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array, step: jax.Array) -> IdMap:
@@ -410,5 +415,5 @@ def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: 
     return id_map._replace(
         keys_R2=jnp.where(goes_R[:, None], EMPTY, id_map.keys_R2),
         rows_S=id_map.rows_S - gone_S,
-        evicted_S=id_map.evicted_S + gone_S,
+        evicted_S=_saturated(id_map.evicted_S, id_map.evicted_S + gone_S),
     )

@@ -378,7 +378,12 @@ class _Profile:
         if self._steps is None or self._running:
             return
         if self._steps[0] <= step <= self._steps[1]:
-            jax.profiler.start_trace(self._dir)
+            try:
+                jax.profiler.start_trace(self._dir)
+            except (OSError, RuntimeError) as error:
+                hosts.say(f"the profile cannot be written to {self._dir} ({error})")
+                self._steps = None
+                return
             self._running = True
 
     def after(self, step: int, state: TrainState) -> None:
