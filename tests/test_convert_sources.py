@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from logs import write_log
 from test_convert import NAMES, events, run, write_csv, write_jsonl, write_parquet
 
 from s2s_jax.data.convert import Settings, convert
@@ -178,3 +179,38 @@ def test_columns_in_another_order_and_of_other_types_in_each_file(tmp_path):
     write_parquet(tmp_path / "3.parquet", events(item_id=[None]), types | {"item_id": pa.null()})
     (found,) = run(tmp_path / "out", tmp_path).values()
     assert found["item_id"] == [[7], [7], [7], []]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_rows_of_one_user_are_merged(tmp_path, nested):
+    def times(*values: int) -> list:
+        return [[value] for value in values] if nested else list(values)
+
+    days = [
+        [
+            {"user": 1, "item_id": [[1], [2, 3]], "timestamp": times(10, 30), "x": "a"},
+            {"user": 2, "item_id": [[]], "timestamp": times(5), "x": None},
+        ],
+        [{"user": 1, "item_id": [[4], None], "timestamp": times(20, 40), "x": "b"}],
+    ]
+    for day, rows in enumerate(days):
+        write_log(tmp_path / "log" / f"{day}.orc", rows)
+    changes = {"user": "user", "features": ("item_id", "x"), "merge": True}
+    assert run(tmp_path / "out", tmp_path / "log", **changes) == {
+        1: {
+            "item_id": [[1], [4], [2, 3], []],
+            "x": [["a"], ["b"], ["a"], ["b"]],
+            "timestamp": [[10], [20], [30], [40]],
+        },
+        2: {"item_id": [[]], "x": [[]], "timestamp": [[5]]},
+    }
+    again = {"features": ("item_id", "x"), "merge": True}
+    assert run(tmp_path / "again", tmp_path / "out", **again) == run(
+        tmp_path / "out2", tmp_path / "log", **changes
+    )
+    write_csv(tmp_path / "a.csv", events(user_id=[1]))
+    with pytest.raises(UserError, match="--merge: means nothing for sources of layout csv"):
+        run(tmp_path / "out3", tmp_path / "a.csv", merge=True)
+    (tmp_path / "a.csv").write_text("user_id;item_id;timestamp\n1;2;3\n")
+    with pytest.raises(UserError, match="; say with --delimiter"):
+        run(tmp_path / "out3", tmp_path / "a.csv")

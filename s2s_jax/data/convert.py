@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data import orc, orc_writer
-from s2s_jax.data.conversion import movielens, sources, sql, text_files, times
+from s2s_jax.data.conversion import merging, movielens, sources, sql, text_files, times
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.conversion.sources import Layout
@@ -83,6 +83,8 @@ class Settings:
     """Between the ids in such texts"""
     missing: tuple[str, ...] = ()
     """Texts that mean that there is no value, besides the empty one, such as NULL or \\N"""
+    merge: bool = False
+    """Make one row of all rows of a user of ORC logs, from the columns of --user, --time, --features"""
     min_events: int = 1
     """Users with fewer events are left out, and counted"""
     on_error: Literal["stop", "skip"] = "stop"
@@ -136,8 +138,11 @@ def convert(settings: Settings) -> Converted:
     _check_encoding(settings.encoding)
     times.check_formats(settings.time_format)
     layout, files = found.layout, found.files
-    _check_flags(settings, layout)
-    if layout == "orc":
+    if settings.merge and layout != "orc":
+        raise UserError(f"--merge: means nothing for sources of layout {layout}; leave it out")
+    # What is merged is read as events are.
+    _check_flags(settings, "parquet" if settings.merge else layout)
+    if layout == "orc" and not settings.merge:
         return dataclasses.replace(_rewrite(settings, files), notes=tuple(found.notes))
     if layout == "movielens":
         selection = movielens.selection(files[0])
@@ -238,6 +243,12 @@ def _sort(
     ):
         if layout == "parquet":
             scans = [store.parquet(path) for path in files]
+        elif layout == "orc":
+            copies = [merging.as_parquet(path, selection.columns, directory) for path in files]
+            scans = [
+                dataclasses.replace(store.parquet(copy), path=path)
+                for path, copy in zip(files, copies, strict=True)
+            ]
         elif layout == "jsonl":
             scans = [sql.scan_json(p, selection.columns, text_files.is_array(p)) for p in files]
         else:

@@ -138,6 +138,10 @@ class EventStore:
                     remedy = (
                         f"; if the order of lines is the order of events: --time {times.NO_COLUMN}"
                     )
+                elif len(scan.columns) == 1 and any(
+                    sign in next(iter(scan.columns)) for sign in ",;|\t"
+                ):
+                    remedy = "; say with --delimiter what is between columns"
                 elif any(known.isdigit() for known in scan.columns):
                     remedy = "; if the first line is an event, give names of columns with --columns"
                 raise UserError(

@@ -31,6 +31,9 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
     elif not time.type.endswith("[]"):
         return scan
     of_times = _list(time)
+    if time.type.endswith("[][]"):
+        # So a log has them: each event a list of one time.
+        of_times = f"[v[1] FOR v IN {time.sql}]"
     lists = {selection.time: of_times}
     for feature in selection.features:
         column = scan.columns[feature.column]
@@ -45,7 +48,9 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
         )
         columns[name] = sql.Column(f"e{i}", column.type)
         if name in lists:
-            columns[name] = sql.Column(f"e{i}", column.type.removesuffix("[]"))
+            element = column.type.removesuffix("[]")
+            is_time = name == selection.time
+            columns[name] = sql.Column(f"e{i}", element.removesuffix("[]") if is_time else element)
     return dataclasses.replace(
         scan, sql=f"(SELECT {', '.join(values)} FROM {scan.sql})", columns=columns
     )
