@@ -197,6 +197,15 @@ def test_growing_frees_what_it_replaces_and_nothing_else():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
+def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
+    plan = growth.GrowthPlan(small.growing(small.config(), max_capacity=1, on_full="stop"))
+    saved = plan.get_state() | {"dropped": {"item_id": 2**31 + 5 - 2**32}}
+    plan.set_state(saved)
+    numbers = {"rows": 100, "dropped": 2**31 + 5, "capacity": SMALLEST}
+    plan.hear(3, {f"table/item_id/{name}": x for name, x in numbers.items()})
+    assert plan.full is None
+
+
 def test_looking_for_ids_to_evict_is_compiled_once():
     config = small.growing(small.config(), evict_after_steps=1, evict_every=1)
     mesh = make_mesh(jax.devices()[:1])

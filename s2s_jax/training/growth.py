@@ -95,7 +95,9 @@ class GrowthPlan:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `get_state` returned."""
         self.capacities = dict(state["capacities"])
-        self._rows, self._dropped = dict(state["rows"]), dict(state["dropped"])
+        self._rows = dict(state["rows"])
+        # Sums that had left int32 in checkpoints from before the host added them up.
+        self._dropped = {n: x % 2**32 if x < 0 else x for n, x in state["dropped"].items()}
         self._due = {int(step): list(names) for step, names in state["due"].items()}
 
     def grow_at_least(self, step: int) -> None:
