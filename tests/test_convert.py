@@ -397,6 +397,8 @@ def test_encodings(tmp_path, encoding, flag):
     if flag:
         with pytest.raises(UserError, match="--encoding, such as latin-1"):
             run(tmp_path / "2", path)
+        with pytest.raises(UserError, match=r"expected text in utf-16 \(--encoding\)"):
+            run(tmp_path / "2", path, encoding="utf-16")
     with pytest.raises(UserError, match="--encoding: expected one that Python knows"):
         run(tmp_path / "2", path, encoding="x")
 

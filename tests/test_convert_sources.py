@@ -195,6 +195,7 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
     ]
     for day, rows in enumerate(days):
         write_log(tmp_path / "log" / f"{day}.orc", rows)
+    (tmp_path / "log" / "2.orc").touch()
     changes = {"user": "user", "features": ("item_id", "x"), "merge": True}
     assert run(tmp_path / "out", tmp_path / "log", **changes) == {
         1: {

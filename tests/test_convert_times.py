@@ -127,7 +127,8 @@ def test_rows_that_are_grouped_already(tmp_path, suffix):
         else:
             {"parquet": write_parquet, "jsonl": write_jsonl}[suffix](path, rows)
 
-    write(GROUPED)
+    nothing = {"user_id": 0, "item_id": None, "timestamp": None, "city": None}
+    write([nothing, *GROUPED])
     expected = {
         1: {"item_id": [[3], [4], [5]], "city": [["x"]] * 3, "timestamp": [[10], [20], [30]]},
         3: {"item_id": [[9]], "city": [[]], "timestamp": [[1]]},

@@ -1,8 +1,8 @@
 """Turns event logs into logs for training: `python -m s2s_jax.data.convert FILE_OR_DIR… --out DIR`.
 
-Sources have one row an event: CSV, Parquet, lines of JSON, or MovieLens. The log is ORC with one row a
-user: `user_id` and, for each feature and `timestamp`, a list over the user's events, oldest first. Logs
-that are ORC already are written anew as they are, in stripes that training reads well.
+Sources have one row an event, or lists of events: CSV, Parquet, JSON, or MovieLens. The log is ORC with
+one row a user: `user_id` and, for each feature and `timestamp`, a list over the user's events, oldest
+first. Logs that are ORC already are written anew as they are, in stripes that training reads well.
 """
 
 import codecs
@@ -244,6 +244,7 @@ def _sort(
         if layout == "parquet":
             scans = [store.parquet(path) for path in files]
         elif layout == "orc":
+            files = merging.with_rows(files)
             copies = [merging.as_parquet(path, selection.columns, directory) for path in files]
             scans = [
                 dataclasses.replace(store.parquet(copy), path=path)

@@ -25,12 +25,16 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
         return scan
     time = scan.columns[selection.time]
     if time.type == "JSON":
-        query = f"SELECT json_type({time.sql}) FROM {scan.sql} WHERE {time.sql} IS NOT NULL LIMIT 1"
+        known = f"FROM {scan.sql} WHERE json_type({time.sql}) <> 'NULL'"
+        query = f"SELECT json_type({time.sql}) {known} LIMIT 1"
         if database.run(query, str(scan.path)) != [("ARRAY",)]:
             return scan
     elif not time.type.endswith("[]"):
         return scan
     of_times = _list(time)
+    if time.type == "JSON":
+        # A row without times has no events, as where the list is null.
+        of_times = f"CASE WHEN json_type({time.sql}) <> 'NULL' THEN {of_times} ELSE [] END"
     if time.type.endswith("[][]"):
         # So a log has them: each event a list of one time.
         of_times = f"[v[1] FOR v IN {time.sql}]"

@@ -1,6 +1,6 @@
 """ORC logs with several rows of a user → files whose events can be sorted anew."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +8,18 @@ import pyarrow.parquet
 
 from s2s_jax.data import orc
 from s2s_jax.errors import UserError
+
+
+def with_rows(paths: Sequence[Path]) -> list[Path]:
+    """The ORC files that have rows.
+
+    Raises:
+      UserError: none has, or one cannot be read.
+    """
+    found = [path for path in paths if orc.read_footer(path).rows]
+    if not found:
+        raise UserError(f"{paths[0]}: expected rows, found none; name other files")
+    return found
 
 
 def as_parquet(path: Path, columns: Collection[str], directory: Path) -> Path:

@@ -113,7 +113,7 @@ def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, st
             for piece in _pieces(path):
                 file.write(decode(piece).replace("\r\n", "\n").removeprefix("\ufeff"))
             file.write(decode(b"", True))
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UserError(f"{path}: expected text in {encoding} (--encoding), but {error}") from error
     except OSError as error:
         raise UserError(f"{path}: it cannot be copied to {copy.parent} ({error})") from error
