@@ -152,6 +152,11 @@ def test_ratings_that_are_not_of_movielens(tmp_path):
     assert found["item_id"] == [[2]]
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,5,3\n")
     assert "there is no movies.csv beside" in notes(tmp_path / "out2", tmp_path)
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2.0,5,3\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,a,X|Y\n")
+    assert notes(tmp_path / "out2", tmp_path) == ""
+    (found,) = run(tmp_path / "out3", tmp_path).values()
+    assert (found["item_id"], found["cate_id"]) == ([[2]], [["X", "Y"]])
 
 
 def test_objects_in_objects_and_arrays(tmp_path):

@@ -272,6 +272,7 @@ def _sort(
                 f"--min_events: no user has {settings.min_events} events; lower the number"
             )
     bags = {name: most for name, most in grouping.largest_bags.items() if most > 1}
+    may_be_lists = bool(bags) and layout in ("parquet", "jsonl")
     left_out = (
         _count(skipped.lines, "unreadable line"),
         _count(skipped.users, "event", f"without {selection.user}"),
@@ -285,7 +286,7 @@ def _sort(
         events=log.positions,
         skipped=tuple(words for words in left_out if words[0] != "0"),
         bags=bags,
-        notes=(_ONE_EVENT,) if bags and log.rows == log.positions else (),
+        notes=(_ONE_EVENT,) if may_be_lists and log.rows == log.positions else (),
     )
 
 

@@ -253,7 +253,9 @@ class EventStore:
                 keys, texts = pa.array(feature.ids), list(map(list, feature.ids.values()))
                 lists = pa.array(texts, pa.list_(pa.string()))
                 self._database.register(f"ids{i}", pa.table({"source": keys, "ids": lists}))
-                joins += f" LEFT JOIN ids{i} ON ids{i}.source = f{i}"
+                # pandas may have written 12 as 12.0.
+                key = f"regexp_replace(f{i}, '\\.0+$', '')"
+                joins += f" LEFT JOIN ids{i} ON ids{i}.source = {key}"
                 value = f"ids{i}.ids"
             if feature.prefix:
                 value = f"{sql.text(feature.prefix)} || {value}"
