@@ -1,14 +1,18 @@
 """Options together: any that validation allows train, go on from a checkpoint bit for bit, and serve."""
 
+import dataclasses
 import json
 import math
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import options
 import pyarrow.parquet as pq
 import pytest
+import small
 from jax.sharding import Mesh
 
 from s2s_jax import recommend
@@ -17,6 +21,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.serving.evaluation import Evaluator
 from s2s_jax.serving.restored import restore
 from s2s_jax.train import train
+from s2s_jax.training.batches import ITEM_SHARE, unpack
 from s2s_jax.training.mesh import make_mesh
 
 # Configurations in which every value of every option occurs.
@@ -91,6 +96,15 @@ def recommends(config: Config, directory: Path, mesh: Mesh) -> None:
 )
 def test_options_together(number, logs, tmp_path):
     check(options.covering_rows(1)[number], logs, tmp_path)
+
+
+def test_padding_made_on_the_device_has_a_share_with_a_logarithm():
+    config = small.config()
+    loss = dataclasses.replace(config.loss, log_q=True)
+    config = dataclasses.replace(config, loss=loss)
+    values = np.ones((1, 1, 2 * small.SEQ_LEN, 6), np.int32)
+    batch = {"length": jnp.array([[2, 0]]), "values": jnp.asarray(values)}
+    assert (np.asarray(unpack(config, batch)[ITEM_SHARE]) > 0).all()
 
 
 def test_every_value_is_tried():

@@ -98,7 +98,8 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         features[f"ids/{feature.name}"] = ids_of
     negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
     if config.loss.catalogue_shares:
-        features[ITEM_SHARE] = ids[..., -1] / SHARE_UNIT
+        # Padding counts as an item that came once, also where it is made here.
+        features[ITEM_SHARE] = jnp.maximum(ids[..., -1], 1) / SHARE_UNIT
     if NEGATIVES_SHARE in negatives:
         negatives[NEGATIVES_SHARE] = negatives[NEGATIVES_SHARE] / SHARE_UNIT
     segments = {SEGMENT: batch[SEGMENT]} if SEGMENT in batch else {}
