@@ -33,7 +33,6 @@ NEEDED = {
     "s2s_jax.data.catalogue": ["--out", "out"],
     "s2s_jax.data.convert": ["log", "--out", "out"],
     "s2s_jax.data.inspect": ["log"],
-    "s2s_jax.data.merge": ["log", "--out", "out"],
     "s2s_jax.data.synthesize": ["--out", "out"],
 }
 CONFIG = str(golden.REPO / "configs/quickstart.py")

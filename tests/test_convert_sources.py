@@ -3,9 +3,11 @@
 import gzip
 import json
 import os
+import random
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet
 import pytest
 from logs import write_log
@@ -220,3 +222,52 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
     (tmp_path / "a.csv").write_text("user_id;item_id;timestamp\n1;2;3\n")
     with pytest.raises(UserError, match="; say with --delimiter"):
         run(tmp_path / "out3", tmp_path / "a.csv")
+
+
+def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_path):
+    """Against plain Python, with files named against the order of their days."""
+    rng = random.Random(0)
+    types = {
+        "uid": pa.int64(),
+        "item_id": pa.list_(pa.int64()),
+        "tags": pa.list_(pa.list_(pa.string())),
+        "ts": pa.list_(pa.int64()),
+        "day": pa.int32(),
+    }
+    expected = {}
+    for day in range(4):
+        rows = []
+        for user in range(30):
+            length = rng.randrange(5)
+            items = [rng.choice([None, 3, 4]) for _ in range(length)]
+            tags = [["a", str(n)][: n % 3] for n in range(length)] if day else None
+            times = [day * 100 + 10 * n for n in range(length)]
+            rows.append({"uid": user, "item_id": items, "tags": tags, "ts": times, "day": day})
+            if length:
+                made = expected.setdefault(user, {"item_id": [], "tags": [], "timestamp": []})
+                made["item_id"] += [[] if item is None else [item] for item in items]
+                made["tags"] += tags or [[]] * length
+                made["timestamp"] += [[time] for time in times]
+        write_log(tmp_path / "log" / f"{9 - day}.orc", rows, types)
+    made = Settings(
+        paths=(str(tmp_path / "log"),), out=tmp_path / "out", layout="orc", merge=True
+    )
+    assert "left out columns without an entry an event: day" in convert(made).notes
+    found = pyarrow.orc.read_table(str(tmp_path / "out" / "part-0.orc")).to_pylist()
+    assert {row.pop("user_id"): row for row in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"item_id": [1], "ts": [1]}, "--user: .* has no column user_id"),
+        ({"user_id": 1, "item_id": [1]}, "--time: .* found none in user_id, item_id"),
+        ({"user_id": 1, "item_id": [1], "ts": [1], "date": [1]}, "found ts and date"),
+        ({"user_id": 1, "item_id": [1, 2], "ts": [1]}, "1 entries in ts but 2 in item_id"),
+    ],
+)
+def test_what_cannot_be_merged(tmp_path, row, words):
+    path = write_log(tmp_path / "a.orc", [row])
+    with pytest.raises(UserError, match=words):
+        convert(Settings(paths=(str(path),), out=tmp_path / "out", merge=True))
+    assert not list((tmp_path / "out").glob("*.orc"))

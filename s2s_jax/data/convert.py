@@ -84,7 +84,8 @@ class Settings:
     missing: tuple[str, ...] = ()
     """Texts that mean that there is no value, besides the empty one, such as NULL or \\N"""
     merge: bool = False
-    """Make one row of all rows of a user of ORC logs, from the columns of --user, --time, --features"""
+    """Make one row of all rows of a user of ORC logs, with events in the order of time. Columns that
+    --user, --time and --features do not name are found by names and types"""
     min_events: int = 1
     """Users with fewer events are left out, and counted"""
     on_error: Literal["stop", "skip"] = "stop"
@@ -142,6 +143,10 @@ def convert(settings: Settings) -> Converted:
         raise UserError(f"--merge: means nothing for sources of layout {layout}; leave it out")
     # What is merged is read as events are.
     _check_flags(settings, "parquet" if settings.merge else layout)
+    notes = found.notes
+    if settings.merge:
+        settings, left_out = _columns_found(settings, files[0])
+        notes = [*notes, *left_out]
     if layout == "orc" and not settings.merge:
         return dataclasses.replace(_rewrite(settings, files), notes=tuple(found.notes))
     if layout == "movielens":
@@ -156,7 +161,18 @@ def convert(settings: Settings) -> Converted:
             time_formats=settings.time_format,
         )
     done = _sort(settings, layout, files, selection)
-    return dataclasses.replace(done, notes=(*found.notes, *done.notes))
+    return dataclasses.replace(done, notes=(*notes, *done.notes))
+
+
+def _columns_found(settings: Settings, path: Path) -> tuple[Settings, list[str]]:
+    """The settings with the columns of an ORC log, and what is left out of it, in a sentence."""
+    found = merging.columns_of(path, settings.user, settings.time)
+    settings = dataclasses.replace(settings, user=found.user, time=found.time)
+    if settings.features != Settings.features:
+        return settings, []
+    settings = dataclasses.replace(settings, features=found.features)
+    names = ", ".join(found.left_out)
+    return settings, [f"left out columns without an entry an event: {names}"] if names else []
 
 
 def main(argv: list[str]) -> int:

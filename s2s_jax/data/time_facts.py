@@ -15,6 +15,7 @@ from s2s_jax.data import columns, ids
 from s2s_jax.data.columns import share
 
 _UNITS = ("s", "ms", "us", "ns")
+_SORT = "python -m s2s_jax.data.convert LOG --layout orc --merge True --out DIR"
 _TIME_OPS = ("time_gap", "hour_of_day", "day_of_week")
 _NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)(_?(s|ms|us|ns|utc|unix))?$|_at$", re.I)
 # 1990: events of logs are hardly older, and times in a wrong unit hardly younger.
@@ -139,13 +140,13 @@ class TimeFacts:
             told.append(
                 f"warning: events stand newest first in {of_rows} (times of column {self.column} fall): "
                 f"they are taken as oldest first, so the past is predicted from what came later; "
-                f"reverse the lists of each row, or sort them with python -m s2s_jax.data.merge"
+                f"reverse the lists of each row, or sort them with {_SORT}"
             )
         else:
             told.append(
                 f"warning: times of column {self.column} step back in {of_rows}: events are taken in "
                 f"the order in which they stand, oldest first; sort the lists of each row by time "
-                f"(python -m s2s_jax.data.merge does)"
+                f"({_SORT} does)"
             )
         return told
 

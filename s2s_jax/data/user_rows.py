@@ -58,7 +58,7 @@ class UserRows:
             f"warning: {about}{share(self._tally.of_all(several), users)} of the {users:,} users "
             f"looked at have more than one row (column {self._column}): each row is trained on, held "
             f"out from and recommended for as a user of its own; give each user one row with python -m "
-            f"s2s_jax.data.merge"
+            f"s2s_jax.data.convert LOG --layout orc --merge True --out DIR"
         ]
 
 

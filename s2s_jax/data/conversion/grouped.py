@@ -76,7 +76,9 @@ def _check_lengths(
     of_times = f"coalesce(len({lists[selection.time or '']}), 0)"
     for name, value in lists.items():
         length = f"coalesce(len({value}), 0)"
-        both = f"{length}, {of_times} FROM {scan.sql} WHERE {length} <> {of_times}"
+        # A user who lacks a feature altogether has no list of it, or an empty one.
+        wrong = f"{length} NOT IN (0, {of_times})"
+        both = f"{length}, {of_times} FROM {scan.sql} WHERE {wrong}"
         query = f"SELECT {user}, {both} LIMIT 1"
         for found, entries, expected in database.run(query, str(scan.path)):
             raise UserError(

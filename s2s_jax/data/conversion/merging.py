@@ -2,12 +2,65 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.data import orc
+from s2s_jax.data import orc, user_rows
+from s2s_jax.data.columns import is_list
+from s2s_jax.data.time_facts import time_columns
 from s2s_jax.errors import UserError
+
+
+class Columns(NamedTuple):
+    """The columns of a log that is merged.
+
+    Attributes:
+      user: of users.
+      time: of the times of events.
+      features: the other lists of events.
+      left_out: what has no entry an event.
+    """
+
+    user: str
+    time: str
+    features: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def columns_of(path: Path, user: str, time: str) -> Columns:
+    """The columns of an ORC log, as names and types tell.
+
+    Args:
+      path: one of its files.
+      user: the column of users, if there is one of this name.
+      time: the column of times, if there is one of this name.
+
+    Raises:
+      UserError: the file cannot be read, or nothing tells which columns hold users and times.
+    """
+    schema = orc.read_footer(path).schema
+    listed = ", ".join(schema.names)
+    users = user if user in schema.names else user_rows.user_column(schema)
+    if users is None:
+        raise UserError(
+            f"--user: {path} has no column {user}, and no other name tells which one names users; it has "
+            f"{listed}"
+        )
+    known = [time] if time in schema.names else list(time_columns(schema, None))
+    if len(known) != 1:
+        raise UserError(
+            f"--time: {path} has no column {time}; expected one that holds the times of events, found "
+            f"{' and '.join(known) or 'none'} in {listed}"
+        )
+    lists = [field.name for field in schema if is_list(field.type)]
+    return Columns(
+        users,
+        known[0],
+        tuple(name for name in lists if name != known[0]),
+        tuple(name for name in schema.names if name not in (users, *lists)),
+    )
 
 
 def with_rows(paths: Sequence[Path]) -> list[Path]:
