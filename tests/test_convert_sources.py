@@ -249,9 +249,7 @@ def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_pat
                 made["tags"] += tags or [[]] * length
                 made["timestamp"] += [[time] for time in times]
         write_log(tmp_path / "log" / f"{9 - day}.orc", rows, types)
-    made = Settings(
-        paths=(str(tmp_path / "log"),), out=tmp_path / "out", layout="orc", merge=True
-    )
+    made = Settings(paths=(str(tmp_path / "log"),), out=tmp_path / "out", layout="orc", merge=True)
     assert "left out columns without an entry an event: day" in convert(made).notes
     found = pyarrow.orc.read_table(str(tmp_path / "out" / "part-0.orc")).to_pylist()
     assert {row.pop("user_id"): row for row in found} == expected

@@ -45,8 +45,8 @@ def columns_of(path: Path, user: str, time: str) -> Columns:
     users = user if user in schema.names else user_rows.user_column(schema)
     if users is None:
         raise UserError(
-            f"--user: {path} has no column {user}, and no other name tells which one names users; it has "
-            f"{listed}"
+            f"--user: {path} has no column {user}, and no other name tells which one is of users; it "
+            f"has {listed}"
         )
     known = [time] if time in schema.names else list(time_columns(schema, None))
     if len(known) != 1:
