@@ -23,7 +23,8 @@ if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
 echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"
 starts=$(grep -c "^$S2S_JAX_HOST of" "$NOTES")
 if [[ -n ${{WAIT:-}} ]]; then
-  sleep 60 &
+  # It must not hold the pipe that the test reads to its end.
+  sleep 60 >/dev/null 2>&1 &
   wait
 fi
 echo "${{CUDA_VISIBLE_DEVICES-unset}} $JAX_PLATFORMS $PWD" >>"$NOTES.devices"
@@ -168,7 +169,7 @@ def test_a_signal_reaches_all_and_nothing_starts_again(launch, keys):
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert process.returncode == 75
     assert len(started()) == 2
 

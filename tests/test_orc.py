@@ -226,7 +226,8 @@ def test_files_of_other_writers_are_read_or_refused():
                 reader = pyarrow.orc.ORCFile(source)
                 expected = reader.nrows if reader.schema is not None else None
         except (pa.ArrowException, OSError, ValueError):
-            expected = None
+            # A file of no bytes, as Hive leaves them, has no rows.
+            expected = 0 if path.stat().st_size == 0 else None
         try:
             file = orc.read_footer(path)
         except UserError as error:

@@ -211,7 +211,7 @@ def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monk
         found = {"eval/mrr": values[next(steps)], "eval/users": 9.0}
         kept = {int(path.name) for path in directory.iterdir() if path.name.isdecimal()}
         seen.append(kept)
-        return evaluation.Evaluation(found, {}, {})
+        return evaluation.Evaluation(found, {})
 
     seen: list[set[int]] = []
     directory = tmp_path / "run" / "checkpoints"
