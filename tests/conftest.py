@@ -48,8 +48,10 @@ def _load_for_one_device_only() -> None:
 
     read = compiler._cache_read
 
-    def read_for_one(name, key, options, backend, devices):
-        return (None, None) if len(devices) > 1 else read(name, key, options, backend, devices)
+    def read_for_one(name, key, options, backend, devices, *more):
+        return (
+            (None, None) if len(devices) > 1 else read(name, key, options, backend, devices, *more)
+        )
 
     compiler._cache_read = read_for_one
 

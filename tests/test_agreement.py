@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 import tracemalloc
 
+import golden
 import jax
 import numpy as np
 import pyarrow as pa
@@ -264,3 +269,23 @@ def test_what_cannot_be_recommended_is_worth_nothing():
     assert values["hr@5"].tolist() == [1, 0]
     assert values["recall@200"].tolist() == [0.5, 0]
     assert values["ndcg@200"][1] == values["mrr"][1] == 0
+
+
+@pytest.mark.slow
+def test_two_million_events_of_one_user_fit_in_two_gigabytes():
+    """Whole commands, JAX included."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "benchmarks/serving.py",
+            *("--users", "2000", "--stripes", "2", "--items", "200000", "--huge", "2000000"),
+        ],
+        cwd=golden.REPO,
+        env=os.environ | {"PYTHONPATH": str(golden.REPO)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks = dict(re.findall(r"^s2s_jax\.(\w+) .* peak ([\d.]+) GiB$", done.stdout, re.MULTILINE))
+    assert {"evaluate", "recommend"} <= set(peaks), done.stdout
+    assert all(float(peak) < 2 for peak in peaks.values()), peaks
