@@ -206,6 +206,13 @@ def test_all_other_keys_may_change(made, monkeypatch):
     assert refusal(config, monkeypatch, read_only=False) == ""
 
 
+def test_whether_ids_wait_for_a_row_is_decided_when_a_run_begins(made, monkeypatch):
+    config = with_feature(made, 5, admit_after=1)
+    words = refusal(config, monkeypatch, read_only=False)
+    assert words.startswith("features.5.admit_after: the checkpoints in ")
+    assert "made with more than 1, found 1;" in words
+
+
 def test_items_that_were_counted_by_their_bags_keep_the_size_of_them(made):
     counting = set_key(set_key(made, "loss.log_q", True), "loss.log_q_from", "stream")
     wider = with_feature(counting, 0, bag_size=2)

@@ -72,6 +72,7 @@ KEYS: dict[str, Concern | Free] = {
     "features.capacity": _GROWTH,
     "features.max_capacity": _GROWTH,
     "features.on_full": _GROWTH,
+    # But not from 1 to more, or back; see `of_run`.
     "features.admit_after": _GROWTH,
     "features.unknown": "model",
     "features.evict_after_steps": _GROWTH,
@@ -149,6 +150,12 @@ KEYS: dict[str, Concern | Free] = {
 def of_run(config: Config) -> dict[str, Any]:
     """What checkpoints mean: to be the same when a run is continued, evaluated or recommends."""
     values = _values(config, ("ids", "rows", "split", "model"))
+    # What is known of ids that wait for a row lies beside the table, or does not.
+    values |= {
+        f"features.{i}.admit_after": "1" if feature.admit_after == 1 else "more than 1"
+        for i, feature in enumerate(config.features)
+        if feature.grows
+    }
     if config.loss.stream_shares:
         # Items are counted by the whole of their bags, padding included.
         values |= {
