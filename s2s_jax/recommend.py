@@ -126,7 +126,8 @@ def _recommend(argv: list[str]) -> None:
             f"told above); name other files"
         )
     print(
-        f"{counts['users']:,} users x {arguments.top_k} items of step {run.step} in {arguments.output}"
+        f"{counts['users']:,} users, up to {arguments.top_k} items each, of step {run.step} in "
+        f"{arguments.output}"
     )
     _print_unknown(config, counts)
     _print_untrained(config, counts, job.untrained_items, len(catalogue.item))
