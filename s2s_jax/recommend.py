@@ -15,6 +15,7 @@ if __name__ == "__main__":
     signals.answer_while_starting()
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections import Counter
@@ -114,11 +115,12 @@ def _recommend(argv: list[str]) -> None:
     }
     parts = Parts(arguments.output, made_for)
     job = _Job(config, run, catalogue, index, arguments, mesh, user_type)
-    for stripe, table, counts in job.recommend(
-        [n for n in range(len(index.stripes)) if n not in parts]
-    ):
-        parts.write(stripe, table, counts)
-    counts = parts.join()
+    with contextlib.closing(parts):
+        for stripe, table, counts in job.recommend(
+            [n for n in range(len(index.stripes)) if n not in parts]
+        ):
+            parts.write(stripe, table, counts)
+        counts = parts.join()
     if not counts["users"]:
         arguments.output.unlink()
         raise UserError(

@@ -48,6 +48,7 @@ def test_another_command_starts_anew_and_says_why(tmp_path, key, capsys):
     parts = Parts(output, MADE_FOR | {key: "other"})
     assert 0 not in parts
     assert f"made with another {key}; starting anew" in capsys.readouterr().err
+    parts.close()
     Parts(output, MADE_FOR | {key: "other"})
     assert capsys.readouterr().err == ""
 
@@ -98,6 +99,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(UserError, match="No space left"):
         parts.join()
+    parts.close()
     assert 0 in Parts(tmp_path / "recs.parquet", MADE_FOR)
     assert sorted(os.listdir(tmp_path)) == ["file", "recs.parquet.parts"]
 
@@ -149,3 +151,11 @@ def test_users_have_a_type_that_holds_those_of_all_files(tmp_path):
     assert message.startswith("--user_column: column uid holds string in ")
     assert "1.orc" in message
     assert "0.orc" in message
+
+
+def test_two_processes_do_not_write_one_output(tmp_path):
+    parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
+    with pytest.raises(UserError, match=r"--output: another process is writing .*recs.parquet"):
+        Parts(tmp_path / "recs.parquet", MADE_FOR)
+    parts.close()
+    Parts(tmp_path / "recs.parquet", MADE_FOR)

@@ -5,9 +5,12 @@ them; any other one starts anew. Nothing else that lies in their directory is ev
 """
 
 import contextlib
+import fcntl
 import json
+import os
 import re
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,12 +38,15 @@ class Parts:
           made_for: all that they depend on, as JSON.
 
         Raises:
-          UserError: the directory cannot be written, or is not one of parts.
+          UserError: the directory cannot be written, is not one of parts, or another process writes
+            parts there.
         """
         self._output = output
         self._dir = output.with_name(output.name + ".parts")
         now = json.loads(json.dumps(made_for))
         try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._unlock = weakref.finalize(self, os.close, self._locked())
             before = self._made_for()
             if before is not None and before != now:
                 changed = [key for key in now if key not in before or before[key] != now[key]]
@@ -50,7 +56,6 @@ class Parts:
                     flush=True,
                 )
                 self._remove()
-            self._dir.mkdir(parents=True, exist_ok=True)
             _replace(self._dir / _NOTE, lambda path: path.write_text(json.dumps(now)))
         except OSError as error:
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
@@ -92,7 +97,8 @@ class Parts:
                     counts.update(json.loads(table.schema.metadata[_COUNTS]))
                     writer.write_table(table.replace_schema_metadata())
             unfinished.replace(self._output)
-            self._remove()
+            if self._remove():
+                self._dir.rmdir()
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
@@ -104,7 +110,7 @@ class Parts:
 
     def _made_for(self) -> dict[str, Any] | None:
         """What the parts that lie there were made for, None if there are none."""
-        names = [path.name for path in self._dir.iterdir()] if self._dir.exists() else []
+        names = [path.name for path in self._dir.iterdir()]
         if not names:
             return None
         strange = [name for name in names if not _OURS.fullmatch(name)]
@@ -120,16 +126,34 @@ class Parts:
             made_for = None
         return made_for if isinstance(made_for, dict) else {}
 
-    def _remove(self) -> None:
-        """Removes the parts, and the directory if nothing else is in it."""
+    def _locked(self) -> int:
+        """A descriptor of the directory that holds a lock until it is closed."""
+        directory = os.open(self._dir, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(directory)
+            raise UserError(
+                f"--output: another process is writing {self._output}; wait for it or give another "
+                f"--output"
+            ) from error
+        except OSError:
+            pass  # Some network file systems have no locks.
+        return directory
+
+    def close(self) -> None:
+        """Lets others write."""
+        self._unlock()
+
+    def _remove(self) -> bool:
+        """Removes the parts; returns whether nothing else is in the directory."""
         others = False
         for path in self._dir.iterdir():
             if _OURS.fullmatch(path.name):
                 path.unlink()
             else:
                 others = True
-        if not others:
-            self._dir.rmdir()
+        return not others
 
 
 def _replace(path: Path, write: Any) -> None:
