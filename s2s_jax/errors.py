@@ -1,10 +1,13 @@
 """The errors that are a user's to mend, and the exit codes of the command-line doors."""
 
+import contextlib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
@@ -86,6 +89,28 @@ def explain(error: BaseException) -> int:
     raise error
 
 
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGINT raise `Stopped`, unless the program listens to them itself.
+
+    It may come anywhere, which is harmless: whatever is written is moved into place when it is whole.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_door(main: Callable[[list[str]], int]) -> None:
     """Runs a command-line door and exits with its code; a `UserError` prints one line.
 
@@ -93,7 +118,8 @@ def run_door(main: Callable[[list[str]], int]) -> None:
     """
     try:
         try:
-            code = main(sys.argv[1:])
+            with _stopped_by_signals():
+                code = main(sys.argv[1:])
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

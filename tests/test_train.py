@@ -451,6 +451,33 @@ def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
         assert door.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
+    """And what it has begun is cleaned up: it unwinds as by any error."""
+    begun = tmp_path / "begun"
+    program = f"""
+import pathlib, tempfile, time
+from s2s_jax.errors import run_door
+def main(_):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        pathlib.Path({str(begun)!r}).touch()
+        time.sleep(60)
+run_door(main)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(golden.REPO)},
+    ) as door:
+        while not begun.exists():
+            time.sleep(0.01)
+        door.send_signal(number)
+        assert door.communicate(timeout=60)[1] == f"stopped by {number.name}; start again\n"
+    assert door.returncode == EXIT_STOPPED
+    assert list(tmp_path.iterdir()) == [begun]
+
+
 def test_the_command_line(log, tmp_path):
     """The door itself: one sentence and exit code 2 for a mistake, a table at the end otherwise."""
     base = [sys.executable, "-m", "s2s_jax.train", "--config", "configs/quickstart.py"]
