@@ -81,7 +81,7 @@ def test_a_signal_while_files_get_their_names(tmp_path, monkeypatch):
     rename = Path.rename
 
     def slow(path: Path, name: Path) -> Path:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         return rename(path, name)
 
@@ -92,12 +92,12 @@ def test_a_signal_while_files_get_their_names(tmp_path, monkeypatch):
         raise Told
 
     monkeypatch.setattr(orc_writer.Path, "rename", slow)
-    before = signal.signal(signal.SIGUSR1, raise_it)
+    before = signal.signal(signal.SIGTERM, raise_it)
     try:
         with pytest.raises(Told):
             run(tmp_path / "log", source, overwrite=True, events_per_file=3)
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGTERM, before)
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["part-0.orc"]
 
 

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -251,25 +252,23 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _undisturbed(work: Callable[[], None]) -> None:
-    """Does something to its end, though a signal may raise meanwhile; then that goes on."""
-    errors: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            done.set()
-
-    threading.Thread(target=run).start()
+    """Does something to its end: signals are answered after it."""
+    if threading.current_thread() is not threading.main_thread():
+        # Python answers signals in the main thread only.
+        work()
+        return
+    noted: list[int] = []
+    before = {}
     try:
-        done.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number)
+            signal.signal(number, lambda number, _: noted.append(number))
+        work()
     finally:
-        done.wait()
-    if errors:
-        raise errors[0]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in noted:
+            signal.raise_signal(number)
 
 
 class _Sink(io.RawIOBase):
