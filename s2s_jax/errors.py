@@ -1,5 +1,6 @@
 """The errors that are a user's to mend, and the exit codes of the command-line doors."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -132,4 +133,11 @@ def run_door(main: Callable[[list[str]], int]) -> None:
         # All is saved and written; what still runs in other threads (a compilation) is not waited for.
         sys.stderr.flush()
         os._exit(code)
+    # Python lets go of signals while it ends: one that came then would replace the code by its own.
+    atexit.register(_ignore_signals)
     sys.exit(code)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

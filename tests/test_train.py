@@ -451,6 +451,28 @@ def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
         assert door.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
+def test_a_signal_to_a_door_that_is_done_does_not_change_its_code():
+    """The longest that ending can take: a module is torn down that takes its time."""
+    program = """
+import os, sys, time
+from s2s_jax.errors import run_door
+class Slow:
+    def __del__(self, sleep=time.sleep, write=os.write):
+        write(1, b"ending")
+        sleep(1)
+sys.modules["last"] = Slow()
+run_door(lambda _: 0)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(golden.REPO)},
+    ) as door:
+        assert door.stdout.read(6) == b"ending"
+        door.send_signal(signal.SIGTERM)
+        assert door.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
     """And what it has begun is cleaned up: it unwinds as by any error."""
