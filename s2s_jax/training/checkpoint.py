@@ -23,8 +23,9 @@ from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.training import hosts
+from s2s_jax.training.one_error import one_error
 from s2s_jax.training.preservation import NewestAndBest
-from s2s_jax.training.restore_errors import explained, one_error
+from s2s_jax.training.restore_errors import explained
 from s2s_jax.training.step import TrainState
 from s2s_jax.writing import replacing, trouble_in
 
@@ -92,6 +93,8 @@ class Checkpoints:
         self._kept = NewestAndBest(config.train.max_to_keep)
         self._saving: int | None = None
         self._failed = False
+        # Of a save that fails in the background, others of its writes may fail at any time after.
+        self._one_error = contextlib.ExitStack()
         self._absl = logging.getLogger("absl")
         self._absl.addFilter(_no_tracebacks)
         directory = self._run_dir / "checkpoints"
@@ -184,6 +187,7 @@ class Checkpoints:
         # What went wrong with the one before would be taken for a failure of this one.
         self.wait()
         self._saving = step
+        self._one_error.enter_context(one_error())
         with self._explained():
             self._manager.save(
                 step,
@@ -250,6 +254,7 @@ class Checkpoints:
         with self._explained():
             self._manager.wait_until_finished()
         self._saving = None
+        self._one_error.close()
 
     def close(self) -> None:
         """Waits for saves and frees threads.
@@ -261,6 +266,8 @@ class Checkpoints:
             # Of one failure there is one message.
             with contextlib.suppress(Exception) if self._failed else self._explained():
                 self._manager.close()
+            if not self._failed:
+                self._one_error.close()
         finally:
             self._absl.removeFilter(_no_tracebacks)
 

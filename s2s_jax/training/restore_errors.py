@@ -5,15 +5,11 @@ that failed somewhere in the messages of the chain. Only what says that bytes ar
 taken for damage.
 """
 
-import contextlib
 import errno
 import json
-import logging
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from s2s_jax.errors import UserError
 
@@ -79,29 +75,6 @@ def explained(
             f"start again; the checkpoint need not be damaged"
         )
     return UserError(f"{directory}: cannot be restored ({reason}); it was left as it is")
-
-
-@contextlib.contextmanager
-def one_error() -> Iterator[None]:
-    """Lets nothing but the first error of a restore be heard.
-
-    The reads that it cuts off would each write a traceback to stderr, some of them after it was raised.
-    """
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    level = logger.level
-
-    def quietly(told: Any) -> None:
-        code = getattr(told.object, "cr_code", None)
-        cut_off = code is not None and "orbax" in code.co_filename
-        if not cut_off and str(told.exc_value) != "Event loop is closed":
-            hook(told)
-
-    sys.unraisablehook = quietly
-    logger.setLevel(logging.CRITICAL)
-    yield
-    # Not reached where there was an error.
-    sys.unraisablehook = hook
-    logger.setLevel(level)
 
 
 def _around(directory: Path, earlier: int | None) -> str:
