@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/
 
-.PHONY: quickstart test test-slow check format install clean
+.PHONY: quickstart test test-slow docs docs-serve check format install clean
 
 quickstart: $(VENV)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/quickstart.sh
@@ -16,6 +16,13 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(RUN)python -m pytest -q -m slow
+
+# The documentation site, in site/: every link and every anchor has to be there.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs serve --livereload
 
 format: $(VENV)/.installed-test
 	$(RUN)ruff format .
@@ -34,5 +41,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(RUN)python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(RUN)python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs/quickstart data/quickstart .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site runs/quickstart data/quickstart .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,130 @@
+"""Pages of the documentation that are made from the code when the site is built.
+
+MkDocs calls `on_page_markdown` for every page (see `hooks` in mkdocs.yml). A line
+
+    <!-- generated: configuration -->
+
+in a page is replaced by what the function of that name in `GENERATED` returns.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from s2s_jax.config.schema import Config
+from s2s_jax.config.validation import spell
+
+_MARKER = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by MkDocs: replaces the markers of a page."""
+    return _MARKER.sub(lambda found: GENERATED[found.group(1)](), markdown)
+
+
+# ------------------------------------------------------------------------------- configuration
+
+
+class Section(typing.NamedTuple):
+    """A table of keys.
+
+    Attributes:
+      path: what stands before each key and a dot; a name in capitals is to be replaced.
+      cls: the dataclass that has the keys.
+    """
+
+    path: str
+    cls: type
+
+
+def sections(cls: type = Config, path: str = "") -> Iterator[Section]:
+    """Every dataclass that a `Config` is made of, in the order of the schema."""
+    hints = typing.get_type_hints(cls)
+    own = [f for f in dataclasses.fields(cls) if not _dataclasses_in(hints[f.name])]
+    if own:
+        yield Section(path, cls)
+    for field in dataclasses.fields(cls):
+        for inner in _dataclasses_in(hints[field.name]):
+            place = f"{path}.{field.name}".lstrip(".")
+            if typing.get_origin(hints[field.name]) is tuple:
+                place += ".NAME"
+            yield from sections(inner, place)
+
+
+def configuration() -> str:
+    """The reference of all keys as Markdown, a table for each section."""
+    parts = []
+    for section in sections():
+        parts.append(f"## {section.path}\n\n{_plain(inspect.getdoc(section.cls) or '')}\n")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        hints, texts = typing.get_type_hints(section.cls), _docstrings(section.cls)
+        for field in dataclasses.fields(section.cls):
+            if not _dataclasses_in(hints[field.name]):
+                parts.append(_row(section.path, field, hints[field.name], texts[field.name]))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(path: str, field: dataclasses.Field, hint: Any, text: str) -> str:
+    default = "required" if field.default is dataclasses.MISSING else _code(_shown(field.default))
+    key = f"`{path}.{field.name}`{{ #{path}.{field.name} }}"
+    return f"| {key} | {_type(hint)} | {default} | {_plain(text)} |"
+
+
+def _shown(value: Any) -> str:
+    return '""' if value == "" else value if isinstance(value, str) else repr(value)
+
+
+def _type(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(_code(str(arg)) for arg in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(arg) for arg in args)
+    return _code("None") if hint is type(None) else spell(hint)
+
+
+def _dataclasses_in(hint: Any) -> list[type]:
+    """The dataclasses that a value of this type may be, or may hold."""
+    if dataclasses.is_dataclass(hint):
+        return [typing.cast(type, hint)]
+    return [cls for arg in typing.get_args(hint) for cls in _dataclasses_in(arg)]
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            texts[field.target.id] = inspect.cleandoc(str(after.value.value))
+    return texts
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _plain(text: str) -> str:
+    """Text of a docstring in a cell of a table: signs that Markdown would read are escaped."""
+    parts = text.replace("\n", " ").split("`")
+    outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
+    inside = [part.replace("|", "\\|") for part in parts[1::2]]
+    inside += [""] * (len(outside) - len(inside))
+    pieces = [text for pair in zip(outside, inside, strict=True) for text in pair]
+    return "`".join(pieces[: len(parts)])
+
+
+GENERATED = {"configuration": configuration}
