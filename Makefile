@@ -1,7 +1,10 @@
-# Two commands for a fresh machine with Python 3.11 or 3.12: `make quickstart` and `make test`.
+# Two commands for a fresh machine with Python 3.11 to 3.14: `make quickstart` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/
+# A file of versions that pip must take, such as constraints/known-good-py311.txt.
+CONSTRAINTS ?=
+PIP_INSTALL := $(RUN)python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: quickstart test test-slow docs docs-serve check format install clean
 
@@ -28,21 +31,24 @@ format: $(VENV)/.installed-test
 	$(RUN)ruff format .
 	$(RUN)ruff check --fix .
 
-install: $(VENV)/.installed-test
+# Asks pip again, because other constraints may be wanted than before.
+install:
+	rm -f $(VENV)/.installed $(VENV)/.installed-test
+	$(MAKE) $(VENV)/.installed-test
 
-$(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and \
-	  f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=python3.12")'
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 14) and \
+	  f"Python 3.11 to 3.14 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=python3.12")'
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install --quiet --editable .
+	$(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(RUN)python -m pip install --quiet --editable '.[test]'
+	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(RUN)python -m pip install --quiet --editable '.[docs]'
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
 
 clean:
