@@ -1,10 +1,14 @@
-"""Pages of the documentation that are made from the code when the site is built.
+"""Pages of the documentation that are made when the site is built, from the code or from other files.
 
 MkDocs calls `on_page_markdown` for every page (see `hooks` in mkdocs.yml). A line
 
     <!-- generated: configuration -->
 
-in a page is replaced by what the function of that name in `GENERATED` returns.
+in a page is replaced by what the function of that name in `GENERATED` returns, and a line
+
+    <!-- included: CONTRIBUTING.md -->
+
+by that file of the repository, whose links are turned to where they lead from the page.
 """
 
 import ast
@@ -15,17 +19,41 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from s2s_jax.config.schema import Config
 from s2s_jax.config.validation import spell
 
-_MARKER = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+_ROOT = Path(__file__).resolve().parents[1]
+_GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+_INCLUDED = re.compile(r"^<!-- included: ([\w./-]+) -->$", re.MULTILINE)
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
+# Where files of the repository stand in the site.
+_PAGE_OF = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs: replaces the markers of a page."""
-    return _MARKER.sub(lambda found: GENERATED[found.group(1)](), markdown)
+    markdown = _GENERATED.sub(lambda found: GENERATED[found.group(1)](), markdown)
+    return _INCLUDED.sub(lambda found: included(found.group(1)), markdown)
+
+
+def included(name: str) -> str:
+    """A Markdown file of the repository's root, for a page at the root of the site.
+
+    Links to pages of the site go there; of links to other files the text is left.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        text, path, anchor = found.group(1), found.group(2), found.group(3) or ""
+        if path in _PAGE_OF:
+            return f"[{text}]({_PAGE_OF[path]}{anchor})"
+        if path.startswith("docs/"):
+            return f"[{text}]({path.removeprefix('docs/')}{anchor})"
+        return text
+
+    return _LINK.sub(link, (_ROOT / name).read_text())
 
 
 # ------------------------------------------------------------------------------- configuration
