@@ -1,0 +1,153 @@
+"""The proof that a refactoring changes no number: short runs, recorded before and compared after.
+
+    python benchmarks/same_numbers.py record before.json --keep before_runs     # in the old checkout
+    python benchmarks/same_numbers.py compare before.json --continue-from before_runs   # in the new one
+
+Trains, evaluates and recommends on the CPU, through the commands alone, and collects every number that
+they write except times and rates. `compare` asks for equal numbers, to the last bit, and exits with 1
+if one differs. With --continue-from it also copies the runs that `record` kept, takes their later
+checkpoints away, and continues them with the present code. 3 to 6 minutes on 2 cores.
+
+The numbers depend on the processor, the count of its cores and the version of jaxlib, so a recording
+says what it was made with, and another machine needs another one. MovieLens-1M is looked for where
+`configs/ml1m.py` looks for it. `short_runs.py` has the runs.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from short_runs import CONTINUED, RUNS, Checkout, Failed, Missing, Numbers, continue_run, step_of
+
+
+def machine() -> dict[str, str]:
+    """What numbers depend on besides the code."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    versions = {name: importlib.metadata.version(name) for name in ("jaxlib", "jax", "numpy")}
+    cores = str(len(os.sched_getaffinity(0)))
+    return {"processor": model, "cores": cores, "python": platform.python_version()} | versions
+
+
+def attempt(title: str, run: Callable[[], Numbers]) -> Numbers | None:
+    """The numbers of a run; None if it needs what is not here, which is told.
+
+    Raises:
+      Failed: one of its commands failed.
+    """
+    begun = time.perf_counter()
+    try:
+        numbers = run()
+    except Missing as missing:
+        print(f"{title}: left out: {missing}", flush=True)
+        return None
+    print(f"{title}: {len(numbers)} numbers in {time.perf_counter() - begun:.0f} s", flush=True)
+    return numbers
+
+
+def record(checkout: Checkout, names: list[str], file: Path) -> None:
+    """Writes the numbers of the runs called `names`.
+
+    Raises:
+      Failed: a command failed.
+    """
+    runs = {}
+    for name in names:
+        numbers = attempt(name, partial(RUNS[name], checkout, checkout.work / name))
+        if numbers is not None:
+            runs[name] = numbers
+    file.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+
+
+def differences(before: Numbers, now: Numbers) -> list[str]:
+    """A sentence for each number that is not the same, in the order of `before`."""
+    found = []
+    for name in before | now:
+        was = before[name] if name in before else "nothing"
+        found_now = now[name] if name in now else "nothing"
+        if was != found_now:
+            found.append(f"{name} was {was!r} and is {found_now!r}")
+    return found
+
+
+def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool:
+    """Says whether a run gives the numbers of `before`; True if so, or if it cannot be run here."""
+    try:
+        now = attempt(title, run)
+    except Failed as failed:
+        print(f"{title}: failed: {failed}", flush=True)
+        return False
+    if now is None:
+        return True
+    different = differences(before, now)
+    told = f"; the first: {different[0]}" if different else ""
+    compared = len(before | now)
+    print(f"{title}: {compared} compared, {len(different)} differ{told}", flush=True)
+    return not different
+
+
+def compare(checkout: Checkout, names: list[str], file: Path, kept: Path | None) -> bool:
+    """Runs again what `file` has of `names`, and says whether all numbers are the same."""
+    recorded = json.loads(file.read_text())
+    here = machine()
+    for name, was in recorded["machine"].items():
+        if here[name] != was:
+            print(f"{name} was {was} and is {here[name]}: numbers may differ because of that")
+    same = True
+    for name in names:
+        if name not in recorded["runs"]:
+            print(f"{name}: not in {file}")
+            continue
+        before = recorded["runs"][name]
+        same &= compare_run(name, before, partial(RUNS[name], checkout, checkout.work / name))
+        if kept is not None and name in CONTINUED:
+            step = CONTINUED[name][1]
+            later = {key: x for key, x in before.items() if step_of(key) > step}
+            title = f"{name}, continued from step {step}"
+            same &= compare_run(title, later, partial(continue_run, checkout, name, kept))
+    print("all that was compared is the same" if same else "NOT the same")
+    return same
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("record", "compare"))
+    parser.add_argument("file", type=Path, help="JSON file of numbers")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
+    parser.add_argument("--keep", type=Path, help="of record: where run directories are kept")
+    parser.add_argument("--continue-from", type=Path, help="of compare: runs that record kept")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.action == "compare":
+            kept = args.continue_from
+            if not compare(Checkout(Path(temporary)), args.runs, args.file, kept):
+                sys.exit(1)
+            return
+        work = Path(temporary) if args.keep is None else args.keep.resolve()
+        if args.keep is not None and work.exists():
+            # Runs that are in it would be continued, not made.
+            parser.error(f"--keep: expected a new directory, found {work}")
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            record(Checkout(work), args.runs, args.file)
+        except Failed as failed:
+            sys.exit(str(failed))
+
+
+if __name__ == "__main__":
+    main()
