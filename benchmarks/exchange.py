@@ -68,11 +68,11 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from s2s_jax.cluster.mesh import make_mesh
     from s2s_jax.config import FeatureConfig
-    from s2s_jax.data import hashing
+    from s2s_jax.data.encoding import hashing
     from s2s_jax.embedding import exchange
     from s2s_jax.embedding.sharded import ShardedTables
-    from s2s_jax.training.mesh import make_mesh
 
     mesh = make_mesh()
     (axis,) = mesh.axis_names

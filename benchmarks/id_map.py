@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig
 from s2s_jax.embedding import id_keys, id_map, lookup
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 

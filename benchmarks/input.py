@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc
-from s2s_jax.data.files import find_files
-from s2s_jax.data.memory import keep_freed_memory
-from s2s_jax.data.orc_writer import open_log
-from s2s_jax.data.pipeline import Reader
-from s2s_jax.data.synthesize import Settings, synthesize
+from s2s_jax.data.batching.memory import keep_freed_memory
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.files import find_files
+from s2s_jax.data.logs.orc_writer import open_log
+from s2s_jax.data.logs.synthesize import Settings, synthesize
 
 COLUMNS = ("item_id", "cate_id", "behavior_id", "timestamp")
 TEXT = ("behavior_id", "timestamp")

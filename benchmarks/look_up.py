@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import init_table
-from s2s_jax.training.mesh import make_mesh, replicated
 
 BATCHES = 4
 

@@ -16,9 +16,9 @@ import sys
 import jax
 import numpy as np
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, validate
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 ROWS, SEQ_LEN, ITEMS = 16, 128, 2_000

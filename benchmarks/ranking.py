@@ -23,7 +23,7 @@ _SEEN = 200
 
 def temporary_bytes(catalogue: Any, arrays: tuple, k: int) -> int:
     """What XLA allocates for `top_k`, on all devices together, besides its arguments and results."""
-    from s2s_jax.serving import ranking
+    from s2s_jax.ranking import ranking
 
     users, seen = ranking._padded(*arrays, catalogue)
     lowered = ranking._top_k.lower(
@@ -36,9 +36,9 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
     # After the number of devices is set.
     import jax
 
-    from s2s_jax.data.seen import of_rows
-    from s2s_jax.serving import ranking
-    from s2s_jax.training.mesh import make_mesh
+    from s2s_jax.cluster.mesh import make_mesh
+    from s2s_jax.data.items.seen import of_rows
+    from s2s_jax.ranking import ranking
 
     rng = np.random.default_rng(0)
     vectors_IE = rng.normal(size=(items, arguments.width)).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from s2s_jax.cluster.mesh import replicated
 from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import ShardedTables, Stored, present
 from s2s_jax.model import transformer
@@ -22,7 +23,6 @@ from s2s_jax.model.loss import Events, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training import optimizer as optimizers
 from s2s_jax.training.batches import unpack
-from s2s_jax.training.mesh import replicated
 from s2s_jax.training.step import TrainState
 
 

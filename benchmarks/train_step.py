@@ -33,9 +33,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig, validate
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 # Of item_id, cate_id, behavior_id and timestamp, the large tables first and last.

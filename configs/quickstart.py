@@ -1,4 +1,4 @@
-"""A tiny model for a laptop's CPU, on the logs that `python -m s2s_jax.data.synthesize` makes."""
+"""A tiny model for a laptop's CPU, on the logs that `s2s synthesize` makes."""
 
 import dataclasses
 from pathlib import Path

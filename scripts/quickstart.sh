@@ -11,8 +11,8 @@ train=(python -m s2s_jax.train --config configs/quickstart.py --train.train_step
 
 rm -rf "$run"
 echo "== a log of 2,000 users, in $data"
-python -m s2s_jax.data.synthesize --out "$data" --overwrite True
-python -m s2s_jax.data.inspect "$data" --rows 1
+s2s synthesize --out "$data" --overwrite True
+s2s inspect "$data" --rows 1
 
 echo
 echo "== training, until SIGTERM half-way"

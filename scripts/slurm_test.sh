@@ -121,7 +121,7 @@ echo "== SLURM $(slurmctld -V | cut -d' ' -f2) with the nodes $(sinfo --noheader
 probe() {
   srun --quiet "$@" "$python" -c '
 import os
-from s2s_jax.training.place import find_place
+from s2s_jax.cluster.place import find_place
 place = find_place(os.environ)
 seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
 for i in place.devices:
@@ -141,7 +141,7 @@ unset PYTHONPATH
 # As a user stands: in a directory of their own, with relative paths and a space in them.
 cd "runs and logs"
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}" PYTHON=$python
-PYTHONPATH=$home "$python" -m s2s_jax.data.synthesize --out "a log" --users 400 >/dev/null
+PYTHONPATH=$home "$python" -m s2s_jax synthesize --out "a log" --users 400 >/dev/null
 cat >mine.py <<EOF
 import dataclasses
 from s2s_jax.config import load_file

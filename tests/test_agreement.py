@@ -20,18 +20,18 @@ from pyarrow import orc
 from test_evaluation import config_file, evaluating
 from test_train import one_device
 
-from s2s_jax import evaluate, recommend
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
-from s2s_jax.data.catalogue import collect
-from s2s_jax.data.features import id_columns
-from s2s_jax.data.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.index import index_files
-from s2s_jax.data.seen import distinct
-from s2s_jax.serving import metrics
-from s2s_jax.serving.shown_users import show_users
-from s2s_jax.train import train
+from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.encoding.features import id_columns
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.items.seen import distinct
+from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking import metrics
+from s2s_jax.reporting.shown_users import show_users
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 ITEMS, USERS = 30, 48
@@ -213,10 +213,10 @@ def test_batches_are_filled_over_stripes(trained, monkeypatch):
     assert [b.users for b in reader.read_all(range(3), None)] == [20, 20, 8]
     whole = list(reader.read_all(range(3), None))
     # Few events fit together: batches are small, and hold the same users in the same order.
-    monkeypatch.setattr("s2s_jax.data.histories._MOST_POSITIONS", 20)
+    monkeypatch.setattr("s2s_jax.data.batching.histories._MOST_POSITIONS", 20)
     small_ones = list(reader.read_all(range(3), None))
     assert {b.users for b in small_ones} == {2}
-    monkeypatch.setattr("s2s_jax.data.histories._MOST_POSITIONS", 1)
+    monkeypatch.setattr("s2s_jax.data.batching.histories._MOST_POSITIONS", 1)
     alone = list(reader.read_all(range(3), None))
     assert {b.users for b in alone} == {1}
     for batches in (whole, small_ones, alone):

@@ -24,8 +24,9 @@ from s2s_jax.config import (
     load_file,
     validate,
 )
-from s2s_jax.data import item_counts, orc
-from s2s_jax.data.catalogue import collect, load, main, save
+from s2s_jax.data.items import item_counts
+from s2s_jax.data.items.catalogue import collect, load, main, save
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
 REPO = Path(__file__).parents[1]
@@ -478,7 +479,15 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
         with pytest.raises(UserError, match=f"^{what}"):
             main(argv)
     (tmp_path / "config.py").write_text(CONFIG.format(paths=str(tmp_path / "log")))
-    door = [sys.executable, "-m", "s2s_jax.data.catalogue", "--config", "config.py", "--out", "x"]
+    door = [
+        sys.executable,
+        "-m",
+        "s2s_jax.data.items.catalogue",
+        "--config",
+        "config.py",
+        "--out",
+        "x",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         door, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

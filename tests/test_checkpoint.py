@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables
+from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.checkpoint import Checkpoints
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 ROWS = 16

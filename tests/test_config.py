@@ -7,7 +7,7 @@ import pytest
 from s2s_jax import config as configs
 from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, load, validate
 from s2s_jax.errors import UserError
-from s2s_jax.train import main
+from s2s_jax.jobs.train import main
 
 CONFIGS = golden.REPO / "configs"
 

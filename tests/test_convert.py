@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from logs import write_log
 
 from s2s_jax.config import load_file
-from s2s_jax.data import orc
-from s2s_jax.data.batch_fill import with_packing
+from s2s_jax.data.batching.batch_fill import with_packing
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.conversion.convert import Settings, convert, main
 from s2s_jax.data.conversion.grouping import Grouping
-from s2s_jax.data.convert import Settings, convert, main
-from s2s_jax.data.index import index_files
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
 DATA = Path(os.environ.get("S2S_JAX_DATA", str(Path(__file__).parents[2] / "shared" / "data")))
@@ -686,7 +686,7 @@ def test_the_doors(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "s2s_jax.data.convert",
+        "s2s_jax.data.conversion.convert",
         str(path),
         "--out",
         str(tmp_path / "log"),
@@ -716,7 +716,7 @@ def test_the_summary(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"wrote 1 file with 1 user and 2 events to {tmp_path / 'my log'}; left out nothing",
         "an event has up to 2 ids in item: give its feature bag_size=2",
-        f"look at it with: python -m s2s_jax.data.inspect '{tmp_path / 'my log'}'",
+        f"look at it with: s2s inspect '{tmp_path / 'my log'}'",
     ]
 
 

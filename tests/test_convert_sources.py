@@ -13,7 +13,7 @@ import pytest
 from logs import write_log
 from test_convert import NAMES, events, run, write_csv, write_jsonl, write_parquet
 
-from s2s_jax.data.convert import Settings, convert
+from s2s_jax.data.conversion.convert import Settings, convert
 from s2s_jax.errors import UserError
 
 

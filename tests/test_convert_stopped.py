@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from test_convert import events, run, write_csv
 
-from s2s_jax.data import orc_writer
-from s2s_jax.data.convert import Settings, convert
+from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.logs import orc_writer
 from s2s_jax.errors import UserError
 
 
@@ -30,7 +30,14 @@ def large(tmp_path_factory) -> Path:
 
 
 def start(source: Path, out: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "s2s_jax.data.convert", str(source), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "s2s_jax.data.conversion.convert",
+        str(source),
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen(
         [*command, "--features", "item_id", *flags], stderr=subprocess.PIPE, text=True
     )

@@ -8,6 +8,7 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2s_jax.cluster.mesh import make_mesh, row_sharded
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding import lookup
 from s2s_jax.embedding.tables import (
@@ -17,7 +18,6 @@ from s2s_jax.embedding.tables import (
     rows_of_buckets,
     table_specs,
 )
-from s2s_jax.training.mesh import make_mesh, row_sharded
 
 
 def spec(buckets, width=4, std=1.0):

@@ -15,19 +15,19 @@ import small
 from pyarrow import orc
 from test_train import job, lines, one_device
 
-from s2s_jax import evaluate, recommend
-from s2s_jax.data import blocks, features, held_out
-from s2s_jax.data.catalogue import collect
-from s2s_jax.data.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.index import index_files
-from s2s_jax.data.orc import read_stripe
-from s2s_jax.data.pipeline import Reader, Share
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.encoding import blocks, features, held_out
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
-from s2s_jax.serving.evaluation import Evaluator, item_vectors
-from s2s_jax.serving.restored import restore
-from s2s_jax.train import train
+from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.restored import restore
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 USERS = 90

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
+from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh
 from s2s_jax.embedding import exchange
-from s2s_jax.training.mesh import DATA_AXIS, make_mesh
 
 # Two of one width share an exchange; the third has its own.
 ROWS = {"a": 768, "b": 256, "c": 512}

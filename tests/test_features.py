@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from test_hashing import reference
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import blocks, features
-from s2s_jax.data.orc import OrcFile
+from s2s_jax.data.encoding import blocks, features
+from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 
 PATH = Path("logs/part-0.orc")

@@ -6,9 +6,9 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import files
-from s2s_jax.data.index import index_files
-from s2s_jax.data.inspect import main as inspect
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.inspect import main as inspect
+from s2s_jax.data.logs import files
 from s2s_jax.errors import UserError
 
 ROWS = [{"item_id": [1, 2, 3]}, {"item_id": [4, 5]}]

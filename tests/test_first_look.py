@@ -10,9 +10,9 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc
-from s2s_jax.data.first_look import first_look
-from s2s_jax.data.index import index_files
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.first_look import first_look
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
 
 TYPES = {"item_id": pa.list_(pa.int64()), "timestamp": pa.list_(pa.int64())}
@@ -88,7 +88,7 @@ def test_one_event_a_row(tmp_path, pairing):
     write_log(tmp_path / "a.orc", rows(9, 1), TYPES)
     message = refusal(config(tmp_path, loss={"pairing": pairing}))
     assert "no row has more than one event" in message
-    assert "s2s_jax.data.convert" in message
+    assert "s2s convert" in message
 
 
 def test_padding_that_is_scored_is_nothing_to_learn_from(tmp_path):

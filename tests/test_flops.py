@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import ModelConfig, load
 from s2s_jax.training.batches import count_rows, put_batch
 from s2s_jax.training.flops import AtPeak, attention_flops, peak_flops, step_flops
-from s2s_jax.training.mesh import make_mesh
-from s2s_jax.training.metrics import Meters
+from s2s_jax.training.meters import Meters
 from s2s_jax.training.step import make_step_functions
 
 

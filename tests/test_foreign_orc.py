@@ -19,13 +19,13 @@ import pytest
 import small
 from logs import write_log
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc
-from s2s_jax.data.inspect import main
-from s2s_jax.data.pipeline import Batch, Reader
+from s2s_jax.data.batching.pipeline import Batch, Reader
+from s2s_jax.data.inspection.inspect import main
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
-from s2s_jax.train import train
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.jobs.train import train
 
 DATA = Path(os.environ.get("S2S_JAX_DATA", str(Path(__file__).parents[2] / "shared" / "data")))
 FOREIGN = DATA / "orc_foreign"

@@ -11,14 +11,14 @@ import pytest
 import small
 from test_train import job, learned, lines, one_device
 
-from s2s_jax import report
-from s2s_jax.data import catalogue
-from s2s_jax.data.index import Skipped
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.items import catalogue
+from s2s_jax.data.logs.index import Skipped
 from s2s_jax.errors import EXIT_USER_ERROR, UserError, run_door
-from s2s_jax.serving.parts import Parts
-from s2s_jax.train import train
-from s2s_jax.training.metrics import SkipLog, Writer
+from s2s_jax.jobs import report
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.parts import Parts
+from s2s_jax.runs.metrics import SkipLog, Writer
 from s2s_jax.writing import replacing
 
 USERS = 90

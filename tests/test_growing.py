@@ -13,16 +13,16 @@ from jax import monitoring
 from pyarrow import orc
 from test_train import assert_same_run, job, lines, one_device, saved_state
 
-from s2s_jax import inspect_tables
+from s2s_jax.cli import tables as inspect_tables
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, rows_of_buckets, table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.train import train
+from s2s_jax.jobs.train import train
 from s2s_jax.training import growth
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import max_load
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.optimizer import table_moments, with_table_moments
 from s2s_jax.training.step import make_step_functions
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s_jax.data.hashing import hash_integers, hash_strings, to_buckets, to_positive_ids
+from s2s_jax.data.encoding.hashing import hash_integers, hash_strings, to_buckets, to_positive_ids
 
 MASK = 2**64 - 1
 

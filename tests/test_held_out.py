@@ -18,7 +18,6 @@ from pyarrow import orc
 from test_evaluation import config_file, user_vector
 from test_train import job, lines, one_device
 
-from s2s_jax import evaluate
 from s2s_jax.config import (
     Config,
     FeatureConfig,
@@ -29,18 +28,19 @@ from s2s_jax.config import (
     validate,
 )
 from s2s_jax.config.times import seconds_of
-from s2s_jax.data import held_out
-from s2s_jax.data.catalogue import collect, save
-from s2s_jax.data.catalogue import load as load_catalogue
-from s2s_jax.data.held_out import Cut, TimeCut
-from s2s_jax.data.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.index import index_files
-from s2s_jax.data.orc import OrcFile
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.held_out import Cut, TimeCut
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect, save
+from s2s_jax.data.items.catalogue import load as load_catalogue
+from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError, run_door
-from s2s_jax.serving.evaluation import Evaluator, item_vectors
-from s2s_jax.serving.restored import restore
-from s2s_jax.train import train
+from s2s_jax.jobs import evaluate
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.restored import restore
 
 DAY = 86_400
 # 1 December 2000, on which some events happen, at midnight as all of this log.

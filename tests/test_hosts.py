@@ -19,17 +19,17 @@ import pytest
 import small
 from test_train import assert_same_run, job, learned, wait_for_line
 
+from s2s_jax.cluster import hosts
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
-from s2s_jax.train import train
-from s2s_jax.training import hosts
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.jobs.train import train
 
 USERS = 90
 
 RUNNER = """
 import pickle, sys, time
-import s2s_jax.train as t
+import s2s_jax.jobs.train as t
 from s2s_jax.errors import run_door
 from s2s_jax.training import hosts
 config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from jax.sharding import PartitionSpec
 
+from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh, row_sharded
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding import id_keys, id_map
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, usable_capacity
 from s2s_jax.training.growth import max_load
-from s2s_jax.training.mesh import DATA_AXIS, make_mesh, row_sharded
 
 WIDTH = 2
 FEATURE = FeatureConfig(name="f", emb_dim=WIDTH, hash_bucket_size=0, capacity=1, init_std=1.0)

@@ -13,19 +13,19 @@ import pytest
 import small
 from logs import write_log
 
-import s2s_jax.train
-from s2s_jax import evaluate, recommend
+import s2s_jax.jobs.train
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
 from s2s_jax.config.identity import KEYS, Free
-from s2s_jax.data import catalogue
-from s2s_jax.data.cache import StripeCache
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.encoding.cache import StripeCache
+from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError
-from s2s_jax.serving.restored import restore
-from s2s_jax.train import train
-from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.restored import restore
+from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training.loop import Job
-from s2s_jax.training.mesh import make_mesh
 
 # The features of a run that has one of everything; all are item-side.
 FEATURES = (
@@ -288,7 +288,7 @@ def test_a_catalogue_file_with_other_items_is_like_new_files(made, new_files):
     def check(config, before, now):
         items: Any = None if now is None else types.SimpleNamespace(fingerprint=now)
         nothing: Any = None
-        s2s_jax.train._check_catalogue(Job(config, nothing, nothing, nothing, items), before)
+        s2s_jax.jobs.train._check_catalogue(Job(config, nothing, nothing, nothing, items), before)
 
     check(of_file, {"catalogue": "a"}, "a")
     # From before a catalogue was told of; without one, then or now; collected from the files.

@@ -11,10 +11,10 @@ import pyarrow.orc
 import pytest
 from logs import write_log
 
-from s2s_jax.data.distinct import DistinctCounter, countable
-from s2s_jax.data.inspect import main
-from s2s_jax.data.log_shape import LogShape
-from s2s_jax.data.order import Order
+from s2s_jax.data.batching.order import Order
+from s2s_jax.data.inspection.distinct import DistinctCounter, countable
+from s2s_jax.data.inspection.inspect import main
+from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.errors import UserError
 
 DATA = Path(os.environ.get("S2S_JAX_DATA", str(Path(__file__).parents[2] / "shared" / "data")))
@@ -154,7 +154,7 @@ def test_commands_that_make_no_sense(arguments, words):
 
 def test_the_door_in_a_pipe(tmp_path):
     path = write_log(tmp_path / "a.orc", ROWS, TYPES)
-    command = [sys.executable, "-m", "s2s_jax.data.inspect", str(path)]
+    command = [sys.executable, "-m", "s2s_jax.data.inspection.inspect", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
@@ -330,7 +330,7 @@ def test_stripes_are_warned_about(sizes, rows, words):
     warnings = shape.warnings(["the log", "b"])
     for warning, beginning in zip(warnings, words, strict=True):
         assert warning.startswith(f"warning: {beginning}")
-        command = "python -m s2s_jax.data.convert 'the log' b --layout orc --out DIR"
+        command = "s2s convert 'the log' b --layout orc --out DIR"
         assert warning.endswith(f"; rewrite the log: {command}")
 
 

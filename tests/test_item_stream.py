@@ -17,12 +17,12 @@ from pyarrow import orc
 from test_negatives import ROWS, configured, expected_loss
 from test_train import assert_same_run, saved_state
 
-from s2s_jax.train import train
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.jobs.train import train
+from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training import item_stream
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.item_stream import counted, empty_stream, item_keys, shares
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 STREAM = {"log_q": True, "log_q_from": "stream"}
@@ -208,7 +208,7 @@ def test_checkpoints_of_before_are_restored(log, tmp_path, monkeypatch):
     )
     assert state.stream == {}
     checkpoints = Checkpoints(config)
-    monkeypatch.setattr("s2s_jax.training.checkpoint._held", lambda state: Before(*state[:4]))
+    monkeypatch.setattr("s2s_jax.runs.checkpoint._held", lambda state: Before(*state[:4]))
     checkpoints.save(1, state, {})
     checkpoints.wait()
     monkeypatch.undo()

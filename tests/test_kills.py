@@ -21,7 +21,7 @@ from test_train import job, one_device, saved_state
 
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED
-from s2s_jax.train import train
+from s2s_jax.jobs.train import train
 
 STEPS, TIMES = 200, 20
 # Steps wait a little, so that most kills meet them and not the start of the process.
@@ -31,7 +31,7 @@ signals.answer_while_starting()
 import pickle, sys, time
 import jax
 from s2s_jax.errors import run_door
-from s2s_jax.train import Reader, train
+from s2s_jax.jobs.train import Reader, train
 from s2s_jax.training.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
 next_ = Reader.__next__

@@ -11,13 +11,13 @@ import golden
 import pytest
 import small
 
-from s2s_jax.data import synthesize
+from s2s_jax.cluster import hosts
+from s2s_jax.data.logs import synthesize
 from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
-from s2s_jax.training import hosts
 
 # Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
 STAND_IN = f"""#!/usr/bin/env bash
-if [[ $1 == -c || $2 == s2s_jax.newest_step ]]; then exec {sys.executable} "$@"; fi
+if [[ $1 == -c || $2 == s2s_jax.cli.newest_step ]]; then exec {sys.executable} "$@"; fi
 # Before the note, which is what the signal waits for.
 if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
 echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"

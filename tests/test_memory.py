@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from s2s_jax.data import memory
+from s2s_jax.data.batching import memory
 
 
 @pytest.mark.parametrize(("largest", "accepted"), [(2**30, [2**30]), (2**25, [2**25]), (0, [])])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
-from s2s_jax.training.mesh import make_mesh, row_sharded
+from s2s_jax.cluster.mesh import make_mesh, row_sharded
 
 
 @pytest.mark.parametrize(("devices", "asks"), [(1, True), (2, False)])

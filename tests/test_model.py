@@ -9,11 +9,11 @@ import pytest
 import small
 from flax import nnx
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LossConfig
-from s2s_jax.data.features import id_columns
+from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 B, L = 3, small.SEQ_LEN

@@ -9,13 +9,13 @@ import pytest
 import small
 from test_train import job, lines
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import validate
-from s2s_jax.data.catalogue import collect
+from s2s_jax.data.items.catalogue import collect
 from s2s_jax.errors import UserError
-from s2s_jax.serving.evaluation import item_vectors
-from s2s_jax.train import train
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import item_vectors
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.negatives import ItemSource, drawn_items
 from s2s_jax.training.step import make_step_functions
 

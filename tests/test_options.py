@@ -15,14 +15,14 @@ import pytest
 import small
 from jax.sharding import Mesh
 
-from s2s_jax import recommend
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
-from s2s_jax.serving.evaluation import Evaluator
-from s2s_jax.serving.restored import restore
-from s2s_jax.train import train
+from s2s_jax.jobs import recommend
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.restored import restore
 from s2s_jax.training.batches import ITEM_SHARE, unpack
-from s2s_jax.training.mesh import make_mesh
 
 # Configurations in which every value of every option occurs.
 FEW = 6

@@ -6,7 +6,7 @@ import pyarrow.orc
 import pytest
 from logs import write_log
 
-from s2s_jax.data import files, orc
+from s2s_jax.data.logs import files, orc
 from s2s_jax.errors import UserError
 
 DATA = Path(os.environ.get("S2S_JAX_DATA", str(Path(__file__).parents[2] / "shared" / "data")))

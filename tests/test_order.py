@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s_jax.data import order as orders_module
-from s2s_jax.data.order import Order, WindowKey, permutation
+from s2s_jax.data.batching import order as orders_module
+from s2s_jax.data.batching.order import Order, WindowKey, permutation
 
 
 @pytest.fixture(autouse=True, scope="module")

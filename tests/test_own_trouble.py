@@ -11,10 +11,11 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import features, orc
-from s2s_jax.data.catalogue import collect
-from s2s_jax.data.index import index_files
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.encoding import features
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
 
 ROWS = [{"item_id": [1, 2, 3]}, {"item_id": [4, 5]}]

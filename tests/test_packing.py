@@ -10,15 +10,15 @@ import small
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import EvalConfig, FeatureConfig, IOConfig, LossConfig, validate
-from s2s_jax.data.batch_fill import packing_notes, with_packing
-from s2s_jax.data.blocks import NO_ID, packed_block
-from s2s_jax.data.index import index_files
-from s2s_jax.data.packing import NO_SEGMENT, cut_windows, lay_out, share
-from s2s_jax.data.pipeline import Reader, Share
+from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
+from s2s_jax.data.batching.packing import NO_SEGMENT, cut_windows, lay_out, share
+from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.encoding.blocks import NO_ID, packed_block
+from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 L = small.SEQ_LEN

@@ -7,10 +7,10 @@ import jax
 import pytest
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
-from s2s_jax.train import train
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.jobs.train import train
 from s2s_jax.training.pair_watch import PairWatch
 
 

@@ -13,12 +13,12 @@ import small
 from logs import write_log
 from test_checkpoint import configured
 
-from s2s_jax import recommend
 from s2s_jax.config import Config, FeatureConfig, IOConfig
-from s2s_jax.data.index import index_files
+from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
-from s2s_jax.serving.parts import Parts
-from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.jobs import recommend
+from s2s_jax.ranking.parts import Parts
+from s2s_jax.runs.checkpoint import Checkpoints
 
 MADE_FOR = {"checkpoint": [3, "abc"], "--top_k": 5, "input": [["a.orc", "123"]]}
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data import orc, order, stripes
-from s2s_jax.data.index import check_kinds, index_files
-from s2s_jax.data.pipeline import BatchDataset, Reader, Share
+from s2s_jax.data.batching import order, stripes
+from s2s_jax.data.batching.pipeline import BatchDataset, Reader, Share
+from s2s_jax.data.encoding.indexing import check_kinds, index_files
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
 SEQ_LEN = 4
@@ -417,7 +418,7 @@ def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_l
     monkeypatch.setattr(stripes, "_ERRATIC_POSITIONS", 5)
     (note,) = Reader(make_config(long_log), 4).notes
     assert "huge stripes: " in note
-    assert note.endswith(f"s2s_jax.data.convert {long_log} --layout orc --out DIR")
+    assert note.endswith(f"s2s convert {long_log} --layout orc --out DIR")
 
 
 def test_the_memory_that_is_stated_bounds_what_is_held(long_log):

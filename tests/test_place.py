@@ -8,9 +8,9 @@ import golden
 import jax
 import pytest
 
+from s2s_jax.cluster import hosts
+from s2s_jax.cluster.place import find_place
 from s2s_jax.errors import EXIT_STOPPED, UserError
-from s2s_jax.training import hosts
-from s2s_jax.training.place import find_place
 
 
 def step(rank=0, tasks=2, nodes=1, **more):
@@ -37,7 +37,7 @@ def devices(env):
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch):
     """Device files of this machine do not count."""
-    monkeypatch.setattr("s2s_jax.training.place.Path.glob", lambda self, pattern: iter(()))
+    monkeypatch.setattr("s2s_jax.cluster.place.Path.glob", lambda self, pattern: iter(()))
 
 
 def test_who_is_where():

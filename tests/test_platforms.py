@@ -8,8 +8,8 @@ import golden
 import jax
 import pytest
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.errors import EXIT_USER_ERROR, UserError
-from s2s_jax.training.mesh import make_mesh
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from s2s_jax.data.seen import of_rows
-from s2s_jax.serving import metrics, ranking
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.items.seen import of_rows
+from s2s_jax.ranking import metrics, ranking
 
 # Numba tells of its own casts.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unsafe cast")]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s_jax.data.seen import of_rows
-from s2s_jax.serving import metrics, ranking
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.items.seen import of_rows
+from s2s_jax.ranking import metrics, ranking
 
 SEEN = 6
 

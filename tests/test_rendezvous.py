@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from s2s_jax.cluster.place import Place
+from s2s_jax.cluster.rendezvous import listen, meet
 from s2s_jax.errors import LostHostError, UserError
-from s2s_jax.training.place import Place
-from s2s_jax.training.rendezvous import listen, meet
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_port_that_is_taken():
 
 def test_what_is_not_ours_is_neither_answered_nor_believed(port, monkeypatch):
     """A web server at the address, and strangers who knock."""
-    monkeypatch.setattr("s2s_jax.training.rendezvous._HELLO_TIMEOUT", 0.5)
+    monkeypatch.setattr("s2s_jax.cluster.rendezvous._HELLO_TIMEOUT", 0.5)
     with listen(0) as stranger:
 
         def answer():

@@ -19,21 +19,21 @@ from pyarrow import orc
 from test_evaluation import cut, evaluating, user_vector
 from test_train import lines, one_device
 
-from s2s_jax import report
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.data.catalogue import collect, item_text
-from s2s_jax.data.titles import read_titles
+from s2s_jax.data.items.catalogue import collect, item_text
 from s2s_jax.errors import UserError, run_door
-from s2s_jax.serving.charts import Chart, Series, figure, thinned
-from s2s_jax.serving.evaluation import Evaluator, item_vectors
-from s2s_jax.serving.markup import escaped
-from s2s_jax.serving.record import read_record
-from s2s_jax.serving.report_page import make_page
-from s2s_jax.serving.restored import restore
-from s2s_jax.serving.shown_users import Event, Recommended, Shown, ShownUser, show_users
-from s2s_jax.train import train
-from s2s_jax.training.checkpoint import checkpoint_fingerprint
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.jobs import report
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.restored import restore
+from s2s_jax.reporting.charts import Chart, Series, figure, thinned
+from s2s_jax.reporting.markup import escaped
+from s2s_jax.reporting.record import read_record
+from s2s_jax.reporting.report_page import make_page
+from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser, show_users
+from s2s_jax.reporting.titles import read_titles
+from s2s_jax.runs.checkpoint import checkpoint_fingerprint
 
 HOSTILE = "<script>alert('1')</script>&amp;\"><b>\x00\ud800]]>{}%s\u202e\n"
 VOID = {"meta", "br", "line", "circle", "rect", "polyline"}

@@ -12,10 +12,10 @@ import jax
 import pytest
 from test_checkpoint import configured
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.training.checkpoint import Checkpoints, SavedTables
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.runs.checkpoint import Checkpoints, SavedTables
 from s2s_jax.training.step import make_step_functions
 
 NOBODY = 65534

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LRConfig, TrainConfig
 from s2s_jax.errors import EXIT_STOPPED, UserError
-from s2s_jax.train import train
+from s2s_jax.jobs.train import train
+from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training import optimizer
-from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.loop import Loop
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.schedule import Position, check_decay, clock_of, learning_rate
 
 ROWS = 960

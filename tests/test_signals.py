@@ -18,16 +18,16 @@ import pytest
 import small
 from test_train import job, lines, one_device, saved_state
 
-from s2s_jax.data import item_counts
-from s2s_jax.data.pipeline import Reader
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.items import item_counts
 from s2s_jax.errors import EXIT_STOPPED, Stopped, UserError
-from s2s_jax.serving import evaluation
-from s2s_jax.serving.candidates import Candidates
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking import evaluation
+from s2s_jax.ranking.candidates import Candidates
+from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.metrics import Writer
 from s2s_jax.signals import StopSignals
-from s2s_jax.train import train
 from s2s_jax.training import growth
-from s2s_jax.training.checkpoint import Checkpoints
-from s2s_jax.training.metrics import Writer
 
 STEPS = 16
 

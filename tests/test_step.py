@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LRConfig
-from s2s_jax.data.features import id_columns
+from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 ROWS = 16

@@ -11,8 +11,8 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.pipeline import Reader
-from s2s_jax.data.synthesize import Settings, main, synthesize
+from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.logs.synthesize import Settings, main, synthesize
 from s2s_jax.errors import UserError
 
 SMALL = {"users": 600, "items": 120, "categories": 6, "files": 3, "mean_length": 30.0}
@@ -230,10 +230,11 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_the_door_refuses_in_one_line_without_jax(tmp_path):
-    command = [sys.executable, "-m", "s2s_jax.data.synthesize", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "s2s_jax.data.logs.synthesize", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--users", "0"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --users: expected at least 1, found 0\n"
-    code = "import sys, s2s_jax.data.synthesize, s2s_jax.data.inspect; print('jax' in sys.modules)"
+    modules = "s2s_jax.data.logs.synthesize, s2s_jax.data.inspection.inspect"
+    code = f"import sys, {modules}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

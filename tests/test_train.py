@@ -18,12 +18,12 @@ import pyarrow.orc
 import pytest
 import small
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
-from s2s_jax.train import train
-from s2s_jax.training.checkpoint import Checkpoints, locked
+from s2s_jax.jobs.train import train
+from s2s_jax.runs.checkpoint import Checkpoints, locked
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.mesh import make_mesh
 from s2s_jax.training.step import make_step_functions
 
 USERS = 90
@@ -139,7 +139,7 @@ RUNNER = """
 import pickle, sys, jax
 import small
 from s2s_jax.errors import run_door
-from s2s_jax.train import train
+from s2s_jax.jobs.train import train
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
@@ -150,7 +150,7 @@ run_door(lambda _: train(config, make_mesh(jax.devices()[:1])))
 def start(config: Config, tmp_path: Path) -> subprocess.Popen:
     """The job in a process of its own, slowed down so that it can be stopped in mid-run."""
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
-    slow = "import s2s_jax.train as t, time\nnext_ = t.Reader.__next__\n"
+    slow = "import s2s_jax.jobs.train as t, time\nnext_ = t.Reader.__next__\n"
     slow += "t.Reader.__next__ = lambda self: (time.sleep(0.05), next_(self))[1]\n"
     return subprocess.Popen(
         [sys.executable, "-c", slow + RUNNER, str(tmp_path / "config.pickle")],
@@ -419,7 +419,7 @@ def test_too_little_memory_is_explained(log, tmp_path, monkeypatch):
     def no_memory(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr("s2s_jax.train._start_or_continue", no_memory)
+    monkeypatch.setattr("s2s_jax.jobs.train._start_or_continue", no_memory)
     with pytest.raises(UserError, match=r"out of memory: .*hash_bucket_size"):
         train(job(log, tmp_path), one_device())
 

@@ -21,18 +21,19 @@ from test_evaluation import config_file, evaluating, rows_of
 from test_growing import SMALLEST, rows_in_map
 from test_train import one_device
 
-from s2s_jax import evaluate, inspect_tables, recommend
+from s2s_jax.cli import tables as inspect_tables
+from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import FeatureConfig, LRConfig, validate
-from s2s_jax.data.features import id_columns
+from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
+from s2s_jax.jobs import evaluate, recommend
 from s2s_jax.model.seq2seq import Seq2Seq
+from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.growth import GrowthPlan, doubled
-from s2s_jax.training.mesh import make_mesh, replicated
 from s2s_jax.training.step import make_step_functions
 
 ROWS, STEPS, IDS = 16, 3, 300

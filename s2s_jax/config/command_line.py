@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
           example: arguments that a mistake's sentence tells to give.
           add_help: whether `-h` and `--help` print its arguments and end the process.
         """
-        super().__init__(prog=f"python -m {door}", allow_abbrev=False, add_help=add_help)
+        super().__init__(prog=door, allow_abbrev=False, add_help=add_help)
         self._example = example
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:

@@ -278,7 +278,7 @@ class LossConfig:
     catalogues of up to some ten thousand). Items are those of the log that training sees; drawn ones
     count as seen in tables that grow"""
     catalogue: str | None = None
-    """Parquet file of `python -m s2s_jax.data.catalogue`, where negatives or log_q need the items. None:
+    """Parquet file of `s2s catalogue`, where negatives or log_q need the items. None:
     they are collected from the log before training starts"""
     num_negatives: int = 1024
     """Items that each device draws for mixed and uniform, anew in each step; all of them, once, where

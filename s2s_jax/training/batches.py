@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config
-from s2s_jax.data.blocks import NO_ID, SKIPPED
-from s2s_jax.data.features import id_columns
+from s2s_jax.data.encoding.blocks import NO_ID, SKIPPED
+from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.attention import segment_positions
-from s2s_jax.training.mesh import batch_sharded
 
 Batch = Mapping[str, jax.Array]
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from s2s_jax.cluster.mesh import DATA_AXIS
 from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
-from s2s_jax.training.mesh import DATA_AXIS
 from s2s_jax.training.optimizer import table_moments, with_table_moments
 from s2s_jax.training.step import TrainState
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from s2s_jax.cluster.mesh import replicated
 from s2s_jax.config import Config
 from s2s_jax.embedding.id_keys import EMPTY, is_there, keys_of, unique_keys
 from s2s_jax.embedding.sharded import present
 from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch
-from s2s_jax.training.mesh import replicated
 from s2s_jax.training.negatives import split_ids
 
 # The keys of items have 64 good bits: two cells' worth, and once more when scrambled again.

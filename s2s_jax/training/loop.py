@@ -14,15 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
-from s2s_jax.data.pipeline import Batch, Reader
+from s2s_jax.data.batching.pipeline import Batch, Reader
 from s2s_jax.errors import NotFiniteError, Stopped, UserError
+from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.metrics import SkipLog, Writer
 from s2s_jax.signals import StopSignals
-from s2s_jax.training import growth, hosts, validation
+from s2s_jax.training import growth, validation
 from s2s_jax.training.batches import put_stop
-from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.growth import Evictions, GrowthPlan
-from s2s_jax.training.metrics import Meters, SkipLog, Writer
+from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.pair_watch import PairWatch
 from s2s_jax.training.schedule import Clock

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.data.catalogue import collect, load
-from s2s_jax.data.features import id_columns
-from s2s_jax.data.histories import ItemNumbers
-from s2s_jax.data.item_counts import codes_of
-from s2s_jax.data.order import integers
+from s2s_jax.data.batching.histories import ItemNumbers
+from s2s_jax.data.batching.order import integers
+from s2s_jax.data.encoding.features import id_columns
+from s2s_jax.data.items.catalogue import collect, load
+from s2s_jax.data.items.item_counts import codes_of
 from s2s_jax.model.loss import Pairs, Sampled
 from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
-from s2s_jax.training.mesh import batch_sharded
 
 _PREFIX = "negatives:"
 # Keeps draws apart from those of the order of rows, which may have the same seed.

@@ -60,5 +60,5 @@ class PairWatch:
             )
         return (
             f"io.data_paths: {found} in {self._rows:,} rows that have events; look at the log with "
-            f"python -m s2s_jax.data.inspect"
+            f"s2s inspect"
         )

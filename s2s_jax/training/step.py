@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from s2s_jax.cluster import mesh as meshes
 from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import (
     Arrays,
@@ -28,7 +29,6 @@ from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import Events, LossSums, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.model.transformer import compute_dtype
-from s2s_jax.training import mesh as meshes
 from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
 from s2s_jax.training.item_stream import ItemStream, empty_stream, with_stream_shares
 from s2s_jax.training.negatives import negative_features, split_ids, with_log_q

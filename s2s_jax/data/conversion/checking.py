@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s2s_jax.data.conversion import id_texts, times
-from s2s_jax.data.conversion.database import Database, shorten
+from s2s_jax.data.conversion.reading.database import Database, shorten
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 

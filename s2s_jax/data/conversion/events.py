@@ -11,9 +11,10 @@ from typing import NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.data.conversion import grouped, sql, times
+from s2s_jax.data.conversion import grouped, times
 from s2s_jax.data.conversion.checking import Events, check
-from s2s_jax.data.conversion.database import Database, reason, shorten
+from s2s_jax.data.conversion.reading import sql
+from s2s_jax.data.conversion.reading.database import Database, reason, shorten
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from s2s_jax.data.conversion import sql
-from s2s_jax.data.conversion.database import Database, shorten
+from s2s_jax.data.conversion.reading import sql
+from s2s_jax.data.conversion.reading.database import Database, shorten
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 

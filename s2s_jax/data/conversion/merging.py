@@ -7,9 +7,10 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.data import orc, user_rows
-from s2s_jax.data.columns import is_list
-from s2s_jax.data.time_facts import time_columns
+from s2s_jax.data.inspection import user_rows
+from s2s_jax.data.inspection.time_facts import time_columns
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.errors import UserError
 
 

@@ -5,7 +5,7 @@ What an expression makes of a time that cannot be read is NULL.
 
 from collections.abc import Collection, Mapping, Sequence
 
-from s2s_jax.data.conversion.sql import FLOATS, INTEGERS, TIMES, seconds, text
+from s2s_jax.data.conversion.reading.sql import FLOATS, INTEGERS, TIMES, seconds, text
 from s2s_jax.errors import UserError
 
 # For `--time`: the order of lines is the order of events.

@@ -1,0 +1,155 @@
+"""What is in the tables of a run: `s2s tables RUN_DIR [--step N] …`.
+
+Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how long its rows
+and its default row are; looks ids up; and lists the ids that a table lost since an earlier checkpoint.
+Ids of tables with a `hash_type` are hashes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from s2s_jax.cluster.mesh import all_devices
+from s2s_jax.config import Config, Parser, load_json
+from s2s_jax.embedding import id_keys
+from s2s_jax.embedding.tables import TableSpec, table_specs
+from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.runs.checkpoint import SavedTables
+from s2s_jax.training.growth import GrowthPlan
+
+_PERCENTILES = (1, 50, 99)
+# Rows whose norms are computed at once.
+_ROWS = 2**18
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError: see `errors.run_door`.
+    """
+    parser = Parser("s2s tables", "RUN_DIR")
+    parser.add_argument("run_dir", type=Path, help="directory of a run, train.output_dir")
+    parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    parser.add_argument(
+        "--look_up", nargs="+", metavar=("TABLE", "ID"), help="a growing table and ids to look up"
+    )
+    parser.add_argument(
+        "--evicted_since", type=int, metavar="STEP", help="list ids lost since this checkpoint"
+    )
+    arguments = parser.parse_args(argv)
+    config = load_json(arguments.run_dir / "config.json")
+    all_devices()  # Refuses a platform that is not there.
+    saved = SavedTables(arguments.run_dir, arguments.step)
+    specs = _specs(config, saved)
+    console = Console()
+    if arguments.look_up:
+        name, *texts = arguments.look_up
+        _print_ids(console, saved, _growing(specs, name), [_parse(text) for text in texts])
+    elif arguments.evicted_since is not None:
+        _print_evicted(saved, SavedTables(arguments.run_dir, arguments.evicted_since), specs)
+    else:
+        _print_tables(console, saved, specs)
+    return EXIT_DONE
+
+
+def _specs(config: Config, saved: SavedTables) -> dict[str, TableSpec]:
+    plan = GrowthPlan(config)
+    plan.set_state(saved.progress["growth"])
+    return table_specs(config.features, plan.capacities_now())
+
+
+def _growing(specs: dict[str, TableSpec], name: str) -> TableSpec:
+    growing = [spec.name for spec in specs.values() if spec.grows]
+    if name not in growing:
+        listed = ", ".join(growing) or "none"
+        raise UserError(f"--look_up: expected a table that grows ({listed}), found {name}")
+    return specs[name]
+
+
+def _parse(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 2**64
+    if not -(2**63) <= number < 2**64:
+        raise UserError(f"--look_up: expected 64-bit whole numbers, found {text}")
+    return number % 2**64
+
+
+def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSpec]) -> None:
+    table = Table(title=f"{saved.path}")
+    for column in ("table", "rows", "capacity", "load", "dropped", "evicted"):
+        table.add_column(column, justify="left" if column == "table" else "right")
+    table.add_column("norm of a row\n(1% / median / 99%)", justify="right")
+    any_default = any(spec.default_row for spec in specs.values())
+    if any_default:
+        table.add_column("of the\ndefault row", justify="right")
+    for name, spec in specs.items():
+        values = saved.values(spec)
+        there = np.ones(spec.rows, bool)
+        cells = [f"{spec.buckets:,} buckets", f"{spec.rows:,}", "-", "-", "-"]
+        if spec.grows:
+            of_table = saved.id_map(spec)
+            there = (of_table.keys_R2 != id_keys.EMPTY).any(axis=1)
+            rows = int(there.sum())
+            dropped, evicted = of_table.dropped_S.sum(), of_table.evicted_S.sum()
+            load = f"{rows / spec.rows:.3f}"
+            cells = [f"{rows:,}", f"{spec.rows:,}", load, f"{dropped:,}", f"{evicted:,}"]
+        parts = [
+            np.linalg.norm(values[begin : begin + _ROWS], axis=1)
+            for begin in range(0, spec.rows, _ROWS)
+        ]
+        norms = np.concatenate(parts)[there]
+        told = "-"
+        if len(norms):
+            told = " / ".join(f"{x:.4g}" for x in np.percentile(norms, _PERCENTILES))
+        cells.append(told)
+        if any_default:
+            default = saved.default_row(spec) if spec.default_row else None
+            cells.append("-" if default is None else f"{np.linalg.norm(default):.4g}")
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _print_ids(console: Console, saved: SavedTables, spec: TableSpec, ids: list[int]) -> None:
+    of_table, values = saved.id_map(spec), saved.values(spec)
+    table = Table(title=f"{saved.path}, table {spec.name}")
+    for column in ("id", "row", "last used in step", "uses", "norm", "first values"):
+        table.add_column(column, justify="right")
+    row_of = {i: row for row, i in zip(*_ids(of_table.keys_R2), strict=True)}
+    for i in ids:
+        if i not in row_of:
+            table.add_row(str(i), "none", "-", "-", "-", "-")
+            continue
+        row = row_of[i]
+        first = " ".join(f"{x:.4g}" for x in values[row, :4])
+        norm = f"{np.linalg.norm(values[row]):.4g}"
+        seen, count = of_table.seen_R[row], of_table.count_R[row]
+        table.add_row(str(i), f"{row:,}", f"{seen:,}", f"{count:,}", norm, first)
+    console.print(table)
+
+
+def _ids(keys_R2: Any) -> tuple[list[int], list[int]]:
+    """Rows that have an id, and the ids as unsigned numbers."""
+    keys_R2 = np.asarray(keys_R2)
+    (rows,) = np.nonzero((keys_R2 != id_keys.EMPTY).any(axis=1))
+    low, high = id_keys.ids_of(keys_R2[rows, 0], keys_R2[rows, 1])
+    ids = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
+    return rows.tolist(), ids.tolist()
+
+
+def _print_evicted(saved: SavedTables, earlier: SavedTables, specs: dict[str, TableSpec]) -> None:
+    """One line an id, for other programs to read."""
+    for name, spec in specs.items():
+        if spec.grows:
+            now = set(_ids(saved.id_map(spec).keys_R2)[1])
+            for i in sorted(set(_ids(earlier.id_map(spec).keys_R2)[1]) - now):
+                print(f"{name}\t{i}")
+
+
+if __name__ == "__main__":
+    run_door(main)

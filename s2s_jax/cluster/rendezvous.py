@@ -1,0 +1,196 @@
+"""The processes of a job meet before JAX connects them, so that what keeps them apart is one sentence.
+
+JAX aborts with a stack trace, or waits for minutes, where two processes have one number, each expects
+another number of processes, one does not come, or something else answers at the coordinator's address.
+So process 0 listens there first. Each other one says who it is, and all go on when all are there.
+"""
+
+import contextlib
+import socket
+import time
+
+from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS, Place, split_address
+from s2s_jax.errors import LostHostError, UserError
+
+# Begins each line, so that nobody else's is taken for one.
+_MARK = "s2s_jax"
+_HERE, _GO = "here", "go"
+# Seconds for what both ends say at once.
+_HELLO_TIMEOUT = 5
+
+
+def meet(place: Place, reach_timeout: float, start_timeout: float) -> None:
+    """Returns when all processes are there.
+
+    Args:
+      place: of this process.
+      reach_timeout: seconds in which process 0 must answer.
+      start_timeout: seconds after that in which all must come.
+
+    Raises:
+      UserError: two have the same number, or they do not agree how many there are, or the port cannot be
+        used.
+      LostHostError: process 0 does not answer, or others do not come.
+    """
+    if place.host == 0:
+        _receive(place, reach_timeout, start_timeout)
+    else:
+        _report(place, reach_timeout, start_timeout)
+
+
+def listen(port: int) -> socket.socket:
+    """A socket at `port` of this machine's addresses.
+
+    Raises:
+      UserError: someone else listens there (JAX would share it with another job of this user), or it is
+        reserved.
+    """
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise UserError(
+            f"port {port} of this machine, at which the processes of the job are to meet, cannot be "
+            f"used ({error.strerror}); set {COORDINATOR} to HOST:PORT with another port, for all of them"
+        ) from error
+
+
+def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
+    """The part of process 0: hears who comes, and tells all to go on, or why not."""
+    address = split_address(place.coordinator)
+    deadline = time.monotonic() + timeout
+    with contextlib.ExitStack() as open_until_end:
+        server = open_until_end.enter_context(listen(address[1]))
+        _check_own_address(address, reach_timeout)
+        there: dict[int, socket.socket] = {}
+        try:
+            while True:
+                # One that has ended since may have been started again.
+                there = {k: each for k, each in there.items() if not _is_closed(each)}
+                if len(there) == place.hosts - 1:
+                    break
+                server.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    missing = [str(k) for k in range(1, place.hosts) if k not in there]
+                    raise LostHostError(
+                        f"of {place.hosts} hosts ({NUM_HOSTS}), {', '.join(missing)} did not come to "
+                        f"{place.coordinator} within {timeout:.0f} s; check that all were started"
+                    ) from None
+                open_until_end.enter_context(connection)
+                who = _hear(connection)
+                if who is not None:
+                    host, hosts = who
+                    _say(connection, _HERE)
+                    if host in there and _is_closed(there[host]):
+                        del there[host]
+                    before, there[host] = there.get(host), connection
+                    _check(host, hosts, place, before)
+        except (UserError, LostHostError) as error:
+            for connection in there.values():
+                _say(connection, f"{type(error).__name__} {error}")
+            raise
+        for connection in there.values():
+            _say(connection, _GO)
+
+
+def _check_own_address(address: tuple[str, int], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(address, timeout=_HELLO_TIMEOUT).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LostHostError(
+                    f"host 0 cannot reach itself at {address[0]}:{address[1]} ({COORDINATOR}; "
+                    f"{error.strerror or error}); give a name or an address of the machine of host 0"
+                ) from error
+        time.sleep(0.5)
+
+
+def _check(host: int, hosts: int, place: Place, before: socket.socket | None) -> None:
+    if hosts != place.hosts:
+        raise UserError(
+            f"{NUM_HOSTS}: host {host} has {hosts}, host 0 has {place.hosts}; give all the same"
+        )
+    if host == 0 or before is not None:
+        error = UserError(f"{HOST}: two processes have {host}; give each its own, 0 to {hosts - 1}")
+        if before is not None:
+            _say(before, f"UserError {error}")
+        raise error
+
+
+def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
+    """The part of the others: says who this is, and waits to be told to go on."""
+    address = split_address(place.coordinator)
+    deadline, trouble = time.monotonic() + reach_timeout, ""
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(address, timeout=_HELLO_TIMEOUT) as connection:
+                _say(connection, f"{place.host} {place.hosts}")
+                told = _read_line(connection)
+                if told == _HERE:
+                    # Process 0 gives up earlier, and says so.
+                    connection.settimeout(start_timeout + 2 * reach_timeout)
+                    told = _read_line(connection)
+        except OSError as error:
+            trouble = error.strerror or str(error)
+        else:
+            if told == _GO:
+                return
+            kind, _, sentence = (told or "").partition(" ")
+            if kind == UserError.__name__:
+                raise UserError(sentence)
+            if kind == LostHostError.__name__:
+                raise LostHostError(sentence)
+            # Something else has the port, such as what is left of the start before.
+            trouble = "what answers there is not host 0 of this job, or it ended"
+        time.sleep(0.5)
+    raise LostHostError(
+        f"host {place.host}: no answer from host 0 at {place.coordinator} ({COORDINATOR}) within "
+        f"{reach_timeout:.0f} s ({trouble}); check the address, and that host 0 was started"
+    )
+
+
+def _hear(connection: socket.socket) -> tuple[int, int] | None:
+    """Number of the process that has connected, and of all that it expects; None: nobody of ours."""
+    connection.settimeout(_HELLO_TIMEOUT)
+    try:
+        host, hosts = map(int, (_read_line(connection) or "").split())
+        return host, hosts
+    except (OSError, ValueError):
+        return None
+
+
+def _say(connection: socket.socket, text: str) -> None:
+    # One that has gone in the meantime is missed by JAX.
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{_MARK} {' '.join(text.split())}\n".encode())
+
+
+def _read_line(connection: socket.socket) -> str | None:
+    """What follows our mark in a line; None: it is not ours."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 2**16:
+        byte = connection.recv(1)
+        if not byte or not f"{_MARK} ".encode().startswith(line[: len(_MARK) + 1]):
+            return None
+        line += byte
+    mark, _, text = line.decode(errors="replace").rstrip("\n").partition(" ")
+    return text if mark == _MARK else None
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the process at the other end has ended, such as one that was started again since."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.setblocking(True)

@@ -1,0 +1,1 @@
+"""Which rows a batch has, and how they lie in it."""

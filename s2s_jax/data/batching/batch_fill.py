@@ -1,0 +1,95 @@
+"""How many users fill a batch: from some stripes of the log or, without reading any, from footers."""
+
+import dataclasses
+
+import numpy as np
+
+from s2s_jax.config import Config
+from s2s_jax.data.encoding import features, held_out
+from s2s_jax.data.logs import arrow, orc, stripe_sample
+from s2s_jax.data.logs.index import FileIndex, may_skip
+from s2s_jax.errors import UserError
+
+# Share of the positions that packing should fill on average, so that little has to be cut; and how many
+# times the users it should hold to be worth a note.
+_WELL_FILLED, _WORTH_PACKING = 0.85, 2
+
+
+def with_packing(config: Config, index: FileIndex) -> Config:
+    """`config` with a number where `io.packing` is auto: the users that fill a batch well.
+
+    A function of the files alone, so that all hosts, and a run that is continued, find the same.
+
+    Raises:
+      UserError: a stripe cannot be read and `io.on_error` is stop.
+    """
+    if config.io.packing != "auto":
+        return config
+    mean = _mean_kept(config, index)
+    # Where nothing can be read, batches are empty however many users they have.
+    packing = 1 if mean is None else _users_that_fit(config, mean)
+    return dataclasses.replace(config, io=dataclasses.replace(config.io, packing=packing))
+
+
+def packing_notes(config: Config, index: FileIndex) -> list[str]:
+    """What packing would gain, or loses.
+
+    Raises:
+      UserError: as `with_packing`.
+    """
+    packing, rows, seq_len = config.io.packing, config.io.batch_size, config.model.seq_len
+    if packing == "auto":
+        return []
+    if packing is None:
+        mean = _mean_in_footers(index)
+        fitting = 0 if mean is None else _users_that_fit(config, mean)
+        if fitting < _WORTH_PACKING * rows:
+            return []
+        return [
+            f"rows have {mean:,.0f} positions on average, so most of the {seq_len:,} (model.seq_len) "
+            f"are padding; io.packing auto would fill them with about {fitting} users"
+        ]
+    mean = _mean_kept(config, index)
+    if mean is None:
+        return []
+    wanted, room, fitting = packing * mean, rows * seq_len, _users_that_fit(config, mean)
+    told = (
+        f"warning: io.packing {packing} users have {wanted:,.0f} positions on average and a device's "
+        f"batch {room:,} (io.batch_size x model.seq_len), so"
+    )
+    if wanted > room:
+        return [f"{told} the longest are cut; io.packing {fitting} (or auto) would fit"]
+    if fitting >= _WORTH_PACKING * packing:
+        return [f"{told} most of it is padding; io.packing {fitting} (or auto) would fill it"]
+    return []
+
+
+def _mean_in_footers(index: FileIndex) -> float | None:
+    """Mean positions of a row, whatever training sees of it; None without rows that have any."""
+    rows = sum(file.rows for file in index.files if file.positions)
+    return sum(file.positions for file in index.files) / rows if rows else None
+
+
+def _mean_kept(config: Config, index: FileIndex) -> float | None:
+    """Mean positions that training sees of rows of some stripes; None if no row there has any."""
+    stripes, cut = index.stripes, held_out.training_cut(config)
+    names = features.column_names(config.features)
+    rows = positions = 0
+    for file, number, first_row in (stripes[n] for n in stripe_sample.spread(index)):
+        try:
+            batch = orc.read_stripe(file, number, names)
+            of_columns = [arrow.list_lengths(batch.column(name)) for name in names]
+            kept_N = cut.kept(batch, np.maximum.reduce(of_columns), file, first_row)
+        except UserError as error:
+            # What reads everything tells what cannot be read.
+            if not may_skip(error, config.io):
+                raise
+            continue
+        rows += int((kept_N > 0).sum())
+        positions += int(np.minimum(kept_N, config.epoch_history_len).sum())
+    return positions / rows if rows else None
+
+
+def _users_that_fit(config: Config, mean: float) -> int:
+    room = config.io.batch_size * config.model.seq_len
+    return max(1, int(_WELL_FILLED * room / mean))

@@ -1,0 +1,233 @@
+"""What users did before an event that is to be found, for evaluation and for recommending.
+
+Rows are read in the order of the files, whole: the model sees the newest events, the ranking is told of
+all.
+
+Shapes: N rows of a stripe, P positions, U users of a batch, L positions of a sequence, I items of a
+catalogue.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from s2s_jax.config import Config
+from s2s_jax.data.encoding import blocks, features
+from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.encoding.held_out import Targets
+from s2s_jax.data.items import seen
+from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.items.item_counts import codes_of, whole_sequences
+from s2s_jax.data.items.seen import Seen
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.index import FileIndex, may_skip
+from s2s_jax.errors import UserError
+
+# Events of the histories of a batch; a longer history is a batch of its own.
+_MOST_POSITIONS = 2**22
+
+
+class Histories(NamedTuple):
+    """Some users of the log; places beyond the users are padding.
+
+    Attributes:
+      arrays: `length` and `ids`, see `blocks.to_dense`: the newest events before the target.
+      users: how many there are.
+      stripe_U: int32 stripes of the users.
+      row_U: int64 rows of the users in their file.
+      target_U: int32 item of the catalogue that comes next; -1 if not in it, or not looked for.
+      events_U: int32 events of the whole history.
+      item_P: int32 items of the catalogue of all events of the whole histories, user after user; -1 if
+        not in it.
+      seen: the items that are there; users are numbered in the order of the batch.
+    """
+
+    arrays: dict[str, np.ndarray]
+    users: int
+    stripe_U: np.ndarray
+    row_U: np.ndarray
+    target_U: np.ndarray
+    events_U: np.ndarray
+    item_P: np.ndarray
+    seen: Seen
+
+    def items_of(self, user: int) -> np.ndarray:
+        """int32: the part of `item_P` that is of one user."""
+        begin = int(self.events_U[:user].sum())
+        return self.item_P[begin : begin + int(self.events_U[user])]
+
+    def known_events(self) -> np.ndarray:
+        """int64 `[U]`: events of each history whose item is in the catalogue."""
+        user_P = np.repeat(np.arange(len(self.events_U)), self.events_U)
+        return np.bincount(user_P[self.item_P >= 0], minlength=len(self.events_U))
+
+
+class ItemNumbers:
+    """From encoded ids of items to their places in a catalogue."""
+
+    def __init__(self, catalogue: Catalogue, config: Config):
+        """Sorts the items of `catalogue`."""
+        ids = catalogue.ids[config.loss.item_feature]
+        code_I = codes_of(ids.reshape(len(ids), -1))
+        self._number_I = np.argsort(code_I, kind="stable")
+        self._code_I = code_I[self._number_I]
+
+    def of(self, code_P: np.ndarray) -> np.ndarray:
+        """int32 `[P]` places of items, -1 for those that are not in the catalogue, and for `NO_ID`."""
+        place_P = np.searchsorted(self._code_I, code_P)
+        place_P = np.minimum(place_P, len(self._code_I) - 1)
+        found_P = (self._code_I[place_P] == code_P) & (code_P != NO_ID)
+        return np.where(found_P, self._number_I[place_P], -1).astype(np.int32)
+
+
+class _Rows(NamedTuple):
+    """Users of one stripe, without what is not needed of their events.
+
+    Attributes:
+      stripe: its number.
+      row_N: int64 rows in the file.
+      newest: the newest events of each history, packed.
+      events_N: int64 events of each history.
+      item_P: int32 items of all of these.
+      target_N: int32 item that comes next.
+    """
+
+    stripe: int
+    row_N: np.ndarray
+    newest: Block
+    events_N: np.ndarray
+    item_P: np.ndarray
+    target_N: np.ndarray
+
+    def part(self, begin: int, stop: int) -> "_Rows":
+        """Some of the users, without copying."""
+        ends = blocks.starts(self.events_N[:stop])
+        return _Rows(
+            self.stripe,
+            self.row_N[begin:stop],
+            blocks.choose(self.newest, slice(begin, stop)),
+            self.events_N[begin:stop],
+            self.item_P[ends[begin] : ends[stop]],
+            self.target_N[begin:stop],
+        )
+
+
+class HistoryReader:
+    """Reads the histories of a log."""
+
+    def __init__(self, config: Config, index: FileIndex, numbers: ItemNumbers, users: int):
+        """Prepares reading.
+
+        Args:
+          config: the configuration.
+          index: of the files.
+          numbers: of items.
+          users: U, of a batch.
+        """
+        self._config = whole_sequences(config, tuple(f.name for f in config.features))
+        self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
+        self._index = index
+        self._numbers = numbers
+        self._users = users
+        columns = features.id_columns(config.features)
+        self._item = columns[config.loss.item_feature]
+
+    @property
+    def stripes(self) -> int:
+        """Stripes of the log."""
+        return len(self._index.stripes)
+
+    def read(self, stripe: int, targets: Targets | None) -> Iterator[Histories]:
+        """The users of one stripe: see `read_all`."""
+        return self.read_all([stripe], targets)
+
+    def read_all(self, stripes: Iterable[int], targets: Targets | None) -> Iterator[Histories]:
+        """The users of some stripes that have a history, and an event to be found, in their order.
+
+        A batch may have users of several stripes. It has fewer than U only at the end, and where
+        histories are so long that they would take too much memory together.
+
+        Args:
+          stripes: their numbers in the index, rising.
+          targets: what is to be found; None: nothing is, and histories are whole.
+
+        Raises:
+          UserError: a stripe cannot be read and `io.on_error` is stop.
+        """
+        waiting: list[_Rows] = []
+        users = positions = 0
+        for stripe in stripes:
+            rows = self._read(stripe, targets)
+            if rows is None:
+                continue
+            ends = blocks.starts(rows.events_N)
+            begin, total = 0, len(rows.row_N)
+            while begin < total:
+                room = ends[begin] + _MOST_POSITIONS - positions
+                fitting = int(np.searchsorted(ends, room, side="right")) - 1
+                # A user alone fits however long the history is.
+                stop = min(max(fitting, begin if users else begin + 1), begin + self._users - users)
+                stop = min(stop, total)
+                waiting.append(rows.part(begin, stop))
+                users += stop - begin
+                positions += int(ends[stop] - ends[begin])
+                begin = stop
+                if users == self._users or begin < total:
+                    yield self._batch(waiting)
+                    waiting, users, positions = [], 0, 0
+        if users:
+            yield self._batch(waiting)
+
+    def _read(self, stripe: int, targets: Targets | None) -> _Rows | None:
+        file, number, first_row = self._index.stripes[stripe]
+        try:
+            batch = orc.read_stripe(file, number, features.column_names(self._config.features))
+            block = features.decode(batch, file, first_row, self._config)
+            before_N, wanted_N = block.lengths_N, block.lengths_N > 0
+            if targets is not None:
+                before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
+                until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
+                wanted_N = (before_N > 0) & (before_N < until_N)
+        except UserError as error:
+            if not may_skip(error, self._config.io):
+                raise
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+            return None
+        (rows,) = np.nonzero(wanted_N)
+        before = blocks.choose(blocks.take_first(block, before_N), rows)
+        item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
+        items = Block(item_P[:, None], before.begins_N, before.lengths_N)
+        target_N = np.full(len(rows), -1, np.int32)
+        if targets is not None:
+            target_N = item_P[before.begins_N + before.lengths_N]
+        return _Rows(
+            stripe,
+            first_row + rows,
+            blocks.pack(blocks.truncate(before, self._shown_len, keep_newest=True)),
+            before.lengths_N,
+            blocks.positions_of(items)[:, 0],
+            target_N,
+        )
+
+    def _batch(self, parts: Sequence[_Rows]) -> Histories:
+        newest = [part.newest for part in parts]
+        arrays = blocks.to_dense(newest, self._users, self._seq_len)
+        events = np.concatenate([part.events_N for part in parts])
+        item_P = np.concatenate([part.item_P for part in parts])
+        stripe = [np.full(len(part.row_N), part.stripe, np.int32) for part in parts]
+        return Histories(
+            arrays,
+            len(events),
+            np.concatenate(stripe),
+            np.concatenate([part.row_N for part in parts]),
+            self._padded(np.concatenate([part.target_N for part in parts]), -1),
+            self._padded(events.astype(np.int32), 0),
+            item_P,
+            seen.distinct(np.repeat(np.arange(len(events)), events), item_P),
+        )
+
+    def _padded(self, x: np.ndarray, fill: int) -> np.ndarray:
+        padding = np.full((self._users - len(x), *x.shape[1:]), fill, x.dtype)
+        return np.concatenate([x, padding])

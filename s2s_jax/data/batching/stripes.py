@@ -1,0 +1,72 @@
+"""Which stripes a log should have, and what to do about others.
+
+Only whole stripes can be read. So large ones take memory, and few ones leave a shuffle little choice.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from s2s_jax.config import IOConfig
+from s2s_jax.data.batching.order import STRIPES_PER_SHARD, Order
+
+# Positions of a stripe between which reading is fastest, and beyond which its speed is erratic.
+BEST_POSITIONS = (200_000, 800_000)
+_ERRATIC_POSITIONS = 1_600_000
+
+
+def advice(
+    stripe_rows: Sequence[int], stripe_positions: Sequence[float], io: IOConfig
+) -> list[str]:
+    """What is wrong with the stripes of a log, a sentence each, without what to do about it.
+
+    Args:
+      stripe_rows: rows of each stripe that has any.
+      stripe_positions: positions of each stripe that is known, at least one.
+      io: says how the log is shuffled.
+    """
+    wrong = (
+        _too_few(stripe_rows, stripe_positions, io),
+        _badly_sized(stripe_positions, io),
+    )
+    return [text for text in wrong if text is not None]
+
+
+def remedy(paths: str) -> str:
+    """The command that mends stripes; `paths` as a shell takes them."""
+    return f"rewrite the log: s2s convert {paths} --layout orc --out DIR"
+
+
+def _too_few(
+    stripe_rows: Sequence[int], stripe_positions: Sequence[float], io: IOConfig
+) -> str | None:
+    if not io.shuffle:
+        return None
+    needed = io.shards * STRIPES_PER_SHARD
+    shards = Order(stripe_rows, io.shards, io.shuffle_rows, shuffle=True, seed=0).shards
+    # A small log has better few good stripes than many small ones.
+    if shards == io.shards or sum(stripe_positions) < BEST_POSITIONS[0] * needed:
+        return None
+    return (
+        f"few stripes ({len(stripe_rows):,}): a shuffle never uses more than one shard for "
+        f"{STRIPES_PER_SHARD} stripes, so it draws from {shards} instead of {io.shards} "
+        f"(io.shards), for which there should be {needed}"
+    )
+
+
+def _badly_sized(stripe_positions: Sequence[float], io: IOConfig) -> str | None:
+    low, high = BEST_POSITIONS
+    best = f"{low / 1e6:g} to {high / 1e6:g} million positions a stripe read best"
+    erratic = sum(size > _ERRATIC_POSITIONS for size in stripe_positions)
+    if erratic:
+        return (
+            f"huge stripes: {erratic:,} of {len(stripe_positions):,} hold more than "
+            f"{_ERRATIC_POSITIONS / 1e6:g} million positions, up to {max(stripe_positions):,.0f}; only "
+            f"whole stripes can be read, so memory and speed of reading are erratic, and {best}"
+        )
+    middle = statistics.median(stripe_positions)
+    # Small stripes are right where larger ones would be too few.
+    enough = sum(stripe_positions) >= low * STRIPES_PER_SHARD * io.shards
+    if middle > high or (middle < low and enough):
+        size, than = ("large", "more") if middle > high else ("small", "fewer")
+        return f"{size} stripes: half of them hold {middle:,.0f} positions or {than}, and {best}"
+    return None

@@ -1,0 +1,142 @@
+"""A DuckDB database on disk; its errors are told in a sentence. The extra `convert` installs DuckDB."""
+
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from s2s_jax.data.conversion.reading import sql
+from s2s_jax.errors import UserError
+
+_SHOWN = 80
+
+T = TypeVar("T")
+
+
+class Database:
+    """A database of which nothing is left when its directory is removed."""
+
+    def __init__(self, directory: Path, memory_limit: str | None):
+        """Makes it.
+
+        Args:
+          directory: for the database, and for what does not fit in memory while sorting.
+          memory_limit: of DuckDB, as "4GB"; None: its own, 80% of the memory.
+
+        Raises:
+          UserError: the limit is none.
+        """
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "duckdb")
+        try:
+            self._connection = duckdb.connect(str(directory / "events.duckdb"))
+        except duckdb.Error as error:
+            self._worker.shutdown()
+            raise UserError(f"--temp_dir: {directory} cannot be used ({reason(error)})") from error
+        settings = {"temp_directory": str(directory), "TimeZone": "UTC"}
+        # A progress bar of ours asks how far DuckDB is; it must not print its own.
+        settings |= {"enable_progress_bar": "true", "enable_progress_bar_print": "false"}
+        # Nothing is fetched from anywhere.
+        settings |= {"autoinstall_known_extensions": "false"}
+        for key, value in settings.items():
+            self.run(f"SET {key} = {sql.text(value)}")
+        if memory_limit is not None:
+            try:
+                self._connection.execute(f"SET memory_limit = {sql.text(memory_limit)}")
+            except duckdb.Error as error:
+                self._connection.close()
+                raise UserError(
+                    f"--memory_limit: expected a size such as 4GB, found {memory_limit}"
+                ) from error
+
+    def close(self) -> None:
+        """Ends it."""
+        self._worker.shutdown()
+        with _explained("the events"):
+            self._connection.close()
+
+    def progress(self) -> float:
+        """Percent of the running query that is done. May be asked by another thread."""
+        return max(self._connection.query_progress(), 0.0)
+
+    def run(self, query: str, what: str = "the events") -> list[tuple]:
+        """The rows of a query's result.
+
+        Args:
+          query: of SQL.
+          what: what errors are about, such as the file that is read.
+
+        Raises:
+          UserError: it fails.
+        """
+        with _explained(what):
+            return self._unless_told(lambda: self._connection.execute(query).fetchall())
+
+    def ask(self, aggregates: Mapping[str, str], table: str, what: str = "the events") -> dict:
+        """The values of aggregates over a table, under the same names."""
+        if not aggregates:
+            return {}
+        (values,) = self.run(f"SELECT {', '.join(aggregates.values())} FROM {table}", what)
+        return dict(zip(aggregates, values, strict=True))
+
+    def stream(self, query: str) -> Iterator[pa.RecordBatch]:
+        """The result of a query that memory need not hold.
+
+        Raises:
+          UserError: it fails, as where there is no room to sort.
+        """
+        with _explained("the events"):
+            reader = self._unless_told(
+                lambda: iter(pa.RecordBatchReader.from_stream(self._connection.sql(query)))
+            )
+            while (batch := self._unless_told(lambda: next(reader, None))) is not None:
+                yield batch
+
+    def _unless_told(self, work: Callable[[], T]) -> T:
+        """What `work` returns; what a signal raises meanwhile ends DuckDB's query.
+
+        DuckDB does not hear signals, and Python hears them only outside of DuckDB.
+        """
+        result = self._worker.submit(work)
+        try:
+            return result.result()
+        except BaseException:
+            self._connection.interrupt()
+            raise
+
+    def register(self, name: str, table: pa.Table) -> None:
+        """Lets queries read a table of Arrow."""
+        self._connection.register(name, table)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise UserError(
+            f"{what}: more memory or room on disk is needed ({reason(error)}); raise --memory_limit, "
+            f"or name a larger disk with --temp_dir"
+        ) from error
+    except duckdb.IOException as error:
+        full = ""
+        if any(words in str(error) for words in ("No space left", "Disk quota", "Could not write")):
+            full = "; name a larger disk with --temp_dir"
+        raise UserError(f"{what}: DuckDB failed: {reason(error)}{full}") from error
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"{what}: DuckDB failed: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of a message: others quote the query."""
+    lines = str(error).split("\n")
+    return " ".join(lines[0].split()) or type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """A text as it is shown in a message."""
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

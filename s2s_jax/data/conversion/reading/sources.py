@@ -1,0 +1,253 @@
+"""Event logs on disk: which files, in which layout."""
+
+import glob
+import gzip
+import os
+import re
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from s2s_jax.data.conversion.reading import movielens
+from s2s_jax.data.logs.files import walk
+from s2s_jax.errors import UserError
+
+Layout = Literal["csv", "parquet", "jsonl", "movielens", "orc"]
+
+_SUFFIXES: dict[Layout, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "orc": (".orc",),
+}
+_COMPRESSIONS = (".gz", ".zst")
+# What lies in the directory of a table whose files may hold rows that were deleted or replaced.
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+_HIVE_CHANGES = re.compile(r"(delta|delete_delta)_\d+(_\d+)+")
+# Hive's name for the directory of rows without a value.
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+class Sources(NamedTuple):
+    """What is converted.
+
+    Attributes:
+      layout: of all files.
+      files: in the order in which they are read.
+      notes: what the user may not expect, a sentence each.
+    """
+
+    layout: Layout
+    files: list[Path]
+    notes: list[str]
+
+
+def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
+    """The files that `paths` name.
+
+    A path is a file, a directory or a glob pattern. A directory gives, sorted, the files below it
+    whose names end as the layout's do or, where there are none and the layout is given, all of them.
+    Links are followed. Names that begin with `.` or `_` are passed over, and so is `out` inside a
+    directory. MovieLens is one directory, and gives its ratings. Files of 0 bytes have no events.
+
+    Args:
+      paths: what is named.
+      layout: of the files; None: what their names tell.
+      out: where the log is written.
+
+    Raises:
+      UserError: nothing is named or found, a file is named twice, the layout cannot be told, or a
+        directory belongs to a table that keeps deleted rows.
+    """
+    if not paths:
+        raise UserError("expected files or directories with events, found none; name some")
+    named = [path for text in paths for path in _expand(text)]
+    ratings = movielens.find(named[0]) if len(named) == 1 else None
+    if layout == "movielens":
+        if ratings is None:
+            raise UserError(
+                f"--layout: movielens is one directory with {' or '.join(movielens.RATINGS)}, found "
+                f"{', '.join(paths)}; name such a directory or another layout"
+            )
+        return Sources("movielens", [ratings], movielens.notes(ratings))
+    if layout is None and ratings is not None and movielens.is_movielens(ratings):
+        return Sources("movielens", [ratings], movielens.notes(ratings))
+    files: list[Path] = []
+    notes: list[str] = []
+    for path in named:
+        try:
+            files += _below(path, layout, out, notes) if path.is_dir() else [path]
+        except OSError as error:
+            raise UserError(f"{path} cannot be looked at ({error})") from error
+    _refuse_twice(files)
+    layout = layout or _tell_layout(files)
+    empty = [path for path in files if _is_empty(path)]
+    if empty and layout != "orc" and len(empty) < len(files):
+        notes.append(f"{count(empty, 'empty file')} taken as having no events")
+        files = [path for path in files if path not in empty]
+    return Sources(layout, files, notes)
+
+
+def partition_values(path: Path) -> dict[str, str | None]:
+    """What the directories of a file say about its events, as `day=2015-01-01` does."""
+    values: dict[str, str | None] = {}
+    for part in path.absolute().parent.parts:
+        name, equals, value = part.partition("=")
+        if name and equals:
+            known = None if value == _NO_VALUE else urllib.parse.unquote(value)
+            values[urllib.parse.unquote(name)] = known
+    return values
+
+
+def count(paths: Sequence[Path], noun: str) -> str:
+    """How many paths there are, with the first, as the subject of a sentence."""
+    if len(paths) == 1:
+        return f"1 {noun} ({paths[0]}) is"
+    return f"{len(paths):,} {noun}s ({paths[0]} and others) are"
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text).expanduser()
+    if os.path.lexists(path):
+        if not path.exists():
+            raise UserError(f"{text} is a link to nowhere; name files or directories with events")
+        return [path]
+    found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
+    if not found:
+        raise UserError(f"{text} does not exist; name files or directories with events")
+    for name in found:
+        _refuse_table(Path(name) if Path(name).is_dir() else Path(name).parent)
+    return [Path(name) for name in found]
+
+
+def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) -> list[Path]:
+    _refuse_table(directory)
+    circles: list[Path] = []
+    everything = sorted(walk(directory, circles))
+    inside = [path for path in everything if not _hidden(path, directory)]
+    inside = _each_once(_without(inside, directory, out, notes), notes)
+    _refuse_inner_tables(directory, everything)
+    if layout is None:
+        found = [path for path in inside if _layout_of(path) is not None]
+    else:
+        found = [path for path in inside if _layout_of(path) == layout] or inside
+    if not found:
+        raise UserError(
+            f"{directory} holds no files whose names end in "
+            f"{', '.join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)}; name the "
+            f"files, or their layout with --layout"
+        )
+    left_out = [path for path in inside if path not in set(found)]
+    left_out += [p for p in everything if _hidden(p, directory) and _layout_of(p) is not None]
+    if left_out:
+        notes.append(
+            f"warning: {count(left_out, 'file')} left out because of the name; name such files one by "
+            f"one, or with --layout, to read them"
+        )
+    if circles:
+        notes.append(
+            f"{count(circles, 'linked folder')} not followed: they lead back to a folder they are in"
+        )
+    return found
+
+
+def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) -> list[Path]:
+    """All but those of an earlier log that is written into a directory of the sources."""
+    real, top = os.path.realpath(out), os.path.realpath(directory)
+    if real == top:
+        return files
+    own = {path for path in files if os.path.realpath(path).startswith(real + os.sep)}
+    if own:
+        notes.append(f"{count(sorted(own), 'file')} left out, being in --out")
+    return [path for path in files if path not in own]
+
+
+def _each_once(files: list[Path], notes: list[str]) -> list[Path]:
+    """Without those that are in the list by another path, too: of a link and its file, the file."""
+    by_real: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: os.path.realpath(path) != os.path.abspath(path)):
+        by_real.setdefault(os.path.realpath(path), path)
+    chosen = set(by_real.values())
+    again = [path for path in files if path not in chosen]
+    if again:
+        notes.append(f"{count(again, 'linked file')} read only once, under the other name")
+    return [path for path in files if path in chosen]
+
+
+def _refuse_table(directory: Path) -> None:
+    """Refuses a directory that is, or is in, a table whose files may hold deleted rows."""
+    for place in (directory.absolute(), *directory.absolute().parents):
+        for sign, kind in _TABLES.items():
+            if next(place.glob(sign), None) is not None:
+                _refuse_kind(place, kind)
+
+
+def _refuse_inner_tables(directory: Path, files: Sequence[Path]) -> None:
+    for path in files:
+        for place in path.parents[: len(path.relative_to(directory).parts) - 1]:
+            if place.name in _TABLES:
+                _refuse_kind(place.parent, _TABLES[place.name])
+            if _HIVE_CHANGES.fullmatch(place.name):
+                _refuse_kind(place.parent, "Hive transaction")
+        if path.name.endswith(".metadata.json") and path.parent.name == "metadata":
+            _refuse_kind(path.parent.parent, "Iceberg")
+
+
+def _refuse_kind(place: Path, kind: str) -> None:
+    raise UserError(
+        f"{place} is a {kind} table, which keeps files with deleted or replaced rows beside the live "
+        f"ones; write its rows to plain Parquet files with an engine that knows such tables, and name "
+        f"these"
+    )
+
+
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part[0] in "._" for part in path.relative_to(below).parts)
+
+
+def _layout_of(path: Path) -> Layout | None:
+    name = path.name.lower()
+    for compression in _COMPRESSIONS:
+        name = name.removesuffix(compression)
+    for layout, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return layout
+    return None
+
+
+def _tell_layout(files: Sequence[Path]) -> Layout:
+    layouts: dict[Layout, Path] = {}
+    for path in files:
+        layout = _layout_of(path)
+        if layout is None:
+            raise UserError(f"{path}: its name tells no layout; give one with --layout")
+        layouts[layout] = path
+    if len(layouts) > 1:
+        first, second = list(layouts.values())[:2]
+        raise UserError(
+            f"expected files of one layout, found {first} and {second}; name fewer, or choose with "
+            f"--layout"
+        )
+    return next(iter(layouts))
+
+
+def _refuse_twice(files: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in files:
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            also = "" if first == path else f" (also as {first})"
+            raise UserError(f"{path} is named twice{also}; its events would count double")
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is nothing in a file, after gzip is undone."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return not file.read(1)
+        return path.stat().st_size == 0
+    except (OSError, EOFError):
+        # It is refused, with the reason, when it is read.
+        return False

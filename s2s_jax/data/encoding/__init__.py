@@ -1,0 +1,1 @@
+"""What stands in a log → ids and blocks, as the features say."""

@@ -1,0 +1,352 @@
+"""Arrow columns → ids: select, unpack bags, hash or bucketize, truncate.
+
+Shapes: N rows of a record batch, P positions, T entries, C columns of ids.
+"""
+
+# pyarrow.compute makes its functions when it is imported, unseen by type checkers.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.data.encoding import blocks, held_out, ids
+from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.logs.orc import OrcFile
+from s2s_jax.errors import MachineError, UserError
+
+
+def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
+    """Which columns of `Block.values_PC` hold the ids of each feature: `bag_size * id_words` of them."""
+    columns, start = {}, 0
+    for feature in features:
+        width = feature.bag_size * feature.id_words
+        columns[feature.name] = slice(start, start + width)
+        start += width
+    return columns
+
+
+def id_width(features: Sequence[FeatureConfig]) -> int:
+    """Columns of `Block.values_PC`."""
+    return sum(feature.bag_size * feature.id_words for feature in features)
+
+
+def column_names(features: Sequence[FeatureConfig]) -> list[str]:
+    """The columns of the files that `features` read, each once."""
+    return list(dict.fromkeys(f.column_name for f in features))
+
+
+def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
+    """Refuses a file that lacks a column of `features` or has it in a type that cannot be read.
+
+    Raises:
+      UserError: naming file and column.
+    """
+    names = file.schema.names
+    for i, feature in enumerate(features):
+        name = feature.column_name
+        key = f"features.{i}.{'name' if feature.column is None else 'column'}"
+        if name not in names:
+            raise UserError(f"{file.path}: no column {name} ({key}); it has {_told(file, name)}")
+        if names.count(name) > 1:
+            raise UserError(
+                f"{file.path}: {names.count(name)} columns are called {name} ({key}), expected one; "
+                f"write the file anew with other names"
+            )
+        if name in file.encrypted:
+            raise UserError(
+                f"{file.path}: column {name} ({key}) is encrypted and can only be read as its mask; "
+                f"write the file anew without encryption"
+            )
+        column_type = file.schema.field(name).type
+        refused = check_column(column_type, feature, f"features.{i}")
+        if refused is not None:
+            raise UserError(f"{file.path}: column {name}{refused}")
+
+
+def entry_kinds(file: OrcFile, features: Sequence[FeatureConfig]) -> dict[str, str]:
+    """What the ids of features are made from, by name; the same id of another kind is another id.
+
+    Args:
+      file: has the columns of all features.
+      features: those whose op is no id know of times and numbers what they need.
+    """
+    kinds = {}
+    for feature in features:
+        if feature.op == "id":
+            element = _element_type(file.schema.field(feature.column_name).type)
+            assert element is not None, "checked with the schema"
+            kind = "whole numbers" if pa.types.is_integer(element) else str(element)
+            kinds[feature.name] = "text" if ids.is_text(element) else kind
+    return kinds
+
+
+def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -> str | None:
+    """What is wrong with a column of `feature`, said after its name; None if it can be read.
+
+    Args:
+      column_type: of the column.
+      feature: that reads it.
+      place: of the feature in the configuration, for messages.
+    """
+    element = _element_type(column_type)
+    if element is None or not ids.accepted(element, feature.op):
+        expected = {
+            "id": "integers, strings or times",
+            "bucketize": "numbers",
+        }
+        what = expected[feature.op] if feature.op in expected else "times"
+        return (
+            f": expected list<T> or list<list<T>> of {what} ({place}.op is {feature.op}), found "
+            f"{column_type}"
+        )
+    if feature.op == "id" and ids.is_text(element) and feature.hash_type is None:
+        return (
+            f" holds strings ({column_type}), so {place}.hash_type cannot be None; set it to murmur "
+            f"or farm"
+        )
+    return None
+
+
+def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
+    """Decodes all features of a record batch.
+
+    A null or empty list means that a feature is missing: at one position if it is an inner list or
+    a null id, or at all positions of the row if it is the whole list while other features have some.
+
+    Args:
+      batch: rows with the columns of `config.features`.
+      file: where they come from, for messages.
+      first_row: number of their first row in the file, for messages.
+      config: says what is held out, and how features are truncated, hashed and bagged.
+
+    Raises:
+      UserError: features of a row disagree in length, a row is longer than what is kept although
+        `io.check_length` forbids it, a bag is fuller than its `bag_size`, or a text is no time.
+      MachineError: there is too little memory.
+    """
+    try:
+        return _decode(batch, file, first_row, config)
+    except MemoryError as error:
+        raise MachineError(
+            f"{file.path}: rows from {first_row:,} on cannot be decoded: too little memory; give the "
+            f"job more, lower io.thread_num, or write the log anew in smaller stripes"
+        ) from error
+
+
+def _decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
+    names = column_names(config.features)
+    found = {name: _list_lengths(batch.column(name)) for name in names}
+    lengths_N = _common_lengths(found, file, first_row)
+    longest = config.history_len
+    if config.io.check_length and lengths_N.max(initial=0) > longest:
+        row = int(np.argmax(lengths_N > longest))
+        windows = "" if config.io.windows == 1 else f" in {config.io.windows} windows"
+        raise UserError(
+            f"{file.path}: row {first_row + row} has {lengths_N[row]} positions, expected at most "
+            f"{longest} (model.seq_len{windows}); unset io.check_length to truncate"
+        )
+    starts_N = blocks.starts(lengths_N)
+    columns = id_columns(config.features)
+    values_PC = np.empty((starts_N[-1], id_width(config.features)), np.int32)
+    decoded = Block(values_PC, starts_N[:-1], lengths_N)
+    cut = held_out.training_cut(config)
+    seen = blocks.take_first(decoded, cut.kept(batch, lengths_N, file, first_row))
+    kept = blocks.truncate(seen, longest, keep_newest=config.io.truncate_side == "left")
+    where = _Where(file, first_row, starts_N, kept)
+    entries = {name: _open(batch.column(name).flatten()) for name in names}
+    for feature in config.features:
+        name = feature.column_name
+        mine_PK = values_PC[:, columns[feature.name]]
+        present_P = None
+        if not np.array_equal(found[name], lengths_N):
+            # Rows without the feature are missing it at all their positions.
+            present_P = np.repeat(found[name] == lengths_N, lengths_N)
+        _fill(mine_PK, entries[name], present_P, feature, where)
+        if feature.of_next:
+            mine_PK[:-1] = mine_PK[1:]
+            mine_PK[starts_N[1:][lengths_N > 0] - 1] = NO_ID
+    return kept
+
+
+class _Where(NamedTuple):
+    """Where the positions of a record batch stand, for messages."""
+
+    file: OrcFile
+    first_row: int
+    starts_N: np.ndarray
+    kept: Block
+
+    def row(self, position: int) -> int:
+        """Number in the file of the row that a position belongs to."""
+        return self.first_row + int(np.searchsorted(self.starts_N, position, side="right")) - 1
+
+    def is_kept(self, positions: np.ndarray) -> np.ndarray:
+        """Which positions truncation keeps."""
+        row = np.searchsorted(self.starts_N, positions, side="right") - 1
+        after = positions - self.kept.begins_N[row]
+        return (after >= 0) & (after < self.kept.lengths_N[row])
+
+
+class _Entries(NamedTuple):
+    """The entries of a column, position after position, without those that are missing.
+
+    Attributes:
+      values: the entries.
+      counts_P: int64, how many each position has; None if each has one.
+    """
+
+    values: pa.Array
+    counts_P: np.ndarray | None
+
+
+def _fill(
+    ids_PK: np.ndarray,
+    entries: _Entries,
+    present_P: np.ndarray | None,
+    feature: FeatureConfig,
+    where: _Where,
+) -> None:
+    """Writes the ids of a feature.
+
+    Args:
+      ids_PK: where to.
+      entries: of the feature's column, for the positions where `present_P`.
+      present_P: bool, whether a position's row has the column; None: all have.
+      feature: says what becomes of the entries.
+      where: of the positions.
+    """
+    counts_P = entries.counts_P
+    if present_P is not None:
+        some = np.ones(present_P.sum(), np.int64) if counts_P is None else counts_P
+        counts_P = np.zeros(len(present_P), np.int64)
+        counts_P[present_P] = some
+    if counts_P is not None:
+        (too_full,) = np.nonzero(counts_P > feature.bag_size)
+        too_full = too_full[where.is_kept(too_full)]
+        if len(too_full):
+            position = int(too_full[0])
+            raise UserError(
+                f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: a "
+                f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "
+                f"the bag_size of feature {feature.name}"
+            )
+    values = entries.values
+    if feature.op == "time_gap" and counts_P is not None:
+        # Only what truncation drops may hold several times; the first of them counts.
+        there_P = counts_P > 0
+        if counts_P.max(initial=0) > 1:
+            values = values.take(pa.array(blocks.starts(counts_P)[:-1][there_P]))
+        counts_P = there_P.astype(np.int64)
+    try:
+        if feature.op == "time_gap":
+            there_P = np.ones(len(ids_PK), bool) if counts_P is None else counts_P > 0
+            first_P = np.zeros(len(ids_PK) + 1, bool)
+            first_P[where.starts_N[:-1]] = True
+            ids_PK[:, 0] = ids.time_gaps(values, there_P, first_P[:-1], feature)
+            return
+        if feature.grows:
+            ids_TW = ids.to_words(values, feature)
+        else:
+            ids_TW = ids.to_buckets(values, feature)[:, None]
+    except ids.NotANumberError as error:
+        position = error.index
+        if counts_P is not None:
+            position = int(np.searchsorted(np.cumsum(counts_P), error.index, side="right"))
+        raise UserError(
+            f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: expected a "
+            f"time as a whole number (features of op {feature.op}), found {error.text}; write times as "
+            f"seconds since 1970"
+        ) from error
+    words = feature.id_words
+    if counts_P is None:
+        ids_PK[:, :words] = ids_TW
+        ids_PK[:, words:] = NO_ID
+        return
+    begins_P = blocks.starts(counts_P)[:-1]
+    for k in range(feature.bag_size):
+        there_P = counts_P > k
+        for word in range(words):
+            ids_PK[:, k * words + word] = NO_ID
+            ids_PK[there_P, k * words + word] = ids_TW[begins_P[there_P] + k, word]
+
+
+# ------------------------------------------------------------------------------------ columns
+
+
+def _told(file: OrcFile, name: str) -> str:
+    """The columns of a file in one line, and whether `name` is inside one of them."""
+    told = " ".join(", ".join(file.schema.names).split()) or "no columns"
+    for field in file.schema:
+        if pa.types.is_struct(field.type) and field.type.get_field_index(name) >= 0:
+            # Hive writes its transactional tables so.
+            return (
+                f"{told}, and {name} inside struct {field.name}, where it cannot be read; write it as a "
+                f"column of its own"
+            )
+    return told
+
+
+def _element_type(column_type: pa.DataType) -> pa.DataType | None:
+    """T of list<T> or list<list<T>>, None for other types."""
+    if not _is_list(column_type):
+        return None
+    inner = column_type.value_type
+    return inner.value_type if _is_list(inner) else inner
+
+
+def _is_list(data_type: pa.DataType) -> bool:
+    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
+
+
+def _list_lengths(lists: pa.Array) -> np.ndarray:
+    """int64 length of each list, 0 for null."""
+    lengths = pc.list_value_length(lists)
+    if lengths.null_count:
+        lengths = pc.fill_null(lengths, 0)
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+
+
+def _common_lengths(lengths: Mapping[str, np.ndarray], file: OrcFile, first_row: int) -> np.ndarray:
+    """Positions of each row: what all its columns that are not missing agree on."""
+    longest_N = np.maximum.reduce(list(lengths.values()))
+    for name, lengths_N in lengths.items():
+        wrong_N = (lengths_N != longest_N) & (lengths_N != 0)
+        if wrong_N.any():
+            row = int(np.argmax(wrong_N))
+            other = next(n for n, found in lengths.items() if found[row] == longest_N[row])
+            raise UserError(
+                f"{file.path}: row {first_row + row}: features disagree in length: {other} has "
+                f"{longest_N[row]} positions, {name} has {lengths_N[row]}; every feature of a row "
+                f"needs one entry (it may be empty) a position"
+            )
+    return longest_N
+
+
+def _open(positions: pa.Array) -> _Entries:
+    """Takes bags apart and leaves out what is missing."""
+    counts_P = None
+    values = positions
+    if _is_list(positions.type):
+        # Lists without nulls, each of one entry, are the rule and need no counts.
+        lengths = pc.list_value_length(positions)
+        ends = pc.min_max(lengths).as_py()
+        if lengths.null_count or (ends["min"], ends["max"]) not in ((1, 1), (None, None)):
+            counts_P = _list_lengths(positions)
+        values = positions.flatten()
+    known_T = None
+    if pa.types.is_floating(values.type):
+        known_T = ~np.isnan(values.to_numpy(zero_copy_only=False))
+    elif values.null_count:
+        known_T = values.is_valid().to_numpy(zero_copy_only=False)
+    if known_T is None or known_T.all():
+        return _Entries(values, counts_P)
+    if counts_P is None:
+        return _Entries(values.filter(pa.array(known_T)), known_T.astype(np.int64))
+    owner_T = np.repeat(np.arange(len(counts_P)), counts_P)
+    counts_P = np.bincount(owner_T[known_T], minlength=len(counts_P)).astype(np.int64)
+    return _Entries(values.filter(pa.array(known_T)), counts_P)

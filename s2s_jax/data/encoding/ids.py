@@ -1,0 +1,194 @@
+"""Entries of a column → bucket numbers, by the feature's `op`.
+
+Shapes: T entries, P positions.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from s2s_jax.config import FeatureConfig
+from s2s_jax.data.encoding import hashing
+from s2s_jax.data.encoding.blocks import NO_ID
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DAY = 86_400
+# The one id of a table without buckets that both words mark as none; it takes the place of another that
+# hardly occurs.
+_RESERVED = np.uint64(2**64 - 1)
+_INSTEAD = np.uint64(0xD6E8FEB86659FD93)
+# 1 January 1970 was a Thursday; weeks begin on Monday.
+_WEEKDAY_OF_DAY_0 = 3
+
+
+class NotANumberError(ValueError):
+    """Text that should be a whole number is none.
+
+    Attributes:
+      index: of the first such entry.
+      text: the entry.
+    """
+
+    def __init__(self, index: int, text: str):
+        """Args: index and text of the first such entry."""
+        super().__init__(text)
+        self.index = index
+        self.text = text
+
+
+def is_text(data_type: pa.DataType) -> bool:
+    """Strings or bytes, also as a dictionary."""
+    if pa.types.is_dictionary(data_type):
+        return is_text(data_type.value_type)
+    return (
+        pa.types.is_string(data_type)
+        or pa.types.is_large_string(data_type)
+        or pa.types.is_binary(data_type)
+        or pa.types.is_large_binary(data_type)
+    )
+
+
+def accepted(data_type: pa.DataType, op: str) -> bool:
+    """Whether `op` can be done with entries of `data_type`."""
+    if op == "bucketize":
+        return pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
+    time = pa.types.is_timestamp(data_type) or pa.types.is_date(data_type)
+    return pa.types.is_integer(data_type) or is_text(data_type) or time
+
+
+def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
+    """Bucket of each entry, for every op but time_gap.
+
+    Args:
+      values: entries without nulls and, for bucketize, without NaN, of an `accepted` type.
+      feature: says the op and its settings.
+
+    Returns:
+      int32 `[T]` in `[0, hash_bucket_size)`.
+
+    Raises:
+      NotANumberError: the op needs times, and a text is none.
+    """
+    if feature.op == "bucketize":
+        numbers_T = values.to_numpy(zero_copy_only=False)
+        limits = np.asarray(feature.boundaries, np.float64)
+        return np.searchsorted(limits, numbers_T.astype(np.float64), side="right").astype(np.int32)
+    if feature.op in ("hour_of_day", "day_of_week"):
+        times_T, per_second = times(values, feature)
+        local_T = times_T // per_second + round(3600 * feature.utc_offset_hours)
+        if feature.op == "hour_of_day":
+            return (local_T % _DAY // 3600).astype(np.int32)
+        return ((local_T // _DAY + _WEEKDAY_OF_DAY_0) % 7).astype(np.int32)
+    assert feature.op == "id", "time gaps are no matter of single entries"
+    return hashing.to_buckets(_hashed(values, feature), feature.hash_bucket_size)
+
+
+def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
+    """64-bit ids of a table without buckets: the entries themselves, or 63 bits of their hashes.
+
+    Args:
+      values: entries without nulls, of an `accepted` type.
+      feature: says the hash.
+
+    Returns:
+      int32 `[T, 2]`, low and high word; never both `NO_ID`.
+    """
+    ids_T = _hashed(values, feature)
+    if feature.hash_type is not None:
+        ids_T = hashing.to_positive_ids(ids_T)
+    ids_T = ids_T.view(np.uint64)
+    reserved_T = ids_T == _RESERVED
+    if reserved_T.any():
+        ids_T = np.where(reserved_T, _INSTEAD, ids_T)
+    return np.ascontiguousarray(ids_T).astype("<u8", copy=False).view("<i4").reshape(-1, 2)
+
+
+def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
+    """Entries, or hashes of entries, as int64 or uint64."""
+    if is_text(values.type):
+        assert feature.hash_type is not None, "checked with the schema"
+        ids_T = hashing.hash_strings(values, feature.hash_type)
+    else:
+        ids_T = _integers(values)
+        if feature.hash_type is not None:
+            ids_T = hashing.hash_integers(ids_T, feature.hash_type)
+    return ids_T
+
+
+def time_gaps(
+    values: pa.Array, there_P: np.ndarray, first_P: np.ndarray, feature: FeatureConfig
+) -> np.ndarray:
+    """Bucket of the time between each position and the one before it.
+
+    Args:
+      values: times, without nulls, of the positions where `there_P`.
+      there_P: bool, whether a position has a time.
+      first_P: bool, whether a position is the first of its row.
+      feature: says unit and number of buckets.
+
+    Returns:
+      int32 `[P]`: `NO_ID` without a time, 0 without one before it, 1 for less than a second (or a step
+      back), else 2 + floor(log2(whole seconds)), at most `hash_bucket_size - 1`.
+
+    Raises:
+      NotANumberError: a text is no time.
+    """
+    times_T, per_second = times(values, feature)
+    times_P = np.zeros(len(there_P), np.int64)
+    times_P[there_P] = times_T
+    gaps_P = np.zeros(len(there_P), np.int64)
+    gaps_P[1:] = (times_P[1:] - times_P[:-1]) // per_second
+    # Only the highest bit is kept, which a float holds exactly.
+    for shift in (1, 2, 4, 8, 16, 32):
+        gaps_P |= gaps_P >> shift
+    buckets_P = np.frexp((gaps_P ^ (gaps_P >> 1)).astype(np.float64))[1] + 1
+    buckets_P[gaps_P < 1] = 1
+    before_P = np.zeros(len(there_P), bool)
+    before_P[1:] = there_P[:-1]
+    buckets_P[first_P | ~before_P] = 0
+    buckets_P = np.minimum(buckets_P, feature.hash_bucket_size - 1).astype(np.int32)
+    buckets_P[~there_P] = NO_ID
+    return buckets_P
+
+
+def _integers(values: pa.Array) -> np.ndarray:
+    """Integers, or times in the unit of their type, as int64 or uint64."""
+    if not pa.types.is_integer(values.type):
+        values = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
+        values = values.cast(pa.int64())
+    numbers_T = values.to_numpy(zero_copy_only=False)
+    unsigned = pa.types.is_unsigned_integer(values.type)
+    return numbers_T.astype(np.uint64 if unsigned else np.int64, copy=False)
+
+
+def times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
+    """Times since 1970 as int64, and how many of their units a second has.
+
+    Args:
+      values: entries without nulls, of a type that `accepted` allows for times.
+      feature: says the unit of numbers and text.
+
+    Raises:
+      NotANumberError: a text is no time.
+    """
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
+        return values.to_numpy(zero_copy_only=False) * _DAY, 1
+    if pa.types.is_timestamp(values.type):
+        return _integers(values), _PER_SECOND[values.type.unit]
+    if is_text(values.type):
+        values = _parse(values)
+    return _integers(values).view(np.int64), _PER_SECOND[feature.time_unit]
+
+
+def _parse(values: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    try:
+        return values.cast(pa.string()).cast(pa.int64())
+    except pa.ArrowInvalid:
+        for index in range(len(values)):
+            try:
+                values[index : index + 1].cast(pa.string()).cast(pa.int64())
+            except pa.ArrowInvalid as error:
+                raise NotANumberError(index, repr(values[index].as_py())) from error
+        raise

@@ -1,0 +1,96 @@
+"""A look at some stripes before training starts: is there anything to learn from, and is it as meant?
+
+All hosts look at the same stripes, and so refuse the same logs with the same sentence.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from s2s_jax.config import Config
+from s2s_jax.data.inspection import user_rows
+from s2s_jax.data.inspection.learnable import Learnable
+from s2s_jax.data.inspection.log_facts import LogFacts
+from s2s_jax.data.inspection.time_facts import time_columns
+from s2s_jax.data.logs import orc, stripe_sample
+from s2s_jax.data.logs.index import FileIndex
+from s2s_jax.errors import MachineError, UserError
+
+# Ids of a feature that are looked at in a stripe.
+_IDS = 200_000
+
+
+def first_look(config: Config, index: FileIndex) -> list[str]:
+    """Refuses a log that gives nothing to learn from; returns what the user may not have meant.
+
+    Looks at some stripes, and at more only while there is nothing to learn from in those before.
+
+    Args:
+      config: the configuration.
+      index: of the files.
+
+    Raises:
+      UserError: no row of the log gives a pair of events, or all events are of one item.
+      MachineError: a stripe cannot be read on this machine.
+    """
+    learnable, facts = _look(config, index)
+    learnable.refuse_nothing()
+    return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
+
+
+def odd_facts(config: Config, index: FileIndex) -> list[str]:
+    """What makes figures of a log mean something else than the user may have meant.
+
+    Looks at some stripes, and only at times and users.
+
+    Args:
+      config: the configuration.
+      index: of the files.
+
+    Raises:
+      MachineError: a stripe cannot be read on this machine.
+    """
+    facts = LogFacts(config)
+    for stripe in stripe_sample.spread(index):
+        file, number, _ = index.stripes[stripe]
+        facts.add(_times(file, number, time_columns(file.schema, config)))
+    return [*facts.warnings(), *user_rows.warnings_of_log(index)]
+
+
+def _look(config: Config, index: FileIndex) -> tuple[Learnable, LogFacts]:
+    learnable = Learnable(config)
+    facts = LogFacts(config, most_ids=_IDS)
+    for stripe in _stripes(index, learnable):
+        file, number, first_row = index.stripes[stripe]
+        try:
+            batch = orc.read_stripe(file, number, learnable.column_names)
+            learnable.add(batch, file, first_row)
+        except MachineError:
+            raise
+        except UserError as error:
+            # What reads everything refuses or skips it, as io.on_error says.
+            learnable.add_unreadable(str(error))
+            continue
+        arrays = {name: batch.column(name) for name in learnable.column_names}
+        others = [name for name in time_columns(file.schema, config) if name not in arrays]
+        facts.add(arrays | _times(file, number, others))
+    return learnable, facts
+
+
+def _times(file: orc.OrcFile, stripe: int, names: Iterable[str]) -> dict[str, pa.Array]:
+    """Columns of times, which need be no features; those that cannot be read are left out."""
+    times = {}
+    for name in names:
+        with contextlib.suppress(UserError):
+            times[name] = orc.read_stripe(file, stripe, [name]).column(0)
+    return times
+
+
+def _stripes(index: FileIndex, learnable: Learnable) -> Iterator[int]:
+    chosen = stripe_sample.spread(index)
+    yield from chosen
+    for stripe in sorted(set(range(len(index.stripes))) - set(chosen)):
+        if learnable.found:
+            return
+        yield stripe

@@ -1,0 +1,320 @@
+"""Shows what ORC files hold: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`.
+
+Prints the files, every column with its counts, how long rows are and how large stripes, what times,
+users and ids say, the first rows, and what to mend. Takes any ORC file, readable by training or not, and
+holds one stripe at a time.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.orc
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from s2s_jax.config import Config, ModelConfig, load_file, refuse_addresses_in, validate
+from s2s_jax.data.encoding import features
+from s2s_jax.data.inspection.columns import ColumnCounts, share
+from s2s_jax.data.inspection.learnable import Learnable
+from s2s_jax.data.inspection.log_facts import LogFacts
+from s2s_jax.data.inspection.log_shape import LogShape
+from s2s_jax.data.logs import files, orc
+from s2s_jax.data.logs.arrow import is_list
+from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
+
+# Where the output is no terminal, lines may be long; a terminal's are folded at its width.
+_PIPE_WIDTH = 240
+_POSITIONS_SHOWN = 4
+_CHARACTERS_SHOWN = 100
+_TYPE_SHOWN = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to show."""
+
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
+    """ORC files, and directories that are searched as training does"""
+    rows: int = 3
+    """First rows to show"""
+    seq_len: int | None = None
+    """Positions of a sequence, for which truncation is counted; by default the config's model.seq_len"""
+    config: Path | None = None
+    """Config file, to see how its features take the columns: units of times, ids that share rows"""
+    user_column: str | None = None
+    """Column that names users, to see who has several rows; by default user_id or the like"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code: 2 if anything could not be read.
+
+    Raises:
+      UserError: no file is named, or one does not exist.
+    """
+    settings = tyro.cli(
+        Settings,
+        args=argv,
+        prog="s2s inspect",
+        description="Shows what ORC files hold.",
+        use_underscores=True,
+    )
+    refuse_addresses_in(settings, "--", positional=("paths",))
+    if settings.rows < 0:
+        raise UserError(f"--rows: expected at least 0, found {settings.rows}")
+    if settings.seq_len is not None and settings.seq_len < 1:
+        raise UserError(f"--seq_len: expected at least 1, found {settings.seq_len}")
+    try:
+        found = files.find(settings.paths)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("io.data_paths: ")) from error
+    config = None
+    if settings.config is not None:
+        config = load_file(settings.config)
+        # Of which the log is spoken of, wherever the configuration finds its own.
+        io = dataclasses.replace(config.io, data_paths=",".join(settings.paths))
+        # What ends a run does not matter here.
+        run = dataclasses.replace(config.train, train_steps=config.train.train_steps or 1)
+        config = dataclasses.replace(config, io=io, train=run)
+        validate(config)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    report = _Report(settings, config)
+    for path in found.files:
+        report.add_file(path)
+    report.print_tables(console)
+    if settings.user_column is not None and not report.has_users:
+        raise UserError(
+            f"--user_column: expected a column with one number or text a row, found no such column "
+            f"{settings.user_column}"
+        )
+    for note in found.notes():
+        console.print(Text(note), soft_wrap=True)
+    return EXIT_USER_ERROR if report.failed else EXIT_DONE
+
+
+class _Report:
+    """Collects files stripe by stripe."""
+
+    def __init__(self, settings: Settings, config: Config | None):
+        self._settings = settings
+        model = ModelConfig() if config is None else config.model
+        self._seq_len = model.seq_len if settings.seq_len is None else settings.seq_len
+        self._facts = LogFacts(config, settings.user_column)
+        self._config = config
+        self._learnable = None if config is None else Learnable(config)
+        self._files = _table(
+            *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
+        )
+        self._file_count = self._unreadable_files = self._unreadable_stripes = 0
+        # Files may disagree on a column's type.
+        self._columns: dict[tuple[str, pa.DataType], ColumnCounts] = {}
+        self._encrypted: set[tuple[str, pa.DataType]] = set()
+        self._shape = LogShape()
+        self._first_rows: list[tuple[int, list[tuple[str, str]]]] = []
+        self._first_file: Path | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._unreadable_files + self._unreadable_stripes > 0
+
+    @property
+    def has_users(self) -> bool:
+        return self._facts.has_users
+
+    def add_file(self, path: Path) -> None:
+        self._file_count += 1
+        try:
+            file = orc.read_footer(path)
+        except UserError as error:
+            _complain(str(error))
+            self._unreadable_files += 1
+            self._files.add_row(Text(str(path)), "-", "-", "-", "-", "unreadable")
+            return
+        for field in file.schema:
+            if (field.name, field.type) not in self._columns:
+                self._columns[field.name, field.type] = ColumnCounts(field.type)
+            if field.name in file.encrypted:
+                self._encrypted.add((field.name, field.type))
+        unreadable = self._add_stripes(file)
+        self._unreadable_stripes += unreadable
+        self._files.add_row(
+            Text(str(path)),
+            f"{file.rows:,}",
+            f"{len(file.stripe_rows):,}",
+            share(unreadable, len(file.stripe_rows)),
+            f"{file.size:,}",
+            _compression(path),
+        )
+
+    def _add_stripes(self, file: orc.OrcFile) -> int:
+        """Counts all stripes; returns how many of them cannot be read, or only in part."""
+        expected = {(field.name, field.type) for field in file.schema}
+        unreadable = 0
+        first_row = 0
+        for stripe, rows in enumerate(file.stripe_rows):
+            arrays = self._read(file, stripe)
+            unreadable += arrays.keys() != expected
+            for (name, data_type), array in arrays.items():
+                self._columns[name, data_type].add(array)
+            self._shape.add_stripe_rows(rows)
+            by_name = {name: array for (name, _), array in arrays.items()}
+            self._shape.add(file.path, first_row, by_name)
+            self._facts.add(by_name)
+            self._look_for_pairs(file, first_row, by_name)
+            self._keep_first_rows(file.path, first_row, rows, arrays)
+            first_row += rows
+        return unreadable
+
+    def _look_for_pairs(
+        self, file: orc.OrcFile, first_row: int, arrays: dict[str, pa.Array]
+    ) -> None:
+        """Looks for what training would learn from."""
+        if self._learnable is None or self._config is None:
+            return
+        try:
+            features.check_schema(file, self._config.features)
+            batch = pa.RecordBatch.from_pydict(arrays)
+            missing = [name for name in self._learnable.column_names if name not in arrays]
+            if missing:
+                raise UserError(f"{file.path}: column {missing[0]} cannot be read")
+            self._learnable.add(batch, file, first_row)
+        except UserError as error:
+            self._learnable.add_unreadable(str(error))
+
+    def _warnings(self) -> list[str]:
+        told = self._facts.warnings()
+        if self._learnable is not None:
+            nothing = self._learnable.why_nothing()
+            told += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
+        return told + self._shape.warnings(self._settings.paths)
+
+    def _read(self, file: orc.OrcFile, stripe: int) -> dict[tuple[str, pa.DataType], pa.Array]:
+        """The columns of a stripe by name and type; those that cannot be read are missing."""
+        names = file.schema.names
+        try:
+            batches = [orc.read_stripe(file, stripe, names)]
+        except UserError as whole:
+            batches = []
+            errors = []
+            for name in names:
+                try:
+                    batches.append(orc.read_stripe(file, stripe, [name]))
+                except UserError as error:
+                    errors.append(f"column {name}: {error}")
+            for error in errors if batches else [str(whole)]:
+                _complain(error)
+        return {
+            (field.name, field.type): batch.column(i)
+            for batch in batches
+            for i, field in enumerate(batch.schema)
+            if (field.name, field.type) in self._columns
+        }
+
+    def _keep_first_rows(
+        self,
+        path: Path,
+        first_row: int,
+        rows: int,
+        arrays: dict[tuple[str, pa.DataType], pa.Array],
+    ) -> None:
+        if self._first_file is None and arrays:
+            self._first_file = path
+        if path != self._first_file:
+            return
+        for row in range(min(rows, self._settings.rows - len(self._first_rows))):
+            shown = [(name, _show(array, row)) for (name, _), array in arrays.items()]
+            self._first_rows.append((first_row + row, shown))
+
+    def print_tables(self, console: Console) -> None:
+        console.print(self._files)
+        if self.failed:
+            console.print(
+                f"Unreadable: {self._unreadable_files:,} of {self._file_count:,} files, and "
+                f"{self._unreadable_stripes:,} stripes of the others, wholly or in part\n"
+            )
+        columns = _table("column", "type", *ColumnCounts.HEADERS, numbers=tuple(range(2, 10)))
+        for (name, data_type), column in self._columns.items():
+            told = _type_name(data_type)
+            told += " (encrypted)" if (name, data_type) in self._encrypted else ""
+            columns.add_row(Text(name), Text(told), *column.cells())
+        if self._columns:
+            console.print(columns)
+            self._print_shape(console)
+        if self._first_rows:
+            values = _table("row", "column", "value", numbers=(0,))
+            for row, shown in self._first_rows:
+                for i, (name, value) in enumerate(shown):
+                    values.add_row("" if i else f"{row:,}", Text(name), Text(value))
+            console.print(Text(f"First rows of {self._first_file}"))
+            console.print(values)
+        for warning in self._warnings():
+            console.print(Text(warning), soft_wrap=True)
+
+    def _print_shape(self, console: Console) -> None:
+        histogram = self._shape.histogram()
+        if histogram is not None:
+            console.print("Rows by their number of positions")
+            console.print(histogram)
+        for sentence in (*self._shape.sentences(self._seq_len), *self._facts.sentences()):
+            console.print(Text(sentence), soft_wrap=True)
+        console.print()
+
+
+# ------------------------------------------------------------------------------------- printing
+
+
+def _complain(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+
+
+def _table(*headers: str, numbers: tuple[int, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
+    return table
+
+
+def _compression(path: Path) -> str:
+    try:
+        with pa.OSFile(str(path)) as source:
+            return str(pyarrow.orc.ORCFile(source).compression).lower()
+    except (pa.ArrowException, OSError, ValueError):
+        return "-"
+
+
+def _show(array: pa.Array, row: int) -> str:
+    """The value of a row, shortened."""
+    if is_list(array.type) and array[row].is_valid:
+        positions = array.slice(row, 1).flatten()
+        shown = [_value(positions, i) for i in range(min(len(positions), _POSITIONS_SHOWN))]
+        more = len(positions) - len(shown)
+        shown += [f"… {more:,} more"] if more else []
+        return _shorten(f"[{', '.join(shown)}]", _CHARACTERS_SHOWN)
+    return _shorten(_value(array, row), _CHARACTERS_SHOWN)
+
+
+def _value(array: pa.Array, index: int) -> str:
+    try:
+        return repr(array[index].as_py())
+    except (ValueError, OverflowError, pa.ArrowException):
+        # Times finer or farther than Python's, unknown time zones, text that is no UTF-8.
+        return array.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
+
+
+def _type_name(data_type: pa.DataType) -> str:
+    return _shorten(str(data_type).replace("list<item: ", "list<"), _TYPE_SHOWN)
+
+
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,215 @@
+"""Whether a log holds anything to learn from, and if not, why.
+
+Training learns from pairs: an event that has an item, and one of its row beside it. A pair has to be
+left over by what is held out, and there must be a second item for it to compete with.
+
+Shapes: N rows of a stripe, P positions, W words of an item's id.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from s2s_jax.config import Config
+from s2s_jax.data.encoding import blocks, features, held_out
+from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.inspection.columns import share
+from s2s_jax.data.inspection.time_facts import TimeFacts
+from s2s_jax.data.logs import arrow
+from s2s_jax.data.logs.orc import OrcFile
+from s2s_jax.errors import UserError
+
+_EMPTY, _SINGLE, _CUT, _NO_ITEM = "are empty", "have one event", "cut", "no item"
+# Share of rows without a pair from which on the user should hear of it.
+_MOSTLY = 0.5
+
+
+class Learnable:
+    """Counts the pairs of rows, and the reasons why rows have none."""
+
+    def __init__(self, config: Config):
+        """Args: config says what is held out and how rows are cut."""
+        self._config = config
+        item = config.feature(config.loss.item_feature)
+        begin = features.id_columns(config.features)[item.name].start
+        # Of a bag, the first id says whether there is an item.
+        self._item_words = slice(begin, begin + item.id_words)
+        self._cut = held_out.training_cut(config)
+        self._times = None
+        if self._cut.time is not None:
+            feature = self._cut.time.feature
+            self._times = TimeFacts(feature.column_name, feature.time_unit)
+        self._pairs = self._held_out_rows = 0
+        self._longest = self._longest_kept = 0
+        self._rows: Counter[str | None] = Counter()
+        self._item_W: np.ndarray | None = None
+        self._many_items = False
+        self._unreadable: list[str] = []
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns that `add` needs."""
+        return list(
+            dict.fromkeys([*features.column_names(self._config.features), *self._cut.column_names])
+        )
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a pair, and a second item."""
+        return self._pairs > 0 and self._many_items
+
+    def add_unreadable(self, reason: str) -> None:
+        """Counts a stripe that cannot be read."""
+        self._unreadable.append(reason)
+
+    def add(self, batch: pa.RecordBatch, file: OrcFile, first_row: int) -> None:
+        """Counts the rows of a stripe.
+
+        Raises:
+          UserError: as `features.decode`.
+        """
+        block = features.decode(batch, file, first_row, self._config)
+        of_columns = [
+            arrow.list_lengths(batch.column(name))
+            for name in features.column_names(self._config.features)
+        ]
+        length_N = np.maximum.reduce(of_columns)
+        kept_N = self._cut.kept(batch, length_N, file, first_row)
+        if self._times is not None:
+            self._times.add(batch.column(self._times.column))
+        self._look_at_items(block)
+        pairs_N = self._pairs_of(block)
+        self._pairs += int(pairs_N.sum())
+        self._held_out_rows += int((kept_N < length_N).sum())
+        self._longest = max(self._longest, int(length_N.max(initial=0)))
+        self._longest_kept = max(self._longest_kept, int(kept_N.max(initial=0)))
+        for reason, rows_N in (
+            (None, pairs_N > 0),
+            (_EMPTY, length_N == 0),
+            (_SINGLE, length_N == 1),
+            (_CUT, (length_N > 1) & (kept_N < 2)),
+            (_NO_ITEM, (kept_N > 1) & (pairs_N == 0)),
+        ):
+            self._rows[reason] += int(rows_N.sum())
+
+    def refuse_nothing(self) -> None:
+        """Refuses what was counted, all of a log, if there is nothing to learn from.
+
+        Raises:
+          UserError: with the likely reason and what to do about it.
+        """
+        reason = self.why_nothing()
+        if reason is not None:
+            raise UserError(reason)
+
+    def why_nothing(self) -> str | None:
+        """The likely reason why there is nothing to learn from; None if there is something."""
+        return None if self.found else self._why()
+
+    def notes(self) -> list[str]:
+        """What the user may not have meant, of the rows that were counted."""
+        told, rows = [], self._rows.total()
+        without = rows - self._rows[None]
+        if rows and without > _MOSTLY * rows:
+            kinds = {
+                _EMPTY: "are empty",
+                _SINGLE: "have one event",
+                _CUT: f"have fewer than two events left by {self._protocol()}",
+                _NO_ITEM: f"lack items (column {self._item_column()})",
+            }
+            parts = [
+                f"{self._rows[kind] / rows:.0%} {words}"
+                for kind, words in kinds.items()
+                if self._rows[kind]
+            ]
+            told.append(
+                f"warning: {share(without, rows)} of the {rows:,} rows looked at give nothing to learn "
+                f"from: {', '.join(parts)}"
+            )
+        if self._times is not None and rows and not self._held_out_rows:
+            told.append(
+                f"warning: nothing is held out of the {rows:,} rows looked at: all is before "
+                f"{self._protocol()}; {self._times.range_text()}"
+            )
+        return told
+
+    def _look_at_items(self, block: Block) -> None:
+        """Notes whether there is more than one item."""
+        if self._many_items:
+            return
+        ids_PW = blocks.positions_of(block)[:, self._item_words]
+        there_PW = ids_PW[(ids_PW != NO_ID).any(axis=1)]
+        if len(there_PW):
+            self._item_W = there_PW[0] if self._item_W is None else self._item_W
+            self._many_items = bool((there_PW != self._item_W).any())
+
+    def _pairs_of(self, block: Block) -> np.ndarray:
+        """int64 `[N]`: positions of each row that are scored and have an item."""
+        there_P = (block.values_PC[:, self._item_words] != NO_ID).any(axis=1)
+        before_P = blocks.starts(there_P)
+        begin_N, end_N = block.begins_N, block.begins_N + block.lengths_N
+        if self._config.loss.pairing == "next":
+            begin_N = np.minimum(begin_N + 1, end_N)
+        else:
+            end_N = np.maximum(end_N - 1, begin_N)
+        return before_P[end_N] - before_P[begin_N]
+
+    # ---------------------------------------------------------------------------------- words
+
+    def _item_column(self) -> str:
+        return self._config.feature(self._config.loss.item_feature).column_name
+
+    def _protocol(self) -> str:
+        settings = self._config.eval
+        if settings.split_at is None:
+            return f"eval.held_out {settings.held_out}"
+        if settings.validation_at is None:
+            return f"eval.split_at {settings.split_at}"
+        return f"eval.validation_at {settings.validation_at}"
+
+    def _why(self) -> str:
+        paths = self._config.io.data_paths
+        if not self._rows.total():
+            return (
+                f"io.data_paths: no stripe of {paths} can be read (of {len(self._unreadable):,}); the "
+                f"first: {self._unreadable[0]}"
+            )
+        nothing = f"there is nothing to learn from in {paths}"
+        if self._longest == 0:
+            names = ", ".join(features.column_names(self._config.features))
+            return (
+                f"io.data_paths: {nothing}: all {self._rows.total():,} rows are empty in {names}; name "
+                f"other files, or other columns in features"
+            )
+        if self._longest == 1:
+            return (
+                f"io.data_paths: {nothing}: no row has more than one event, and what is learned is what "
+                f"follows; give each user one row with all of its events (s2s convert "
+                f"makes such a log of files with an event a row)"
+            )
+        if self._longest_kept < 2 and self._times is not None:
+            key, at = self._protocol().split(" ", 1)
+            return (
+                f"{key}: {nothing}: no row has two events before {at}; "
+                f"{self._times.range_text(every_unit=True)}; give a later time, or correct the "
+                f"time_unit of feature {self._config.eval.time_feature}"
+            )
+        if self._longest_kept < 2:
+            held = self._config.eval.held_out
+            return (
+                f"eval.held_out: {nothing}: {held} events of every row are held out, two more are "
+                f"needed, and the longest row has {self._longest:,}; lower it, or train on longer rows"
+            )
+        item = self._config.feature(self._config.loss.item_feature)
+        if not self._pairs:
+            return (
+                f"loss.item_feature: {nothing}: no event that could be predicted has an item (column "
+                f"{item.column_name}); name the feature that has the items"
+            )
+        size = item.hash_bucket_size
+        rows = "" if item.grows else f", or raise its hash_bucket_size ({size:,})"
+        return (
+            f"loss.item_feature: {nothing}: all events are of one item (column {item.column_name}), "
+            f"which has no other to be told from; name the feature that has the items{rows}"
+        )

@@ -1,0 +1,75 @@
+"""What the times, users and ids of a log may mean that nobody meant."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from s2s_jax.config import Config
+from s2s_jax.data.encoding.features import check_column
+from s2s_jax.data.inspection import user_rows
+from s2s_jax.data.inspection.row_sharing import RowSharing, features_with_buckets
+from s2s_jax.data.inspection.time_facts import TimeFacts, time_columns
+from s2s_jax.data.inspection.user_rows import UserRows
+from s2s_jax.data.logs.arrow import leaves
+
+
+class LogFacts:
+    """Collects them stripe by stripe."""
+
+    def __init__(self, config: Config | None, user: str | None = None, most_ids: int | None = None):
+        """Starts with nothing.
+
+        Args:
+          config: says which columns are times, in which unit, and how ids become rows; None: what
+            names and types tell, and nothing of rows.
+          user: column that names users; None: as names tell.
+          most_ids: ids of a feature that are looked at in a stripe; None: all.
+        """
+        self._config, self._user, self._most_ids = config, user, most_ids
+        self._times: dict[str, TimeFacts] = {}
+        self._users: UserRows | None = None
+        self._sharing: dict[str, RowSharing] = {}
+
+    @property
+    def has_users(self) -> bool:
+        """Whether a column that names users was found."""
+        return self._users is not None
+
+    def add(self, arrays: Mapping[str, pa.Array]) -> None:
+        """Takes in the columns of a stripe, by name."""
+        schema = pa.schema([(name, array.type) for name, array in arrays.items()])
+        for name, unit in time_columns(schema, self._config).items():
+            self._times.setdefault(name, TimeFacts(name, unit)).add(arrays[name])
+        user = user_rows.user_column(schema) if self._user is None else self._user
+        if user is not None and user_rows.is_user_column(schema, user):
+            self._users = UserRows(user) if self._users is None else self._users
+            self._users.add(arrays[user])
+        if self._config is not None:
+            # Nobody minds which times share a row.
+            times = time_columns(schema, None)
+            ids = {name: array for name, array in arrays.items() if name not in times}
+            self._add_ids(ids, self._config)
+
+    def _add_ids(self, arrays: Mapping[str, pa.Array], config: Config) -> None:
+        for feature in features_with_buckets(config.features):
+            name = feature.column_name
+            # Training refuses other columns with a sentence of its own.
+            if name not in arrays or check_column(arrays[name].type, feature, "") is not None:
+                continue
+            is_item = feature.name == config.loss.item_feature
+            sharing = self._sharing.setdefault(feature.name, RowSharing(feature, is_item))
+            sharing.add(leaves(arrays[name])[: self._most_ids])
+
+    def sentences(self) -> list[str]:
+        """All that is known, for `inspect`."""
+        told = [] if self._users is None else self._users.sentences()
+        for facts in (*self._times.values(), *self._sharing.values()):
+            told += facts.sentences()
+        return told
+
+    def warnings(self) -> list[str]:
+        """What is likely not meant, a sentence each."""
+        told = [] if self._users is None else self._users.warnings()
+        for facts in (*self._times.values(), *self._sharing.values()):
+            told += facts.warnings()
+        return told

@@ -1,0 +1,109 @@
+"""How many ids share a row of a table with other ids.
+
+Shapes: T ids, U different ones.
+"""
+
+# pyarrow.compute makes its functions at run time.
+# pyright: reportAttributeAccessIssue=false
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2s_jax.config import FeatureConfig
+from s2s_jax.data.encoding import hashing, ids
+from s2s_jax.data.inspection.columns import share
+from s2s_jax.data.inspection.distinct import hashes
+from s2s_jax.data.inspection.hash_tally import HashTally
+
+# Share of the ids or of their events from which on collisions are worth a word: of hashes some always
+# occur, and ids beyond a table without a hash hardly meet where they are spread over large numbers.
+_WORTH_A_WORD = {None: 0.01, "murmur": 0.1, "farm": 0.1}
+
+
+class RowSharing:
+    """Counts the ids of a feature whose table has buckets, and those that share one."""
+
+    def __init__(self, feature: FeatureConfig, is_item: bool):
+        """Starts with nothing.
+
+        Args:
+          feature: of op id, with a `hash_bucket_size` above 0.
+          is_item: whether it says which item an event is about.
+        """
+        assert feature.op == "id", "other ops count or cut numbers"
+        assert not feature.grows, "each id has a row of its own there"
+        self._feature, self._is_item = feature, is_item
+        self._tally = HashTally()
+        self._smallest: int | None = None
+        self._largest: int | None = None
+        self._negative = 0
+
+    def add(self, values: pa.Array) -> None:
+        """Counts ids as they stand in the log, without nulls."""
+        if pa.types.is_integer(values.type) and len(values):
+            ends = pc.min_max(values).as_py()
+            known = [n for n in (self._smallest, self._largest) if n is not None]
+            self._smallest = min([ends["min"], *known])
+            self._largest = max([ends["max"], *known])
+            if ends["min"] < 0:
+                self._negative += int((values.to_numpy(zero_copy_only=False) < 0).sum())
+        buckets_T = ids.to_buckets(values, self._feature).astype(np.int64)
+        self._tally.add(hashes(values), hashing.hash_integers(buckets_T, "murmur"))
+
+    def sentences(self) -> list[str]:
+        """How many ids there are for the table, for `inspect`."""
+        different, sharing, _ = self._counts()
+        about = "" if self._tally.exact else "about "
+        size = self._feature.hash_bucket_size
+        return [
+            f"Feature {self._feature.name}: {about}{self._tally.of_all(different):,} distinct ids for "
+            f"{size:,} rows of its table; {share(sharing, different)} of those looked at share a row "
+            f"with another"
+        ]
+
+    def warnings(self) -> list[str]:
+        """What sharing means, if ids share rows that need not, or are negative."""
+        feature, told = self._feature, []
+        different, sharing, of_events = self._counts()
+        most = max(sharing / max(different, 1), of_events)
+        if most > _WORTH_A_WORD[feature.hash_type]:
+            size = feature.hash_bucket_size
+            if feature.hash_type is None:
+                why = (
+                    f"without hash_type ids outside 0 to {size - 1:,} wrap around, and they run from "
+                    f"{self._smallest} to {self._largest}"
+                )
+                remedy = (
+                    "raise hash_bucket_size above the largest id, set it to 0, or set hash_type"
+                )
+            else:
+                why = f"hash_bucket_size {size:,} is small for them"
+                remedy = "raise hash_bucket_size, or set it to 0 for a row each"
+            means = "the model cannot tell them apart"
+            if self._is_item:
+                means += ", and a hit on one counts for all of a row"
+            told.append(
+                f"warning: feature {feature.name}: {share(sharing, different)} of the distinct ids "
+                f"looked at share a row of the table with another, {of_events:.1%} of the events have "
+                f"such an id ({why}): {means}; {remedy}"
+            )
+        if self._negative and feature.hash_type is None:
+            told.append(
+                f"warning: feature {feature.name}: {self._negative:,} of the ids looked at are "
+                f"negative (down to {self._smallest}) and taken as ids like others; write null where "
+                f"there is none"
+            )
+        return told
+
+    def _counts(self) -> tuple[int, int, float]:
+        """Different ids, those that share a row with another, and the share of events of these."""
+        _, group_U, count_U = self._tally.counts()
+        _, row_U, ids_of_row = np.unique(group_U, return_inverse=True, return_counts=True)
+        sharing_U = ids_of_row[row_U] > 1
+        return len(group_U), int(sharing_U.sum()), count_U[sharing_U].sum() / max(count_U.sum(), 1)
+
+
+def features_with_buckets(features: tuple[FeatureConfig, ...]) -> list[FeatureConfig]:
+    """The features whose ids may share rows."""
+    return [f for f in features if f.op == "id" and f.hash_bucket_size > 0]

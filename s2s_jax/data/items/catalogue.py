@@ -1,0 +1,318 @@
+"""The items of a log: `s2s catalogue --config FILE --out catalogue.parquet`.
+
+An item is what `loss.item_feature` becomes in training: a bucket, or a 64-bit id. With it go the id that
+stands in the log, how many events it has, and the ids of the features that scored events show
+(`loss.target_features`): the combination of them that comes with it most often, of equals the first in
+the log. (Where items have very many combinations, rare ones are forgotten before the end, so that one
+that turns frequent late may lose.) Every event counts, also those that truncation keeps from
+training, but none that is held out from it (`eval.held_out`, `eval.split_at`).
+
+The file is Parquet: `item`, `count` and, for each feature, `ids/<name>`, lists of
+`bag_size * id_words` int32 numbers padded with -1. Items come by falling count, equals by encoded id.
+
+Shapes: I items, K ids of a bag, W words of an id.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from s2s_jax.config import Config, ConfigParser, FeatureConfig, identity, refuse_addresses
+from s2s_jax.data.encoding import features
+from s2s_jax.data.encoding.cache import DECODING_VERSION
+from s2s_jax.data.encoding.held_out import Cut, training_cut
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.item_counts import code_words, count_items, whole_sequences
+from s2s_jax.errors import EXIT_DONE, UserError, run_door
+
+_METADATA = b"s2s_jax.catalogue"
+_REMEDY = "make it anew with s2s catalogue"
+_TOP = 5
+
+
+class Catalogue(NamedTuple):
+    """Distinct items, by falling count, equals by rising encoded id (as signed numbers).
+
+    Attributes:
+      item: the ids that stand in the log, int64 or large_string (or a type of times or bytes).
+      count_I: int64 events of each.
+      ids: for each of `loss.target_features`, and for `loss.item_feature`, encoded ids as training
+        sees them, `NO_ID` where there is none: int32 `[I, K]`, or `[I, K, 2]` where the feature's
+        table grows.
+      collisions: ids of the log that are encoded like one that came before them, and so are no item.
+      shared_events: events of items that stand for several ids; None in files of earlier versions.
+    """
+
+    item: pa.Array
+    count_I: np.ndarray
+    ids: dict[str, np.ndarray]
+    collisions: int
+    shared_events: int | None = None
+
+    def sharing(self) -> str | None:
+        """How many ids of the log share a row of the table, in words; None if none do."""
+        if not self.collisions:
+            return None
+        told = f"{self.collisions:,} more ids of the log share a row of the table with an item"
+        if self.shared_events is not None:
+            share = self.shared_events / self.count_I.sum()
+            told += f" and count as that one ({share:.1%} of the events are of such items)"
+        return told
+
+    def fingerprint(self) -> str:
+        """Of items, counts and ids, the same wherever they come from."""
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch({"item": self.item, "count": pa.array(self.count_I)})
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest = hashlib.sha256(sink.getvalue())
+        for name in sorted(self.ids):
+            digest.update(f"{name} {self.ids[name].shape}".encode())
+            digest.update(np.ascontiguousarray(self.ids[name]).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def collect(config: Config, held_out: int = 0) -> Catalogue:
+    """Collects the items of `io.data_paths`, one stripe a thread in memory.
+
+    Args:
+      config: the configuration.
+      held_out: so many events at the end of every row are left out; 0 where `eval.split_at` says
+        what is.
+
+    Raises:
+      UserError: `loss.item_feature` is no single id; see also `index_files` and `count_items`.
+    """
+    assert held_out >= 0, "a number of events"
+    assert held_out == 0 or config.eval.split_at is None, "one protocol at a time"
+    return _collect(config, held_out)[0]
+
+
+def collect_for_evaluation(config: Config) -> tuple[Catalogue, np.ndarray]:
+    """The items that are ranked, and how often training sees them, from one reading of the log.
+
+    Args:
+      config: the configuration.
+
+    Returns:
+      As `collect`, and int64 `[I]` events of each item without those that are held out.
+
+    Raises:
+      UserError: as `collect`.
+    """
+    return _collect(config, 0)
+
+
+def _collect(config: Config, held_out: int) -> tuple[Catalogue, np.ndarray]:
+    _check_item_feature(config)
+    whole = _item_side(config)
+    # All features are checked, so that messages name their places in the configuration.
+    cut = Cut(held_out) if config.eval.split_at is None else training_cut(config)
+    counts = count_items(whole, index_files(config), cut, training_cut(config))
+    order_I = np.lexsort((counts.code_I, -counts.count_I))
+    columns = features.id_columns(whole.features)
+    item = whole.feature(whole.loss.item_feature)
+    at = columns[item.name].start
+    ids_IC = np.insert(
+        counts.others_IC, [at] * item.id_words, code_words(counts.code_I, item), axis=1
+    )[order_I]
+    ids = {f.name: _shaped(ids_IC[:, columns[f.name]], f) for f in whole.features}
+    catalogue = Catalogue(
+        counts.item.take(pa.array(order_I)),
+        counts.count_I[order_I],
+        ids,
+        counts.collisions,
+        counts.shared_events,
+    )
+    return catalogue, counts.part_I[order_I]
+
+
+def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
+    """Writes a catalogue that was collected for `config`, without what its `eval` holds out.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    columns: dict[str, pa.Array] = {"item": catalogue.item, "count": pa.array(catalogue.count_I)}
+    for name, ids in catalogue.ids.items():
+        values = np.ascontiguousarray(ids, np.int32).reshape(len(ids), -1)
+        columns[f"ids/{name}"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(values.ravel()), values.shape[1]
+        )
+    told = {
+        "made_for": _made_for(config),
+        "collisions": catalogue.collisions,
+        "shared_events": catalogue.shared_events,
+    }
+    table = pa.table(columns, metadata={_METADATA: json.dumps(told).encode()})
+    # A file that is half written, and one that is read at the same time, are never seen.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table, str(unfinished))
+        unfinished.replace(path)
+    except (pa.ArrowException, OSError) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise UserError(f"{path}: the catalogue cannot be written ({error})") from error
+
+
+def load(path: str | Path, config: Config) -> Catalogue:
+    """Reads a catalogue.
+
+    Raises:
+      UserError: the file cannot be read, is no catalogue, or was made for other features.
+    """
+    refuse_addresses("loss.catalogue", path)
+    path = Path(path).expanduser()
+    try:
+        with pa.OSFile(str(path)) as source:
+            table = pyarrow.parquet.read_table(source)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: the catalogue cannot be read ({reason}); {_REMEDY} --out {path}"
+        ) from error
+    metadata = table.schema.metadata or {}
+    if _METADATA not in metadata:
+        raise UserError(f"{path}: expected a catalogue, found another Parquet file; {_REMEDY}")
+    told = json.loads(metadata[_METADATA])
+    _check_made_for(path, told["made_for"], _made_for(config))
+    ids = {}
+    for feature in _item_side(config).features:
+        lists = pa.concat_arrays(table[f"ids/{feature.name}"].chunks)
+        ids_IC = lists.flatten().to_numpy().reshape(-1, feature.bag_size * feature.id_words)
+        ids[feature.name] = _shaped(ids_IC, feature)
+    item = pa.concat_arrays(table["item"].chunks)
+    # Files of earlier versions do not tell.
+    shared = told["shared_events"] if "shared_events" in told else None
+    return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"], shared)
+
+
+def item_text(items: pa.Array, index: int) -> str:
+    """One of `Catalogue.item` for a reader."""
+    try:
+        item = items[index].as_py()
+    except (ValueError, OverflowError):
+        # Text that is no UTF-8, or a time that Python has not.
+        return items.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
+    return item.decode(errors="backslashreplace") if isinstance(item, bytes) else str(item)
+
+
+def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
+    """`[I, K]`, or `[I, K, 2]` where ids have two words, with memory of their own."""
+    shape = (len(ids_IC), feature.bag_size, feature.id_words)
+    ids_IKW = np.array(ids_IC, np.int32).reshape(shape)
+    return ids_IKW if feature.grows else ids_IKW[..., 0]
+
+
+# ---------------------------------------------------------------------------------- settings
+
+
+def _item_side(config: Config) -> Config:
+    return whole_sequences(config, (config.loss.item_feature, *config.target_features))
+
+
+def _check_item_feature(config: Config) -> None:
+    """A bag, or the bucket of a number, names no item that could be recommended."""
+    name = config.loss.item_feature
+    number = [feature.name for feature in config.features].index(name)
+    feature = config.features[number]
+    for key, expected in (("op", "id"), ("bag_size", 1)):
+        found = getattr(feature, key)
+        if found != expected:
+            raise UserError(
+                f"features.{number}.{key}: expected {expected}, because {name} is loss.item_feature "
+                f"and an item of a catalogue has one id, found {found}"
+            )
+
+
+def _made_for(config: Config) -> dict[str, Any]:
+    """All that encoded ids depend on but the files."""
+    return {
+        "version": DECODING_VERSION,
+        "loss.item_feature": config.loss.item_feature,
+        "features": {f.name: identity.of_entries(f) for f in _item_side(config).features},
+        "split": identity.of_split(config),
+    }
+
+
+def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    def refuse(what: str, saved: Any, now: Any) -> None:
+        if saved != now:
+            raise UserError(
+                f"{what}: catalogue {path} was made with {saved} (now {now}); go back to that or "
+                f"{_REMEDY}"
+            )
+
+    refuse("version of ids", saved["version"], now["version"])
+    refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
+    # Older files say nothing of a split where there is none, or are of whole logs.
+    split_before = identity.of_split(Config()) | (saved["split"] if "split" in saved else {})
+    for key in dict.fromkeys([*now["split"], *split_before]):
+        before = split_before[key] if key in split_before else None
+        refuse(key, before, now["split"][key] if key in now["split"] else None)
+    names = [", ".join(sorted(made["features"])) for made in (saved, now)]
+    refuse("loss.target_features", *names)
+    for name, settings in now["features"].items():
+        try:
+            # Keys that did not exist when the file was written have the values of then.
+            before = identity.of_entries(FeatureConfig(**saved["features"][name]))
+        except TypeError as error:
+            raise UserError(
+                f"{path}: the catalogue was made by another version of s2s_jax ({error}); {_REMEDY}"
+            ) from error
+        for key, value in settings.items():
+            refuse(f"{key} of feature {name}", before[key], value)
+
+
+# -------------------------------------------------------------------------------------- door
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError: see `collect` and `save`; or the command line is wrong.
+    """
+    parser = ConfigParser("s2s catalogue", "--config configs/base.py --out FILE")
+    parser.add_argument("--out", required=True, metavar="PARQUET", help="file to write")
+    read = parser.read(argv)
+    if read is None:
+        return EXIT_DONE
+    arguments, config = read
+    # As training does that collects its own: what is held out has no say in it.
+    catalogue = collect(config, config.eval.held_out)
+    save(catalogue, arguments.out, config)
+    _print_summary(catalogue, config, arguments.out)
+    return EXIT_DONE
+
+
+def _print_summary(catalogue: Catalogue, config: Config, out: str) -> None:
+    print(f"{len(catalogue.item):,} items of {catalogue.count_I.sum():,} events in {out}")
+    top = [
+        f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
+        for i in range(min(_TOP, len(catalogue.item)))
+    ]
+    print(f"most frequent: {', '.join(top)}")
+    name = config.loss.item_feature
+    sharing = catalogue.sharing()
+    if sharing is not None:
+        print(
+            f"{sharing}; raise hash_bucket_size of feature {name} "
+            f"({config.feature(name).hash_bucket_size:,})"
+        )
+    else:
+        print("no two ids share a bucket")
+
+
+if __name__ == "__main__":
+    run_door(main)

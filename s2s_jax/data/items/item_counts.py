@@ -1,0 +1,346 @@
+"""Counts of items over whole logs, stripe by stripe: how often each comes, under which ids, with what.
+
+Two tallies are kept, sums of what single stripes hold: of an encoded item and the id that stands in the
+log, and of an encoded item and the ids of its event's other features. Memory grows with the distinct ids
+of items, not with events. Arrow groups rows in C++, several times faster than NumPy sorts them.
+
+Shapes: N rows of the log, P positions, E events that have an item, T rows of a tally, I items.
+"""
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.data.encoding import blocks, features, ids
+from s2s_jax.data.encoding.blocks import NO_ID
+from s2s_jax.data.encoding.held_out import Cut
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.arrow import is_list
+from s2s_jax.data.logs.index import FileIndex, may_skip
+from s2s_jax.errors import UserError
+
+# Combinations of other features that an item keeps when there are too many; features that change with
+# each event, such as its time, would otherwise keep as many as events.
+_KEPT_COMBINATIONS = 8
+_SPARE_COMBINATIONS = 2**20
+# Columns of the tally of ids that stand in the log.
+_ORIGINAL = ("code", "item")
+# Positions of a stripe are below 2^32, so stripes and positions make one number.
+_STRIPE_BITS = 32
+
+
+class ItemCounts(NamedTuple):
+    """Items, by ascending code: the encoded id, a bucket or a signed 64-bit id.
+
+    Attributes:
+      code_I: int64.
+      count_I: int64 events.
+      part_I: int64, how many of these come before the second cut.
+      item: the id that stands in the log; the first, where several are encoded alike.
+      others_IC: int32 ids of the features besides the item's, side by side.
+      collisions: ids of the log that are encoded like one that came before.
+      shared_events: events of ids that are encoded like another, whichever came first.
+    """
+
+    code_I: np.ndarray
+    count_I: np.ndarray
+    part_I: np.ndarray
+    item: pa.Array
+    others_IC: np.ndarray
+    collisions: int
+    shared_events: int
+
+
+class _Stripe(NamedTuple):
+    """What a stripe adds to the tallies.
+
+    Attributes:
+      originals: `code` (int64), `item`, `count`, `part` (of the count) and `first`: a number that is
+        smaller for what comes earlier in the log.
+      combinations: the same with `other0` … (int32) instead of `item`.
+    """
+
+    originals: pa.Table
+    combinations: pa.Table
+
+
+def count_items(config: Config, index: FileIndex, cut: Cut, part: Cut | None = None) -> ItemCounts:
+    """Counts the items of a log.
+
+    Args:
+      config: with only the features of interest, among them `loss.item_feature`, which has one id an
+        event; sequences are as long as its `model.seq_len`.
+      index: of the files.
+      cut: the events before it count.
+      part: a second, earlier cut, the events before which are counted beside; None: the same.
+
+    Raises:
+      UserError: files disagree on the type of items, a stripe cannot be read and `io.on_error` is stop,
+        or no event has an item.
+    """
+    item = config.feature(config.loss.item_feature)
+    _check_types(index, item)
+    others = _other_names(config)
+    originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
+    stripes = 0
+    for stripe in _read(config, index, cut, part or cut):
+        stripes += 1
+        originals.add(stripe.originals)
+        combinations.add(stripe.combinations)
+        most = _KEPT_COMBINATIONS * originals.rows + _SPARE_COMBINATIONS
+        if combinations.rows > most:
+            combinations.keep_most_frequent(_KEPT_COMBINATIONS)
+    if stripes == 0:
+        raise UserError(
+            f"io.data_paths: no stripe of {config.io.data_paths} can be read (each is told above); "
+            f"write the files anew or name others"
+        )
+    if originals.rows == 0:
+        raise UserError(
+            f"io.data_paths: no event of {config.io.data_paths} has an item (column "
+            f"{item.column_name}); name another loss.item_feature or other files"
+        )
+    return _assemble(originals.table(), combinations.table(), others)
+
+
+def _assemble(originals: pa.Table, combinations: pa.Table, others: Sequence[str]) -> ItemCounts:
+    code_T, count_T, part_T, first_T = (
+        _numpy(originals, name) for name in ("code", "count", "part", "first")
+    )
+    order_T = np.lexsort((first_T, code_T))
+    begins_I = np.flatnonzero(_begins(code_T[order_T]))
+    chosen_I = order_T[begins_I]
+    combinations = _most_frequent(combinations, 1)
+    others_IC = np.empty((len(combinations), len(others)), np.int32)
+    for column, name in enumerate(others):
+        others_IC[:, column] = _numpy(combinations, name)
+    count_I = np.add.reduceat(count_T[order_T], begins_I)
+    shared_I = np.diff(np.append(begins_I, len(code_T))) > 1
+    return ItemCounts(
+        code_T[chosen_I],
+        count_I,
+        np.add.reduceat(part_T[order_T], begins_I),
+        _one_array(originals["item"].take(pa.array(chosen_I))),
+        others_IC,
+        len(code_T) - len(chosen_I),
+        int(count_I[shared_I].sum()),
+    )
+
+
+# ----------------------------------------------------------------------------------- tallies
+
+
+class _Tally:
+    """Sums of counts, and least places, of rows that are alike in some columns."""
+
+    def __init__(self, by: Sequence[str]):
+        """Starts with nothing.
+
+        Args:
+          by: the columns.
+        """
+        self._by = list(by)
+        self._parts: list[pa.Table] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows held; those that are alike may count double until `table` is asked for."""
+        return sum(len(part) for part in self._parts)
+
+    def add(self, counts: pa.Table) -> None:
+        """Adds rows, each combination once, with `count`, `part` and `first` besides the tally's."""
+        self._parts.append(counts)
+        # Merged only when as many wait as are merged, so that a row is merged few times.
+        if self.rows > 2 * len(self._parts[0]):
+            self.table()
+
+    def table(self) -> pa.Table:
+        """All rows, each combination once."""
+        if len(self._parts) > 1:
+            self._parts = [_group(pa.concat_tables(self._parts), self._by)]
+        return self._parts[0]
+
+    def keep_most_frequent(self, kept: int) -> None:
+        """Forgets what is not among the `kept` most frequent rows of its code."""
+        self._parts = [_most_frequent(self.table(), kept)]
+
+
+def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    # The sums are the same with threads, but stripes are already counted in several.
+    grouped = table.group_by(list(by), use_threads=False)
+    sums = grouped.aggregate([("count", "sum"), ("part", "sum"), ("first", "min")])
+    sums = sums.select([*by, "count_sum", "part_sum", "first_min"])
+    return sums.rename_columns([*by, "count", "part", "first"])
+
+
+def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
+    """The `kept` most frequent rows of each code, of equals those that came first, by code."""
+    code_T, count_T, first_T = (_numpy(table, name) for name in ("code", "count", "first"))
+    order_T = np.lexsort((first_T, -count_T, code_T))
+    begins_T = _begins(code_T[order_T])
+    rank_T = np.arange(len(order_T))
+    rank_T -= np.maximum.accumulate(np.where(begins_T, rank_T, 0))
+    return table.take(pa.array(order_T[rank_T < kept]))
+
+
+def _begins(sorted_T: np.ndarray) -> np.ndarray:
+    """Where sorted values begin to be others."""
+    begins_T = np.ones(len(sorted_T), bool)
+    np.not_equal(sorted_T[1:], sorted_T[:-1], out=begins_T[1:])
+    return begins_T
+
+
+def _numpy(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].to_numpy()
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks)
+
+
+# ----------------------------------------------------------------------------------- reading
+
+
+def _read(config: Config, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
+    """What `_count_stripe` gives for each stripe, in order, `io.thread_num` counted at a time."""
+    for skipped in index.skipped:
+        _tell_skipped(skipped.reason)
+    threads = config.io.thread_num
+    waiting: deque[Future[_Stripe]] = deque()
+
+    def finish() -> Iterator[_Stripe]:
+        try:
+            yield waiting.popleft().result()
+        except UserError as error:
+            if not may_skip(error, config.io):
+                raise
+            _tell_skipped(str(error))
+
+    # Without threads, a stripe is counted in a thread while this one waits for it.
+    with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
+        for stripe in range(len(index.stripes)):
+            waiting.append(pool.submit(_count_stripe, config, index, stripe, cut, part))
+            if len(waiting) > threads:
+                yield from finish()
+        while waiting:
+            yield from finish()
+
+
+def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut, part: Cut) -> _Stripe:
+    file, number, first_row = index.stripes[stripe]
+    names = [*features.column_names(config.features), *cut.column_names, *part.column_names]
+    batch = orc.read_stripe(file, number, list(dict.fromkeys(names)))
+    block = features.decode(batch, file, first_row, config)
+    item = config.feature(config.loss.item_feature)
+    code_P = codes_of(block.values_PC[:, features.id_columns(config.features)[item.name]])
+    counted_P = _counted(block, cut.kept(batch, block.lengths_N, file, first_row))
+    part_P = _counted(block, part.kept(batch, block.lengths_N, file, first_row))
+    there_P = code_P != NO_ID
+    values = _values(batch.column(item.column_name)).filter(pa.array(counted_P[there_P]))
+    (events_E,) = np.nonzero(there_P & counted_P)
+    columns: dict[str, pa.Array] = {"code": pa.array(code_P[events_E]), "item": values}
+    others = _other_names(config)
+    others_EC = block.values_PC[events_E][:, _other_columns(config)]
+    for i, name in enumerate(others):
+        columns[name] = pa.array(np.ascontiguousarray(others_EC[:, i]))
+    columns["count"] = pa.array(np.ones(len(events_E), np.int64))
+    columns["part"] = pa.array(part_P[events_E].astype(np.int64))
+    columns["first"] = pa.array((stripe << _STRIPE_BITS) + events_E)
+    events = pa.table(columns)
+    return _Stripe(_group(events, _ORIGINAL), _group(events, ["code", *others]))
+
+
+def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
+    """bool `[P]`: the first `kept_N` positions of each row, whose positions are all there."""
+    ends_N = block.begins_N + kept_N
+    return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
+
+
+def codes_of(ids_PW: np.ndarray) -> np.ndarray:
+    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` where there is none in either."""
+    if ids_PW.shape[1] == 1:
+        return ids_PW[:, 0].astype(np.int64)
+    return np.ascontiguousarray(ids_PW).astype("<i4", copy=False).view("<i8")[:, 0].astype(np.int64)
+
+
+def code_words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:
+    """int32 `[I, id_words]`: what `ItemCounts.code_I` was made of."""
+    if not feature.grows:
+        return code_I.astype(np.int32)[:, None]
+    return code_I.astype("<i8").view("<i4").astype(np.int32).reshape(-1, 2)
+
+
+def _other_columns(config: Config) -> np.ndarray:
+    """bool: which columns of a block are not the item's."""
+    columns = features.id_columns(config.features)
+    others = np.ones(max(one.stop for one in columns.values()), bool)
+    others[columns[config.loss.item_feature]] = False
+    return others
+
+
+def _other_names(config: Config) -> list[str]:
+    """What the columns of a tally are called that hold the ids of other features."""
+    return [f"other{i}" for i in range(_other_columns(config).sum())]
+
+
+def _values(column: pa.Array) -> pa.Array:
+    """The ids of a column of lists, or lists of lists, as they stand there."""
+    values = column.flatten()
+    if is_list(values.type):
+        values = values.flatten()
+    return values.drop_null().cast(_stored_type(values.type))
+
+
+def _stored_type(column_type: pa.DataType) -> pa.DataType:
+    """The type in which ids of a column are kept."""
+    while is_list(column_type):
+        column_type = column_type.value_type
+    if pa.types.is_integer(column_type):
+        return pa.int64()
+    if ids.is_text(column_type):
+        binary = pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type)
+        return pa.large_binary() if binary else pa.large_string()
+    return column_type
+
+
+def _check_types(index: FileIndex, item: FeatureConfig) -> None:
+    first = index.files[0]
+    name = item.column_name
+    expected = _stored_type(first.schema.field(name).type)
+    for file in index.files:
+        found = _stored_type(file.schema.field(name).type)
+        if found != expected:
+            raise UserError(
+                f"{file.path}: column {name} holds {found}, expected {expected} as in {first.path}; "
+                f"items have one type in all files, so write one of them anew"
+            )
+
+
+def _tell_skipped(reason: str) -> None:
+    print(f"skipped: {reason}", file=sys.stderr, flush=True)
+
+
+def whole_sequences(config: Config, names: Sequence[str]) -> Config:
+    """The configuration with some features only, without truncation, and with nothing held out."""
+    kept = tuple(feature for feature in config.features if feature.name in names)
+    return dataclasses.replace(
+        config,
+        features=kept,
+        model=dataclasses.replace(config.model, seq_len=sys.maxsize),
+        io=dataclasses.replace(
+            config.io,
+            check_length=False,
+            truncate_side="left",
+            packing=None,
+            windows=1,
+            windows_per_epoch=None,
+        ),
+        eval=dataclasses.replace(config.eval, held_out=0, split_at=None, validation_at=None),
+    )

@@ -1,0 +1,1 @@
+"""ORC logs: files, footers, stripes, and writing them."""

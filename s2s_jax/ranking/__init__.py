@@ -1,0 +1,1 @@
+"""Scoring all items, and how well that does."""

@@ -1,0 +1,162 @@
+"""What a user may be recommended, for recommending and for evaluation alike.
+
+Both ask here, so a target counts as found only where recommending could have given it: with
+`eval.filter_seen`, an item of the history is never recommended, and a target that is one is missed.
+Items that were never trained are ranked like others, last or not at all (`eval.untrained`).
+
+Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s2s_jax.data.batching.histories import Histories
+from s2s_jax.data.items.seen import Seen
+from s2s_jax.errors import UserError
+from s2s_jax.ranking import metrics, ranking
+
+
+class Lists(NamedTuple):
+    """The best items of each user: see `ranking.Best`.
+
+    Attributes:
+      index_UK: int32; -1 where fewer than K items are left.
+      score_UK: f32; -inf there.
+    """
+
+    index_UK: np.ndarray
+    score_UK: np.ndarray
+
+
+class _Group(NamedTuple):
+    """Items that are ranked together.
+
+    Attributes:
+      catalogue: their vectors.
+      item_G: int32 items, rising.
+      place_I: int32, where an item is in the group; -1 if it is in none, or another.
+    """
+
+    catalogue: ranking.Catalogue
+    item_G: np.ndarray
+    place_I: np.ndarray
+
+
+class Candidates:
+    """The items of a catalogue, ranked for batches of users.
+
+    Attributes:
+      trained_I: bool, see `StepFunctions.items_trained`.
+      left_out_I: bool, items that nobody is recommended.
+    """
+
+    def __init__(
+        self,
+        vectors_IE: np.ndarray,
+        trained_I: np.ndarray,
+        mesh: Mesh,
+        filter_seen: bool,
+        untrained: Literal["keep", "last", "drop"],
+    ):
+        """Puts the items on the devices.
+
+        Args:
+          vectors_IE: f32, one for each item of the catalogue.
+          trained_I: bool, which of them were ever trained.
+          mesh: the devices.
+          filter_seen: whether items of the history are left out.
+          untrained: see `eval.untrained`.
+
+        Raises:
+          UserError: all items would be left out.
+        """
+        self.trained_I = trained_I
+        self.left_out_I = ~trained_I & (untrained == "drop")
+        if self.left_out_I.all():
+            raise UserError(
+                f"eval.untrained: expected keep or last because none of the {len(trained_I):,} items of "
+                f"the catalogue was ever trained, found drop; or give a catalogue of the log of training"
+            )
+        self._filter_seen = filter_seen
+        # In the order in which they are recommended.
+        groups = [~self.left_out_I] if untrained != "last" else [trained_I, ~trained_I]
+        self._groups = [_group(vectors_IE, member_I, mesh) for member_I in groups if member_I.any()]
+
+    def seen(self, batch: Histories) -> Seen | None:
+        """The items that each user of a batch is not recommended; None: no such items."""
+        return batch.seen if self._filter_seen else None
+
+    def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
+        """The K best items that each user may be recommended."""
+        found = None
+        for group in self._groups:
+            best = ranking.top_k(users_UE, group.catalogue, k, _inside(group, self.seen(batch)))
+            index_UK, score_UK = map(np.asarray, best)
+            there_UK = index_UK >= 0
+            index_UK = np.where(there_UK, group.item_G[np.where(there_UK, index_UK, 0)], -1)
+            lists = Lists(index_UK.astype(np.int32), score_UK)
+            found = lists if found is None else _appended(found, lists)
+            if (found.index_UK[:, -1] >= 0).all():
+                break
+        assert found is not None, "there is a group"
+        return found
+
+    def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
+        """int64 `[U]` ranks of the targets among these items, from 0.
+
+        Items that score the same as the target come before it. The rank of a target that cannot be
+        recommended, and of none, is `metrics.MISSED`.
+        """
+        rank_U = np.full(len(batch.target_U), metrics.MISSED)
+        found_U = self.can_be_found(batch)
+        before_U = np.zeros(len(rank_U), np.int64)
+        for group in self._groups:
+            target_U = np.where(found_U, group.place_I[batch.target_U], -1)
+            seen = _inside(group, self.seen(batch))
+            if (target_U >= 0).any():
+                of_group_U = np.asarray(ranking.ranks(users_UE, target_U, group.catalogue, seen))
+                rank_U = np.where(target_U >= 0, before_U + of_group_U, rank_U)
+            before_U += len(group.item_G)
+            if seen is not None:
+                before_U -= np.bincount(seen.user_T, minlength=len(before_U))
+        return rank_U
+
+    def can_be_found(self, batch: Histories) -> np.ndarray:
+        """bool `[U]`: whose target may be recommended."""
+        found_U = (batch.target_U >= 0) & ~self.left_out_I[batch.target_U]
+        return found_U & ~returns(batch) if self._filter_seen else found_U
+
+
+def _group(vectors_IE: np.ndarray, member_I: np.ndarray, mesh: Mesh) -> _Group:
+    item_G = np.flatnonzero(member_I).astype(np.int32)
+    place_I = np.full(len(member_I), -1, np.int32)
+    place_I[item_G] = np.arange(len(item_G))
+    vectors_GE = vectors_IE if len(item_G) == len(member_I) else vectors_IE[item_G]
+    return _Group(ranking.make_catalogue(vectors_GE, mesh), item_G, place_I)
+
+
+def _inside(group: _Group, seen: Seen | None) -> Seen | None:
+    """The pairs whose item is in the group, by its place there."""
+    if seen is None:
+        return None
+    place_T = group.place_I[seen.item_T]
+    return Seen(seen.user_T[place_T >= 0], place_T[place_T >= 0])
+
+
+def _appended(first: Lists, second: Lists) -> Lists:
+    """The second lists after the first, as far as there is room."""
+    index = np.concatenate([first.index_UK, second.index_UK], axis=1)
+    score = np.concatenate([first.score_UK, second.score_UK], axis=1)
+    order = np.argsort(index < 0, axis=1, kind="stable")[:, : first.index_UK.shape[1]]
+    return Lists(np.take_along_axis(index, order, 1), np.take_along_axis(score, order, 1))
+
+
+def returns(batch: Histories) -> np.ndarray:
+    """bool `[U]`: whose target is an item of the history."""
+    user_T, item_T = batch.seen
+    again_U = np.zeros(len(batch.target_U), bool)
+    again_U[user_T[item_T == batch.target_U[user_T]]] = True
+    return again_U

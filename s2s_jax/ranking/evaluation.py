@@ -1,0 +1,249 @@
+"""How well held-out events are found among the items of the log.
+
+Every user is ranked over the whole catalogue. With `eval.held_out` it holds every item of the log,
+held-out events included; with `eval.split_at` the items that training sees. Users whose event is of
+no item of the catalogue are left out and counted. Events of items that recommending leaves out, as the
+user had them before (`eval.filter_seen`), are missed. The history ends before the event to be found,
+whose time and behaviour stay unknown.
+
+Shapes: U users, I items, E width.
+"""
+
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s2s_jax.cluster import hosts
+from s2s_jax.cluster.mesh import batch_sharded
+from s2s_jax.config import Config
+from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.held_out import Split, Targets
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import Catalogue, collect_for_evaluation
+from s2s_jax.errors import UserError
+from s2s_jax.ranking import metrics
+from s2s_jax.ranking.candidates import Candidates, returns
+from s2s_jax.training.step import StepFunctions, TrainState, Users
+
+# Items that are encoded together by one device.
+_ITEMS = 4096
+# Lengths of the lists from which coverage is taken.
+_COVERAGE = (5, 10, 50)
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      metrics: means over users, "eval/hr@10" …, with slices and the popularity baseline;
+        "eval/unknown_targets", users left out because their event is of no item of the catalogue;
+        "eval/returning_targets", the share of users whose event is of an item that they had before;
+        "eval/untrained_items" and "eval/untrained_targets", the shares of the catalogue and of the
+        users' events that are items which were never trained; where the table of items grows,
+        "eval/unknown_items", the share of those of the histories' events that the model was shown whose
+        item has no row; and, where ids of items share rows of their table, "eval/shared_rows", the
+        share of the log's events that are of such ids.
+      values: of each user, see `metrics.user_values`.
+    """
+
+    metrics: dict[str, float]
+    values: dict[str, np.ndarray]
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% bootstrap intervals of the means over all users, which take a while to compute."""
+        return metrics.intervals(self.values)
+
+
+class Evaluator:
+    """Evaluates states of one configuration.
+
+    Attributes:
+      catalogue: the items that are ranked.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, max_users: int | None = None):
+        """Reads the log's items.
+
+        Args:
+          config: the configuration.
+          mesh: the devices.
+          max_users: users that are looked at, the first of the log; None: all.
+
+        Raises:
+          UserError: nothing is held out, or the log cannot be read.
+        """
+        # Refuses a configuration that holds nothing out.
+        held_out.targets(config, "test")
+        self._config = config
+        self._mesh = mesh
+        self._max_users = max_users
+        self.catalogue, self._count_I = collect_for_evaluation(config)
+        numbers = ItemNumbers(self.catalogue, config)
+        users = config.eval.batch_size * mesh.size
+        self._reader = HistoryReader(config, index_files(config), numbers, users)
+
+    def evaluate(
+        self,
+        functions: StepFunctions,
+        state: TrainState,
+        split: Split,
+        in_step: hosts.InStep = hosts.in_step,
+    ) -> Evaluation:
+        """Ranks the events of `split`.
+
+        Args:
+          functions: over the state.
+          state: of the devices.
+          split: which events.
+          in_step: keeps hosts together, and may end the evaluation between batches of users.
+
+        Raises:
+          UserError: `split` is not held out, or no user has a history and an event to be found.
+        """
+        targets = held_out.targets(self._config, split)
+        candidates = make_candidates(functions, state, self.catalogue, self._config, self._mesh)
+        # Popularity ranks the same items.
+        count_I = np.where(candidates.left_out_I, -1, self._count_I)
+        rank, popular, events, target = [], [], [], []
+        shown = unknown = unknown_targets = returning = 0
+        coverage = metrics.Coverage(len(self.catalogue.item))
+        batches = in_step(self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes()))
+        for batch, users in batches:
+            users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
+            chosen = np.flatnonzero(batch.target_U[:users] >= 0)
+            unknown_targets += users - len(chosen)
+            returning += int(returns(batch)[chosen].sum())
+            rank.append(candidates.ranks(users_UE, batch)[chosen])
+            best = candidates.top_k(users_UE, max(_COVERAGE), batch)
+            coverage.add(best.index_UK[chosen])
+            popular_U = metrics.popularity_ranks(count_I, batch.target_U, candidates.seen(batch))
+            popular_U = np.where(candidates.can_be_found(batch), popular_U, metrics.MISSED)
+            popular.append(popular_U[chosen])
+            events.append(batch.events_U[chosen])
+            target.append(batch.target_U[chosen])
+            shown += int(batch.arrays["length"][chosen].sum())
+            unknown += int(np.asarray(unknown_U)[chosen].sum())
+        if not sum(map(len, rank)):
+            protocol = "held_out" if self._config.eval.split_at is None else "split_at"
+            raise UserError(
+                f"io.data_paths: no row of {self._config.io.data_paths} has an event before the "
+                f"{split} event and one of a known item there ({unknown_targets:,} have one of an "
+                f"unknown item); evaluate a log with longer rows, or train with another "
+                f"eval.{protocol}"
+            )
+        found = self._result(rank, popular, events, target, coverage)
+        found.metrics[f"{metrics.PREFIX}unknown_targets"] = unknown_targets
+        shared_events = self.catalogue.shared_events
+        if shared_events:
+            share = shared_events / int(self.catalogue.count_I.sum())
+            found.metrics[f"{metrics.PREFIX}shared_rows"] = share
+        found.metrics[f"{metrics.PREFIX}returning_targets"] = returning / sum(map(len, rank))
+        trained_U = candidates.trained_I[np.concatenate(target)]
+        found.metrics[f"{metrics.PREFIX}untrained_targets"] = float(1 - trained_U.mean())
+        found.metrics[f"{metrics.PREFIX}untrained_items"] = float(1 - candidates.trained_I.mean())
+        if self._config.feature(self._config.loss.item_feature).grows:
+            found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
+        return found
+
+    def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
+        """Batches, and how many of their users are looked at."""
+        left = sys.maxsize if self._max_users is None else self._max_users
+        for batch in self._reader.read_all(range(self._reader.stripes), targets):
+            yield batch, min(batch.users, left)
+            left -= batch.users
+            if left <= 0:
+                return
+
+    def _result(
+        self, rank: list, popular: list, events: list, target: list, coverage: metrics.Coverage
+    ) -> Evaluation:
+        values = metrics.user_values(np.concatenate(rank))
+        baseline = metrics.user_values(np.concatenate(popular))
+        found = metrics.summarize(values)
+        found |= coverage.summarize(_COVERAGE)
+        found |= metrics.summarize(baseline, f"{metrics.PREFIX}popularity/")
+        found |= metrics.by_length(values, np.concatenate(events))
+        found |= metrics.by_popularity(values, np.concatenate(target), self._count_I)
+        return Evaluation(found, values)
+
+
+def user_vectors(
+    functions: StepFunctions, state: TrainState, batch: Histories, mesh: Mesh
+) -> Users:
+    """What each user will do next, as items are compared with it, and how many events are unknown."""
+    arrays = {name: _spread(x, mesh) for name, x in batch.arrays.items()}
+    return functions.user_vectors(state, arrays)
+
+
+def make_candidates(
+    functions: StepFunctions,
+    state: TrainState,
+    catalogue: Catalogue,
+    config: Config,
+    mesh: Mesh,
+    filter_seen: bool | None = None,
+) -> Candidates:
+    """What may be recommended by a state.
+
+    Args:
+      functions: over the state.
+      state: the state.
+      catalogue: the items.
+      config: the configuration.
+      mesh: the devices.
+      filter_seen: instead of `eval.filter_seen`, unless None.
+    """
+    vectors_IE = item_vectors(functions, state, catalogue, config, mesh)
+    trained = [
+        np.asarray(functions.items_trained(state, ids))
+        for ids in _item_ids(catalogue, config, mesh)
+    ]
+    trained_I = np.concatenate(trained)[: len(catalogue.item)]
+    if filter_seen is None:
+        filter_seen = config.eval.filter_seen
+    return Candidates(vectors_IE, trained_I, mesh, filter_seen, config.eval.untrained)
+
+
+def item_vectors(
+    functions: StepFunctions, state: TrainState, catalogue: Catalogue, config: Config, mesh: Mesh
+) -> np.ndarray:
+    """f32 `[I, E]`: the items of a catalogue as users are compared with them."""
+    vectors_IE = None
+    begin, items = 0, len(catalogue.item)
+    for ids in _item_ids(catalogue, config, mesh):
+        part_BE = np.asarray(functions.item_vectors(state, ids))
+        if vectors_IE is None:
+            # Filled part by part, so that vectors are held once.
+            vectors_IE = np.empty((items, part_BE.shape[1]), np.float32)
+        vectors_IE[begin : begin + len(part_BE)] = part_BE[: items - begin]
+        begin += len(part_BE)
+    assert vectors_IE is not None, "a catalogue has items"
+    return vectors_IE
+
+
+def _item_ids(catalogue: Catalogue, config: Config, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """What items show: `[1, B, 1, K]` (or `[1, B, 1, K, 2]`) of each feature, B items at a time."""
+    chunk = _ITEMS * mesh.size
+    for begin in range(0, len(catalogue.item), chunk):
+        ids = {}
+        for feature in config.features:
+            shape = (chunk, 1, feature.bag_size, *([2] if feature.grows else []))
+            padded = np.full(shape, -1, np.int32)
+            if feature.name in config.target_features:
+                part = catalogue.ids[feature.name][begin : begin + chunk]
+                padded[: len(part), 0] = part
+            ids[feature.name] = _spread(padded, mesh)
+        yield ids
+
+
+def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """One microbatch `[1, …]` over the devices; on several hosts all hosts hold all of it."""
+    return jax.make_array_from_callback(
+        (1, *x.shape), batch_sharded(mesh), lambda index: x[None][index]
+    )

@@ -1,0 +1,85 @@
+"""A trained run, restored for evaluation, recommending and export."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config
+from s2s_jax.errors import UserError
+from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.training.growth import GrowthPlan
+from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
+from s2s_jax.training.validation import best_step
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds, on the devices.
+
+    Attributes:
+      step: of the checkpoint.
+      fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
+      functions: over its state.
+      state: the state.
+      kinds: of the ids that it was trained with, see `features.entry_kinds`.
+    """
+
+    step: int
+    fingerprint: str
+    functions: StepFunctions
+    state: TrainState
+    kinds: dict[str, str]
+
+
+def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
+    """Restores a checkpoint of the run in `train.output_dir`.
+
+    Args:
+      config: of the run, which is checked.
+      mesh: the devices, which may be others than the run's.
+      checkpoint: "best" (by `eval.metric`, and the newest where nothing was evaluated), "newest", or a
+        step.
+
+    Raises:
+      UserError: there is no such checkpoint, it cannot be read, or the run was another one's.
+    """
+    run_dir = Path(config.train.output_dir)
+    if not (run_dir / "checkpoints").is_dir():
+        raise UserError(
+            f"train.output_dir: expected the directory of a run, found no checkpoints in {run_dir}; "
+            f"train first"
+        )
+    # Checkpoints are kept as they are, whatever the configuration says about how many.
+    kept = dataclasses.replace(config.train, max_to_keep=2**31)
+    checkpoints = Checkpoints(dataclasses.replace(config, train=kept), read_only=True)
+    try:
+        checkpoints.check_config()
+        step = _choose(checkpoints.steps, run_dir, config, checkpoint)
+        plan = GrowthPlan(config)
+        saved = checkpoints.progress(step)
+        plan.set_state(saved["growth"])
+        functions = make_step_functions(config, mesh, plan.capacities_now())
+        state = checkpoints.restore(step, functions.abstract)
+        reader = saved["reader"] if "reader" in saved else {}
+        # Older checkpoints do not tell them.
+        kinds = reader["kinds"] if "kinds" in reader else {}
+        return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
+    finally:
+        checkpoints.close()
+
+
+def _choose(steps: list[int], run_dir: Path, config: Config, checkpoint: str) -> int:
+    if not steps:
+        raise UserError(f"train.output_dir: {run_dir} has no whole checkpoint; train first")
+    if checkpoint == "newest":
+        return steps[-1]
+    if checkpoint == "best":
+        best = best_step(run_dir, config.eval, steps)
+        return steps[-1] if best is None else best
+    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
+        listed = ", ".join(map(str, steps))
+        raise UserError(
+            f"--checkpoint: expected best, newest or one of {listed}, found {checkpoint}"
+        )
+    return int(checkpoint)

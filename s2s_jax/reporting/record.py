@@ -1,0 +1,141 @@
+"""What a run directory tells without its checkpoints: lines of metrics, and evaluations that were kept.
+
+Shapes: P lines.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from s2s_jax.config import Config
+from s2s_jax.errors import UserError
+from s2s_jax.reporting.charts import Series
+from s2s_jax.runs.checkpoint import checkpoint_fingerprint
+from s2s_jax.runs.metrics import read_lines
+from s2s_jax.training.validation import Progress
+
+Line = dict[str, float]
+
+
+class SavedEvaluation(NamedTuple):
+    """A file that `python -m s2s_jax.evaluate` wrote.
+
+    Attributes:
+      name: of the file.
+      step: of the checkpoint.
+      split: "test" or "validation".
+      metrics: see `serving.evaluation.Evaluation`.
+      intervals: the same.
+      checkpoint: its fingerprint; None: not known.
+    """
+
+    name: str
+    step: int
+    split: str
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    checkpoint: str | None = None
+
+
+class Record(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+      run_dir: its directory.
+      config: its configuration.
+      training: lines of metrics.jsonl that have a loss, by step.
+      evaluations: those of evaluations during training, by step.
+      best: of these, the best by `eval.metric`; None if there is none.
+      saved: the newest saved evaluation of each split.
+      others: names of the other files of evaluations, and of those that cannot be read.
+    """
+
+    run_dir: Path
+    config: Config
+    training: list[Line]
+    evaluations: list[Line]
+    best: Line | None
+    saved: list[SavedEvaluation]
+    others: list[str]
+
+
+def read_record(run_dir: Path, config: Config) -> Record:
+    """Reads what there is; what is missing is left empty.
+
+    Raises:
+      UserError: metrics.jsonl is there but cannot be read.
+    """
+    try:
+        lines = [_numbers(line) for line in read_lines(run_dir)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{run_dir / 'metrics.jsonl'}: cannot be read ({error}); restore the file or move it away"
+        ) from error
+    lines = sorted((line for line in lines if "step" in line), key=lambda line: line["step"])
+    evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    best_step = Progress(config.eval, evaluations).best_step
+    metric = f"eval/{config.eval.metric}"
+    best = [line for line in evaluations if line["step"] == best_step and metric in line]
+    saved, others = _saved(run_dir)
+    training = [line for line in lines if "loss" in line]
+    return Record(run_dir, config, training, evaluations, best[0] if best else None, saved, others)
+
+
+def curve(lines: list[Line], key: str, name: str) -> Series:
+    """The values of `key` over the steps of the lines that have it.
+
+    Args:
+      lines: by step.
+      key: of metrics.jsonl.
+      name: of the curve.
+    """
+    there = [line for line in lines if key in line]
+    x_P = np.array([line["step"] for line in there], np.float64)
+    return Series(name, x_P, np.array([line[key] for line in there], np.float64))
+
+
+def _numbers(line: dict[str, Any]) -> Line:
+    """A line without what is no number, as only a damaged file holds."""
+    return {key: value for key, value in line.items() if type(value) in (int, float)}
+
+
+def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
+    newest: dict[str, SavedEvaluation] = {}
+    others = []
+    paths = sorted(run_dir.glob("evaluation_*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    for path in reversed(paths):
+        try:
+            found = _parse(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            others.append(f"{path.name} (cannot be read)")
+            continue
+        if _is_of_another_run(run_dir, found):
+            others.append(f"{found.name} (of weights that are no longer there)")
+        elif found.split in newest:
+            others.append(found.name)
+        else:
+            newest[found.split] = found
+    return [newest[split] for split in sorted(newest)], sorted(others)
+
+
+def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
+    """Whether the checkpoint of the same step is another one, as after training anew."""
+    there = (run_dir / "checkpoints" / str(found.step)).is_dir()
+    if not there or found.checkpoint is None:
+        return False
+    return found.checkpoint != checkpoint_fingerprint(run_dir, found.step)
+
+
+def _parse(path: Path) -> SavedEvaluation:
+    told = json.loads(path.read_text())
+    intervals = {
+        str(name): (float(low), float(high)) for name, (low, high) in told["intervals_95"].items()
+    }
+    metrics = {str(name): float(value) for name, value in told["metrics"].items()}
+    # Older files do not tell it.
+    checkpoint = told["checkpoint"] if "checkpoint" in told else None
+    return SavedEvaluation(
+        path.name, int(told["step"]), str(told["split"]), metrics, intervals, checkpoint
+    )

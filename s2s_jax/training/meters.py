@@ -1,0 +1,94 @@
+"""Running means of a run's metrics, and rates."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from s2s_jax.training.flops import AtPeak
+
+_MEANS = ("loss", "hit_rate", "grad_norm")
+# Sums since the start of the run, told where there are any.
+_COUNTS = ("skipped_rows", "cut_positions")
+
+
+class Meters:
+    """Means and rates over the steps since the last line of metrics.jsonl.
+
+    The sums behind the means go into checkpoints, so that a continued run writes the same numbers as
+    one that was never interrupted; rates cover what this process did.
+    """
+
+    def __init__(
+        self,
+        at_peak: AtPeak | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts with nothing.
+
+        Args:
+          at_peak: how long steps would take at the devices' peak; None: not known, and no `mfu` is
+            written.
+          clock: in seconds.
+        """
+        self._at_peak = at_peak
+        self._clock = clock
+        self._sums = dict.fromkeys(_MEANS, 0.0)
+        self._steps = 0
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._tables: dict[str, int] = {}
+        self.start_rates()
+
+    def start_rates(self) -> None:
+        """Starts counting time, examples and tokens from now."""
+        self._since = self._clock()
+        self._timed_steps = self._examples = self._tokens = 0
+        self._input_wait = self._attended = 0.0
+
+    def add(self, metrics: dict[str, float], input_wait: float) -> None:
+        """Counts a step: its metrics, and the seconds it waited for its batch."""
+        for name in _MEANS:
+            self._sums[name] += float(metrics[name])
+        self._steps += 1
+        self._timed_steps += 1
+        self._examples += int(metrics["examples"])
+        self._tokens += int(metrics["tokens"])
+        self._input_wait += input_wait
+        if "attended" in metrics:
+            self._attended += float(metrics["attended"])
+        for name in self._counts:
+            self._counts[name] += int(metrics[name]) if name in metrics else 0
+        self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
+
+    def take_line(self, step: int) -> dict[str, float]:
+        """The line of `step`; starts anew."""
+        seconds = max(self._clock() - self._since, 1e-9)
+        line = {"step": step} | {name: self._sums[name] / self._steps for name in _MEANS}
+        line["examples_per_sec"] = self._examples / seconds
+        line["tokens_per_sec"] = self._tokens / seconds
+        line["step_ms"] = 1e3 * seconds / self._timed_steps
+        line["input_wait_ms"] = 1e3 * self._input_wait / self._timed_steps
+        if self._at_peak is not None:
+            at_peak = (
+                self._at_peak.step * self._timed_steps + self._at_peak.attended * self._attended
+            )
+            line["mfu"] = at_peak / seconds
+        line |= {name: count for name, count in self._counts.items() if count}
+        line |= self._tables
+        self._sums = dict.fromkeys(_MEANS, 0.0)
+        self._steps = 0
+        self.start_rates()
+        return line
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint needs, as JSON."""
+        return {
+            "steps": self._steps,
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        self._steps = state["steps"]
+        self._sums = dict(state["sums"])
+        self._counts = dict(state["counts"])
