@@ -698,7 +698,7 @@ def test_the_doors(tmp_path):
         f"user_id, item_id, cate_id, behavior_id, timestamp\n"
     )
     code = (
-        "import sys; sys.modules['duckdb'] = None; from s2s_jax.data.convert import main\n"
+        "import sys; sys.modules['duckdb'] = None; from s2s_jax.data.conversion.convert import main\n"
         "from s2s_jax.errors import run_door; assert 'jax' not in sys.modules; run_door(main)"
     )
     done = subprocess.run(

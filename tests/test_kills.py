@@ -32,7 +32,7 @@ import pickle, sys, time
 import jax
 from s2s_jax.errors import run_door
 from s2s_jax.jobs.train import Reader, train
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
 next_ = Reader.__next__
 Reader.__next__ = lambda self: (time.sleep(0.02), next_(self))[1]

@@ -141,7 +141,7 @@ import small
 from s2s_jax.errors import run_door
 from s2s_jax.jobs.train import train
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
 run_door(lambda _: train(config, make_mesh(jax.devices()[:1])))
 """

@@ -26,7 +26,7 @@ class SavedEvaluation(NamedTuple):
       name: of the file.
       step: of the checkpoint.
       split: "test" or "validation".
-      metrics: see `serving.evaluation.Evaluation`.
+      metrics: see `ranking.evaluation.Evaluation`.
       intervals: the same.
       checkpoint: its fingerprint; None: not known.
     """
