@@ -81,15 +81,15 @@ def differences(before: Numbers, now: Numbers) -> list[str]:
     return found
 
 
-def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool:
-    """Says whether a run gives the numbers of `before`; True if so, or if it cannot be run here."""
+def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool | None:
+    """Says whether a run gives the numbers of `before`; None if it cannot be run here."""
     try:
         now = attempt(title, run)
     except Failed as failed:
         print(f"{title}: failed: {failed}", flush=True)
         return False
     if now is None:
-        return True
+        return None
     different = differences(before, now)
     told = f"; the first: {different[0]}" if different else ""
     compared = len(before | now)
@@ -98,26 +98,31 @@ def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool
 
 
 def compare(checkout: Checkout, names: list[str], file: Path, kept: Path | None) -> bool:
-    """Runs again what `file` has of `names`, and says whether all numbers are the same."""
+    """Runs again what `file` has of `names`; True if something could be compared and nothing differs."""
     recorded = json.loads(file.read_text())
     here = machine()
     for name, was in recorded["machine"].items():
         if here[name] != was:
             print(f"{name} was {was} and is {here[name]}: numbers may differ because of that")
-    same = True
+    results = []
     for name in names:
         if name not in recorded["runs"]:
             print(f"{name}: not in {file}")
             continue
         before = recorded["runs"][name]
-        same &= compare_run(name, before, partial(RUNS[name], checkout, checkout.work / name))
+        again = partial(RUNS[name], checkout, checkout.work / name)
+        results.append(compare_run(name, before, again))
         if kept is not None and name in CONTINUED:
             step = CONTINUED[name][1]
             later = {key: x for key, x in before.items() if step_of(key) > step}
             title = f"{name}, continued from step {step}"
-            same &= compare_run(title, later, partial(continue_run, checkout, name, kept))
-    print("all that was compared is the same" if same else "NOT the same")
-    return same
+            results.append(compare_run(title, later, partial(continue_run, checkout, name, kept)))
+    compared = [result for result in results if result is not None]
+    if not compared:
+        print("nothing was compared")
+    else:
+        print("all that was compared is the same" if all(compared) else "NOT the same")
+    return bool(compared) and all(compared)
 
 
 def main() -> None:
