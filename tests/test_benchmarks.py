@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 
-import golden
 import pytest
+from places import REPO
 
 
 @pytest.mark.slow
@@ -24,12 +24,12 @@ def test_a_step_falls_apart_into_shares():
     command += [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
     # Compiled quickly instead of well.
     environment = {
-        "PYTHONPATH": str(golden.REPO),
+        "PYTHONPATH": str(REPO),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     done = subprocess.run(
         command,
-        cwd=golden.REPO,
+        cwd=REPO,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -49,4 +49,4 @@ def test_a_step_falls_apart_into_shares():
 
 
 def test_the_script_for_gpus_is_bash():
-    subprocess.run(["bash", "-n", "benchmarks/gpu.sh"], cwd=golden.REPO, check=True)
+    subprocess.run(["bash", "-n", "benchmarks/gpu.sh"], cwd=REPO, check=True)

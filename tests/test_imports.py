@@ -4,9 +4,9 @@ import ast
 import subprocess
 import sys
 
-import golden
+from places import REPO
 
-PACKAGE = golden.REPO / "s2s_jax"
+PACKAGE = REPO / "s2s_jax"
 # Each room may import those above it.
 ORDER = [
     "errors",

@@ -1,0 +1,206 @@
+"""Addresses of other stores are refused by name, by every door and for every option and key."""
+
+import dataclasses
+import importlib
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import small
+from places import REPO
+
+from s2s_jax import config as configs
+from s2s_jax.cli import main
+from s2s_jax.config import Config, FeatureConfig, refuse_addresses, validate
+from s2s_jax.config.command_line import ConfigParser, Parser
+from s2s_jax.data.logs.files import find
+from s2s_jax.errors import UserError
+from s2s_jax.jobs.train import train
+
+DOORS = sorted({*main._MODULES.values(), "s2s_jax.cli.newest_step"})
+# What each must be given besides, none of which is ever looked at.
+NEEDED = {
+    "s2s_jax.jobs.train": [],
+    "s2s_jax.cli.newest_step": [],
+    "s2s_jax.jobs.evaluate": [],
+    "s2s_jax.jobs.recommend": ["--input", "log", "--output", "out"],
+    "s2s_jax.jobs.report": ["run"],
+    "s2s_jax.cli.tables": ["run"],
+    "s2s_jax.data.items.catalogue": ["--out", "out"],
+    "s2s_jax.data.conversion.convert": ["log", "--out", "out"],
+    "s2s_jax.data.inspection.inspect": ["log"],
+    "s2s_jax.data.logs.synthesize": ["--out", "out"],
+}
+CONFIG = str(REPO / "configs/quickstart.py")
+
+
+class Asked(Exception):
+    """Carries the parser of a door, before it parses."""
+
+
+def options_of(door: str, monkeypatch) -> list[str]:
+    """Options that take a text or a path; "" for a positional one."""
+    module = importlib.import_module(door)
+    if hasattr(module, "Settings"):
+        hints = typing.get_type_hints(module.Settings)
+        return [
+            "" if field.name == "paths" else f"--{field.name}"
+            for field in dataclasses.fields(module.Settings)
+            if re.search(r"\bstr\b|Path", str(hints[field.name]))
+        ]
+
+    def ask(self, *_: object):
+        raise Asked(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parser, "parse_known_args", ask)
+        with pytest.raises(Asked) as asked:
+            module.main([])
+    (parser,) = asked.value.args
+    taking = [a for a in parser._actions if a.nargs != 0 and a.type is not int and not a.choices]
+    return [a.option_strings[0] if a.option_strings else "" for a in taking]
+
+
+def run(door: str, option: str, value: str) -> UserError:
+    module, needed = importlib.import_module(door), list(NEEDED[door])
+    if option == "":
+        needed = [value, *needed[1:]]
+    elif option in needed:
+        needed[needed.index(option) + 1] = value
+    else:
+        needed += [option, value]
+    takes_config = not hasattr(module, "Settings") and "ConfigParser" in vars(module)
+    if takes_config and option != "--config":
+        needed = ["--config", CONFIG, *needed]
+    with pytest.raises(UserError) as caught:
+        module.main(needed)
+    return caught.value
+
+
+def test_the_doors_are_known():
+    assert sorted(NEEDED) == DOORS
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_option_of_every_door_refuses_them(door, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = options_of(door, monkeypatch)
+    assert options
+    for option in options:
+        told = str(run(door, option, "gs://bucket/a"))
+        name = option or ("paths" if ".data." in door else "RUN_DIR")
+        assert told.startswith(f"{name}: "), told
+        assert "gs://bucket/a" in told
+        assert "mount" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def text_keys() -> list[str]:
+    config = Config(features=(FeatureConfig(name="item_id", hash_bucket_size=10),))
+    return [
+        f"{section.name}.{key.name}"
+        for section in dataclasses.fields(config)
+        if section.name != "features"
+        for key in dataclasses.fields(getattr(config, section.name))
+        if re.search(
+            r"\bstr\b|Path",
+            str(typing.get_type_hints(type(getattr(config, section.name)))[key.name]),
+        )
+    ]
+
+
+@pytest.mark.parametrize("key", text_keys())
+def test_every_key_refuses_them(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{key}: .*s3://bucket/a"):
+        importlib.import_module("s2s_jax.jobs.train").main(
+            ["--config", CONFIG, f"--{key}", "s3://bucket/a"]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_paths_are_among_them():
+    assert {"io.data_paths", "io.cache", "loss.catalogue", "train.output_dir"} <= set(text_keys())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gs://b/x",
+        "gs:/b/x",
+        "S3://b",
+        "s3a://b/x",
+        "hdfs://name:8020/log",
+        "hdfs:///log",
+        "abfss://c@a.dfs.core.windows.net/x",
+        "https://host/x.orc",
+        "http:/host/x.orc",
+        "new-store+v2://b/x",
+        "/here/a.orc, gs://b/x",
+        ["a.orc", "gs://b/x"],
+        Path("gs://b/x"),
+    ],
+)
+def test_what_is_an_address(address):
+    with pytest.raises(
+        UserError, match=r"^--x: expected a path of this machine, found the address"
+    ):
+        refuse_addresses("--x", address)
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///data/log", "file:/data/log", "file://localhost/data/log"]
+)
+def test_addresses_of_local_files_say_the_path(address):
+    with pytest.raises(UserError, match=r"give /data/log$"):
+        refuse_addresses("--x", address)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a:b.orc", "C:", "C:/log", "2020-01-01T12:00", "a/b:c/d", "./gs:/x", "x:/y", "/data//gs:/x",
+        "~/log", "", None, 3, Path("a:b"), ("a", "b:c"), "12:/x",
+    ],
+)  # fmt: skip
+def test_what_is_none(path):
+    refuse_addresses("--x", path)
+
+
+def test_a_folder_whose_name_looks_like_one_is_read_if_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("team", "s3"):
+        (tmp_path / f"{name}:").mkdir()
+    refuse_addresses("--x", "team:/log")
+    for address in ("team://log", "s3:/log", "other:/log"):
+        with pytest.raises(UserError):
+            refuse_addresses("--x", Path(address) if "//" not in address else address)
+
+
+def test_files_with_colons_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "C:").mkdir()
+    small.write_log(tmp_path / "C:", 4)
+    (file, *_) = sorted((tmp_path / "C:").glob("*.orc"))
+    file.rename("a:b.orc")
+    assert find(["a:b.orc"]).files == [Path("a:b.orc")]
+
+
+def test_a_program_that_calls_train_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configs.load(CONFIG)
+    for key, section in (("output_dir", "train"), ("data_paths", "io")):
+        changed = dataclasses.replace(getattr(config, section), **{key: "gs:/bucket/x"})
+        with pytest.raises(UserError, match=rf"{section}.{key}: .*gs://bucket/x"):
+            train(dataclasses.replace(config, **{section: changed}))
+    assert not (tmp_path / "gs:").exists()
+    with pytest.raises(UserError, match=r"train\.output_dir"):
+        validate(
+            dataclasses.replace(
+                config, train=dataclasses.replace(config.train, output_dir="gs://b")
+            )
+        )
+    with pytest.raises(UserError, match="--config"):
+        configs.load_file("gs://bucket/config.py")
+    assert issubclass(ConfigParser, Parser)

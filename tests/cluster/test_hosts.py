@@ -1,0 +1,243 @@
+"""Jobs of several processes, started for real: `jax.distributed` with CPU devices on this machine."""
+
+import dataclasses
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+from jobs_of import assert_same_run, job, learned, wait_for_line
+from places import HELPERS, REPO
+
+from s2s_jax.cluster import hosts
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import Config
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
+from s2s_jax.jobs.train import train
+
+USERS = 90
+
+RUNNER = """
+import pickle, sys, time
+import s2s_jax.jobs.train as t
+from s2s_jax.errors import run_door
+from s2s_jax.cluster import hosts
+config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
+next_ = t.Reader.__next__
+t.Reader.__next__ = lambda self: (time.sleep(pause), next_(self))[1]
+def main(_):
+    hosts.join()
+    code = t.train(config)
+    hosts.leave()
+    return code
+run_door(main)
+"""
+
+
+def start(
+    config: Config,
+    scratch: Path,
+    count: int,
+    devices: int,
+    pause: float = 0.0,
+    directories: tuple[Path, ...] = (),
+):
+    """Processes 0 to `count` - 1, with `devices` devices each, in `directories` or this one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    path = scratch / f"config-{port}.pickle"
+    path.write_bytes(pickle.dumps(config))
+    processes = []
+    for host in range(count):
+        env = os.environ | {
+            "PYTHONPATH": f"{HELPERS}:{REPO}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+            hosts.COORDINATOR: f"localhost:{port}",
+            hosts.NUM_HOSTS: str(count),
+            hosts.HOST: str(host),
+        }
+        command = [sys.executable, "-c", RUNNER, str(path), str(pause)]
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=env,
+                cwd=directories[host] if directories else None,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish(processes, timeout: float = 150) -> list[tuple[int, str]]:
+    """Exit code and messages of each."""
+    deadline, ended = time.monotonic() + timeout, []
+    try:
+        for process in processes:
+            _, told = process.communicate(timeout=max(deadline - time.monotonic(), 1))
+            ended.append((process.returncode, told))
+    finally:
+        for process in processes:
+            process.kill()
+    return ended
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log")
+    small.write_log(directory, USERS)
+    return directory
+
+
+def make_job(log: Path, run_dir: Path, devices: int = 4, **changes) -> Config:
+    """A global batch of 8 rows."""
+    config = job(log, run_dir, **{"train_steps": 20, "log_steps": 5, "save_steps": 10} | changes)
+    return dataclasses.replace(config, io=dataclasses.replace(config.io, batch_size=8 // devices))
+
+
+@pytest.fixture(scope="module")
+def straight(log, tmp_path_factory):
+    """Two processes of two devices each."""
+    directory = tmp_path_factory.mktemp("straight")
+    config = make_job(log, directory / "run")
+    ended = finish(start(config, directory, 2, 2))
+    assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
+    assert "20 steps into" in ended[0][1]
+    assert "steps into" not in ended[1][1]
+    return config
+
+
+def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
+    """2 processes x 2 devices and 1 x 4 differ only in the order in which devices' sums are added."""
+    config = make_job(log, tmp_path / "one")
+    assert train(config, make_mesh(jax.devices()[:4])) == EXIT_DONE
+    two = learned(Path(straight.train.output_dir))
+    np.testing.assert_allclose(learned(tmp_path / "one"), two, rtol=1e-5)
+    moved = tmp_path / "moved"
+    first = make_job(log, moved, train_steps=13)
+    # Without threads, batches are laid on the devices where hidden copies are refused.
+    first = dataclasses.replace(first, io=dataclasses.replace(first.io, thread_num=0))
+    ended = finish(start(first, tmp_path, 2, 2))
+    assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
+    assert train(make_job(log, moved), make_mesh(jax.devices()[:4])) == EXIT_DONE
+    np.testing.assert_allclose(learned(moved), two, rtol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(straight, log, tmp_path):
+    config = make_job(log, tmp_path / "run")
+    processes = start(config, tmp_path, 2, 2, pause=0.2)
+    wait_for_line(tmp_path / "run", 5)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _ in ended] == [EXIT_STOPPED, EXIT_STOPPED], ended
+    assert "stopped by a signal to another host" in ended[0][1]
+    newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 5 < newest < 20
+    ended = finish(start(config, tmp_path, 2, 2))
+    assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
+    assert f"continuing from the checkpoint of step {newest}" in ended[0][1]
+    assert learned(tmp_path / "run") == learned(Path(straight.train.output_dir))
+    assert_same_run(straight, config, step=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_job_continues(straight, log, tmp_path, killed):
+    config = make_job(log, tmp_path / "run", save_steps=6)
+    processes = start(config, tmp_path, 2, 2, pause=0.2)
+    wait_for_line(tmp_path / "run", 10)
+    processes[killed].kill()
+    processes[killed].communicate()
+    begin = time.monotonic()
+    ((code, told),) = finish([processes[1 - killed]])
+    assert time.monotonic() - begin < 120
+    assert code != 0, told
+    assert re.search("another host of the job is gone|coordination service", told), told
+    ended = finish(start(config, tmp_path, 2, 2))
+    assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
+    assert "continuing from the checkpoint of step 6" in ended[0][1]
+    assert learned(tmp_path / "run") == learned(Path(straight.train.output_dir))
+
+
+def test_processes_with_other_files_are_refused(log, tmp_path):
+    """The same relative path leads to other files on one of them."""
+    small.write_log(tmp_path / "other", USERS, seed=3)
+    for name, target in (("a", log), ("b", tmp_path / "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log").symlink_to(target)
+    config = make_job(Path("log"), tmp_path / "run")
+    ended = finish(start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b")))
+    assert EXIT_USER_ERROR in [code for code, _ in ended], ended
+    assert any("io.data_paths: host 1 sees something else" in told for _, told in ended), ended
+
+
+@pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
+    """The log has not arrived on one of them; the other waits for it, and is told."""
+    for host, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        if host != guilty:
+            (tmp_path / name / "log").symlink_to(log)
+    config = make_job(Path("log"), tmp_path / "run")
+    processes = start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b"))
+    ended = finish(processes)
+    assert ended[guilty][0] == EXIT_USER_ERROR, ended
+    assert "error: io.data_paths: log does not exist" in ended[guilty][1]
+    assert ended[1 - guilty][0] == EXIT_STOPPED, ended
+    # By what that one said, or by the end of its connections.
+    words = f"host {guilty} of the job has ended|another host of the job is gone"
+    assert re.search(words, ended[1 - guilty][1]), ended
+    assert not any("Traceback" in told for _, told in ended), ended
+
+
+def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
+    """The numbers of all hosts are made up here: this one's and another one's."""
+
+    def of_all(*facts):
+        return np.array([facts, other.pop(0)], np.uint32)
+
+    monkeypatch.setattr(hosts, "_of_all", of_all)
+    same = [zlib.crc32(str(item).encode()) for item in (1, 2)]
+    other = [(0, same[0]), (0, same[1]), (0, 0)]
+    assert list(hosts.in_step([1, 2], lambda item: item)) == [1, 2]
+    other = [(0, same[0]), (1, same[1])]
+    items = hosts.in_step([1, 2], lambda item: item)
+    assert next(items) == 1
+    with pytest.raises(Stopped, match="another host"):
+        next(items)
+    # One of them could not read what the other has next.
+    other = [(0, same[0]), (0, 0)]
+    with pytest.raises(UserError, match="host 1 reads other rows than host 0"):
+        list(hosts.in_step([1, 2], lambda item: item))
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({hosts.HOST: "0"}, [hosts.COORDINATOR]),
+        ({hosts.HOST: "2", hosts.NUM_HOSTS: "2", hosts.COORDINATOR: "a:1"}, ["0 to 1", "2"]),
+        (
+            {hosts.HOST: "x", hosts.NUM_HOSTS: "2", hosts.COORDINATOR: "a:1"},
+            ["whole number", "'x'"],
+        ),
+    ],
+)
+def test_an_incomplete_environment_is_refused(environment, words, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(hosts.UserError) as caught:
+        hosts.join()
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,393 @@
+"""The launchers, with stand-ins for the training program and for SLURM."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small
+from places import REPO
+
+from s2s_jax.cluster import hosts
+from s2s_jax.data.logs import synthesize
+from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
+
+# Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
+STAND_IN = f"""#!/usr/bin/env bash
+if [[ $1 == -c || $2 == s2s_jax.cli.newest_step ]]; then exec {sys.executable} "$@"; fi
+# Before the note, which is what the signal waits for.
+if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
+echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"
+starts=$(grep -c "^$S2S_JAX_HOST of" "$NOTES")
+if [[ -n ${{WAIT:-}} ]]; then
+  # It must not hold the pipe that the test reads to its end.
+  sleep 60 >/dev/null 2>&1 &
+  wait
+fi
+echo "${{CUDA_VISIBLE_DEVICES-unset}} $JAX_PLATFORMS $PWD" >>"$NOTES.devices"
+codes=($CODES)
+code=${{codes[starts - 1]}}
+# One code for all, or one for each: 2/75.
+if [[ $code == */* ]]; then code=$(cut -d/ -f$((S2S_JAX_HOST + 1)) <<<"$code"); fi
+if [[ $code == hang ]]; then exec sleep 60; fi
+if ((code > 128)); then kill -$((code - 128)) $$; fi
+exit "$code"
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    (tmp_path / "bin").mkdir()
+    path = tmp_path / "bin" / "stand-in"
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def launch(tmp_path, stand_in):
+    notes = tmp_path / "notes"
+
+    def start(*arguments, cwd=REPO, **environment):
+        return subprocess.Popen(
+            [
+                REPO / "launch/local.sh",
+                *(arguments or ("2", "--config", "a.py", "--io.data_paths", "a log")),
+            ],
+            cwd=cwd,
+            env=os.environ | {"PYTHON": str(stand_in), "NOTES": str(notes)} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start, lambda: sorted(notes.read_text().splitlines()) if notes.exists() else []
+
+
+ARGUMENTS = "-m s2s_jax.train --config a.py --io.data_paths a log"
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "code", "starts"),
+    [
+        ("0", "2", 0, 1),
+        ("75 0", "2", 0, 2),
+        ("75 75 75", "1", 75, 2),
+        ("75 0", "0", 75, 1),
+        ("2 0", "2", 2, 1),
+        ("75 3 0", "5", 3, 2),
+        # What one of them says about a mistake outweighs what the others say about losing it.
+        ("75/2 0", "2", 2, 1),
+        ("2/75 0", "2", 2, 1),
+        ("134/3 0", "2", 3, 1),
+        # A process that was killed, and one that lost it.
+        ("137/75 0", "1", 0, 2),
+        ("75/137", "0", 75, 1),
+        ("137 137", "1", 137, 2),
+    ],
+)
+def test_starts_again_only_what_can_go_on(launch, codes, restarts, code, starts):
+    start, started = launch
+    process = start(CODES=codes, RESTARTS=restarts)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == code, told
+    expected = [f"{host} of 2: {ARGUMENTS}" for host in (0, 1) for _ in range(starts)]
+    assert started() == expected
+
+
+def test_who_made_a_mistake_is_not_waited_with(launch):
+    start, _ = launch
+    begin = time.monotonic()
+    process = start(CODES="2/hang", PATIENCE="1")
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 2, told
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c"}, ["GPU-a cuda,cpu", "GPU-b cuda,cpu"]),
+        ({"CUDA_VISIBLE_DEVICES": "6,7"}, ["6 cuda,cpu", "7 cuda,cpu"]),
+        ({}, ["0 cuda,cpu", "1 cuda,cpu"]),
+        ({"JAX_PLATFORMS": "cuda"}, ["0 cuda", "1 cuda"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [" cpu", " cpu"]),
+        ({"JAX_PLATFORMS": "cpu"}, ["unset cpu", "unset cpu"]),
+        ({"JAX_PLATFORMS": "nonsense"}, ["unset nonsense", "unset nonsense"]),
+    ],
+)
+def test_each_process_has_a_gpu_of_those_that_are_given(
+    launch, stand_in, tmp_path, monkeypatch, environment, devices
+):
+    start, _ = launch
+    smi = stand_in.with_name("nvidia-smi")
+    smi.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: A (UUID: GPU-$i)"; done\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "where I stand").mkdir()
+    process = start(CODES="0", cwd=tmp_path / "where I stand", **environment)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    lines = sorted((tmp_path / "notes.devices").read_text().splitlines())
+    assert lines == [f"{each} {tmp_path}/where I stand" for each in devices]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        ((), {"PYTHON": "/no/python"}, "no /no/python"),
+        ((), {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "4"}, "2 processes need a GPU each"),
+        (("two",), {}, "usage"),
+        ((), {"RESTARTS": "often"}, "RESTARTS"),
+    ],
+)
+def test_what_cannot_be_launched_is_said_at_once(launch, arguments, environment, words):
+    start, started = launch
+    process = start(*arguments, CODES="0", **environment)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert words in told
+    assert len(told.splitlines()) == 1
+    assert started() == []
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_signal_reaches_all_and_nothing_starts_again(launch, keys):
+    start, started = launch
+    process = start(WAIT="1", CODES="0", RESTARTS="3")
+    deadline = time.monotonic() + 20
+    while len(started()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    if keys:
+        # What a terminal does at Ctrl-C: all processes in the foreground get it.
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=50)
+    assert process.returncode == 75
+    assert len(started()) == 2
+
+
+def test_flags_for_gpus_are_known_and_those_of_the_user_win(tmp_path):
+    # A flag that this XLA does not know would end every process.
+    script = 'source launch/gpu_env.sh && exec "$0" -c "$1"'
+    code = "import os, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    mine = "--xla_gpu_enable_latency_hiding_scheduler=false"
+    done = subprocess.run(
+        ["bash", "-euc", script, sys.executable, code],
+        cwd=REPO,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": mine},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == mine
+    assert len(done.stdout.split()) > 1
+
+
+# SLURM's commands. srun runs two tasks and returns the highest code, as SLURM's does.
+SLURM = {
+    "srun": """
+        while [[ $1 == --* ]]; do shift; done
+        for host in 0 1; do S2S_JAX_HOST=$host S2S_JAX_NUM_HOSTS=2 setsid "$@" & pids+=($!); done
+        echo "${pids[*]}" >"$NOTES.pids"
+        for pid in "${pids[@]}"; do wait "$pid" || { code=$?; ((code > most)) && most=$code; }; done
+        exit "${most:-0}" """,
+    # All processes of a task get a signal.
+    "scancel": """
+        echo "scancel $*" >>"$NOTES.slurm"
+        for pid in $(cat "$NOTES.pids"); do kill -TERM -- "-$pid"; done """,
+    "squeue": 'echo "${STATE:-RUNNING}"',
+    "scontrol": """
+        if [[ $1 == show ]]; then echo "JobId=7"; echo "   Command=$COMMAND"; exit; fi
+        echo "scontrol $*" >>"$NOTES.slurm" """,
+}
+
+
+@pytest.fixture
+def submit(tmp_path, stand_in):
+    """Starts a copy of the batch script, as SLURM does, for a user in a directory with a space."""
+    for name, text in SLURM.items():
+        (stand_in.parent / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (stand_in.parent / name).chmod(0o755)
+    script = tmp_path / "slurm_script"
+    script.write_text((REPO / "launch/slurm.sbatch").read_text())
+    stands = tmp_path / "where I stand"
+    stands.mkdir()
+    small.write_log(stands / "a log", 8)
+    (stands / "a.py").write_text(
+        "from s2s_jax.config import load_file\n"
+        f"def get_config():\n    return load_file({str(REPO / 'configs/quickstart.py')!r})\n"
+    )
+
+    def start(*more, **environment):
+        arguments = ("--config", "a.py", "--train.output_dir", "my run", *more)
+        env = os.environ | {
+            "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
+            "PYTHON": str(stand_in),
+            "NOTES": str(tmp_path / "notes"),
+            "SLURM_JOB_ID": "7",
+            "SLURM_SUBMIT_DIR": str(stands),
+            "COMMAND": f"{REPO}/launch/slurm.sbatch {' '.join(arguments)}",
+        }
+        return subprocess.Popen(
+            ["bash", script, *arguments],
+            env=env | environment,
+            cwd="/",
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start, stands
+
+
+def commands(tmp_path) -> list[str]:
+    path = tmp_path / "notes.slurm"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "again"),
+    [
+        ("0", 0, False),
+        ("2/75", 2, False),
+        ("75/2", 2, False),
+        ("134/2", 2, False),
+        ("3/75", 3, False),
+        ("1/75", 1, False),
+        ("137/75", 137, True),
+    ],
+)
+def test_slurm_queues_again_only_what_can_go_on(submit, tmp_path, codes, code, again):
+    start, stands = submit
+    process = start(CODES=codes)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert commands(tmp_path) == (["scontrol requeue 7"] if again else [])
+    notes = (tmp_path / "notes.devices").read_text()
+    assert all(line.endswith(f" {stands}") for line in notes.splitlines())
+
+
+def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
+    start, stands = submit
+
+    def run(**environment):
+        process = start(**environment)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 75, told
+        return told
+
+    codes = "75 75 75 75 75 75 75"
+    for _ in range(2):
+        assert "queued again" in run(CODES=codes)
+    # A checkpoint of another start does not count, one of this start does.
+    (stands / "my run" / "checkpoints" / "5").mkdir(parents=True)
+    assert "not queued again" in run(CODES=codes)
+    assert "queued again" in run(CODES=codes)
+    assert len(commands(tmp_path)) == 3
+    # The count belongs to a job.
+    assert "; queued again" in run(CODES=codes, SLURM_JOB_ID="8")
+
+
+def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, tmp_path):
+    start, _ = submit
+    for state, expected in (("RUNNING", ["scontrol requeue 7"]), ("COMPLETING", [])):
+        for name in ("notes", "notes.slurm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        process = start(CODES="0", WAIT="1", STATE=state)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and (
+            not (tmp_path / "notes").exists() or (tmp_path / "notes").read_text().count("of") < 2
+        ):
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 75, told
+        assert commands(tmp_path) == ["scancel --signal=TERM 7.0", *expected]
+
+
+@pytest.mark.parametrize(
+    ("more", "environment", "words"),
+    [
+        (("--train.steps", "5"), {}, "train.steps: no such key"),
+        ((), {"PYTHON": "/no/python"}, "no /no/python"),
+        ((), {"COMMAND": "/elsewhere/slurm.sbatch"}, "S2S_JAX_HOME"),
+    ],
+)
+def test_slurm_is_told_at_once_what_cannot_start(submit, tmp_path, more, environment, words):
+    start, _ = submit
+    process = start(*more, CODES="75", **environment)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 2, told
+    assert words in told
+    assert commands(tmp_path) == []
+
+
+# Takes the interpreter's place for real processes of which the second one has arguments of its own.
+MISTAKEN = f"""#!/usr/bin/env bash
+if [[ ${{S2S_JAX_HOST:-}} == 1 ]]; then set -- "$@" $OF_SECOND; fi
+exec {sys.executable} "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("of_second", "words"),
+    [
+        ("--io.data_paths nowhere", "io.data_paths: nowhere does not exist"),
+        ("--train.steps 5", "train.steps: no such key"),
+        ("--io.seed 5", "--config: host 1 sees something else than host 0"),
+    ],
+)
+def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in, of_second, words):
+    """Though the proxy that the environment names does not exist."""
+    stand_in.write_text(MISTAKEN)
+    synthesize.synthesize(synthesize.Settings(out=tmp_path / "log", users=50))
+    arguments = f"--config {REPO}/configs/quickstart.py --io.data_paths log"
+    process = subprocess.Popen(
+        [REPO / "launch/local.sh", "2", *arguments.split(), "--train.output_dir", "run"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHON": str(stand_in), "JAX_PLATFORMS": "cpu", "OF_SECOND": of_second}
+        | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    begin = time.monotonic()
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 2, told
+    assert f"error: {words}" in told
+    # Of which most is the start of Python.
+    assert time.monotonic() - begin < 120
+
+
+def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
+    text = (REPO / "launch/kubernetes.yaml").read_text()
+    (codes,) = re.findall(r"action: FailJob\s+onExitCodes:.*?values: \[(.*?)\]", text, re.DOTALL)
+    assert [int(code) for code in codes.split(",")] == [1, EXIT_USER_ERROR, EXIT_NOT_FINITE]
+    names = set(re.findall(r"S2S_JAX_[A-Z_]+$", text, re.MULTILINE))
+    assert names == {hosts.COORDINATOR, hosts.NUM_HOSTS, hosts.HOST}
+    (port,) = re.findall(r"containerPort: (\d+)", text)
+    assert re.search(rf'value: "s2s-jax-0\.s2s-jax:{port}"', text)
+
+
+@pytest.mark.slow
+def test_a_real_slurm():
+    """Two node daemons on this machine; see the script."""
+    done = subprocess.run(
+        [REPO / "scripts/slurm_test.sh"],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    if done.returncode == 77:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr

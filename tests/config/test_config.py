@@ -1,0 +1,214 @@
+import dataclasses
+import json
+
+import pytest
+from places import REPO
+
+from s2s_jax import config as configs
+from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, load, validate
+from s2s_jax.errors import UserError
+from s2s_jax.jobs.train import main
+
+CONFIGS = REPO / "configs"
+
+
+def refusal(overrides, file="base.py"):
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / file, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
+def test_shipped_configs_are_valid_and_json(path):
+    config = load(path)
+    assert json.loads(config.to_json())["model"]["seq_len"] == config.model.seq_len
+
+
+def test_base_has_the_sizes_of_the_example():
+    config = load(CONFIGS / "base.py")
+    assert [(f.name, f.emb_dim) for f in config.features] == [
+        (name, 128) for name in ("item_id", "cate_id", "behavior_id", "timestamp")
+    ]
+    sizes = [f.hash_bucket_size for f in config.features if f.name != "behavior_id"]
+    assert sizes == [2_048_000, 2_048, 2_048_000]
+    model = config.model
+    assert (model.seq_len, model.hidden_size, model.num_layers) == (1024, 1024, 8)
+    assert (model.nhead, model.dim_feedforward, model.dropout) == (8, 1024, 0.1)
+    assert (config.train.log_steps, config.train.save_steps, config.train.max_to_keep) == (
+        10,
+        2000,
+        5,
+    )
+
+
+def test_recis_flips_each_correction():
+    base, recis = load(CONFIGS / "base.py"), load(CONFIGS / "recis.py")
+    assert (base.loss.pairing, recis.loss.pairing) == ("next", "previous")
+    assert (base.loss.temperature, recis.loss.temperature) == (0.05, 1.0)
+    assert (base.loss.mask_padding, recis.loss.mask_padding) == (True, False)
+    assert (base.loss.mask_same_item, recis.loss.mask_same_item) == (True, False)
+    assert base.target_features == ("item_id", "cate_id")
+    assert recis.target_features == tuple(f.name for f in recis.features)
+    assert (base.io.truncate_side, recis.io.truncate_side) == ("left", "right")
+
+
+def test_overrides_are_typed():
+    config = load(
+        CONFIGS / "base.py",
+        [
+            "--model.num_layers",
+            "3",
+            "--lr.dense_lr=1e-4",
+            "--io.shuffle",
+            "False",
+            "--loss.target_features",
+            "item_id",
+            "timestamp",
+            "--features.1.emb-dim",
+            "7",
+            "--train.train_epoch",
+            "None",
+            "--train.train_steps",
+            "5",
+            "--train.profile_steps",
+            "2",
+            "3",
+        ],
+    )
+    assert (config.model.num_layers, config.lr.dense_lr, config.io.shuffle) == (3, 1e-4, False)
+    assert config.loss.target_features == ("item_id", "timestamp")
+    assert config.features[1].emb_dim == 7
+    assert (config.train.train_epoch, config.train.train_steps) == (None, 5)
+    assert config.train.profile_steps == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        (["--model.nhaed", "4"], "model.nhaed", ["did you mean model.nhead?"]),
+        (["--model.nhead", "3"], "model.nhead", ["model.hidden_size (1024)", "found 3"]),
+        (["--model.nhead", "four"], "model.nhead", ["whole number", "found four"]),
+        (["--model.nhead"], "model.nhead", ["found nothing"]),
+        (["--model.dtype", "float16"], "model.dtype", ["auto, float32, bfloat16", "found float16"]),
+        (["--model.dropout", "1.5"], "model.dropout", ["below 1", "found 1.5"]),
+        (["--model.seq_len", "1"], "model.seq_len", ["at least 2"]),
+        (["--features.0.hash_bucket_size", "-4"], "features.0.hash_bucket_size", ["found -4"]),
+        (["--features.0.hash_bucket_size", "-1"], "features.0.hash_bucket_size", ["row for each id"]),
+        (["--features.0.admit_after", "2"], "features.0.admit_after", ["hash_bucket_size 0"]),
+        (["--features.2.max_capacity", "9"], "features.2.max_capacity", ["capacity (4,096)"]),
+        (["--features.2.evict_after_steps", "0"], "features.2.evict_after_steps", ["at least 1"]),
+        (["--features.9.emb_dim", "4"], "features.9.emb_dim", ["no such key"]),
+        (["--features.1.shard_name", "item_id"], "features.1.hash_bucket_size", ["2048000"]),
+        (["--features.1.name", "item_id"], "features.1.name", ["used once"]),
+        (["--loss.target_features", "itme_id"], "loss.target_features", ["item_id", "itme_id"]),
+        (["--features.1.of_next", "True"], "features.1.of_next", ["cate_id, item_id", "True"]),
+        (["--features.3.column", "item_id", "--features.3.of_next", "True"],
+         "features.3.of_next", ["give the event away"]),
+        (["--loss.item_feature", "sku"], "loss.item_feature", ["timestamp", "'sku'"]),
+        (["--loss.log_q_from", "stream"], "loss.log_q_from", ["loss.log_q is False", "'stream'"]),
+        (["--loss.temperature", "0"], "loss.temperature", ["more than 0"]),
+        (["--io.batch_size", "0"], "io.batch_size", ["at least 1"]),
+        (["--lr.decay", "cosine", "--lr.decay_steps", "9", "--lr.warmup_steps", "9"],
+         "lr.decay_steps", ["found 9"]),
+        (["--lr.clip_norm", "0"], "lr.clip_norm", ["more than 0"]),
+        (["--train.train_epoch", "None"], "train.train_steps", ["train.train_epoch"]),
+        (["--train.profile_steps", "5", "2"], "train.profile_steps", ["first <= last"]),
+        (["nhead", "3"], "nhead", ["--section.key"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_by_their_path(overrides, path, words):
+    message = refusal(overrides)
+    assert message.startswith(f"{path}: ")
+    for word in words:
+        assert word in message
+
+
+def write_config(tmp_path, body):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from s2s_jax.config import *\nimport dataclasses\n"
+        f"from pathlib import Path\nbase = load_file(Path({str(CONFIGS / 'base.py')!r}))\n" + body
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def get_config(): return Config(model=ModelConfig(nhaed=4))",
+         ["model.nhaed", "did you mean nhead?"]),
+        ("def get_config(): return dataclasses.replace(base.io, batchsize=4)",
+         ["io.batchsize", "did you mean batch_size?"]),
+        ("def get_config(): return dataclasses.replace(base, modle=1)", ["modle", "model?"]),
+        ("def get_config(): return dataclasses.replace(base, model=ModelConfig(nhead='4'))",
+         ["model.nhead", "a whole number", "'4'"]),
+        ("def get_config(): return dataclasses.replace(base, features=('item_id',))",
+         ["features.0", "FeatureConfig"]),
+        ("def get_config(): return dataclasses.replace(base, features=())", ["features", "one"]),
+        ("def get_config(): return 3", ["returned int"]),
+        ("x = 1", ["get_config"]),
+        ("def get_config(): return 1 / 0", ["ZeroDivisionError"]),
+        ("def get_config(:", ["SyntaxError"]),
+    ],
+)  # fmt: skip
+def test_mistakes_in_config_files(tmp_path, body, words):
+    path = write_config(tmp_path, body)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_file_and_missing_flag(tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        load(tmp_path / "none.py")
+    with pytest.raises(UserError, match="--config"):
+        main([])
+
+
+def test_help_shows_every_key_with_default_and_meaning(capsys):
+    assert main(["--config", str(CONFIGS / "ml1m.py"), "--help"]) == 0
+    shown = capsys.readouterr().out
+    config = load(CONFIGS / "ml1m.py")
+    keys = [
+        f"--{section}.{field.name}"
+        for section in ("io", "model", "lr", "loss", "train")
+        for field in dataclasses.fields(getattr(config, section))
+    ] + [f"--features.0.{field.name}" for field in dataclasses.fields(FeatureConfig)]
+    for key in keys:
+        assert key in shown
+    flat = " ".join(shown.replace("│", " ").split())
+    assert "Attention heads; must divide hidden_size (default: 2)" in flat
+
+
+def test_every_key_is_documented():
+    sections = [
+        Config,
+        *(type(getattr(Config(), n)) for n in ("io", "model", "lr", "loss", "train")),
+    ]
+    text = (REPO / "s2s_jax" / "config" / "schema.py").read_text()
+    for section in [*sections[1:], FeatureConfig]:
+        body = (
+            text.split(f"class {section.__name__}:")[1]
+            .split("\n@dataclasses")[0]
+            .split("\ndef ")[0]
+        )
+        for field in dataclasses.fields(section):
+            line = next(li for li in body.splitlines() if li.startswith(f"    {field.name}:"))
+            following = body.split(line + "\n")[1].lstrip()
+            assert following.startswith('"""'), f"{section.__name__}.{field.name} has no docstring"
+
+
+def test_validate_accepts_shared_tables():
+    features = (
+        FeatureConfig(name="item_id", hash_bucket_size=8),
+        FeatureConfig(name="last_item", hash_bucket_size=8, shard_name="item_id"),
+    )
+    config = Config(
+        features=features,
+        model=ModelConfig(),
+        loss=configs.LossConfig(target_features=None),
+        train=TrainConfig(train_steps=1),
+    )
+    validate(config)

@@ -1,0 +1,79 @@
+"""The loss with sampled negatives, in NumPy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import small
+from jobs_of import job
+
+from s2s_jax.data.items.catalogue import collect
+from s2s_jax.ranking.evaluation import item_vectors
+from s2s_jax.training.batches import put_batch
+
+ROWS = 16
+
+
+def configured(log, tmp_path, grows=False, **loss):
+    config = job(log, tmp_path)
+    config = dataclasses.replace(
+        config,
+        loss=dataclasses.replace(config.loss, **loss),
+        model=dataclasses.replace(config.model, dropout=0.0),
+    )
+    return small.growing(config) if grows else config
+
+
+def stream_shares(batches):
+    """Shares of the first column of ids at real positions; in batches with words, the low ones."""
+    events = np.concatenate(
+        [batch["ids"][np.arange(small.SEQ_LEN) < batch["length"][:, None], 0] for batch in batches]
+    )
+    known, count = np.unique(events, return_counts=True)
+    return dict(zip(known.tolist(), count / len(events), strict=True))
+
+
+def expected_loss(config, functions, state, batch, mesh, items, batches=()):
+    """Mean loss in float64, from vectors that `predict` and `item_vectors` give.
+
+    With shares from the stream, `batches` are all so far.
+    """
+    arrays = jax.tree.map(lambda x: x[0], put_batch(batch, 1, mesh))
+    encoded = functions.predict(state, arrays)
+    catalogue = collect(config)
+    known = catalogue.item.to_pylist()
+    vectors = np.empty((0, 0))
+    if len(items) > 0:
+        vectors = item_vectors(functions, state, catalogue, config, mesh).astype(np.float64)
+    length, seq_len = batch["length"], config.model.seq_len
+    item = batch["ids"][..., 0]
+
+    def unit(x):
+        x = np.asarray(x, np.float64).reshape(len(length), seq_len, -1)
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    preds, targets = unit(encoded.preds_ME), unit(encoded.targets_ME)
+    pairs = [(b, p) for b in range(len(length)) for p in range(max(length[b], 1) - 1)]
+    p_of = dict(zip(known, catalogue.count_I / catalogue.count_I.sum(), strict=True))
+    if config.loss.log_q_from == "stream":
+        p_of = stream_shares(batches)
+    losses = []
+    for b, p in pairs:
+        target = int(item[b, p + 1])
+        logits = [preds[b, p] @ targets[b, p + 1]]
+        q = [target]
+        if config.loss.negatives in ("in_batch", "mixed"):
+            for c, r in pairs:
+                if item[c, r + 1] != target:
+                    logits.append(preds[b, p] @ targets[c, r + 1])
+                    q.append(int(item[c, r + 1]))
+        for i in items:
+            if known[i] != target:
+                logits.append(preds[b, p] @ vectors[i])
+                q.append(known[i])
+        logits = np.array(logits) / config.loss.temperature
+        if config.loss.log_q:
+            often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
+            logits -= np.log(often + len(items) / len(known))
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
+    return np.mean(losses)

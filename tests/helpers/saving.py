@@ -1,0 +1,13 @@
+"""A small configuration whose runs are saved."""
+
+import dataclasses
+
+import small
+
+
+def configured(run_dir, dense_sharding="replicated"):
+    config = small.config()
+    train = dataclasses.replace(
+        config.train, output_dir=str(run_dir), dense_sharding=dense_sharding
+    )
+    return dataclasses.replace(config, train=train)

@@ -1,0 +1,407 @@
+"""Evaluation, recommending, and evaluation during training, against plain NumPy over the log's rows."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small
+from evaluations import config_file, cut, evaluating, rows_of, user_vector
+from jobs_of import job, lines, one_device
+from pyarrow import orc
+
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.encoding import blocks, features, held_out
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.logs.orc import read_stripe
+from s2s_jax.errors import UserError
+from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.train import train
+from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.restored import restore
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.step import make_step_functions
+
+USERS = 90
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log") / "log"
+    small.write_log(directory, USERS)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(log, tmp_path_factory):
+    """With a table that grows, and one of buckets."""
+    config = evaluating(log, tmp_path_factory.mktemp("run"), grows=True, every_steps=10)
+    assert train(config, one_device()) == 0
+    return config
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_against_numpy(trained, log, split):
+    mesh = make_mesh(jax.devices()[:2])
+    run = restore(trained, mesh, "newest")
+    evaluator = Evaluator(trained, mesh)
+    found = evaluator.evaluate(run.functions, run.state, split)
+    ahead = 0 if split == "test" else 1
+    rows = [row for row in rows_of(log) if len(row["item_id"]) >= 2 + ahead]
+    before = [cut(row, len(row["item_id"]) - 1 - ahead) for row in rows]
+    users = user_vector(trained, run, before, mesh)
+    items = evaluator.catalogue.item.to_pylist()
+    assert set(items) == {i for row in rows_of(log) for (i,) in row["item_id"]}
+    vectors = item_vectors(run.functions, run.state, evaluator.catalogue, trained, mesh)
+    ranks = []
+    for row, history, user in zip(rows, before, users, strict=True):
+        target = row["item_id"][len(history["item_id"])][0]
+        scores = dict(zip(items, (vectors @ user).tolist(), strict=True))
+        seen = {i for (i,) in history["item_id"]}
+        better = [i for i in items if i not in seen and scores[i] >= scores[target] - 1e-7]
+        ranks.append(len(better) - 1)
+    ranks = np.array(ranks)
+    assert found.metrics["eval/users"] == len(ranks)
+    for k in (5, 10, 50):
+        # Scores that differ by rounding alone may change places.
+        near = {"atol": 2.5 / len(ranks)}
+        np.testing.assert_allclose(found.metrics[f"eval/hr@{k}"], (ranks < k).mean(), **near)
+        gain = np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean()
+        np.testing.assert_allclose(found.metrics[f"eval/ndcg@{k}"], gain, **near)
+    np.testing.assert_allclose(found.metrics["eval/mrr"], (1 / (ranks + 1)).mean(), atol=0.02)
+    low, high = found.intervals()["eval/hr@10"]
+    assert low <= found.metrics["eval/hr@10"] <= high
+
+
+def test_popularity_counts_only_what_training_sees(trained, log):
+    evaluator = Evaluator(trained, one_device())
+    counts = {}
+    for row in rows_of(log):
+        for (item,) in row["item_id"][:-2]:
+            counts[item] = counts.get(item, 0) + 1
+    items = evaluator.catalogue.item.to_pylist()
+    assert evaluator._count_I.tolist() == [counts.get(item, 0) for item in items]
+
+
+def test_results_do_not_depend_on_devices_or_batches(trained):
+    results = []
+    for devices, batch_size in ((1, 32), (4, 16)):
+        config = dataclasses.replace(
+            trained, eval=dataclasses.replace(trained.eval, batch_size=batch_size)
+        )
+        mesh = make_mesh(jax.devices()[:devices])
+        run = restore(config, mesh, "newest")
+        found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
+        results.append(found.metrics)
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=1.5 / USERS)
+
+
+def test_training_never_sees_what_is_held_out(log):
+    config = evaluating(log, Path("unused"))
+    index = index_files(config)
+    file, number, first_row = index.stripes[0]
+    batch = read_stripe(file, number, features.column_names(config.features))
+    block = features.decode(batch, file, first_row, config)
+    ids = blocks.to_dense([blocks.pack(block)], batch.num_rows, config.model.seq_len)["ids"]
+    for row, found in zip(batch.to_pylist(), ids, strict=True):
+        kept = [i for (i,) in row["item_id"][:-2]][-config.model.seq_len :]
+        assert found[: len(kept), 0].tolist() == kept
+        assert (found[len(kept) :] == -1).all()
+
+
+def test_only_what_tells_of_the_next_event_knows_the_target(log):
+    config = evaluating(log, Path("unused"))
+    behavior = config.feature("behavior_id")
+    asked = dataclasses.replace(behavior, name="asked", column="behavior_id", of_next=True)
+    config = dataclasses.replace(config, features=(*config.features, asked))
+    numbers = ItemNumbers(collect(config), config)
+    reader = HistoryReader(config, index_files(config), numbers, USERS)
+    place = features.id_columns(config.features)
+    for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
+        targets = None if split is None else held_out.targets(config, split)
+        batches = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
+        found = [
+            (b.arrays["ids"][n], b.arrays["length"][n]) for b in batches for n in range(b.users)
+        ]
+        rows = [row for row in rows_of(log) if len(row["item_id"]) > left_out]
+        for row, (ids, length) in zip(rows, found, strict=True):
+            end = len(row["item_id"]) - left_out
+            first = max(end - config.model.seq_len, 0)
+            own = [b for (b,) in row["behavior_id"]]
+            assert ids[:length, place["behavior_id"]].ravel().tolist() == own[first:end]
+            # Of the last event of a row there is none.
+            following = [*own, -1][first + 1 : end + 1]
+            assert ids[:length, place["asked"]].ravel().tolist() == following
+
+
+@pytest.mark.parametrize("packing", [None, 8])
+def test_every_learned_position_that_is_shown_was_trained(log, packing):
+    config = evaluating(log, Path("unused"))
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, position="learned", num_layers=1),
+        io=dataclasses.replace(config.io, packing=packing),
+        lr=dataclasses.replace(config.lr, weight_decay=0.0),
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    state = functions.init()
+    before = np.array(state.params["dense"]["transformer"]["positions"])
+    rows = config.io.device_rows
+    with contextlib.closing(Reader(config, rows, Share(0, 1))) as reader:
+        for _ in range(3):
+            state, _ = functions.train_step(state, put_batch(next(reader).arrays, 1, mesh))
+    after = np.array(state.params["dense"]["transformer"]["positions"])
+    (trained,) = np.nonzero((before != after).any(axis=1))
+    numbers = ItemNumbers(collect(config), config)
+    histories = HistoryReader(config, index_files(config), numbers, USERS)
+    lengths = [
+        b.arrays["length"] for n in range(histories.stripes) for b in histories.read(n, None)
+    ]
+    assert np.concatenate(lengths).max() == len(trained) == config.model.seq_len - 1
+
+
+def test_histories_end_before_the_target(log):
+    config = evaluating(log, Path("unused"))
+    catalogue = collect(config)
+    numbers = ItemNumbers(catalogue, config)
+    items = catalogue.item.to_pylist()
+    rows = rows_of(log)
+    for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
+        targets = None if split is None else held_out.targets(config, split)
+        reader = HistoryReader(config, index_files(config), numbers, 32)
+        found = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
+        expected = [r for r in rows if len(r["item_id"]) > left_out]
+        assert sum(b.users for b in found) == len(expected)
+        number = 0
+        for batch in found:
+            for n in range(batch.users):
+                row = [i for (i,) in expected[number]["item_id"]]
+                history = row[: len(row) - left_out]
+                newest = history[-config.model.seq_len :]
+                assert batch.arrays["ids"][n, : len(newest), 0].tolist() == newest
+                assert batch.arrays["length"][n] == len(newest)
+                assert [items[i] for i in batch.items_of(n)] == history
+                assert batch.known_events()[n] == len(history)
+                seen = batch.seen.item_T[batch.seen.user_T == n]
+                assert [items[i] for i in seen] == sorted(set(history), key=items.index)
+                assert batch.events_U[n] == len(history)
+                target = -1 if split is None else items.index(row[len(history)])
+                assert batch.target_U[n] == target
+                number += 1
+            assert (batch.target_U[batch.users :] == -1).all()
+            assert (batch.arrays["length"][batch.users :] == 0).all()
+
+
+def test_lines_of_evaluations_and_the_best_checkpoint(trained):
+    run_dir = Path(trained.train.output_dir)
+    written = [line for line in lines(run_dir) if "eval/ndcg@10" in line]
+    assert [line["step"] for line in written] == [10, 20, 30, 40]
+    best = max(written, key=lambda line: line["eval/ndcg@10"])
+    assert restore(trained, one_device()).step == best["step"]
+    assert restore(trained, one_device(), "20").step == 20
+    with pytest.raises(UserError, match="--checkpoint: expected best, newest or one of 10, 20"):
+        restore(trained, one_device(), "7")
+
+
+def test_every_steps_auto_evaluates_after_each_tenth(log, tmp_path):
+    config = evaluating(log, tmp_path, every_steps="auto")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=29))
+    assert train(config, one_device()) == 0
+    # Every 2 steps, and at the end.
+    written = [line["step"] for line in lines(tmp_path) if "eval/mrr" in line]
+    assert written == [*range(2, 29, 2), 29]
+
+
+def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
+    config = evaluating(log, tmp_path, every_steps=1, patience=3)
+    train_config = dataclasses.replace(config.train, max_to_keep=1, log_steps=1)
+    config = dataclasses.replace(config, train=train_config)
+    # Rates that make the model worse with every step.
+    config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1.0))
+    assert train(config, one_device()) == 0
+    written = [line for line in lines(tmp_path) if "eval/ndcg@10" in line]
+    values = [line["eval/ndcg@10"] for line in written]
+    best = written[int(np.argmax(values))]["step"]
+    assert len(written) == best + 3 < 40
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, best + 3}
+    assert "3 evaluations in a row" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
+    config = dataclasses.replace(
+        trained, train=dataclasses.replace(trained.train, output_dir=str(tmp_path))
+    )
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=25))
+    assert train(short, one_device()) == 0
+    assert train(config, one_device()) == 0
+
+    def evaluated(run_dir):
+        return [line for line in lines(run_dir) if "eval/mrr" in line]
+
+    found, whole = evaluated(tmp_path), evaluated(Path(trained.train.output_dir))
+    # A run evaluates its last step too, whichever that is.
+    assert [line["step"] for line in found] == [10, 20, 25, 30, 40]
+    assert [line for line in found if line["step"] != 25] == whole
+
+
+def test_the_evaluate_door(trained, tmp_path, capsys, caplog):
+    out = tmp_path / "result.json"
+    arguments = ["--config", config_file(trained, tmp_path), "--out", str(out)]
+    assert evaluate.main([*arguments, "--checkpoint", "40"]) == 0
+    assert [record.getMessage() for record in caplog.records] == []
+    told = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["step"] == 40
+    assert result["split"] == "test"
+    assert f"{result['metrics']['eval/hr@10']:.4f}" in told
+    assert "popularity" in told
+    assert "time-blind" in told
+    assert result["known_of_target"] == []
+
+
+@pytest.mark.slow
+def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
+    """Items of behaviour b are the b-th ten: knowing the next behaviour, a tenth are left to choose."""
+    rng = np.random.default_rng(0)
+    behavior = [rng.integers(0, 10, 12).tolist() for _ in range(300)]
+    item = [[10 * b + int(rng.integers(10)) for b in row] for row in behavior]
+    columns = {"item_id": item, "behavior_id": behavior, "tags": item}
+    table = pa.table({name: [[[x] for x in row] for row in rows] for name, rows in columns.items()})
+    (tmp_path / "log").mkdir()
+    orc.write_table(table, str(tmp_path / "log" / "part-0.orc"))
+    hits = {}
+    for known in (False, True):
+        config = evaluating(tmp_path / "log", tmp_path / str(known), every_steps=600)
+        changed = tuple(
+            dataclasses.replace(f, of_next=known, hash_bucket_size=10)
+            if f.name == "behavior_id"
+            else f
+            for f in config.features
+        )
+        train_config = dataclasses.replace(config.train, train_steps=600)
+        config = dataclasses.replace(config, features=changed, train=train_config)
+        assert train(config, one_device()) == 0
+        capsys.readouterr()
+        arguments = ["--config", config_file(config, tmp_path / str(known))]
+        assert evaluate.main(arguments) == 0
+        told = capsys.readouterr().out
+        assert ("knowing behavior_id of the event" in told) == known
+        (result,) = (tmp_path / str(known)).glob("evaluation_test_*.json")
+        result = json.loads(result.read_text())
+        assert result["known_of_target"] == (["behavior_id"] if known else [])
+        hits[known] = result["metrics"]["eval/hr@10"]
+    # By chance a tenth, and all.
+    assert hits[False] < 0.3
+    assert hits[True] > 0.8
+    recs = ["--input", str(tmp_path / "log"), "--output", str(tmp_path / "recs.parquet")]
+    assert recommend.main([*arguments, *recs, "--top_k", "3"]) == 0
+    assert "behavior_id tell of the next event" in capsys.readouterr().err
+
+
+def test_nothing_held_out_is_refused(log, tmp_path):
+    with pytest.raises(UserError, match=r"eval\.held_out: expected at least 1"):
+        Evaluator(job(log, tmp_path), one_device())
+
+
+def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_path, monkeypatch):
+    out = tmp_path / "recs.parquet"
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
+    again = []
+    whole = recommend._Job.recommend
+
+    def noting(self, stripes):
+        for done in whole(self, stripes):
+            again.append(done[0])
+            yield done
+
+    def interrupted(self, stripes):
+        yield next(whole(self, stripes))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main(arguments)
+    assert not out.exists()
+    monkeypatch.setattr(recommend._Job, "recommend", noting)
+    assert recommend.main(arguments) == 0
+    assert again == [1], "what was written is not done again"
+    assert not out.with_name("recs.parquet.parts").exists()
+    table = pq.read_table(out)
+    rows = rows_of(log)
+    assert table.num_rows == len(rows)
+    mesh = make_mesh(jax.devices()[:1])
+    run = restore(trained, mesh, "newest")
+    catalogue = collect(trained)
+    items = catalogue.item.to_pylist()
+    vectors = item_vectors(run.functions, run.state, catalogue, trained, mesh)
+    users = user_vector(trained, run, rows, mesh)
+    for row, user, found, scores in zip(
+        rows, users, table["items"].to_pylist(), table["scores"].to_pylist(), strict=True
+    ):
+        seen = {i for (i,) in row["item_id"]}
+        assert len(set(found)) == len(found) == 7
+        assert not seen & set(found)
+        score_of = dict(zip(items, (vectors @ user).tolist(), strict=True))
+        np.testing.assert_allclose([score_of[i] for i in found], scores, atol=1e-5)
+        others = [s for i, s in score_of.items() if i not in seen and i not in found]
+        assert max(others) <= scores[-1] + 1e-5
+
+
+def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained.train.output_dir, tmp_path / "run")
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--train.output_dir", str(tmp_path / "run")]
+    arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
+    whole, done = recommend._Job.recommend, []
+
+    def interrupted(self, stripes):
+        for found in whole(self, stripes):
+            done.append(found[0])
+            if found[0] == 1:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            recommend.main(arguments)
+    assert done == [0, 1, 1]
+    # As if the run had been trained anew into its directory.
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    told = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
+    told["init_timestamp_nsecs"] += 1
+    (newest / "_CHECKPOINT_METADATA").write_text(json.dumps(told))
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main(arguments)
+    assert done == [0, 1, 1, 0, 1]
+    assert "made with another checkpoint; starting anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--top_k", "0"], ["--top_k", "at least 1"]),
+        (["--user_column", "uid"], ["uid", "item_id"]),
+        (["--train.output_dir", "/nowhere"], ["train.output_dir", "/nowhere"]),
+    ],
+)
+def test_mistakes_with_recommend_are_explained(trained, log, tmp_path, changed, words):
+    arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
+    arguments += ["--output", str(tmp_path / "recs.parquet"), *changed]
+    with pytest.raises(UserError) as caught:
+        recommend.main(arguments)
+    for word in words:
+        assert word in str(caught.value)

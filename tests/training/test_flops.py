@@ -1,0 +1,116 @@
+"""Operations of a step: the design's figure for base.py, and what XLA counts."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from places import REPO
+
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import ModelConfig, load
+from s2s_jax.training.batches import count_rows, put_batch
+from s2s_jax.training.flops import AtPeak, attention_flops, peak_flops, step_flops
+from s2s_jax.training.meters import Meters
+from s2s_jax.training.step import make_step_functions
+
+
+def test_of_base():
+    """16 x 1,024 positions: 5.00 of matrices, .83 of attention, 1.65 of the loss, in 10^12."""
+    config = load(Path(REPO) / "configs" / "base.py")
+    np.testing.assert_allclose(step_flops(config, 1) / 1e12, 7.47, atol=0.01)
+    local = dataclasses.replace(
+        config, loss=dataclasses.replace(config.loss, negative_scope="local")
+    )
+    assert step_flops(local, 8) == step_flops(config, 1) < step_flops(config, 8)
+
+
+def test_against_what_xla_counts():
+    """Of an unrolled model whose matrices dwarf all else; attention that is not blocked does all."""
+    model = ModelConfig(
+        seq_len=64,
+        hidden_size=256,
+        num_layers=2,
+        nhead=2,
+        dim_feedforward=512,
+        dropout=0.0,
+        unroll=2,
+        attention="xla",
+    )
+    config = small.config(model=model)
+    mesh = make_mesh(jax.devices()[:1])
+    functions = make_step_functions(config, mesh)
+    batch = put_batch(small.batch(config, 16, 0), 1, mesh)
+    cost = functions.train_step.lower(functions.abstract, batch).compile().cost_analysis()
+    config = dataclasses.replace(config, io=dataclasses.replace(config.io, batch_size=16))
+    uncausal = 12 * 16 * 2 * 256 * 64**2 - 6 * 16 * 2 * 256 * 64 * 65
+    expected = step_flops(config, 1) + uncausal
+    assert 0.9 < expected / cost["flops"] < 1.02
+
+
+def test_a_cpu_has_no_known_peak():
+    assert peak_flops(small.config()) is None
+
+
+@pytest.mark.parametrize(
+    ("negatives", "items", "per_pair", "encoded"),
+    [
+        ("in_batch", 0, 2 * 32 * 5, 0),
+        ("mixed", 500, 2 * 32 * 5 + 100, 100),
+        ("mixed", 40, 2 * 32 * 5 + 40, 40),
+        ("uniform", 500, 100, 100),
+        ("uniform", 40, 40, 40),
+        ("full", 500, 500, 500),
+    ],
+)
+def test_of_negatives(negatives, items, per_pair, encoded):
+    """Two devices of 32 rows; a device draws 100 items or, where there are fewer, has all of them."""
+    config = small.config()
+    loss = dataclasses.replace(config.loss, negatives=negatives, num_negatives=100)
+    io = dataclasses.replace(config.io, batch_size=32)
+    config = dataclasses.replace(config, loss=loss, io=io)
+    alone = dataclasses.replace(
+        config, loss=dataclasses.replace(loss, negatives="full", num_negatives=1)
+    )
+    found = step_flops(config, 2, items) - step_flops(alone, 2, 0)
+    pairs, width, shown = 32 * 5, 16, 8 + 8  # item_id and tags
+    assert found == 6 * pairs * per_pair * width + 6 * encoded * shown * width
+
+
+def test_attention_of_packed_sequences_against_counting():
+    model = small.config().model
+    segment = np.array([[[0, 0, 1, 1, 1, -1], [0, 1, 2, 2, -1, -1]]], np.int32)
+    batch = {
+        "length": np.array([[5, 4]], np.int32),
+        "segment": segment,
+        **{name: np.zeros((1, 1), np.int32) for name in ("examples", "skipped", "cut")},
+    }
+    attended = count_rows(jax.tree.map(jnp.asarray, batch))["attended"]
+    sees = [
+        (row, query, key)
+        for row, one in enumerate(segment[0])
+        for query in range(6)
+        for key in range(query + 1)
+        if one[query] == one[key] != -1
+    ]
+    assert float(attended) == len(sees)
+    # Of each such pair a score and a share of the value, forward once and backward twice.
+    of_pair = 3 * 2 * 2 * model.hidden_size * model.num_layers
+    assert attention_flops(model, len(sees)) == of_pair * len(sees)
+    packed = small.config()
+    packed = dataclasses.replace(packed, io=dataclasses.replace(packed.io, packing=40))
+    rows, seq_len = packed.io.batch_size, model.seq_len
+    unpacked = step_flops(small.config(), 1) - step_flops(packed, 1)
+    assert unpacked == of_pair * rows * seq_len * (seq_len + 1) / 2
+
+
+def test_mfu_counts_the_attention_of_what_was_packed():
+    now = iter([0.0, 10.0, 10.0])
+    meters = Meters(AtPeak(step=1.0, attended=0.01), clock=lambda: next(now))
+    for attended in (50, 150):
+        numbers = {"loss": 1, "hit_rate": 0, "grad_norm": 1, "examples": 1, "tokens": 1}
+        meters.add(numbers | {"attended": attended}, 0.0)
+    assert meters.take_line(2)["mfu"] == (2 * 1.0 + 200 * 0.01) / 10

@@ -1,0 +1,271 @@
+"""Training with tables that grow: the same numbers as with a row for each id, and exact to continue."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+import small
+from growth import ROWS, SMALLEST, rows_in_map
+from jax import monitoring
+from jobs_of import assert_same_run, job, lines, one_device, saved_state
+from pyarrow import orc
+
+from s2s_jax.cli import tables as inspect_tables
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.embedding import id_keys
+from s2s_jax.embedding.sharded import ShardedTables
+from s2s_jax.embedding.tables import rows_of_buckets, table_specs
+from s2s_jax.errors import UserError
+from s2s_jax.jobs.train import train
+from s2s_jax.training import growth
+from s2s_jax.training.batches import put_batch
+from s2s_jax.training.growth import max_load
+from s2s_jax.training.optimizer import table_moments, with_table_moments
+from s2s_jax.training.step import make_step_functions
+
+
+def test_equals_a_table_with_a_row_for_each_id():
+    devices, microbatches = 4, 2
+    dense = small.config()
+    config = small.growing(dense)
+    mesh = make_mesh(jax.devices()[:devices])
+    ours, theirs = make_step_functions(config, mesh), make_step_functions(dense, mesh)
+    state, other = ours.init(), theirs.init()
+    # The dense table starts with the rows that the ids will get.
+    spec = table_specs(dense.features)["item_id"]
+    buckets = np.arange(300, dtype=np.uint32)
+    keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
+    tables = ShardedTables(config.features, mesh, seed=config.train.seed)
+    row = np.asarray(rows_of_buckets(spec, buckets.astype(np.int32)))
+    values = np.zeros((spec.rows, spec.emb_dim), np.float32)
+    values[row] = tables._initial(tables.specs["item_id"], keys)
+    values = jax.device_put(values, other.params["tables"]["item_id"].sharding)
+    other = other._replace(
+        params=other.params | {"tables": other.params["tables"] | {"item_id": values}}
+    )
+    for step in range(5):
+        state, metrics = ours.train_step(
+            state, put_batch(small.batch(config, ROWS, step), microbatches, mesh)
+        )
+        other, expected = theirs.train_step(
+            other, put_batch(small.batch(dense, ROWS, step), microbatches, mesh)
+        )
+        for name in ("loss", "hit_rate", "grad_norm"):
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    asked = [small.batch(dense, ROWS, step)["ids"][..., [0, 2, 3, 4]] for step in range(5)]
+    used = np.unique(asked)[1:]
+    assert metrics["table/item_id/rows"] == len(used) > 250
+    assert metrics["table/item_id/dropped"].sum() == 0
+    where = rows_in_map(state, "item_id", used)
+    for one, two in (
+        (state.params["tables"], other.params["tables"]),
+        (table_moments(state.opt_state), table_moments(other.opt_state)),
+    ):
+        ours_ = np.asarray(one["item_id"])[where]
+        np.testing.assert_allclose(ours_, np.asarray(two["item_id"])[row[used]], atol=2e-5)
+
+
+def write_log(directory: Path, users: int) -> None:
+    """Random 64-bit items and tags, nearly all different."""
+    rng = np.random.default_rng(0)
+    directory.mkdir()
+    lengths = rng.integers(3, 9, users)
+
+    def column(bag):
+        return [
+            [rng.integers(-(2**63), 2**63, bag).tolist() for _ in range(length)]
+            for length in lengths
+        ]
+
+    types = pa.list_(pa.list_(pa.int64()))
+    behaviors = [[[int(b)] for b in rng.integers(0, 4, length)] for length in lengths]
+    columns = {"item_id": column(1), "behavior_id": behaviors, "tags": column(3)}
+    table = pa.table({name: pa.array(rows, types) for name, rows in columns.items()})
+    orc.write_table(table, str(directory / "part-0.orc"))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("log") / "log"
+    write_log(directory, 400)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def straight(log, tmp_path_factory):
+    config = small.growing(job(log, tmp_path_factory.mktemp("run"), log_steps=1))
+    assert train(config, one_device()) == 0
+    return config
+
+
+def grew_at(config):
+    """The first step that ran with four times the rows."""
+    written = lines(Path(config.train.output_dir))
+    return next(x["step"] for x in written if x["table/item_id/capacity"] == 4 * SMALLEST)
+
+
+def test_a_table_grows_between_steps(straight):
+    written = lines(Path(straight.train.output_dir))
+    step = grew_at(straight)
+    before = written[step - 2]
+    load = before["table/item_id/rows"] / before["table/item_id/capacity"]
+    assert max_load(2 * SMALLEST) - 0.1 < load <= max_load(2 * SMALLEST)
+    assert all(x["table/item_id/dropped"] == 0 for x in written)
+    rows = [x["table/item_id/rows"] for x in written]
+    assert rows == sorted(rows)
+    assert all(np.isfinite(x["loss"]) for x in written)
+
+
+@pytest.mark.parametrize("steps_before", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, steps_before):
+    """As one that was killed after it grew and before it saved, and starts from its last checkpoint."""
+    stop = grew_at(straight) - steps_before
+    config = small.growing(job(log, tmp_path, log_steps=1))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=stop))
+    assert train(short, one_device()) == 0
+    assert train(config, one_device()) == 0
+    assert_same_run(straight, config)
+
+
+def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_path, capsys):
+    config = small.growing(job(log, tmp_path, log_steps=1))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=36))
+    assert train(short, one_device()) == 0
+    larger = small.growing(job(log, tmp_path, log_steps=1))
+    features = tuple(
+        dataclasses.replace(f, capacity=16 * SMALLEST) if f.grows else f for f in larger.features
+    )
+    io = dataclasses.replace(larger.io, batch_size=2)
+    larger = dataclasses.replace(larger, features=features, io=io)
+    assert train(larger, make_mesh(jax.devices()[:4])) == 0
+    assert "table item_id grows" in capsys.readouterr().err
+    last, expected = lines(tmp_path)[-1], lines(Path(straight.train.output_dir))[-1]
+    assert last["table/item_id/capacity"] == 16 * SMALLEST
+    assert last["table/item_id/rows"] == expected["table/item_id/rows"]
+    np.testing.assert_allclose(last["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_a_full_table_stops_the_run_saved(log, tmp_path):
+    config = small.growing(job(log, tmp_path, log_steps=1), max_capacity=SMALLEST, on_full="stop")
+    with pytest.raises(UserError, match=r"table item_id is full: .* raise its max_capacity"):
+        train(config, one_device())
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert saved == lines(tmp_path)[-1]["step"] < 40
+
+
+@pytest.fixture(scope="module")
+def evicting(log, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("evicting")
+    config = small.growing(job(log, run_dir, log_steps=1), evict_after_steps=2, evict_every=5)
+    assert train(config, one_device()) == 0
+    return config
+
+
+def test_ids_leave_a_table_that_evicts(evicting):
+    written = lines(Path(evicting.train.output_dir))
+    evicted = [x["table/item_id/evicted"] for x in written]
+    assert evicted[4] == 0 < evicted[5] < evicted[10]
+    new = written[5]["table/item_id/rows"] + evicted[5] - written[4]["table/item_id/rows"]
+    assert 0 < new < 300
+    assert max(x["table/item_id/rows"] for x in written) < 2000
+
+
+def test_growing_frees_what_it_replaces_and_nothing_else():
+    config = small.growing(small.config())
+    mesh = make_mesh(jax.devices()[:2])
+    state = make_step_functions(config, mesh).init()
+    before = state.maps["item_id"]
+    after = growth.doubled(state, "item_id", mesh)
+    assert before.keys_R2.is_deleted()
+    assert state.params["tables"]["item_id"].is_deleted()
+    # Small arrays that stay as they are may be the same in the new state.
+    assert not before.rows_S.is_deleted()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
+    plan = growth.GrowthPlan(small.growing(small.config(), max_capacity=1, on_full="stop"))
+    saved = plan.get_state() | {"dropped": {"item_id": 2**31 + 5 - 2**32}}
+    plan.set_state(saved)
+    numbers = {"rows": 100, "dropped": 2**31 + 5, "capacity": SMALLEST}
+    plan.hear(3, {f"table/item_id/{name}": x for name, x in numbers.items()})
+    assert plan.full is None
+
+
+def test_looking_for_ids_to_evict_is_compiled_once():
+    config = small.growing(small.config(), evict_after_steps=1, evict_every=1)
+    mesh = make_mesh(jax.devices()[:1])
+    state = make_step_functions(config, mesh).init()
+    evictions = growth.Evictions(config, mesh)
+    state = evictions.before(2, state)
+    compiled = []
+    monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    evictions.before(3, state)
+    assert not [event for event in compiled if event.endswith("backend_compile_duration")]
+
+
+def test_moments_are_taken_and_put_back():
+    state = make_step_functions(small.growing(small.config()), one_device()).init()
+    moments = jax.tree.map(lambda x: x + 1, table_moments(state.opt_state))
+    changed = with_table_moments(state.opt_state, moments)
+    assert jax.tree.structure(changed) == jax.tree.structure(state.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, table_moments(changed), moments)
+
+
+def test_config_tells_the_capacity(straight):
+    saved = json.loads((Path(straight.train.output_dir) / "config.json").read_text())
+    assert saved["features"][0]["capacity"] == 1
+
+
+def test_inspect_tables_shows_what_a_run_holds(straight, log, capsys):
+    run_dir = Path(straight.train.output_dir)
+    assert inspect_tables.main([str(run_dir)]) == 0
+    told = capsys.readouterr().out
+    last = lines(run_dir)[-1]
+    for number in (last["table/item_id/rows"], last["table/item_id/capacity"]):
+        assert f"{number:,}" in told
+    assert "9 buckets" in told
+    items = orc.read_table(str(log / "part-0.orc"))["item_id"].to_pylist()
+    state, _ = saved_state(straight, 40)
+    keys = np.asarray(state.maps["item_id"].keys_R2)
+    low, high = id_keys.ids_of(keys[:, 0], keys[:, 1])
+    known = set((low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).tolist())
+    item = next(i for row in items for (i,) in row if i % 2**64 in known)
+    assert inspect_tables.main([str(run_dir), "--look_up", "item_id", str(item), "7"]) == 0
+    told = capsys.readouterr().out
+    row = np.flatnonzero((low == item % 2**32) & (high == (item >> 32) % 2**32))[0]
+    assert f"{row:,}" in told
+    assert "none" in told
+    assert f"{state.params['tables']['item_id'][row, 0]:.4g}" in told
+
+
+def test_inspect_tables_lists_ids_that_left(evicting, capsys):
+    run_dir = Path(evicting.train.output_dir)
+    assert inspect_tables.main([str(run_dir), "--evicted_since", "10"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    kept = []
+    for step in (10, 40):
+        keys = np.asarray(saved_state(evicting, step)[0].maps["item_id"].keys_R2)
+        low, high = id_keys.ids_of(*keys[(keys != id_keys.EMPTY).any(axis=1)].T)
+        kept.append({(int(h) << 32) + int(w) for w, h in zip(low, high, strict=True)})
+    assert [f"item_id\t{i}" for i in sorted(kept[0] - kept[1])] == listed
+    assert len(listed) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--step", "7"], ["step 7", "10, 20, 30, 40"]),
+        (["--look_up", "behavior_id", "1"], ["item_id", "behavior_id"]),
+        (["--look_up", "item_id", "x"], ["whole numbers", "x"]),
+    ],
+)
+def test_mistakes_with_inspect_tables_are_explained(straight, arguments, words):
+    with pytest.raises(UserError) as caught:
+        inspect_tables.main([straight.train.output_dir, *arguments])
+    for word in words:
+        assert word in str(caught.value)
