@@ -7,10 +7,10 @@ from s2s_jax.errors import UserError, run_door
 
 # Command → the module whose `main(argv) -> int` it runs, imported when it is asked for.
 _MODULES = {
-    "train": "s2s_jax.jobs.train",
-    "evaluate": "s2s_jax.jobs.evaluate",
-    "recommend": "s2s_jax.jobs.recommend",
-    "report": "s2s_jax.jobs.report",
+    "train": "s2s_jax.cli.train",
+    "evaluate": "s2s_jax.cli.evaluate",
+    "recommend": "s2s_jax.cli.recommend",
+    "report": "s2s_jax.cli.report",
     "convert": "s2s_jax.data.conversion.convert",
     "inspect": "s2s_jax.data.inspection.inspect",
     "catalogue": "s2s_jax.data.items.catalogue",

@@ -1,157 +1,76 @@
-"""How good a run is: `python -m s2s_jax.evaluate --config FILE [--split test] …`.
+"""How good a run is: every user's held-out event ranked among the items of the log."""
 
-Ranks every user's held-out event among the items of the log and prints hit rate, NDCG, MRR and recall
-with 95% intervals beside the popularity baseline, and by length of history and popularity of the target;
-and, where the table of items grows, which share of the events that the model was shown is unknown to it.
-Writes the same as JSON into the run directory.
-"""
+from typing import Any, NamedTuple
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
+from jax.sharding import Mesh
 
-from rich.console import Console
-from rich.table import Table
-
-from s2s_jax import signals
-from s2s_jax.cluster import hosts
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.config import Config
 from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.held_out import Split
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
-from s2s_jax.data.inspection.first_look import odd_facts
-from s2s_jax.errors import EXIT_DONE
 from s2s_jax.ranking.evaluation import Evaluation, Evaluator
-from s2s_jax.ranking.restored import Restored, restore
-from s2s_jax.writing import replacing
+from s2s_jax.ranking.restored import restore
 
 Intervals = dict[str, tuple[float, float]]
 
-_SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
-_SLICED = ("hr@10", "ndcg@10")
-_UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
-# Share of users who go on with an item that they had before from which the choice is worth a note.
-_MANY_RETURN = 0.01
+
+class Evaluated(NamedTuple):
+    """What was found of a checkpoint.
+
+    Attributes:
+      step: of the checkpoint.
+      checkpoint: its fingerprint.
+      split: the events that were ranked.
+      evaluation: ranks and metrics.
+    """
+
+    step: int
+    checkpoint: str
+    split: Split
+    evaluation: Evaluation
+
+    def as_json(self, config: Config, intervals: Intervals) -> dict[str, Any]:
+        """What the evaluation's file says, with all that tells it from other evaluations.
+
+        Args:
+          config: of the run.
+          intervals: of `evaluation.intervals()`.
+        """
+        return {
+            "step": self.step,
+            "checkpoint": self.checkpoint,
+            "split": self.split,
+            "held_out": config.eval.held_out,
+            "split_at": config.eval.split_at,
+            "validation_at": config.eval.validation_at,
+            "filter_seen": config.eval.filter_seen,
+            "untrained": config.eval.untrained,
+            "known_of_target": list(config.known_of_next),
+            "data_paths": config.io.data_paths,
+            "metrics": self.evaluation.metrics,
+            "intervals_95": {name: list(ends) for name, ends in intervals.items()},
+        }
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
+def evaluate(
+    config: Config, checkpoint: str = "best", split: Split = "test", mesh: Mesh | None = None
+) -> Evaluated:
+    """Ranks the events of `split` with a checkpoint of the run in `train.output_dir`.
+
+    Args:
+      config: of the run.
+      checkpoint: best (by eval.metric), newest, or a step.
+      split: test or validation.
+      mesh: devices to rank on; by default all.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: nothing is held out for `split`, or the checkpoint or the log cannot be read.
     """
-    # First, so that a mistake that only this process sees ends the others, too.
-    hosts.join()
-    with hosts.ending_together(), signals.StopSignals() as stop, stop.at_once():
-        # In another thread, since compilation would keep this one from hearing signals.
-        stop.unless_told(lambda: _evaluate(argv))
-    hosts.leave()
-    return EXIT_DONE
-
-
-def _evaluate(argv: list[str]) -> None:
-    parser = ConfigParser("s2s evaluate", "--config configs/ml1m.py")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
-    )
-    parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
-    read = parser.read(argv)
-    if read is None:
-        return
-    arguments, config = read
     # Refused before anything is read.
-    held_out.targets(config, arguments.split)
-    mesh = make_mesh()
-    run = restore(config, mesh, arguments.checkpoint)
+    held_out.targets(config, split)
+    mesh = make_mesh() if mesh is None else mesh
+    run = restore(config, mesh, checkpoint)
     check_kinds(index_files(config).files, run.kinds, "as the run was trained with", config)
-    found = Evaluator(config, mesh).evaluate(run.functions, run.state, arguments.split)
-    if hosts.is_first():
-        name = f"evaluation_{arguments.split}_{run.step}.json"
-        out = arguments.out or Path(config.train.output_dir) / name
-        intervals = found.intervals()
-        text = json.dumps(_as_json(config, run, arguments.split, found, intervals), indent=2)
-        where = f"{config.train.output_dir}, step {run.step}, {arguments.split}, in {out}"
-        # Before the file is written, so that nothing is lost where it cannot be.
-        _print(config, found, intervals, f"{_track(config)}: {where}")
-        with replacing(out) as unfinished:
-            unfinished.write_text(text)
-        for warning in odd_facts(config, index_files(config)):
-            print(warning, file=sys.stderr)
-
-
-def _track(config: Config) -> str:
-    """What is known of the events to be found: figures of other tracks are no match."""
-    known = config.known_of_next
-    return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
-
-
-def _as_json(
-    config: Config, run: Restored, split: str, found: Evaluation, intervals: Intervals
-) -> dict[str, Any]:
-    return {
-        "step": run.step,
-        "checkpoint": run.fingerprint,
-        "split": split,
-        "held_out": config.eval.held_out,
-        "split_at": config.eval.split_at,
-        "validation_at": config.eval.validation_at,
-        "filter_seen": config.eval.filter_seen,
-        "untrained": config.eval.untrained,
-        "known_of_target": list(config.known_of_next),
-        "data_paths": config.io.data_paths,
-        "metrics": found.metrics,
-        "intervals_95": {name: list(ends) for name, ends in intervals.items()},
-    }
-
-
-def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) -> None:
-    console = Console()
-    values = found.metrics
-    table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
-    for column in ("", "value", "95% interval", "popularity"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for name in _SHOWN:
-        low, high = intervals[f"eval/{name}"]
-        popularity = values[f"eval/popularity/{name}"]
-        interval = f"{low:.4f} to {high:.4f}"
-        table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")
-    table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
-    if "eval/unknown_items" in values:
-        table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
-    table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}", "", "")
-    for name in ("untrained_targets", "untrained_items"):
-        if values["eval/untrained_items"]:
-            table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}", "", "")
-    console.print(table)
-    if values["eval/untrained_items"]:
-        console.print(
-            f"{values['eval/untrained_items']:.1%} of the items were never trained, and "
-            f"{values['eval/untrained_targets']:.1%} of the users go on with one; they are "
-            f"{_UNTRAINED[config.eval.untrained]} (eval.untrained {config.eval.untrained})"
-        )
-    if config.eval.filter_seen and values["eval/returning_targets"] >= _MANY_RETURN:
-        console.print(
-            f"{values['eval/returning_targets']:.1%} of the users go on with an item that they had "
-            f"before, which is never recommended and so counts as missed; with eval.filter_seen False "
-            f"such items are ranked and recommended"
-        )
-    unknown = values["eval/unknown_targets"]
-    if unknown:
-        console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")
-    if "eval/shared_rows" in values:
-        console.print(
-            f"{values['eval/shared_rows']:.1%} of the log's events are of items whose id shares a row "
-            f"of the table with another: a hit on one counts for all of the row"
-        )
-    table = Table(title="by length of history and popularity of the target")
-    for column in ("", "users", *_SLICED):
-        table.add_column(column, justify="left" if column == "" else "right")
-    slices = [key.split("/")[1] for key in values if key.count("/") == 2]
-    for name in dict.fromkeys(slices):
-        if name != "popularity":
-            of = f"eval/{name}/"
-            cells = [f"{values[of + metric]:.4f}" for metric in _SLICED]
-            table.add_row(name.replace("_", " "), f"{values[of + 'users']:,.0f}", *cells)
-    console.print(table)
+    found = Evaluator(config, mesh).evaluate(run.functions, run.state, split)
+    return Evaluated(run.step, run.fingerprint, split, found)

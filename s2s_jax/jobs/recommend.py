@@ -1,89 +1,104 @@
-"""Top-K items: `python -m s2s_jax.recommend --config FILE --input LOGS --output recs.parquet`.
+"""Top-K items for the histories of a log.
 
 Reads logs in the format of training, whole rows as histories, and writes for each row the items of the
 catalogue (by default the items of `io.data_paths`) that the user is most likely to go on with. Stripes
-are written one by one into `OUTPUT.parts` and put together at the end, so a command that was interrupted
-goes on where it stopped, if weights, configuration, catalogue and logs are the same. Events of items
-that are not in the catalogue are counted, and those of items that have no row in a table that grows.
+are written one by one into `OUTPUT.parts` and put together at the end, so a job that was interrupted
+goes on where it stopped, if weights, configuration, catalogue and logs are the same.
 
 Shapes: U users, K items of a list.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jax.sharding import Mesh
 
-from s2s_jax import signals
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, ConfigParser, identity
+from s2s_jax.config import Config, identity
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
-from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+from s2s_jax.errors import UserError
 from s2s_jax.ranking.evaluation import make_candidates, user_vectors
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to recommend, and for whom.
+
+    Attributes:
+      input: ORC files and directories, comma-separated.
+      output: Parquet file to write.
+      top_k: items for each row.
+      user_column: column of the logs that names the user; None: rows are named by file and number.
+      catalogue: Parquet of `data.items.catalogue`; None: it is made from the log.
+      checkpoint: best (by eval.metric), newest, or a step.
+      keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+    """
+
+    input: str
+    output: Path
+    top_k: int = 100
+    user_column: str | None = None
+    catalogue: str | None = None
+    checkpoint: str = "best"
+    keep_seen: bool | None = None
+
+
+class Recommended(NamedTuple):
+    """What was written.
+
+    Attributes:
+      step: of the checkpoint.
+      items: of the catalogue.
+      untrained_items: items of the catalogue that were never trained.
+      sharing: how many ids share a row of the table, in words; None if none do.
+      counts: "users" who have a list; events of the histories that are "not_in_catalogue"; events that
+        the model was "shown", and those "without_row" of its growing table of items; how often
+        "untrained" items are recommended.
+      warnings: what is odd about the users of the log, a sentence each.
+    """
+
+    step: int
+    items: int
+    untrained_items: int
+    sharing: str | None
+    counts: Counter[str]
+    warnings: list[str]
+
+
+def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Recommended:
+    """Writes the items that users of a log are most likely to go on with.
+
+    Args:
+      config: of the run in `train.output_dir`.
+      request: what to recommend, and for whom.
+      mesh: devices to rank on; by default all.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: the request is impossible; the checkpoint, the catalogue or the logs cannot be read; the
+        file cannot be written; or no row has a history.
     """
-    with signals.StopSignals() as stop:
-        try:
-            with stop.at_once():
-                # In another thread, since compilation would keep this one from hearing signals.
-                stop.unless_told(lambda: _recommend(argv))
-        except Stopped as told:
-            print(
-                f"stopped by {told}; what is finished is kept, start the same command again to go on",
-                file=sys.stderr,
-                flush=True,
-            )
-            return EXIT_STOPPED
-    return EXIT_DONE
-
-
-def _recommend(argv: list[str]) -> None:
-    parser = ConfigParser("s2s recommend", "--config FILE --input LOGS --output FILE")
-    parser.add_argument("--input", required=True, help="ORC files and directories, comma-separated")
-    parser.add_argument("--output", required=True, type=Path, help="Parquet file")
-    parser.add_argument("--top_k", type=int, default=100, help="items for each row")
-    parser.add_argument("--user_column", help="column of the logs that names the user")
-    parser.add_argument("--catalogue", help="Parquet of data.catalogue; default: made from the log")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
-    )
-    parser.add_argument(
-        "--keep_seen",
-        action=argparse.BooleanOptionalAction,
-        help="also recommend items of the history; default: unless eval.filter_seen",
-    )
-    read = parser.read(argv)
-    if read is None:
-        return
-    arguments, config = read
-    if arguments.top_k < 1:
-        raise UserError(f"--top_k: expected at least 1, found {arguments.top_k}")
-    if arguments.keep_seen is None:
+    if request.top_k < 1:
+        raise UserError(f"--top_k: expected at least 1, found {request.top_k}")
+    if request.keep_seen is None:
         # What evaluation ranked is what is recommended.
-        arguments.keep_seen = not config.eval.filter_seen
-    mesh = make_mesh()
-    run = restore(config, mesh, arguments.checkpoint)
-    logs = dataclasses.replace(config.io, data_paths=arguments.input)
+        request = dataclasses.replace(request, keep_seen=not config.eval.filter_seen)
+    mesh = make_mesh() if mesh is None else mesh
+    run = restore(config, mesh, request.checkpoint)
+    logs = dataclasses.replace(config.io, data_paths=request.input)
     index = index_files(dataclasses.replace(config, io=logs))
     check_kinds(index.files, run.kinds, "as the run was trained with", config)
     for note in index.notes:
@@ -94,11 +109,11 @@ def _recommend(argv: list[str]) -> None:
             f"nothing is known when recommending: they are left empty, as they never are in training",
             file=sys.stderr,
         )
-    user_type = _user_type(index, arguments.user_column)
-    if arguments.catalogue is None:
+    user_type = _user_type(index, request.user_column)
+    if request.catalogue is None:
         catalogue = catalogues.collect(config)
     else:
-        catalogue = catalogues.load(arguments.catalogue, config)
+        catalogue = catalogues.load(request.catalogue, config)
     made_for = {
         # Of what the parts hold.
         "version": 4,
@@ -106,13 +121,13 @@ def _recommend(argv: list[str]) -> None:
         "configuration": identity.of_run(config),
         "catalogue": catalogue.fingerprint(),
         "input": index.identity(),
-        "--top_k": arguments.top_k,
-        "--user_column": [arguments.user_column, str(user_type)],
-        "--keep_seen": arguments.keep_seen,
+        "--top_k": request.top_k,
+        "--user_column": [request.user_column, str(user_type)],
+        "--keep_seen": request.keep_seen,
         "eval.untrained": config.eval.untrained,
     }
-    parts = Parts(arguments.output, made_for)
-    job = _Job(config, run, catalogue, index, arguments, mesh, user_type)
+    parts = Parts(request.output, made_for)
+    job = _Job(config, run, catalogue, index, request, mesh, user_type)
     with contextlib.closing(parts):
         for stripe, table, counts in job.recommend(
             [n for n in range(len(index.stripes)) if n not in parts]
@@ -120,51 +135,20 @@ def _recommend(argv: list[str]) -> None:
             parts.write(stripe, table, counts)
         counts = parts.join()
     if not counts["users"]:
-        arguments.output.unlink()
+        request.output.unlink()
         raise UserError(
-            f"--input: no row of {arguments.input} has a history that can be read (what was skipped is "
+            f"--input: no row of {request.input} has a history that can be read (what was skipped is "
             f"told above); name other files"
         )
-    print(
-        f"{counts['users']:,} users, up to {arguments.top_k} items each, of step {run.step} in "
-        f"{arguments.output}"
+    return Recommended(
+        step=run.step,
+        items=len(catalogue.item),
+        untrained_items=job.untrained_items,
+        sharing=catalogue.sharing(),
+        counts=counts,
+        # Of whole columns, which are little beside the histories.
+        warnings=user_rows.warnings_of_log(index, request.user_column, most=None),
     )
-    _print_unknown(config, counts)
-    _print_untrained(config, counts, job.untrained_items, len(catalogue.item))
-    sharing = catalogue.sharing()
-    if sharing is not None:
-        print(f"{sharing}; what is recommended as it may be any of them")
-    # Of whole columns, which are little beside the histories.
-    for warning in user_rows.warnings_of_log(index, arguments.user_column, most=None):
-        print(warning)
-
-
-def _print_unknown(config: Config, counts: Counter[str]) -> None:
-    """Says how much of the histories is of items that are not known."""
-    missing = counts["not_in_catalogue"]
-    if missing:
-        print(f"{missing:,} events of the histories are of items that are not in the catalogue")
-    item = config.feature(config.loss.item_feature)
-    if item.grows:
-        stands = "zeros stand" if item.unknown == "zeros" else "its default row stands"
-        print(
-            f"{counts['without_row']:,} of the {counts['shown']:,} events that the model was shown are "
-            f"of items without a row in table {item.table_name}; {stands} for them"
-        )
-
-
-def _print_untrained(config: Config, counts: Counter[str], untrained: int, items: int) -> None:
-    """Says how many items were never trained, and how often they are recommended."""
-    if not untrained:
-        return
-    if config.eval.untrained == "drop":
-        how = "they are left out (eval.untrained drop)"
-    else:
-        how = (
-            f"{counts['untrained']:,} times they are recommended (eval.untrained "
-            f"{config.eval.untrained}; last puts them after all others, drop leaves them out)"
-        )
-    print(f"{untrained:,} of the {items:,} items of the catalogue were never trained: {how}")
 
 
 class _Job:
@@ -180,20 +164,20 @@ class _Job:
         run: Restored,
         catalogue: catalogues.Catalogue,
         index: FileIndex,
-        arguments: argparse.Namespace,
-        mesh: Any,
+        request: Request,
+        mesh: Mesh,
         user_type: pa.DataType | None,
     ):
         numbers = ItemNumbers(catalogue, config)
         users = config.eval.batch_size * mesh.size
         self._reader = HistoryReader(config, index, numbers, users)
         self._candidates = make_candidates(
-            run.functions, run.state, catalogue, config, mesh, filter_seen=not arguments.keep_seen
+            run.functions, run.state, catalogue, config, mesh, filter_seen=not request.keep_seen
         )
         self.untrained_items = int((~self._candidates.trained_I).sum())
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item
-        self._arguments = arguments
+        self._request = request
         self._user_type = user_type
 
     def recommend(self, stripes: Iterable[int]) -> Iterator[tuple[int, pa.Table, Counter[str]]]:
@@ -218,7 +202,7 @@ class _Job:
         mine = [part for part in parts if part.stripe == stripe]
         file, number, first_row = self._index.stripes[stripe]
         row = np.concatenate([np.zeros(0, np.int64), *(part.row_U for part in mine)])
-        name = self._arguments.user_column
+        name = self._request.user_column
         if name is None:
             paths = pa.array([str(file.path)] * len(row), pa.string())
             columns = {"file": paths.dictionary_encode(), "row": pa.array(row)}
@@ -235,7 +219,7 @@ class _Job:
     def _one_batch(self, batch: Histories) -> list["_Part"]:
         """What is recommended to the users of a batch, by stripe."""
         users_UE, unknown_U = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-        best = self._candidates.top_k(users_UE, self._arguments.top_k, batch)
+        best = self._candidates.top_k(users_UE, self._request.top_k, batch)
         there_UK = best.index_UK >= 0
         counted = {
             "users": np.ones(batch.users, np.int64),

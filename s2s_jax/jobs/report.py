@@ -1,48 +1,45 @@
-"""A run as one page to look at: `python -m s2s_jax.report RUN_DIR [--users N] [--titles FILE]`.
+"""A run as one page to look at, an HTML file that needs nothing besides itself.
 
-Writes an HTML file that needs nothing besides itself: headline numbers, curves, growth of tables,
-evaluations, the configuration and, for some users, their last events beside what the best checkpoint
-recommends to them.
+It has headline numbers, curves, growth of tables, evaluations, the configuration and, for some users,
+their last events beside what the best checkpoint recommends to them.
 """
 
 import contextlib
 import sys
 from pathlib import Path
 
-from s2s_jax.config import Config, Parser, load_json
-from s2s_jax.errors import EXIT_DONE, UserError
+from s2s_jax.config import Config, load_json
+from s2s_jax.errors import UserError
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
 from s2s_jax.reporting.shown_users import Shown, show_users
 from s2s_jax.reporting.titles import read_titles
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
+def report(
+    run_dir: Path, out: Path | None = None, users: int = 5, titles: Path | None = None
+) -> Path:
+    """Writes the page of a run.
+
+    Args:
+      run_dir: directory of the run.
+      out: HTML file; by default report.html in the run's directory.
+      users: users that are shown; 0: none.
+      titles: CSV or Parquet of item ids and titles, or MovieLens' movies.dat.
+
+    Returns:
+      The file.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: there is no run, the titles cannot be read, or the page cannot be written.
     """
-    parser = Parser("s2s report", "RUN_DIR and whole numbers for --users")
-    parser.add_argument("run_dir", type=Path, help="directory of a run, train.output_dir")
-    parser.add_argument("--out", type=Path, help="HTML file; default: report.html in RUN_DIR")
-    parser.add_argument("--users", type=int, default=5, help="users that are shown; 0: none")
-    parser.add_argument(
-        "--titles",
-        type=Path,
-        help="CSV or Parquet of item ids and titles, or MovieLens' movies.dat",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.users < 0:
-        raise UserError(f"--users: expected a number of users from 0 on, found {arguments.users}")
-    config = load_json(arguments.run_dir / "config.json")
-    titles = {} if arguments.titles is None else read_titles(arguments.titles)
-    record = read_record(arguments.run_dir, config)
-    shown = _shown(config, arguments.run_dir, arguments.users)
-    out = arguments.out or arguments.run_dir / "report.html"
-    _write(out, make_page(record, shown, titles))
-    print(f"report of {arguments.run_dir} in {out}")
-    return EXIT_DONE
+    config = load_json(run_dir / "config.json")
+    title_of = {} if titles is None else read_titles(titles)
+    record = read_record(run_dir, config)
+    shown = _shown(config, run_dir, users)
+    out = run_dir / "report.html" if out is None else out
+    _write(out, make_page(record, shown, title_of))
+    return out
 
 
 def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:

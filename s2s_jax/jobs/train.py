@@ -1,8 +1,7 @@
-"""The main job: `python -m s2s_jax.train --config configs/base.py [--section.key value …]`.
+"""Training: from a configuration to a run directory with checkpoints and metrics.
 
 Trains until `train.train_steps` or `train.train_epoch`, or until told to stop; continues from the
-newest checkpoint of the run directory. Exit codes: 0 done, 2 a mistake to mend, 3 loss or gradient not
-finite, 75 stopped by SIGTERM or SIGINT and saved.
+newest checkpoint of the run directory.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, ConfigParser, TrainConfig
+from s2s_jax.config import Config, TrainConfig
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.pipeline import Reader, Share
 from s2s_jax.data.encoding.indexing import index_files
@@ -36,24 +35,6 @@ from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.schedule import Position, check_decay, clock_of
 from s2s_jax.training.step import StepFunctions, TrainState
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
-
-    Raises:
-      UserError, NotFiniteError: see `errors.run_door`.
-    """
-    # First, so that a mistake that only this process sees ends the others, too.
-    hosts.join()
-    with hosts.ending_together():
-        read = ConfigParser("s2s train", "--config configs/base.py").read(argv)
-    if read is None:
-        return EXIT_DONE
-    _, config = read
-    code = train(config)
-    hosts.leave()
-    return code
 
 
 def train(config: Config, mesh: Mesh | None = None) -> int:

@@ -21,11 +21,11 @@ from s2s_jax.jobs.train import train
 DOORS = sorted({*main._MODULES.values(), "s2s_jax.cli.newest_step"})
 # What each must be given besides, none of which is ever looked at.
 NEEDED = {
-    "s2s_jax.jobs.train": [],
+    "s2s_jax.cli.train": [],
     "s2s_jax.cli.newest_step": [],
-    "s2s_jax.jobs.evaluate": [],
-    "s2s_jax.jobs.recommend": ["--input", "log", "--output", "out"],
-    "s2s_jax.jobs.report": ["run"],
+    "s2s_jax.cli.evaluate": [],
+    "s2s_jax.cli.recommend": ["--input", "log", "--output", "out"],
+    "s2s_jax.cli.report": ["run"],
     "s2s_jax.cli.tables": ["run"],
     "s2s_jax.data.items.catalogue": ["--out", "out"],
     "s2s_jax.data.conversion.convert": ["log", "--out", "out"],
@@ -114,7 +114,7 @@ def text_keys() -> list[str]:
 def test_every_key_refuses_them(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"{key}: .*s3://bucket/a"):
-        importlib.import_module("s2s_jax.jobs.train").main(
+        importlib.import_module("s2s_jax.cli.train").main(
             ["--config", CONFIG, f"--{key}", "s3://bucket/a"]
         )
     assert list(tmp_path.iterdir()) == []

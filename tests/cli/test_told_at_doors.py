@@ -10,10 +10,10 @@ import pytest
 import small
 from logs import write_log
 
+from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, EvalConfig, FeatureConfig
 from s2s_jax.errors import UserError
-from s2s_jax.jobs import evaluate, recommend
 from s2s_jax.jobs.train import train
 
 

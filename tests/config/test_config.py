@@ -5,9 +5,9 @@ import pytest
 from places import REPO
 
 from s2s_jax import config as configs
+from s2s_jax.cli.train import main
 from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, load, validate
 from s2s_jax.errors import UserError
-from s2s_jax.jobs.train import main
 
 CONFIGS = REPO / "configs"
 

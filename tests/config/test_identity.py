@@ -14,6 +14,7 @@ import small
 from logs import write_log
 
 import s2s_jax.jobs.train
+from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
 from s2s_jax.config.identity import KEYS, Free
@@ -21,7 +22,6 @@ from s2s_jax.data.batching.pipeline import Reader
 from s2s_jax.data.encoding.cache import StripeCache
 from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError
-from s2s_jax.jobs import evaluate, recommend
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.restored import restore
 from s2s_jax.runs.checkpoint import Checkpoints

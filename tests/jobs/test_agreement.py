@@ -20,6 +20,7 @@ from jobs_of import one_device
 from places import REPO
 from pyarrow import orc
 
+from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
 from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
@@ -27,7 +28,6 @@ from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.items.seen import distinct
-from s2s_jax.jobs import evaluate, recommend
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking import metrics
 from s2s_jax.reporting.shown_users import show_users
@@ -81,8 +81,8 @@ def trained(tmp_path_factory):
 def door(trained, tmp_path, monkeypatch):
     """Both commands, on the run."""
     config, directory, _ = trained
-    for module in (evaluate, recommend):
-        monkeypatch.setattr(module, "make_mesh", one_device)
+    for job in ("evaluate", "recommend"):
+        monkeypatch.setattr(f"s2s_jax.jobs.{job}.make_mesh", one_device)
 
     def call(module, *more, log=directory / "before"):
         out = tmp_path / ("metrics.json" if module is evaluate else "recs.parquet")

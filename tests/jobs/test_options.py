@@ -15,10 +15,10 @@ import pytest
 import small
 from jax.sharding import Mesh
 
+from s2s_jax.cli import recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
-from s2s_jax.jobs import recommend
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
@@ -84,7 +84,7 @@ def recommends(config: Config, directory: Path, mesh: Mesh) -> None:
     out = directory / "recs.parquet"
     arguments = ["--config", str(path), "--input", config.io.data_paths, "--output", str(out)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recommend, "make_mesh", lambda: mesh)
+        patch.setattr("s2s_jax.jobs.recommend.make_mesh", lambda: mesh)
         assert recommend.main([*arguments, "--top_k", "3", "--user_column", "user"]) == 0
     table = pq.read_table(out)
     assert len(table) > 0

@@ -304,7 +304,7 @@ def test_doors_answer_while_they_are_still_importing(door, tmp_path):
 
 DOOR = """
 import os, pickle, signal, sys, threading
-import s2s_jax.jobs.{door} as door
+import s2s_jax.cli.{door} as door
 from s2s_jax.config import ConfigParser
 from s2s_jax.errors import run_door
 from s2s_jax.ranking import ranking

@@ -16,6 +16,7 @@ from evaluations import config_file, cut, evaluating, rows_of, user_vector
 from jobs_of import job, lines, one_device
 from pyarrow import orc
 
+from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.batching.pipeline import Reader, Share
@@ -24,7 +25,7 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
-from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.recommend import _Job
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore
@@ -320,7 +321,7 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
     again = []
-    whole = recommend._Job.recommend
+    whole = _Job.recommend
 
     def noting(self, stripes):
         for done in whole(self, stripes):
@@ -331,11 +332,11 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
         yield next(whole(self, stripes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert not out.exists()
-    monkeypatch.setattr(recommend._Job, "recommend", noting)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", noting)
     assert recommend.main(arguments) == 0
     assert again == [1], "what was written is not done again"
     assert not out.with_name("recs.parquet.parts").exists()
@@ -365,7 +366,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--train.output_dir", str(tmp_path / "run")]
     arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
-    whole, done = recommend._Job.recommend, []
+    whole, done = _Job.recommend, []
 
     def interrupted(self, stripes):
         for found in whole(self, stripes):
@@ -374,7 +375,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recommend.main(arguments)

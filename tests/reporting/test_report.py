@@ -19,11 +19,11 @@ from evaluations import cut, evaluating, user_vector
 from jobs_of import lines, one_device
 from pyarrow import orc
 
+from s2s_jax.cli import report
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.data.items.catalogue import collect, item_text
 from s2s_jax.errors import UserError, run_door
-from s2s_jax.jobs import report
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore

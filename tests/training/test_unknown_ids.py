@@ -21,6 +21,7 @@ from flax import nnx
 from growth import SMALLEST, rows_in_map
 from jobs_of import one_device
 
+from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cli import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import FeatureConfig, LRConfig, validate
@@ -29,7 +30,7 @@ from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
-from s2s_jax.jobs import evaluate, recommend
+from s2s_jax.jobs.recommend import _Job
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training.batches import put_batch
@@ -366,7 +367,7 @@ def unknown_events(log, left_out):
 
 
 def test_evaluate_tells_the_share_of_unknown_events(saved, log, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "make_mesh", one_device)
+    monkeypatch.setattr("s2s_jax.jobs.evaluate.make_mesh", one_device)
     out = tmp_path / "result.json"
     assert evaluate.main(["--config", config_file(saved, tmp_path), "--out", str(out)]) == 0
     unknown, shown = unknown_events(log, left_out=1)
@@ -380,17 +381,17 @@ def test_recommend_counts_unknown_events_also_after_an_interruption(
 ):
     arguments = ["--config", config_file(saved, tmp_path), "--input", str(log), "--top_k", "3"]
     arguments += ["--output", str(tmp_path / "recs.parquet")]
-    monkeypatch.setattr(recommend, "make_mesh", one_device)
-    whole = recommend._Job.recommend
+    monkeypatch.setattr("s2s_jax.jobs.recommend.make_mesh", one_device)
+    whole = _Job.recommend
 
     def interrupted(self, stripes):
         yield next(whole(self, stripes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recommend._Job, "recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
-    monkeypatch.setattr(recommend._Job, "recommend", whole)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", whole)
     assert recommend.main(arguments) == 0
     unknown, shown = unknown_events(log, left_out=0)
     told = capsys.readouterr().out

@@ -18,6 +18,7 @@ from logs import write_log
 from places import REPO
 from pyarrow import orc
 
+from s2s_jax.cli import evaluate
 from s2s_jax.config import (
     Config,
     FeatureConfig,
@@ -37,7 +38,6 @@ from s2s_jax.data.items.catalogue import collect, save
 from s2s_jax.data.items.catalogue import load as load_catalogue
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError, run_door
-from s2s_jax.jobs import evaluate
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore
@@ -439,7 +439,7 @@ def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
     config, rows = run
     mesh = one_device()
     # Nothing is compiled again for other devices.
-    monkeypatch.setattr(evaluate, "make_mesh", one_device)
+    monkeypatch.setattr("s2s_jax.jobs.evaluate.make_mesh", one_device)
     restored = restore(config, mesh, "newest")
     out = tmp_path / "result.json"
     arguments = ["--config", config_file(config, tmp_path), "--out", str(out)]

@@ -1,0 +1,129 @@
+"""How good a run is: `s2s evaluate --config FILE [--split test] …`.
+
+Ranks every user's held-out event among the items of the log and prints hit rate, NDCG, MRR and recall
+with 95% intervals beside the popularity baseline, and by length of history and popularity of the target;
+and, where the table of items grows, which share of the events that the model was shown is unknown to it.
+Writes the same as JSON into the run directory.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from s2s_jax import signals
+from s2s_jax.cluster import hosts
+from s2s_jax.config import Config, ConfigParser
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.first_look import odd_facts
+from s2s_jax.errors import EXIT_DONE
+from s2s_jax.jobs.evaluate import Intervals, evaluate
+from s2s_jax.ranking.evaluation import Evaluation
+from s2s_jax.writing import replacing
+
+_SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
+_SLICED = ("hr@10", "ndcg@10")
+_UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
+# Share of users who go on with an item that they had before from which the choice is worth a note.
+_MANY_RETURN = 0.01
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError: see `errors.run_door`.
+    """
+    # First, so that a mistake that only this process sees ends the others, too.
+    hosts.join()
+    with hosts.ending_together(), signals.StopSignals() as stop, stop.at_once():
+        # In another thread, since compilation would keep this one from hearing signals.
+        stop.unless_told(lambda: _evaluate(argv))
+    hosts.leave()
+    return EXIT_DONE
+
+
+def _evaluate(argv: list[str]) -> None:
+    parser = ConfigParser("s2s evaluate", "--config configs/ml1m.py")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
+    )
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
+    read = parser.read(argv)
+    if read is None:
+        return
+    arguments, config = read
+    done = evaluate(config, arguments.checkpoint, arguments.split)
+    if hosts.is_first():
+        out = arguments.out
+        if out is None:
+            out = Path(config.train.output_dir) / f"evaluation_{done.split}_{done.step}.json"
+        intervals = done.evaluation.intervals()
+        text = json.dumps(done.as_json(config, intervals), indent=2)
+        where = f"{config.train.output_dir}, step {done.step}, {done.split}, in {out}"
+        # Before the file is written, so that nothing is lost where it cannot be.
+        _print(config, done.evaluation, intervals, f"{_track(config)}: {where}")
+        with replacing(out) as unfinished:
+            unfinished.write_text(text)
+        for warning in odd_facts(config, index_files(config)):
+            print(warning, file=sys.stderr)
+
+
+def _track(config: Config) -> str:
+    """What is known of the events to be found: figures of other tracks are no match."""
+    known = config.known_of_next
+    return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
+
+
+def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) -> None:
+    console = Console()
+    values = found.metrics
+    table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
+    for column in ("", "value", "95% interval", "popularity"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name in _SHOWN:
+        low, high = intervals[f"eval/{name}"]
+        popularity = values[f"eval/popularity/{name}"]
+        interval = f"{low:.4f} to {high:.4f}"
+        table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")
+    table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
+    if "eval/unknown_items" in values:
+        table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
+    table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}", "", "")
+    for name in ("untrained_targets", "untrained_items"):
+        if values["eval/untrained_items"]:
+            table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}", "", "")
+    console.print(table)
+    if values["eval/untrained_items"]:
+        console.print(
+            f"{values['eval/untrained_items']:.1%} of the items were never trained, and "
+            f"{values['eval/untrained_targets']:.1%} of the users go on with one; they are "
+            f"{_UNTRAINED[config.eval.untrained]} (eval.untrained {config.eval.untrained})"
+        )
+    if config.eval.filter_seen and values["eval/returning_targets"] >= _MANY_RETURN:
+        console.print(
+            f"{values['eval/returning_targets']:.1%} of the users go on with an item that they had "
+            f"before, which is never recommended and so counts as missed; with eval.filter_seen False "
+            f"such items are ranked and recommended"
+        )
+    unknown = values["eval/unknown_targets"]
+    if unknown:
+        console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")
+    if "eval/shared_rows" in values:
+        console.print(
+            f"{values['eval/shared_rows']:.1%} of the log's events are of items whose id shares a row "
+            f"of the table with another: a hit on one counts for all of the row"
+        )
+    table = Table(title="by length of history and popularity of the target")
+    for column in ("", "users", *_SLICED):
+        table.add_column(column, justify="left" if column == "" else "right")
+    slices = [key.split("/")[1] for key in values if key.count("/") == 2]
+    for name in dict.fromkeys(slices):
+        if name != "popularity":
+            of = f"eval/{name}/"
+            cells = [f"{values[of + metric]:.4f}" for metric in _SLICED]
+            table.add_row(name.replace("_", " "), f"{values[of + 'users']:,.0f}", *cells)
+    console.print(table)
