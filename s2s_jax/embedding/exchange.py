@@ -273,7 +273,7 @@ class _Places(NamedTuple):
 
 
 def _places(begin_n: jax.Array, end_n: jax.Array, size: int) -> _Places:
-    place_nC = begin_n[:, None] + jnp.arange(size, dtype=jnp.int32)
+    place_nC = begin_n[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return _Places(place_nC, place_nC < end_n[:, None], begin_n, end_n)
 
 

@@ -150,7 +150,7 @@ def _scores(
     """
     scale = q_BNLH.shape[-1] ** -0.5
     scores_BNKQ = _product("bnkh,bnqh->bnkq", k_BNLH[:, :, :end], q_BNLH[:, :, begin:end]) * scale
-    seen = (jnp.arange(end)[:, None] <= jnp.arange(begin, end))[None]
+    seen = (jnp.arange(end)[:, None] <= jnp.arange(begin, end)[None])[None]
     if segment_BL is not None:
         seen &= segment_BL[:, :end, None] == segment_BL[:, None, begin:end]
     return jnp.where(seen[:, None], scores_BNKQ, _MASKED)
@@ -163,9 +163,9 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 def segment_positions(segment_BL: jax.Array) -> jax.Array:
     """int32 `[B, L]`: how many positions of its segment come before each."""
-    index_L = jnp.arange(segment_BL.shape[1], dtype=jnp.int32)
+    index_1L = jnp.arange(segment_BL.shape[1], dtype=jnp.int32)[None]
     begins_BL = jnp.diff(segment_BL, axis=1, prepend=segment_BL[:, :1]) != 0
-    return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
+    return index_1L - jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)
 
 
 def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
@@ -178,8 +178,9 @@ def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
       position_BL: int32 `[B, L]`, or `[1, L]` for all rows.
       head_width: H, even.
     """
-    pair = jnp.arange(head_width // 2, dtype=jnp.float32)
-    angle_BLH = position_BL[..., None] * _ROPE_BASE ** (-2 * pair / head_width)
+    pair_H = jnp.arange(head_width // 2, dtype=jnp.float32)
+    speed_H = _ROPE_BASE ** (-2 * pair_H / head_width)
+    angle_BLH = position_BL[..., None] * speed_H[None, None]
     return Rotation(jnp.cos(angle_BLH), jnp.sin(angle_BLH))
 
 

@@ -89,7 +89,7 @@ def pair_up(
         x_BLE = x_ME.reshape(batch, seq_len, -1)
         return x_BLE[:, positions].reshape(batch * (seq_len - 1), -1)
 
-    real_BL = jnp.arange(seq_len) < length_B[:, None]
+    real_BL = jnp.arange(seq_len)[None] < length_B[:, None]
     valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]
     if not config.mask_padding:
         valid_BL = jnp.ones_like(valid_BL)

@@ -75,7 +75,8 @@ class Seq2Seq(nnx.Module):
 
     def _targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:
         assert self.proj.bias is not None
-        return self._project(embeddings, self.shown) + self.proj.bias[...].astype(self.dtype)
+        bias_1E = self.proj.bias[...].astype(self.dtype)[None]
+        return self._project(embeddings, self.shown) + bias_1E
 
     def _project(self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]) -> jax.Array:
         """The projection of some features, all others being zero, without bias: `[B*L, E]`."""

@@ -123,15 +123,15 @@ def logits_of(
       first: the number of the first, as `own_N` counts; None: no positives are among these.
     """
     raw_BC = product(block.vectors_NE, candidates.vectors_CE, (1, 1))
-    logits_BC = raw_BC + candidates.bias_C
+    logits_BC = raw_BC + candidates.bias_C[None]
     if block.item_NK is not None and candidates.item_CK is not None:
         # The positive itself has the positive's item.
         words = zip(block.item_NK.T, candidates.item_CK.T, strict=True)
-        unlike_BC = functools.reduce(jnp.logical_or, [b[:, None] != c for b, c in words])
+        unlike_BC = functools.reduce(jnp.logical_or, [b[:, None] != c[None] for b, c in words])
         logits_BC = jnp.where(unlike_BC, logits_BC, MASKED)
     elif first is not None and block.own_N is not None:
         place_C = first + jnp.arange(raw_BC.shape[1], dtype=jnp.int32)
-        logits_BC = jnp.where(block.own_N[:, None] != place_C, logits_BC, MASKED)
+        logits_BC = jnp.where(block.own_N[:, None] != place_C[None], logits_BC, MASKED)
     return raw_BC, logits_BC
 
 
