@@ -1,3 +1,5 @@
 """Sequence models of user behaviour, from ORC event logs to next-event predictions, in JAX."""
 
-__version__ = "0.1.0"
+from s2s_jax.version import __version__
+
+__all__ = ["__version__"]

@@ -9,6 +9,7 @@ from places import REPO
 PACKAGE = REPO / "s2s_jax"
 # Each room may import those above it.
 ORDER = [
+    "version",
     "errors",
     "signals",
     "writing",

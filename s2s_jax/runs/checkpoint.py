@@ -26,12 +26,15 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.one_error import one_error
 from s2s_jax.runs.preservation import NewestAndBest
 from s2s_jax.runs.restore_errors import explained
+from s2s_jax.version import __version__
 from s2s_jax.writing import replacing, trouble_in
 
 # Orbax's mark of a directory that is still being written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Of what checkpoints hold; raised by one when older programs would misunderstand newer ones.
-_VERSION = 1
+_FORMAT = 1
+# Saved beside each state: the format, under the name that it has had from the start, and who wrote it.
+_VERSIONS = {"version": _FORMAT, "s2s_jax": __version__}
 
 
 @contextlib.contextmanager
@@ -203,7 +206,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_held(state)),
-                    progress=ocp.args.JsonSave({"version": _VERSION} | progress),
+                    progress=ocp.args.JsonSave(_VERSIONS | progress),
                 ),
             )
 
@@ -224,7 +227,7 @@ class Checkpoints:
           UserError: it cannot be read.
         """
         path = self._run_dir / "checkpoints" / str(step)
-        return _of_known_version(self._restore(step, None, progress=ocp.args.JsonRestore()), path)
+        return _of_known_format(self._restore(step, None, progress=ocp.args.JsonRestore()), path)
 
     def fingerprint(self, step: int) -> str:
         """Of the checkpoint of `step`."""
@@ -345,7 +348,7 @@ class SavedTables:
         self._earlier = max((each for each in steps if each < int(self.path.name)), default=None)
         with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             saved = checkpointer.restore(self.path / "progress")
-        self.progress: dict[str, Any] = _of_known_version(saved, self.path)
+        self.progress: dict[str, Any] = _of_known_format(saved, self.path)
 
     def values(self, spec: TableSpec) -> np.ndarray:
         """f32 `[R, D]` of a table."""
@@ -388,16 +391,18 @@ class SavedTables:
             )
 
 
-def _of_known_version(saved: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What was saved beside a state; refuses what is of a later version."""
-    # Without one, checkpoints are of the first.
-    version = saved["version"] if "version" in saved else _VERSION
-    if version > _VERSION:
+def _of_known_format(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What was saved beside a state; refuses what has a later format."""
+    # Without a number, checkpoints have the first format.
+    found = saved["version"] if "version" in saved else _FORMAT
+    if found > _FORMAT:
+        known = "s2s_jax" in saved
+        writer = f"s2s_jax {saved['s2s_jax']}" if known else "a later version of s2s_jax"
         raise UserError(
-            f"{path}: was saved by a later version of s2s_jax (checkpoints of version {version}, "
-            f"expected at most {_VERSION}); use that version"
+            f"{path}: expected a checkpoint of format {_FORMAT} or before, found format {found}, "
+            f"saved by {writer}; use that version"
         )
-    return {name: value for name, value in saved.items() if name != "version"}
+    return {name: value for name, value in saved.items() if name not in _VERSIONS}
 
 
 def _bytes(wanted: Any) -> int:

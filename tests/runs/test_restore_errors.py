@@ -12,6 +12,7 @@ import jax
 import pytest
 from saving import configured
 
+import s2s_jax
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
@@ -193,20 +194,24 @@ def test_tables_of_a_damaged_checkpoint_are_not_shown(saved, tmp_path):
         SavedTables(tmp_path / "run")
 
 
-def test_checkpoints_of_a_later_version_are_refused(saved, tmp_path):
+def test_checkpoints_of_a_later_format_are_refused(saved, tmp_path):
     config, abstract = saved
     shutil.copytree(config.train.output_dir, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "5" / "progress" / "metadata"
     told = json.loads(path.read_text())
     assert told["version"] == 1
+    assert told["s2s_jax"] == s2s_jax.__version__
+    path.write_text(json.dumps(told | {"version": 2, "s2s_jax": "1.2.3"}))
+    assert "saved by s2s_jax 1.2.3" in refusal(config, abstract, tmp_path / "run")
+    with pytest.raises(UserError, match="found format 2"):
+        SavedTables(tmp_path / "run")
+    # Those of 0.1.0, and of before there were formats.
+    del told["s2s_jax"]
     path.write_text(json.dumps(told | {"version": 2}))
     assert "saved by a later version" in refusal(config, abstract, tmp_path / "run")
-    with pytest.raises(UserError, match="saved by a later version"):
-        SavedTables(tmp_path / "run")
-    # Those of before there were versions.
-    del told["version"]
-    path.write_text(json.dumps(told))
-    restore(config, abstract, tmp_path / "run")
+    for written in (told, {name: told[name] for name in told if name != "version"}):
+        path.write_text(json.dumps(written))
+        restore(config, abstract, tmp_path / "run")
 
 
 def test_a_directory_that_may_not_be_looked_at(saved):
