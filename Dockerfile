@@ -1,0 +1,26 @@
+# The image that launch/kubernetes.yaml names: this repository in /s2s_jax, and all that it needs.
+#   docker build -t s2s-jax .                                   # for CPUs
+#   docker build -t s2s-jax --build-arg EXTRA=cuda13 .          # for NVIDIA GPUs; cuda12 for older drivers
+#   docker run --rm -v /path/to/log:/data s2s-jax inspect /data
+ARG PYTHON=3.13
+FROM python:${PYTHON}-slim
+ARG PYTHON
+ARG EXTRA=
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
+WORKDIR /s2s_jax
+
+# First what other packages it needs, which changes less often than the code: a layer of its own.
+COPY pyproject.toml README.md ./
+COPY constraints constraints
+COPY s2s_jax/version.py s2s_jax/version.py
+RUN python -m pip install \
+      --constraint "constraints/known-good-py$(echo "$PYTHON" | tr -d .).txt" \
+      --editable ".[convert${EXTRA:+,$EXTRA}]"
+
+COPY . .
+# So that users who may not write here do not compile it at every start.
+RUN python -m compileall -q s2s_jax
+
+ENTRYPOINT ["python", "-m", "s2s_jax"]
+CMD ["--help"]
