@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.memory import keep_freed_memory
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find_files
 from s2s_jax.data.logs.orc_writer import open_log

@@ -26,8 +26,8 @@ class IOConfig:
     drop_remainder: bool = False
     """Drop the last, partial batch of an epoch; otherwise rows that weigh nothing fill it"""
     shuffle: bool = True
-    """Permute stripes, and rows within windows, anew in each epoch; otherwise rows come in the order of
-    the files"""
+    """Permute stripes, and rows within shuffle blocks, anew in each epoch; otherwise rows come in the
+    order of the files"""
     shuffle_rows: int = 4096
     """Least number of rows that are decoded and shuffled together, over all shards; memory grows with
     it and, since only whole stripes can be read, with the size of stripes"""

@@ -18,7 +18,8 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
-from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.batching.dataset import HostSlice
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
@@ -113,7 +114,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     reader = Reader(
         config,
         config.io.device_rows * mesh.size * microbatches,
-        Share(jax.process_index(), jax.process_count()),
+        HostSlice(jax.process_index(), jax.process_count()),
         to_device=to_device,
         index=index,
     )

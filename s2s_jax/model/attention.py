@@ -3,8 +3,8 @@
 Shapes: B batch, L positions, N heads, H head width, Q queries of a block, K keys that they may see.
 
 Padding stands at the end of each row, so causality alone keeps it from real positions. In rows that
-pack several sequences, `segment_BL` says which positions belong together; a position attends to none
-outside its segment.
+pack several sequences, `sequence_BL` says which positions belong together; a position attends to none
+outside its sequence.
 """
 
 from typing import Literal, NamedTuple
@@ -41,7 +41,7 @@ def causal_attention(
     q_BLNH: jax.Array,
     k_BLNH: jax.Array,
     v_BLNH: jax.Array,
-    segment_BL: jax.Array | None = None,
+    sequence_BL: jax.Array | None = None,
     implementation: Attention = "auto",
 ) -> jax.Array:
     """Softmax-weighted values of each position and those before it, scores scaled by 1/sqrt(H).
@@ -50,7 +50,7 @@ def causal_attention(
       q_BLNH: queries.
       k_BLNH: keys.
       v_BLNH: values.
-      segment_BL: int32; positions with different numbers do not see each other. None: one segment.
+      sequence_BL: int32; positions with different numbers do not see each other. None: one sequence.
       implementation: blocked, `_blocked`; cudnn or xla, `jax.nn.dot_product_attention`'s; auto, see
         `choose`.
 
@@ -62,10 +62,10 @@ def causal_attention(
     if implementation == "blocked":
         # Heads beside the batch: products over the last two axes need no further copies.
         heads_first = (x.swapaxes(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
-        return _blocked(*heads_first, segment_BL).swapaxes(1, 2)
+        return _blocked(*heads_first, sequence_BL).swapaxes(1, 2)
     mask_B1LL = None
-    if segment_BL is not None:
-        mask_B1LL = (segment_BL[:, :, None] == segment_BL[:, None, :])[:, None]
+    if sequence_BL is not None:
+        mask_B1LL = (sequence_BL[:, :, None] == sequence_BL[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         q_BLNH, k_BLNH, v_BLNH, mask=mask_B1LL, is_causal=True, implementation=implementation
     )
@@ -82,7 +82,7 @@ def choose(backend: str, dtype: jnp.dtype, head_width: int) -> _Implementation:
 
 @jax.custom_vjp
 def _blocked(
-    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, segment_BL: jax.Array | None
+    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, sequence_BL: jax.Array | None
 ) -> jax.Array:
     """Exact attention by blocks of queries, each seeing keys only up to its own end.
 
@@ -90,15 +90,15 @@ def _blocked(
     log-sum-exp of each query, as flash attention does (Dao et al., 2022): a scan over layers would
     otherwise write all of them to memory and read them back.
     """
-    return _blocked_forward(q_BNLH, k_BNLH, v_BNLH, segment_BL)[0]
+    return _blocked_forward(q_BNLH, k_BNLH, v_BNLH, sequence_BL)[0]
 
 
 def _blocked_forward(
-    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, segment_BL: jax.Array | None
+    q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, sequence_BL: jax.Array | None
 ) -> tuple[jax.Array, tuple]:
     outs, log_sums = [], []
     for begin, end in _blocks(q_BNLH.shape[2]):
-        scores_BNKQ = _scores(q_BNLH, k_BNLH, segment_BL, begin, end)
+        scores_BNKQ = _scores(q_BNLH, k_BNLH, sequence_BL, begin, end)
         top_BN1Q = scores_BNKQ.max(axis=2, keepdims=True)
         weights_BNKQ = jnp.exp(scores_BNKQ - top_BN1Q)
         sum_BN1Q = weights_BNKQ.sum(axis=2, keepdims=True)
@@ -108,17 +108,17 @@ def _blocked_forward(
         log_sums.append(top_BN1Q + jnp.log(sum_BN1Q))
     out_BNLH = jnp.concatenate(outs, axis=2).astype(q_BNLH.dtype)
     log_sum_BN1L = jnp.concatenate(log_sums, axis=3)
-    return out_BNLH, (q_BNLH, k_BNLH, v_BNLH, segment_BL, out_BNLH, log_sum_BN1L)
+    return out_BNLH, (q_BNLH, k_BNLH, v_BNLH, sequence_BL, out_BNLH, log_sum_BN1L)
 
 
 def _blocked_backward(saved: tuple, d_out_BNLH: jax.Array) -> tuple:
-    q_BNLH, k_BNLH, v_BNLH, segment_BL, out_BNLH, log_sum_BN1L = saved
+    q_BNLH, k_BNLH, v_BNLH, sequence_BL, out_BNLH, log_sum_BN1L = saved
     seq_len, scale = q_BNLH.shape[2], q_BNLH.shape[-1] ** -0.5
     # The part of a score's gradient that all scores of its query share.
     shared_BN1L = (d_out_BNLH.astype(jnp.float32) * out_BNLH).sum(axis=-1)[:, :, None]
     d_q, d_k, d_v = [], [], []
     for begin, end in _blocks(seq_len):
-        scores_BNKQ = _scores(q_BNLH, k_BNLH, segment_BL, begin, end)
+        scores_BNKQ = _scores(q_BNLH, k_BNLH, sequence_BL, begin, end)
         weights_BNKQ = jnp.exp(scores_BNKQ - log_sum_BN1L[..., begin:end])
         d_out_BNQH = d_out_BNLH[:, :, begin:end]
         d_weights_BNKQ = _product("bnkh,bnqh->bnkq", v_BNLH[:, :, :end], d_out_BNQH)
@@ -141,7 +141,7 @@ def _blocks(seq_len: int) -> list[tuple[int, int]]:
 
 
 def _scores(
-    q_BNLH: jax.Array, k_BNLH: jax.Array, segment_BL: jax.Array | None, begin: int, end: int
+    q_BNLH: jax.Array, k_BNLH: jax.Array, sequence_BL: jax.Array | None, begin: int, end: int
 ) -> jax.Array:
     """f32 `[B, N, K, Q]` scores of the queries from `begin` to `end` and the keys up to `end`.
 
@@ -151,8 +151,8 @@ def _scores(
     scale = q_BNLH.shape[-1] ** -0.5
     scores_BNKQ = _product("bnkh,bnqh->bnkq", k_BNLH[:, :, :end], q_BNLH[:, :, begin:end]) * scale
     seen = (jnp.arange(end)[:, None] <= jnp.arange(begin, end)[None])[None]
-    if segment_BL is not None:
-        seen &= segment_BL[:, :end, None] == segment_BL[:, None, begin:end]
+    if sequence_BL is not None:
+        seen &= sequence_BL[:, :end, None] == sequence_BL[:, None, begin:end]
     return jnp.where(seen[:, None], scores_BNKQ, _MASKED)
 
 
@@ -161,10 +161,10 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(axes, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
 
 
-def segment_positions(segment_BL: jax.Array) -> jax.Array:
-    """int32 `[B, L]`: how many positions of its segment come before each."""
-    index_1L = jnp.arange(segment_BL.shape[1], dtype=jnp.int32)[None]
-    begins_BL = jnp.diff(segment_BL, axis=1, prepend=segment_BL[:, :1]) != 0
+def sequence_positions(sequence_BL: jax.Array) -> jax.Array:
+    """int32 `[B, L]`: how many positions of its sequence come before each."""
+    index_1L = jnp.arange(sequence_BL.shape[1], dtype=jnp.int32)[None]
+    begins_BL = jnp.diff(sequence_BL, axis=1, prepend=sequence_BL[:, :1]) != 0
     return index_1L - jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)
 
 

@@ -58,14 +58,14 @@ class Events(NamedTuple):
       item_BLK: int32 ids (or the words of ids) of the item feature.
       present_BL: bool, whether a position has an item. One without is nobody's positive and no
         negative.
-      segment_BL: int32, which sequence of its row a position belongs to; None: rows are one.
+      sequence_BL: int32, which sequence of its row a position belongs to; None: rows are one.
       share_BL: f32 share of all events that is the item's; None where it is not asked for.
     """
 
     length_B: jax.Array
     item_BLK: jax.Array
     present_BL: jax.Array
-    segment_BL: jax.Array | None = None
+    sequence_BL: jax.Array | None = None
     share_BL: jax.Array | None = None
 
 
@@ -80,7 +80,7 @@ def pair_up(
       targets_ME: f32 `[B*L, E]`.
       events: of these positions.
     """
-    length_B, item_BLK, present_BL, segment_BL, share_BL = events
+    length_B, item_BLK, present_BL, sequence_BL, share_BL = events
     batch, seq_len, _ = item_BLK.shape
     earlier, later = slice(None, -1), slice(1, None)
     query, positive = (earlier, later) if config.pairing == "next" else (later, earlier)
@@ -93,8 +93,8 @@ def pair_up(
     valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]
     if not config.mask_padding:
         valid_BL = jnp.ones_like(valid_BL)
-    if segment_BL is not None:
-        valid_BL &= segment_BL[:, query] == segment_BL[:, positive]
+    if sequence_BL is not None:
+        valid_BL &= sequence_BL[:, query] == sequence_BL[:, positive]
     valid_N = valid_BL.reshape(-1)
     item_NK = item_BLK[:, positive].reshape(valid_N.size, -1) if config.mask_same_item else None
     share_N = None if share_BL is None else share_BL[:, positive].reshape(-1)

@@ -47,14 +47,14 @@ class Seq2Seq(nnx.Module):
         self,
         embeddings: Mapping[str, jax.Array],
         key: jax.Array | None = None,
-        segment_BL: jax.Array | None = None,
+        sequence_BL: jax.Array | None = None,
     ) -> Encoded:
         """Encodes a batch.
 
         Args:
           embeddings: f32 `[B, L, emb_dim]` of each feature.
           key: for dropout; None turns it off, as for evaluation.
-          segment_BL: int32, which sequence of its row a position belongs to; None: rows are one.
+          sequence_BL: int32, which sequence of its row a position belongs to; None: rows are one.
         """
         seq_len = embeddings[self.shown[0]].shape[1]
         # An event is its target features and the rest: projecting them apart gives both at no cost.
@@ -62,7 +62,7 @@ class Seq2Seq(nnx.Module):
         events_ME = targets_ME
         if self.hidden:
             events_ME = targets_ME + self._project(embeddings, self.hidden)
-        preds_ME = self.transformer(events_ME, seq_len, key, segment_BL)
+        preds_ME = self.transformer(events_ME, seq_len, key, sequence_BL)
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 
     def targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:

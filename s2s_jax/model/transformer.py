@@ -16,7 +16,7 @@ from s2s_jax.model.attention import (
     causal_attention,
     rotate,
     rotation,
-    segment_positions,
+    sequence_positions,
 )
 
 _LAYER_NORM_EPS = 1e-5
@@ -71,7 +71,7 @@ class CausalAttention(nnx.Module):
         x_ME: jax.Array,
         seq_len: int,
         keys: jax.Array | None,
-        segment_BL: jax.Array | None = None,
+        sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
     ) -> jax.Array:
         """Attends within rows.
@@ -80,7 +80,7 @@ class CausalAttention(nnx.Module):
           x_ME: `[B*L, E]` activations.
           seq_len: L.
           keys: two, for dropout.
-          segment_BL: int32; positions attend within their segment only. None: rows are one segment.
+          sequence_BL: int32; positions attend within their sequence only. None: rows are one sequence.
           turns: of queries and keys; None: attention knows no positions.
 
         Returns:
@@ -93,7 +93,7 @@ class CausalAttention(nnx.Module):
         )
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        out_BLNH = causal_attention(q, k, v, segment_BL, self.implementation)
+        out_BLNH = causal_attention(q, k, v, sequence_BL, self.implementation)
         out_ME = out_BLNH.reshape(x_ME.shape)
         out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
         return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
@@ -132,13 +132,13 @@ class Layer(nnx.Module):
         x_ME: jax.Array,
         seq_len: int,
         keys: jax.Array | None,
-        segment_BL: jax.Array | None = None,
+        sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
     ) -> jax.Array:
         """Runs the layer: as `CausalAttention`, but with three dropout keys."""
 
         def attend(x_ME: jax.Array, keys: jax.Array | None) -> jax.Array:
-            return self.attn(self.norm1(x_ME), seq_len, keys, segment_BL, turns)
+            return self.attn(self.norm1(x_ME), seq_len, keys, sequence_BL, turns)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)
@@ -192,7 +192,7 @@ class Transformer(nnx.Module):
         x_ME: jax.Array,
         seq_len: int,
         key: jax.Array | None,
-        segment_BL: jax.Array | None = None,
+        sequence_BL: jax.Array | None = None,
         position_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the layers.
@@ -202,10 +202,10 @@ class Transformer(nnx.Module):
             real positions.
           seq_len: L.
           key: for dropout; None turns it off.
-          segment_BL: int32, which of the sequences that a row packs a position belongs to; each is
+          sequence_BL: int32, which of the sequences that a row packs a position belongs to; each is
             encoded as it would be alone. None: a row is one sequence.
           position_BL: int32, numbers of the positions for learned and rotary ones. None: they count
-            from 0 at the start of each segment.
+            from 0 at the start of each sequence.
 
         Returns:
           f32 `[B*L, E]`.
@@ -213,7 +213,7 @@ class Transformer(nnx.Module):
         config = self.config
         if position_BL is None:
             one_row = jnp.zeros((1, seq_len), jnp.int32)
-            position_BL = segment_positions(one_row if segment_BL is None else segment_BL)
+            position_BL = sequence_positions(one_row if sequence_BL is None else sequence_BL)
         if config.position == "learned":
             assert seq_len <= config.seq_len, f"{seq_len} positions, {config.seq_len} learned"
             x_BLE = x_ME.reshape(-1, seq_len, x_ME.shape[-1])
@@ -231,7 +231,7 @@ class Transformer(nnx.Module):
 
         def run_layer(x_ME: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             params, layer_keys = layer
-            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys, segment_BL, turns), None
+            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys, sequence_BL, turns), None
 
         if config.remat == "full":
             run_layer = jax.checkpoint(run_layer, prevent_cse=_prevent_cse(config))

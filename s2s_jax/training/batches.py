@@ -1,7 +1,7 @@
 """Batches on the devices: how they get there, and how packed ids become padded ones.
 
-Shapes: A microbatches, B rows of one, L positions, C columns of ids, K ids of a bag, S segments of rows
-that lie on one device, M positions that a segment has room for.
+Shapes: A microbatches, B rows of one, L positions, C columns of ids, K ids of a bag, G groups of rows
+that lie on one device, M positions that a group has room for.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config
 from s2s_jax.data.encoding.blocks import NO_ID, SKIPPED
 from s2s_jax.data.encoding.features import id_columns
-from s2s_jax.model.attention import segment_positions
+from s2s_jax.model.attention import sequence_positions
 
 Batch = Mapping[str, jax.Array]
 
 # Name of the array that packing adds: which sequence of its row a position belongs to.
-SEGMENT = "segment"
+SEQUENCE = "sequence"
 # Names of arrays that `negatives.ItemSource` or, with `loss.log_q_from` stream, `item_stream` adds.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
@@ -78,11 +78,11 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
 
     Args:
       config: names the features and gives L.
-      batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, S, M, C]`, see
+      batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, G, M, C]`, see
         `data.blocks` and `data.packing`.
 
     Returns:
-      int32 `length` `[…, B]`, with packing `segment` `[…, B, L]`, and for each feature `ids/<name>`
+      int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
       `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. What is
       of negatives stays as it is. With `loss.log_q` and shares from the catalogue, f32 `ITEM_SHARE`
       `[…, B, L]` of all events, and `NEGATIVES_SHARE` as f32.
@@ -102,8 +102,8 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         features[ITEM_SHARE] = jnp.maximum(ids[..., -1], 1) / SHARE_UNIT
     if NEGATIVES_SHARE in negatives:
         negatives[NEGATIVES_SHARE] = negatives[NEGATIVES_SHARE] / SHARE_UNIT
-    segments = {SEGMENT: batch[SEGMENT]} if SEGMENT in batch else {}
-    return {"length": length, **segments, **features, **negatives}
+    sequences = {SEQUENCE: batch[SEQUENCE]} if SEQUENCE in batch else {}
+    return {"length": length, **sequences, **features, **negatives}
 
 
 def count_rows(batch: Batch) -> dict[str, jax.Array]:
@@ -116,33 +116,33 @@ def count_rows(batch: Batch) -> dict[str, jax.Array]:
     """
     length = batch["length"]
     counts = {"tokens": jnp.maximum(length, 0).sum()}
-    if SEGMENT not in batch:
+    if SEQUENCE not in batch:
         counts |= {"examples": (length > 0).sum(), "skipped_rows": (length == SKIPPED).sum()}
         return counts
     return counts | {
         "examples": batch["examples"].sum(),
         "skipped_rows": batch["skipped"].sum(),
         "cut_positions": batch["cut"].sum(),
-        "attended": _attended(length, batch[SEGMENT]),
+        "attended": _attended(length, batch[SEQUENCE]),
     }
 
 
-def _attended(length: jax.Array, segment: jax.Array) -> jax.Array:
-    seq_len = segment.shape[-1]
-    seen = segment_positions(segment.reshape(-1, seq_len)) + 1
+def _attended(length: jax.Array, sequence: jax.Array) -> jax.Array:
+    seq_len = sequence.shape[-1]
+    seen = sequence_positions(sequence.reshape(-1, seq_len)) + 1
     real = jnp.arange(seq_len) < length.reshape(-1, 1)
     return jnp.where(real, seen, 0).sum(dtype=jnp.float32)
 
 
 def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:
-    *outer, segments, room, columns = values.shape
+    *outer, groups, room, columns = values.shape
     seq_len = config.model.seq_len
-    length = length.reshape(*outer, segments, -1)
+    length = length.reshape(*outer, groups, -1)
     begins = jnp.cumsum(length, axis=-1) - length
     position = jnp.arange(seq_len)
     real = position < length[..., None]
     index = jnp.minimum(begins[..., None] + position, room - 1)
-    flat = index.reshape(*outer, segments, -1, 1)
+    flat = index.reshape(*outer, groups, -1, 1)
     ids = jnp.take_along_axis(values, flat, axis=-2).reshape(*index.shape, columns)
     padded = jnp.where(real[..., None], ids, NO_ID)
     return padded.reshape(*outer, -1, seq_len, columns)

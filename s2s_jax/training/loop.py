@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
-from s2s_jax.data.batching.pipeline import Batch, Reader
+from s2s_jax.data.batching.dataset import HostBatch
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.errors import NotFiniteError, Stopped, UserError
 from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.runs.metrics import SkipLog, Writer
@@ -200,7 +201,7 @@ class Loop:
         """Whether to take no further step, which all processes see alike."""
         return self._agreed or (self._alone and self._stop.requested is not None)
 
-    def _next_batch(self) -> Batch | None:
+    def _next_batch(self) -> HostBatch | None:
         """The next batch; None if told to stop while waiting for it."""
         if not self._alone:
             return next(self._job.reader)
@@ -241,7 +242,7 @@ class Loop:
             self._job.checkpoints.wait()
             raise UserError(reason)
 
-    def _take_step(self, batch: Batch, arrays: dict[str, jax.Array], waited: float) -> None:
+    def _take_step(self, batch: HostBatch, arrays: dict[str, jax.Array], waited: float) -> None:
         if not self._alone:
             told = put_stop(self._stop.requested is not None, self._job.mesh)
             arrays = arrays | told

@@ -29,7 +29,7 @@ from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.loss import Events, LossSums, Sampled, comparable, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.model.transformer import compute_dtype
-from s2s_jax.training.batches import ITEM_SHARE, SEGMENT, Batch, count_rows, unpack
+from s2s_jax.training.batches import ITEM_SHARE, SEQUENCE, Batch, count_rows, unpack
 from s2s_jax.training.item_stream import ItemStream, empty_stream, with_stream_shares
 from s2s_jax.training.negatives import negative_features, split_ids, with_log_q
 from s2s_jax.training.optimizer import (
@@ -277,8 +277,8 @@ class _Model(NamedTuple):
         """Encodes one microbatch `[B, L, …]` from the rows that were found for all."""
         ids, _ = split_ids(_ids(batch))
         embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
-        segment_BL = batch[SEGMENT] if SEGMENT in batch else None
-        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key, segment_BL)
+        sequence_BL = batch[SEQUENCE] if SEQUENCE in batch else None
+        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key, sequence_BL)
 
     def negatives(self, dense: Any, found: Found, rows: Any, batch: Batch) -> jax.Array | None:
         """f32 `[n * S, E]`: how the drawn negatives look, None if none are drawn."""
@@ -301,15 +301,15 @@ class _Model(NamedTuple):
             events, drawn = split_ids(_ids(batch))
             ids = events[feature.name]
             there = present(feature, events)
-            segment = batch[SEGMENT] if SEGMENT in batch else None
-            scored = (encoded, batch["length"], ids, there, segment)
+            sequence = batch[SEQUENCE] if SEQUENCE in batch else None
+            scored = (encoded, batch["length"], ids, there, sequence)
             together = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
-            (preds_ME, targets_ME), length_B, ids, there_BLK, segment_BL = together
+            (preds_ME, targets_ME), length_B, ids, there_BLK, sequence_BL = together
             item_BLK = ids.reshape(*ids.shape[:2], -1)
             share_BL = None
             if config.log_q:
                 share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
-            events = Events(length_B, item_BLK, there_BLK[..., 0], segment_BL, share_BL)
+            events = Events(length_B, item_BLK, there_BLK[..., 0], sequence_BL, share_BL)
             pairs = pair_up(config, preds_ME, targets_ME, events)
             scope = axis if config.negative_scope == "global" else None
             sampled = None

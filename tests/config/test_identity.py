@@ -18,7 +18,7 @@ from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
 from s2s_jax.config.identity import KEYS, Free
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.cache import StripeCache
 from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError

@@ -18,7 +18,7 @@ import small
 from jobs_of import job, lines, one_device, saved_state
 from places import HELPERS, REPO
 
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import item_counts
 from s2s_jax.errors import EXIT_STOPPED, Stopped, UserError
 from s2s_jax.jobs.train import train

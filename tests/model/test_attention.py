@@ -16,7 +16,7 @@ from s2s_jax.model.attention import (
     choose,
     rotate,
     rotation,
-    segment_positions,
+    sequence_positions,
 )
 from s2s_jax.model.transformer import Transformer
 
@@ -31,13 +31,13 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def reference(q, k, v, d_out, segment_BL=None):
+def reference(q, k, v, d_out, sequence_BL=None):
     """Output and gradients to queries, keys and values in float64, `[B, L, N, H]`."""
     q, k, v, d_out = (np.moveaxis(x.astype(np.float64), 2, 1) for x in (q, k, v, d_out))
     seq_len, scale = q.shape[2], q.shape[-1] ** -0.5
     seen = np.tril(np.ones((seq_len, seq_len), bool))[None, None]
-    if segment_BL is not None:
-        seen = seen & (segment_BL[:, None, :, None] == segment_BL[:, None, None, :])
+    if sequence_BL is not None:
+        seen = seen & (sequence_BL[:, None, :, None] == sequence_BL[:, None, None, :])
     scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -52,18 +52,18 @@ def reference(q, k, v, d_out, segment_BL=None):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("seq_len", [1, 64, 130])
 def test_values_and_gradients(seq_len, packed, implementation):
-    segment_BL = SEGMENT_BL[:, :seq_len] if packed else None
+    sequence_BL = SEGMENT_BL[:, :seq_len] if packed else None
     q, k, v, d_out = (draw(i, B, seq_len, N, H) * (1 + 2 * (i < 2)) for i in range(4))
 
     @jax.jit
     def value_and_gradients(q, k, v, d_out):
         def attend(*qkv):
-            return causal_attention(*qkv, segment_BL, implementation)
+            return causal_attention(*qkv, sequence_BL, implementation)
 
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(d_out)
 
-    expected = reference(q, k, v, d_out, segment_BL)
+    expected = reference(q, k, v, d_out, sequence_BL)
     for ours, theirs in zip(value_and_gradients(q, k, v, d_out), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -92,10 +92,10 @@ def test_choice():
     assert choose("tpu", jnp.dtype("bfloat16"), 64) == "xla"
 
 
-def test_segment_positions():
-    segment_BL = jnp.asarray([[3, 3, 3, 1, 1, 2, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5]])
+def test_sequence_positions():
+    sequence_BL = jnp.asarray([[3, 3, 3, 1, 1, 2, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5]])
     expected = [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
-    np.testing.assert_array_equal(segment_positions(segment_BL), expected)
+    np.testing.assert_array_equal(sequence_positions(sequence_BL), expected)
 
 
 def test_rotation_is_a_complex_product():

@@ -18,8 +18,9 @@ from pyarrow import orc
 
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import blocks, features, held_out
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect
@@ -159,7 +160,7 @@ def test_every_learned_position_that_is_shown_was_trained(log, packing):
     state = functions.init()
     before = np.array(state.params["dense"]["transformer"]["positions"])
     rows = config.io.device_rows
-    with contextlib.closing(Reader(config, rows, Share(0, 1))) as reader:
+    with contextlib.closing(Reader(config, rows, HostSlice(0, 1))) as reader:
         for _ in range(3):
             state, _ = functions.train_step(state, put_batch(next(reader).arrays, 1, mesh))
     after = np.array(state.params["dense"]["transformer"]["positions"])

@@ -11,7 +11,7 @@ import pytest
 import small
 from jobs_of import job, learned, lines, one_device
 
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import catalogue
 from s2s_jax.data.logs.index import Skipped
 from s2s_jax.errors import EXIT_USER_ERROR, UserError, run_door

@@ -82,16 +82,16 @@ def test_of_negatives(negatives, items, per_pair, encoded):
 
 def test_attention_of_packed_sequences_against_counting():
     model = small.config().model
-    segment = np.array([[[0, 0, 1, 1, 1, -1], [0, 1, 2, 2, -1, -1]]], np.int32)
+    sequence = np.array([[[0, 0, 1, 1, 1, -1], [0, 1, 2, 2, -1, -1]]], np.int32)
     batch = {
         "length": np.array([[5, 4]], np.int32),
-        "segment": segment,
+        "sequence": sequence,
         **{name: np.zeros((1, 1), np.int32) for name in ("examples", "skipped", "cut")},
     }
     attended = count_rows(jax.tree.map(jnp.asarray, batch))["attended"]
     sees = [
         (row, query, key)
-        for row, one in enumerate(segment[0])
+        for row, one in enumerate(sequence[0])
         for query in range(6)
         for key in range(query + 1)
         if one[query] == one[key] != -1

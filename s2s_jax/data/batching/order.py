@@ -1,10 +1,10 @@
 """The order of an epoch: which row stands where, as a pure function of (stripes, settings, epoch).
 
 Stripes are permuted and laid on a line of N rows. Shard v of V owns N/V rows of the line that follow
-each other. A shard is cut into windows: pieces of stripes that are decoded together, and whose rows are
-permuted. The epoch takes one row of each shard in turn: row g of the epoch is row g // V of shard
-g mod V. So a batch of any size, at any place, draws from all shards alike; and whoever owns some of a
-batch's rows reads the shards that they come from, no others.
+each other. A shard is cut into shuffle blocks: pieces of stripes that are decoded together, and whose
+rows are permuted. The epoch takes one row of each shard in turn: row g of the epoch is row g // V of
+shard g mod V. So a batch of any size, at any place, draws from all shards alike; and whoever owns some
+of a batch's rows reads the shards that they come from, no others.
 """
 
 import bisect
@@ -27,15 +27,15 @@ class Piece(NamedTuple):
     stop: int
 
 
-class WindowKey(NamedTuple):
-    """Which window: number `number` of a shard in an epoch."""
+class BlockKey(NamedTuple):
+    """Which shuffle block: number `number` of a shard in an epoch."""
 
     epoch: int
     shard: int
     number: int
 
 
-class Window(NamedTuple):
+class ShuffleBlock(NamedTuple):
     """Rows decoded together.
 
     Attributes:
@@ -48,9 +48,9 @@ class Window(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Rows `start … stop - 1` of a window, in its order."""
+    """Rows `start … stop - 1` of a shuffle block, in its order."""
 
-    key: WindowKey
+    key: BlockKey
     start: int
     stop: int
 
@@ -64,21 +64,21 @@ class Order:
     """
 
     def __init__(
-        self, stripe_rows: Sequence[int], shards: int, window_rows: int, shuffle: bool, seed: int
+        self, stripe_rows: Sequence[int], shards: int, block_rows: int, shuffle: bool, seed: int
     ):
         """Describes an order.
 
         Args:
           stripe_rows: rows of each stripe, at least one.
           shards: V, at most; there is never more than one for 32 stripes, and one without `shuffle`.
-          window_rows: least rows of the windows of all shards together.
+          block_rows: least rows of the shuffle blocks of all shards together.
           shuffle: permute, or keep the order of the files.
           seed: of the permutations.
         """
         self.rows = sum(stripe_rows)
         self.shards = max(1, min(shards, len(stripe_rows) // STRIPES_PER_SHARD)) if shuffle else 1
         self._stripe_rows = tuple(stripe_rows)
-        self._window_rows = window_rows
+        self._block_rows = block_rows
         self._shuffle = shuffle
         self._seed = seed
         self._plans: dict[int, _Plan] = {}
@@ -102,30 +102,30 @@ class Order:
                 number = bisect.bisect_right(plan.ends[shard], low)
                 base = plan.ends[shard][number - 1] if number else 0
                 until = min(high, plan.ends[shard][number])
-                found.append(Part(WindowKey(epoch, shard, number), low - base, until - base))
+                found.append(Part(BlockKey(epoch, shard, number), low - base, until - base))
                 low = until
         return found
 
-    def window(self, key: WindowKey) -> Window:
-        """The rows of a window."""
+    def block(self, key: BlockKey) -> ShuffleBlock:
+        """The rows of a shuffle block."""
         pieces = self._plan(key.epoch).pieces[key.shard][key.number]
         rows = sum(piece.stop - piece.start for piece in pieces)
         order = np.arange(rows)
         if self._shuffle:
             order = permutation(rows, self._seed, key.epoch, 1 + key.shard, key.number)
-        return Window(pieces, order)
+        return ShuffleBlock(pieces, order)
 
-    def draws(self, key: WindowKey) -> np.ndarray:
-        """uint64: a random number for each row of a window, in its order."""
+    def draws(self, key: BlockKey) -> np.ndarray:
+        """uint64: a random number for each row of a shuffle block, in its order."""
         rows = self._plan(key.epoch).rows(key)
         # Negative: apart from the permutations of shards.
         return draws(rows, self._seed, key.epoch, -1 - key.shard, key.number)
 
-    def after(self, key: WindowKey) -> WindowKey:
-        """The window that the shard needs next."""
+    def after(self, key: BlockKey) -> BlockKey:
+        """The shuffle block that the shard needs next."""
         if key.number + 1 < len(self._plan(key.epoch).pieces[key.shard]):
             return key._replace(number=key.number + 1)
-        return WindowKey(key.epoch + 1, key.shard, 0)
+        return BlockKey(key.epoch + 1, key.shard, 0)
 
     def _plan(self, epoch: int) -> "_Plan":
         with self._lock:
@@ -141,43 +141,43 @@ class Order:
         if self._shuffle:
             stripes = permutation(len(stripes), self._seed, epoch, 0)
         shards, rows = self.shards, self.rows
-        least = -(-self._window_rows // shards)
+        least = -(-self._block_rows // shards)
         # The first N mod V shards have one row more, so that taking them in turn ends evenly.
         borders = [v * (rows // shards) + min(v, rows % shards) for v in range(1, shards + 1)]
         pieces: list[list[tuple[Piece, ...]]] = [[] for _ in range(shards)]
         shard, line, held = 0, 0, 0
-        window: list[Piece] = []
+        block: list[Piece] = []
         for stripe in stripes.tolist():
             start, size = 0, self._stripe_rows[stripe]
             while start < size:
                 stop = min(size, start + borders[shard] - line)
-                window.append(Piece(stripe, start, stop))
+                block.append(Piece(stripe, start, stop))
                 held, line, start = held + stop - start, line + stop - start, stop
                 ended = line == borders[shard]
                 if held >= least or ended:
-                    pieces[shard].append(tuple(window))
-                    window, held = [], 0
+                    pieces[shard].append(tuple(block))
+                    block, held = [], 0
                 shard += ended
         ends = tuple(
-            tuple(itertools.accumulate(sum(p.stop - p.start for p in w) for w in windows))
-            for windows in pieces
+            tuple(itertools.accumulate(sum(p.stop - p.start for p in b) for b in blocks))
+            for blocks in pieces
         )
         return _Plan(tuple(map(tuple, pieces)), ends)
 
 
 class _Plan(NamedTuple):
-    """The windows of an epoch.
+    """The shuffle blocks of an epoch.
 
     Attributes:
-      pieces: those of each window of each shard.
-      ends: for each shard, how many of its rows stand before the end of each window.
+      pieces: those of each block of each shard.
+      ends: for each shard, how many of its rows stand before the end of each block.
     """
 
     pieces: tuple[tuple[tuple[Piece, ...], ...], ...]
     ends: tuple[tuple[int, ...], ...]
 
-    def rows(self, key: WindowKey) -> int:
-        """Of a window."""
+    def rows(self, key: BlockKey) -> int:
+        """Of a shuffle block."""
         ends = self.ends[key.shard]
         return ends[key.number] - (ends[key.number - 1] if key.number else 0)
 

@@ -1,7 +1,7 @@
-"""Several sequences in one row of a batch: long ones are cut into windows, short ones lie side by side.
+"""Several sequences in one row of a batch: windows of long rows and whole short rows lie side by side.
 
-A device's share of a batch is a fixed number of rows of the log, so that batches stay a function of
-their place; what their positions do not fill is padding, and what does not fit is cut from the longest.
+A device gets a fixed number of rows of the log in each batch, so that batches stay a function of their
+place; what their positions do not fill is padding, and what does not fit is cut from the longest.
 
 Shapes: R rows of the log, W windows, P positions, C columns of ids, B rows of a batch, L positions of
 one of these.
@@ -13,50 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s2s_jax.data.batching.windows import Windows, cut_windows
 from s2s_jax.data.encoding import blocks
 from s2s_jax.data.encoding.blocks import Block
 
-# Number of the segment that padding belongs to.
-NO_SEGMENT = -1
-
-
-class Windows(NamedTuple):
-    """Parts of rows that are encoded as sequences of their own, those of a row from new to old.
-
-    Attributes:
-      row_W: int64, the row that each is of.
-      begins_W: int64, its first position in the row.
-      lengths_W: int64 positions.
-    """
-
-    row_W: np.ndarray
-    begins_W: np.ndarray
-    lengths_W: np.ndarray
-
-
-def cut_windows(lengths_R: np.ndarray, seq_len: int, keep_newest: bool) -> Windows:
-    """Cuts rows into windows of at most `seq_len` positions.
-
-    Windows that follow each other share one position, the last of the older and the first of the newer
-    one. So each event but the first of a row is predicted exactly once, from those of its window.
-
-    Args:
-      lengths_R: int64 positions of rows.
-      seq_len: L, at least 2.
-      keep_newest: whole windows stand at the end of a row and the rest at its beginning; otherwise the
-        other way round.
-    """
-    count_R = np.maximum(-(-(lengths_R - 1) // (seq_len - 1)), lengths_R > 0).astype(np.int64)
-    row_W = np.repeat(np.arange(len(lengths_R)), count_R)
-    number_W = np.arange(len(row_W)) - np.repeat(blocks.starts(count_R)[:-1], count_R)
-    length_W = lengths_R[row_W]
-    if keep_newest:
-        ends_W = length_W - number_W * (seq_len - 1)
-        begins_W = np.maximum(ends_W - seq_len, 0)
-    else:
-        begins_W = (count_R[row_W] - 1 - number_W) * (seq_len - 1)
-        ends_W = np.minimum(begins_W + seq_len, length_W)
-    return Windows(row_W, begins_W, ends_W - begins_W)
+# Number of the sequence that padding belongs to.
+NO_SEQUENCE = -1
 
 
 def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | None:
@@ -83,7 +45,7 @@ def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | N
     return contents
 
 
-class Share(NamedTuple):
+class DeviceRows(NamedTuple):
     """What lies in the rows of a batch that one device gets.
 
     Attributes:
@@ -99,7 +61,7 @@ class Share(NamedTuple):
     cut: int
 
 
-def share(log: Block, bins: int, seq_len: int, keep_newest: bool) -> Share:
+def lay_rows(log: Block, bins: int, seq_len: int, keep_newest: bool) -> DeviceRows:
     """Lays rows of the log into `bins` rows of a batch.
 
     Where they do not fit, the longest rows are cut, all to the same length: the greatest that fits.
@@ -131,7 +93,7 @@ def share(log: Block, bins: int, seq_len: int, keep_newest: bool) -> Share:
     kept = blocks.truncate(log, longest, keep_newest)
     begins_W = kept.begins_N[windows.row_W] + windows.begins_W
     cut = int((lengths_R - np.minimum(lengths_R, longest)).sum())
-    return Share(begins_W[order], windows.lengths_W[order], bin_W, cut)
+    return DeviceRows(begins_W[order], windows.lengths_W[order], bin_W, cut)
 
 
 def _try(
@@ -152,42 +114,42 @@ def to_packed(
 
     Args:
       parts: parts of packed blocks, at most `groups * group_rows` rows in all.
-      groups: shares of single devices.
-      group_rows: R, rows of the log of a share.
-      bins: B, rows of the batch of a share.
+      groups: of rows that lie on one device.
+      group_rows: R, rows of the log of a group.
+      bins: B, rows of the batch of a group.
       seq_len: L.
-      keep_newest: see `share`.
+      keep_newest: see `lay_rows`.
 
     Returns:
       int32 arrays of the caller's own: `length` `[groups * B]`, real positions of each row, which come
-      first; `ids` `[groups * B, L, C]`, `NO_ID` where there is none; `segment` `[groups * B, L]`, which
-      sequence of its row a position belongs to, `NO_SEGMENT` for padding; and three that count in the
-      first row of each share: `examples` its rows of the log that have positions, `skipped` those that
+      first; `ids` `[groups * B, L, C]`, `NO_ID` where there is none; `sequence` `[groups * B, L]`, which
+      sequence of its row a position belongs to, `NO_SEQUENCE` for padding; and three that count in the
+      first row of each group: `examples` its rows of the log that have positions, `skipped` those that
       could not be read, and `cut` its positions that did not fit.
     """
     values_PC, length_R = blocks.gather(parts, groups * group_rows)
     log = blocks.packed_block(values_PC, length_R.astype(np.int64))
     of_groups = [slice(g * group_rows, (g + 1) * group_rows) for g in range(groups)]
-    shares = [share(blocks.choose(log, rows), bins, seq_len, keep_newest) for rows in of_groups]
-    lengths_W = np.concatenate([s.lengths_W for s in shares])
-    bin_W = np.concatenate([s.bin_W + g * bins for g, s in enumerate(shares)])
-    begins_W = np.concatenate([s.begins_W for s in shares])
+    laid = [lay_rows(blocks.choose(log, rows), bins, seq_len, keep_newest) for rows in of_groups]
+    lengths_W = np.concatenate([one.lengths_W for one in laid])
+    bin_W = np.concatenate([one.bin_W + g * bins for g, one in enumerate(laid)])
+    begins_W = np.concatenate([one.begins_W for one in laid])
     sequences_PC = blocks.positions_of(Block(values_PC, begins_W, lengths_W))
     length_B = np.zeros(groups * bins, np.int32)
     np.add.at(length_B, bin_W, lengths_W.astype(np.int32))
-    segment_W = np.arange(len(bin_W)) - np.searchsorted(bin_W, bin_W)
-    segment_BL = np.full((groups * bins, seq_len), NO_SEGMENT, np.int32)
-    segment_BL[np.arange(seq_len) < length_B[:, None]] = np.repeat(segment_W, lengths_W)
+    sequence_W = np.arange(len(bin_W)) - np.searchsorted(bin_W, bin_W)
+    sequence_BL = np.full((groups * bins, seq_len), NO_SEQUENCE, np.int32)
+    sequence_BL[np.arange(seq_len) < length_B[:, None]] = np.repeat(sequence_W, lengths_W)
     row_lengths = [length_R[rows] for rows in of_groups]
     counts = {
         "examples": [int((lengths > 0).sum()) for lengths in row_lengths],
         "skipped": [int((lengths == blocks.SKIPPED).sum()) for lengths in row_lengths],
-        "cut": [s.cut for s in shares],
+        "cut": [one.cut for one in laid],
     }
     arrays = {
         "length": length_B,
         "ids": blocks.padded(sequences_PC, length_B, seq_len),
-        "segment": segment_BL,
+        "sequence": sequence_BL,
     }
     for name, count in counts.items():
         arrays[name] = np.zeros(groups * bins, np.int32)

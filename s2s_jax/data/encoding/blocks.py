@@ -2,7 +2,7 @@
 
 The ids of a position lie side by side, so that moving a position moves all of its features at once.
 
-Shapes: N rows, P positions, C columns of ids; B rows of a batch, L positions of a sequence, S segments
+Shapes: N rows, P positions, C columns of ids; B rows of a batch, L positions of a sequence, G groups
 of rows that lie on one device.
 """
 
@@ -144,7 +144,7 @@ def padded(values_PC: np.ndarray, length_B: np.ndarray, seq_len: int) -> np.ndar
 
 
 def to_flat(
-    blocks: Sequence[Block], rows: int, seq_len: int, segment_rows: int
+    blocks: Sequence[Block], rows: int, seq_len: int, group_rows: int
 ) -> dict[str, np.ndarray]:
     """Packs some rows into fixed shapes, for padding on the device.
 
@@ -152,22 +152,22 @@ def to_flat(
       blocks: parts of packed blocks, of rows of at most `seq_len` positions, at most B in all.
       rows: B; those beyond the blocks' rows are padding of length 0.
       seq_len: L.
-      segment_rows: rows that lie on one device; divides B into S segments.
+      group_rows: rows that lie on one device; divides B into G groups.
 
     Returns:
       `length`: int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `values`: int32
-      `[S, B // S * L, C]`; the positions of a segment's rows follow each other, then come `NO_ID`s.
+      `[G, B // G * L, C]`; the positions of a group's rows follow each other, then come `NO_ID`s.
       The arrays are the caller's own.
     """
     values_PC, length_B = gather(blocks, rows)
-    segments = rows // segment_rows
-    flat_SMC = np.empty((segments, segment_rows * seq_len, values_PC.shape[1]), np.int32)
-    ends_S = starts(np.maximum(length_B, 0))[::segment_rows]
-    for segment in range(segments):
-        used = ends_S[segment + 1] - ends_S[segment]
-        flat_SMC[segment, :used] = values_PC[ends_S[segment] : ends_S[segment + 1]]
-        flat_SMC[segment, used:] = NO_ID
-    return {"length": length_B, "values": flat_SMC}
+    groups = rows // group_rows
+    flat_GMC = np.empty((groups, group_rows * seq_len, values_PC.shape[1]), np.int32)
+    ends_G = starts(np.maximum(length_B, 0))[::group_rows]
+    for group in range(groups):
+        used = ends_G[group + 1] - ends_G[group]
+        flat_GMC[group, :used] = values_PC[ends_G[group] : ends_G[group + 1]]
+        flat_GMC[group, used:] = NO_ID
+    return {"length": length_B, "values": flat_GMC}
 
 
 def gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2s_jax.data.batching import order as orders_module
-from s2s_jax.data.batching.order import Order, WindowKey, permutation
+from s2s_jax.data.batching.order import BlockKey, Order, permutation
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,8 +67,8 @@ def test_seed_epoch_and_stream_all_count():
     assert len(orders) == 4**3
 
 
-def make(stripe_rows, window_rows=64, shuffle=True, seed=0, shards=16) -> Order:
-    return Order(stripe_rows, shards, window_rows, shuffle, seed)
+def make(stripe_rows, block_rows=64, shuffle=True, seed=0, shards=16) -> Order:
+    return Order(stripe_rows, shards, block_rows, shuffle, seed)
 
 
 def read(order: Order, epoch: int, begin: int, end: int, first=0, last=2**40) -> list:
@@ -76,7 +76,7 @@ def read(order: Order, epoch: int, begin: int, end: int, first=0, last=2**40) ->
     rows = []
     for key, start, stop in order.parts(epoch, begin, end, first, last):
         assert start < stop
-        pieces, permuted = order.window(key)
+        pieces, permuted = order.block(key)
         there = [(p.stripe, row) for p in pieces for row in range(p.start, p.stop)]
         assert len(permuted) == len(there)
         rows += [there[i] for i in permuted[start:stop]]
@@ -102,9 +102,9 @@ STRIPES = st.lists(st.integers(1, 12), min_size=1, max_size=40)
 )
 @settings(max_examples=150)
 def test_each_row_once_an_epoch_whatever_the_batches(
-    stripe_rows, window_rows, shards, seed, epoch, shuffle, data
+    stripe_rows, block_rows, shards, seed, epoch, shuffle, data
 ):
-    order = make(stripe_rows, window_rows, shuffle, seed, shards)
+    order = make(stripe_rows, block_rows, shuffle, seed, shards)
     all_rows = [(s, row) for s, rows in enumerate(stripe_rows) for row in range(rows)]
     assert order.rows == len(all_rows)
     found = line(order, epoch)
@@ -123,22 +123,22 @@ def test_each_row_once_an_epoch_whatever_the_batches(
 
 @given(STRIPES, st.integers(1, 50), st.integers(1, 9), st.integers(0, 2**32))
 @settings(max_examples=60)
-def test_windows_follow_each_other(stripe_rows, window_rows, shards, seed):
-    """`after` walks through every window of a shard, and windows end where stripes or shards do."""
-    order = make(stripe_rows, window_rows, True, seed, shards)
-    least = -(-window_rows // order.shards)
+def test_shuffle_blocks_follow_each_other(stripe_rows, block_rows, shards, seed):
+    """`after` walks through every shuffle block of a shard, and they end where stripes or shards do."""
+    order = make(stripe_rows, block_rows, True, seed, shards)
+    least = -(-block_rows // order.shards)
     sizes = []
     for shard in range(order.shards):
-        key, rows = WindowKey(0, shard, 0), 0
+        key, rows = BlockKey(0, shard, 0), 0
         while key.epoch == 0:
-            pieces, permuted = order.window(key)
+            pieces, permuted = order.block(key)
             following = order.after(key)
             assert following.shard == shard
             if following.epoch == 0:
                 assert len(permuted) >= least
                 assert pieces[-1].stop == stripe_rows[pieces[-1].stripe]
             rows, key = rows + len(permuted), following
-        assert key == WindowKey(1, shard, 0)
+        assert key == BlockKey(1, shard, 0)
         sizes.append(rows)
     assert sum(sizes) == sum(stripe_rows)
     assert max(sizes) - min(sizes) <= 1
@@ -151,7 +151,7 @@ def test_shards_are_few_where_stripes_are():
 
 
 def test_a_batch_draws_from_all_shards_alike():
-    order = make([10] * 64, window_rows=1, shards=4)
+    order = make([10] * 64, block_rows=1, shards=4)
     for begin in (0, 7, 300):
         shards = [part.key.shard for part in order.parts(0, begin, begin + 8, 0, 8)]
         assert shards == sorted(shards)
@@ -172,24 +172,24 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert [line(make(stripe_rows, seed=1), epoch) for epoch in range(3)] == orders[1]
 
 
-def test_rows_move_between_windows_and_inside_them():
+def test_rows_move_between_shuffle_blocks_and_inside_them():
     order = make((64,) * 20, seed=3)
-    first = {order.window(WindowKey(epoch, 0, 0)).pieces[0].stripe for epoch in range(10)}
+    first = {order.block(BlockKey(epoch, 0, 0)).pieces[0].stripe for epoch in range(10)}
     assert len(first) > 3
-    windows = [WindowKey(0, shard, 0) for shard in range(order.shards)]
-    inside = {tuple(order.window(key).order.tolist()) for key in windows}
+    blocks = [BlockKey(0, shard, 0) for shard in range(order.shards)]
+    inside = {tuple(order.block(key).order.tolist()) for key in blocks}
     assert len(inside) == order.shards == 2
-    # A log of a single window has nothing but the order inside it.
+    # A log of a single shuffle block has nothing but the order inside it.
     single = make((64,), seed=3)
     assert len({tuple(line(single, epoch)) for epoch in range(10)}) == 10
 
 
-def test_a_window_depends_on_nothing_but_its_key():
+def test_a_shuffle_block_depends_on_nothing_but_its_key():
     order = make((30,) * 20, 32, seed=5)
-    key = WindowKey(9, 1, 2)
-    late = order.window(key)
+    key = BlockKey(9, 1, 2)
+    late = order.block(key)
     for epoch in range(20):
-        order.window(WindowKey(epoch, 0, 1))
-    for again in (order.window(key), make((30,) * 20, 32, seed=5).window(key)):
+        order.block(BlockKey(epoch, 0, 1))
+    for again in (order.block(key), make((30,) * 20, 32, seed=5).block(key)):
         assert late.pieces == again.pieces
         assert np.array_equal(late.order, again.order)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import EvalConfig, FeatureConfig, IOConfig, LossConfig, validate
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
-from s2s_jax.data.batching.packing import NO_SEGMENT, cut_windows, lay_out, share
-from s2s_jax.data.batching.pipeline import Reader, Share
+from s2s_jax.data.batching.dataset import WHOLE, HostSlice
+from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
+from s2s_jax.data.batching.reader import Reader
+from s2s_jax.data.batching.windows import cut_windows
 from s2s_jax.data.encoding.blocks import NO_ID, packed_block
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
@@ -81,18 +83,18 @@ def sequences(batch) -> list[list[tuple]]:
     for row, length in enumerate(batch["length"].tolist()):
         ids = batch["ids"][row]
         assert (ids[max(length, 0) :] == NO_ID).all()
-        segment = np.zeros(L, int) if "segment" not in batch else batch["segment"][row]
-        if "segment" in batch:
-            assert (segment[length:] == NO_SEGMENT).all()
-            assert (np.diff(segment[:length]) >= 0).all()
+        sequence = np.zeros(L, int) if "sequence" not in batch else batch["sequence"][row]
+        if "sequence" in batch:
+            assert (sequence[length:] == NO_SEQUENCE).all()
+            assert (np.diff(sequence[:length]) >= 0).all()
         positions = [tuple(ids[p].tolist()) for p in range(max(length, 0))]
-        for _, group in itertools.groupby(range(len(positions)), key=lambda p: segment[p]):
+        for _, group in itertools.groupby(range(len(positions)), key=lambda p: sequence[p]):
             found.append([positions[p] for p in group])
     return found
 
 
-def epoch(config, rows, share=Share(0, 1)):  # noqa: B008
-    reader = Reader(config, rows, share)
+def epoch(config, rows, host_slice=WHOLE):
+    reader = Reader(config, rows, host_slice)
     return [batch.arrays for batch in itertools.islice(reader, reader.steps_per_epoch)]
 
 
@@ -167,7 +169,7 @@ def test_runs_do_not_depend_on_who_reads_them(log):
     expected = sorted(s for batch in epoch(alone, 50) for s in sequences(batch))
     assert max(map(len, expected)) == L
     for rows, hosts in ((12, 1), (24, 1), (24, 2)):
-        shares = [epoch(config, rows, Share(host, hosts)) for host in range(hosts)]
+        shares = [epoch(config, rows, HostSlice(host, hosts)) for host in range(hosts)]
         batches = itertools.chain.from_iterable(shares)
         assert sorted(s for batch in batches for s in sequences(batch)) == expected
     reader, other = Reader(config, 24), Reader(config, 24)
@@ -184,7 +186,7 @@ def test_what_does_not_fit_is_cut_from_the_longest_and_counted(lengths, bins, se
     lengths = lengths[: bins * seq_len]
     begins = np.cumsum([0, *lengths])
     log = packed_block(np.arange(begins[-1], dtype=np.int32)[:, None], np.array(lengths))
-    found = share(log, bins, seq_len, newest)
+    found = lay_rows(log, bins, seq_len, newest)
     used = np.zeros(bins, int)
     np.add.at(used, found.bin_W, found.lengths_W)
     assert used.max(initial=0) <= seq_len
@@ -206,7 +208,7 @@ def test_what_does_not_fit_is_cut_from_the_longest_and_counted(lengths, bins, se
 def test_hosts_and_continued_readers_see_the_same_batches(log):
     config = packed_config(log)
     whole = epoch(config, 24)
-    shares = [epoch(config, 24, Share(host, 2)) for host in range(2)]
+    shares = [epoch(config, 24, HostSlice(host, 2)) for host in range(2)]
     for number, batch in enumerate(whole):
         for name, array in batch.items():
             halves = [share[number][name] for share in shares]
@@ -226,7 +228,7 @@ def test_a_host_without_rows_has_growing_ids_too(log):
         features=features,
         loss=LossConfig(target_features=("item_id",)),
     )
-    shapes = [{b["ids"].shape for b in epoch(config, 32, Share(host, 4))} for host in range(4)]
+    shapes = [{b["ids"].shape for b in epoch(config, 32, HostSlice(host, 4))} for host in range(4)]
     assert shapes == [{(8, L, 2)}] * 4
 
 
@@ -302,21 +304,21 @@ def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
 def packed_and_not(config, users, bins, seed):
     """The same random users a row each, and packed by hand."""
     alone = small.batch(config, users, seed)
-    ids, segment = np.full((bins, *alone["ids"].shape[1:]), NO_ID, np.int32), None
+    ids, sequence = np.full((bins, *alone["ids"].shape[1:]), NO_ID, np.int32), None
     contents = lay_out(np.maximum(alone["length"], 0).tolist(), bins, L)
     assert contents is not None
-    segment = np.full((bins, L), NO_SEGMENT, np.int32)
+    sequence = np.full((bins, L), NO_SEQUENCE, np.int32)
     length = np.zeros(bins, np.int32)
     places = {}
     for row, users_of_row in enumerate(contents):
         for number, user in enumerate(users_of_row):
             at = slice(length[row], length[row] + alone["length"][user])
             ids[row, at] = alone["ids"][user, : alone["length"][user]]
-            segment[row, at] = number
+            sequence[row, at] = number
             length[row] += alone["length"][user]
             places[user] = (row, at)
     counts = {name: np.zeros(bins, np.int32) for name in ("examples", "skipped", "cut")}
-    packed = {"length": length, "ids": ids, "segment": segment, **counts}
+    packed = {"length": length, "ids": ids, "sequence": sequence, **counts}
     return alone, packed, places
 
 
@@ -337,7 +339,7 @@ def test_sequences_are_encoded_as_if_alone(position):
         return [np.asarray(x).reshape(-1, L, x.shape[-1]) for x in encoded]
 
     preds, targets = encode(packed)
-    assert sum(len(users) > 1 for users in map(set, packed["segment"].tolist())) > 3
+    assert sum(len(users) > 1 for users in map(set, packed["sequence"].tolist())) > 3
     for user, (row, at) in places.items():
         for ours, theirs in ((preds, encode(alone)[0]), (targets, encode(alone)[1])):
             length = alone["length"][user]
@@ -345,7 +347,7 @@ def test_sequences_are_encoded_as_if_alone(position):
     # Another sequence of the row changes, and this one does not, to the last bit.
     changed = dict(packed, ids=packed["ids"].copy())
     row = next(row for row, at in places.values() if at.start > 0)
-    first = packed["segment"][row] == 0
+    first = packed["sequence"][row] == 0
     changed["ids"][row, first, 0] += 1
     now = encode(changed)[0]
     real = np.arange(L) < packed["length"][row]

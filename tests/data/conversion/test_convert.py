@@ -20,7 +20,7 @@ from places import DATA, REPO
 
 from s2s_jax.config import load_file
 from s2s_jax.data.batching.batch_fill import with_packing
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.conversion.convert import Settings, convert, main
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.encoding.indexing import index_files

@@ -30,7 +30,7 @@ from s2s_jax.config import (
 )
 from s2s_jax.config.times import seconds_of
 from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import Cut, TimeCut
 from s2s_jax.data.encoding.indexing import index_files

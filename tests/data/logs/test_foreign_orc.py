@@ -21,7 +21,8 @@ from places import DATA
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.batching.pipeline import Batch, Reader
+from s2s_jax.data.batching.dataset import HostBatch
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.inspection.inspect import main
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
@@ -177,7 +178,7 @@ def read_stripes(path: Path, columns: list[str]) -> pa.Table:
     return pa.Table.from_batches(batches, None if batches else file.schema)
 
 
-def read_epoch(config: Config, batch_rows: int) -> list[Batch]:
+def read_epoch(config: Config, batch_rows: int) -> list[HostBatch]:
     reader = Reader(config, batch_rows)
     batches = list(itertools.islice(reader, reader.steps_per_epoch))
     reader.close()

@@ -11,7 +11,7 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.batching.pipeline import Reader
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs.synthesize import Settings, main, synthesize
 from s2s_jax.errors import UserError
 

@@ -14,7 +14,8 @@ from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching import order, stripes
-from s2s_jax.data.batching.pipeline import BatchDataset, Reader, Share
+from s2s_jax.data.batching.dataset import BatchDataset, HostSlice
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
@@ -108,8 +109,8 @@ def assert_equal(batches, others) -> None:
             np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
-# Batches smaller and larger than windows of 8, that end with them and that do not; one of all rows,
-# one of more.
+# Batches smaller and larger than shuffle blocks of 8, that end with them and that do not; one of all
+# rows, one of more.
 @pytest.mark.parametrize("batch_rows", [1, 3, 8, 16, 20, ROWS, 60])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_once_an_epoch_and_padding_after_the_last(log, batch_rows, shuffle):
@@ -364,7 +365,7 @@ def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
     while len(seen) < 2 * LONG_ROWS:
         hosts = data.draw(st.sampled_from([1, 2, 4, 8]))
         batch_rows = hosts * data.draw(st.integers(1, 5))
-        readers = [Reader(config, batch_rows, Share(host, hosts)) for host in range(hosts)]
+        readers = [Reader(config, batch_rows, HostSlice(host, hosts)) for host in range(hosts)]
         for reader in readers:
             reader.set_state(state)
         for _ in range(data.draw(st.integers(1, 12))):
@@ -387,7 +388,7 @@ def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
 def test_the_global_batch_is_the_same_on_any_number_of_hosts(long_log, hosts, layout):
     config = make_config(long_log, layout=layout, batch_size=2)
     whole = Reader(config, 16)
-    readers = [Reader(config, 16, Share(host, hosts)) for host in range(hosts)]
+    readers = [Reader(config, 16, HostSlice(host, hosts)) for host in range(hosts)]
     for _ in range(2 * whole.steps_per_epoch):
         expected = take(whole, 1)[0]
         parts = [take(reader, 1)[0] for reader in readers]
@@ -402,7 +403,7 @@ def test_hosts_read_only_their_shards(long_log, monkeypatch):
     monkeypatch.setattr(orc, "read_stripe", lambda *a: read.append(a[:2]) or READ_STRIPE(*a))
     for host in range(4):
         read.clear()
-        reader = Reader(config, 8, Share(host, 4))
+        reader = Reader(config, 8, HostSlice(host, 4))
         take(reader, LONG_ROWS // 8)
         assert 16 <= len(read) <= 20
 
@@ -425,8 +426,8 @@ def test_the_memory_that_is_stated_bounds_what_is_held(long_log):
     config = make_config(long_log, shards=4, shuffle_rows=16, thread_num=0)
     reader = Reader(config, 4)
     take(reader, 3 * reader.steps_per_epoch)
-    windows = reader._dataset._windows._windows.values()
-    held = sum(window.result().block.values_PC.nbytes for window in windows)
+    held_blocks = reader._dataset._blocks._blocks.values()
+    held = sum(block.result().block.values_PC.nbytes for block in held_blocks)
     assert 0 < held <= reader.held_bytes
 
 
@@ -630,7 +631,7 @@ def test_a_damaged_stripe_in_the_middle(tmp_path, thread_num, prefetch):
     content[3 : len(content) // 2] = b"\xff" * (len(content) // 2 - 3)
     path.write_bytes(content)
     rows, message = read_until_refused(reader)
-    # The first window is the first stripe.
+    # The first shuffle block is the first stripe.
     assert rows == list(range(100))
     assert message.startswith(f"{path}: stripe 0 cannot be read")
 

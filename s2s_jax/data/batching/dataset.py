@@ -1,0 +1,160 @@
+"""Batches by number, a Grain dataset: which rows, from which shuffle blocks, in which shape.
+
+A batch is a pure function of (files, settings, place), whatever the hosts, threads and earlier batch
+sizes. So whole batches flow through Grain, and the reading position is a place: epoch and row.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from s2s_jax.config import Config
+from s2s_jax.data.batching.order import BlockKey, Order
+from s2s_jax.data.batching.packing import to_packed
+from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
+from s2s_jax.data.batching.shuffle_blocks import BlockReader, Decoder
+from s2s_jax.data.encoding import blocks
+from s2s_jax.data.encoding.features import id_width
+from s2s_jax.data.logs.index import FileIndex, Skipped
+
+# Shuffle blocks of a shard that are held at most.
+BLOCKS_PER_SHARD = 3
+
+
+class HostSlice(NamedTuple):
+    """Which rows of a global batch a host reads: the `host`-th of `hosts` equal runs."""
+
+    host: int
+    hosts: int
+
+
+WHOLE = HostSlice(0, 1)
+
+
+class HostBatch(NamedTuple):
+    """A host's rows of a global batch.
+
+    Attributes:
+      arrays: what `blocks.to_dense`, `blocks.to_flat` or `packing.to_packed` describes, or what became
+        of it on the devices.
+      after: place of the next batch.
+      skipped: stripes that the rows were to come from but that could not be read.
+      skipped_rows: how many rows that were.
+    """
+
+    arrays: dict[str, Any]
+    after: Place
+    skipped: tuple[Skipped, ...]
+    skipped_rows: int
+
+
+class BatchDataset(grain.MapDataset):
+    """The batches from some place on, by number; epochs follow each other, each in its own order.
+
+    The last batch of an epoch is filled with padding rows, or dropped with `io.drop_remainder`.
+
+    Attributes:
+      order: of rows.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        batch_rows: int,
+        index: FileIndex,
+        first_index: FileIndex | None = None,
+        start: Place = BEGINNING,
+        host_slice: HostSlice = WHOLE,
+    ):
+        """Makes the dataset.
+
+        Args:
+          config: the configuration.
+          batch_rows: rows of the log in a global batch.
+          index: of the files.
+          first_index: of the files of the epoch that `start` is in, where those are others.
+          start: place of batch 0.
+          host_slice: of each batch; hosts must divide it evenly.
+        """
+        super().__init__()
+        assert batch_rows % host_slice.hosts == 0, "hosts read equal runs of rows"
+        self._config = config
+        self._rows = batch_rows // host_slice.hosts
+        self._first_row = self._rows * host_slice.host
+        self._index = index
+        self._first_index = index if first_index is None else first_index
+        self.order = _make_order(config, index)
+        self._first_order = self.order if first_index is None else _make_order(config, first_index)
+        self._places = BatchPlaces(
+            batch_rows, config.io.drop_remainder, start, self._first_order.rows, self.order.rows
+        )
+        decoder = Decoder(config)
+        self._blocks = BlockReader(
+            lambda key: decoder.block(*self._source(key.epoch), key),
+            self._block_after,
+            threads=config.io.thread_num,
+            # Those in use and the next of each shard; a batch may also end one block and begin another.
+            capacity=BLOCKS_PER_SHARD * max(self.order.shards, self._first_order.shards) + 1,
+        )
+
+    def __len__(self) -> int:
+        """Batches without end."""
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        """Batch number `index`."""
+        if isinstance(index, slice):
+            return self.slice(index)
+        place = self._places.of(int(index))
+        order = self._source(place.epoch)[1]
+        end = min(place.row + self._places.batch_rows, order.rows)
+        parts, skipped = [], {}
+        for part in order.parts(
+            place.epoch, place.row, end, self._first_row, self._first_row + self._rows
+        ):
+            decoded = self._blocks.get(part.key)
+            parts.append(blocks.choose(decoded.block, slice(part.start, part.stop)))
+            skipped |= dict.fromkeys(decoded.skipped)
+        lost = sum(int((part.lengths_N == blocks.SKIPPED).sum()) for part in parts)
+        after = self._places.of(int(index) + 1)
+        return HostBatch(self._pack(parts), after, tuple(skipped) if lost else (), lost)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._blocks.close()
+
+    def _source(self, epoch: int) -> tuple[FileIndex, Order]:
+        if epoch == self._places.start.epoch:
+            return self._first_index, self._first_order
+        return self._index, self.order
+
+    def _block_after(self, key: BlockKey) -> BlockKey | None:
+        following = self._source(key.epoch)[1].after(key)
+        known = following.shard < self._source(following.epoch)[1].shards
+        return following if known else None
+
+    def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
+        config = self._config
+        assert config.io.packing != "auto", "resolve it with batch_fill.with_packing"
+        if not parts:
+            parts = [blocks.skipped_block(0, id_width(config.features))]
+        rows, seq_len = config.io.batch_size, config.model.seq_len
+        if config.io.packing is not None:
+            groups = self._rows // config.io.packing
+            newest = config.io.truncate_side == "left"
+            return to_packed(parts, groups, config.io.packing, rows, seq_len, newest)
+        if config.io.layout == "dense":
+            return blocks.to_dense(parts, self._rows, seq_len)
+        return blocks.to_flat(parts, self._rows, seq_len, rows)
+
+
+def _make_order(config: Config, index: FileIndex) -> Order:
+    return Order(
+        index.stripe_rows,
+        shards=config.io.shards,
+        block_rows=config.io.shuffle_rows,
+        shuffle=config.io.shuffle,
+        seed=config.io.seed,
+    )

@@ -1,0 +1,239 @@
+"""Endless batches of a log with a reading position that can be saved: exact and elastic resume."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from s2s_jax.config import Config, identity
+from s2s_jax.data.batching import stripes
+from s2s_jax.data.batching.dataset import (
+    BLOCKS_PER_SHARD,
+    WHOLE,
+    BatchDataset,
+    HostBatch,
+    HostSlice,
+)
+from s2s_jax.data.batching.memory import keep_freed_memory
+from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
+from s2s_jax.data.encoding.features import entry_kinds, id_width
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.logs.files import split_names
+from s2s_jax.data.logs.index import FileIndex, files_not_in
+from s2s_jax.errors import UserError
+
+# Batches that wait on the devices, their copies overlapping with the steps before them.
+_AHEAD_ON_DEVICE = 2
+
+
+class Reader(Iterator[HostBatch]):
+    """Endless batches with a reading position that can be saved and restored.
+
+    Attributes:
+      steps_per_epoch: batches of an epoch.
+      rows_per_epoch: rows of an epoch.
+      skipped_files: files that are left out because they cannot be read.
+      notes: sentences that the user should see.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        batch_rows: int,
+        host_slice: HostSlice = WHOLE,
+        to_device: Callable[[dict[str, np.ndarray]], Any] | None = None,
+        index: FileIndex | None = None,
+    ):
+        """Indexes the files; reading starts, at the first batch, when the first one is asked for.
+
+        Args:
+          config: the configuration; `io.packing` is a number or None.
+          batch_rows: rows of the log in a global batch.
+          host_slice: which of its rows are read.
+          to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
+          index: of the files, where it is known already.
+
+        Raises:
+          UserError: see `index_files`; or an epoch would have no batch.
+        """
+        self._config = config
+        self._batch_rows = batch_rows
+        self._host_slice = host_slice
+        self._to_device = to_device
+        keep_freed_memory()
+        self._index = index_files(config) if index is None else index
+        self.skipped_files = self._index.skipped
+        self.notes = [*self._index.notes, *_stripe_notes(self._index, config)]
+        self._iterator: Any = None
+        self._go_to(BEGINNING, None)
+        self.rows_per_epoch = sum(self._index.stripe_rows)
+        self.steps_per_epoch = self._places().batches(self.rows_per_epoch)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"io.drop_remainder: a batch has {batch_rows} rows but the data only "
+                f"{self.rows_per_epoch}; unset it or lower io.batch_size"
+            )
+        self._made_for = identity.of_order(config)
+
+    def __next__(self) -> HostBatch:
+        """The next batch."""
+        if self._iterator is None:
+            self._iterator = self._open()
+        batch = next(self._iterator)
+        self._place = batch.after
+        return batch
+
+    @property
+    def identity(self) -> str:
+        """Names and contents of the files, the same on all hosts that see the same files."""
+        return str(self._index.identity())
+
+    @property
+    def held_bytes(self) -> int:
+        """Most memory that decoded shuffle blocks take on a host that reads all shards, about.
+
+        Batches that wait, and one stripe a thread as it is read, come on top.
+        """
+        order = self._dataset.order
+        rows = -(-self._config.io.shuffle_rows // order.shards) + max(self._index.stripe_rows)
+        held = min((BLOCKS_PER_SHARD * order.shards + 1) * rows, 2 * self.rows_per_epoch)
+        positions = sum(file.positions for file in self._index.files) / self.rows_per_epoch
+        width = id_width(self._config.features)
+        return round(held * min(positions, self._config.epoch_history_len) * 4 * width)
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data up to the reading position, with the part of the one that was begun."""
+        return self._place.epoch + self._place.row / sum(
+            self._files_of(self._place.epoch).stripe_rows
+        )
+
+    def steps_until(self, epoch: int) -> int:
+        """Batches from here until `epoch` epochs are done."""
+        return self._places().until(epoch)
+
+    @property
+    def place(self) -> Place:
+        """The reading position: the place after the last batch."""
+        return self._place
+
+    def get_state(self, place: Place | None = None) -> dict[str, Any]:
+        """A reading position as JSON: a place, by default the present one, and what it is counted in.
+
+        Args:
+          place: `Batch.after` of a batch that was read, or `place` before any was.
+        """
+        at = self._place if place is None else place
+        return {
+            "epoch": at.epoch,
+            "row": at.row,
+            "files": self._files_of(at.epoch).identity(),
+            "kinds": entry_kinds(self._index.files[0], self._config.features),
+            "made_for": self._made_for,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a reading position that `get_state` returned, on any host, for any batch size.
+
+        Raises:
+          UserError: it was saved for other files or settings, which are named.
+        """
+        for name, now in self._made_for.items():
+            saved = state["made_for"][name]
+            if saved != now:
+                raise UserError(
+                    f"{name}: the checkpoint's reading position was saved with {saved} (now {now}); "
+                    f"go back to that or give another train.output_dir"
+                )
+        first_index = None
+        if state["files"] != self._index.identity():
+            first_index = self._index.restrict(state["files"])
+            rewritten = first_index.rewritten(state["files"])
+            if rewritten:
+                # Not refused: whoever mended a damaged file is to go on with it.
+                self.notes.append(
+                    f"warning: {len(rewritten)} files have other bytes than when the checkpoint was "
+                    f"made, {rewritten[0]} among them, though their footers are the same; if they were "
+                    f"not damaged then, events of their rows may stand in another order now"
+                )
+            new = files_not_in(first_index, self._index)
+            if not new:
+                # The same files, listed in another order.
+                self._index, first_index = first_index, None
+            if new and self._config.io.new_files == "refuse":
+                raise UserError(
+                    f"io.data_paths: {len(new)} files were added since the checkpoint was made, "
+                    f"{new[0]} among them; set io.new_files to next_epoch to take them in from the next "
+                    f"epoch on, or give another train.output_dir"
+                )
+            if new:
+                self.notes.append(
+                    f"{len(new)} new files, {new[0]} among them, are taken in from epoch "
+                    f"{state['epoch'] + 1} on (epochs count from 0)"
+                )
+        self._go_to(Place(state["epoch"], state["row"]), first_index)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+        self._dataset.close()
+
+    def _files_of(self, epoch: int) -> FileIndex:
+        """The files of an epoch: that in which reading started may have fewer."""
+        if self._first_index is None or epoch != self._start.epoch:
+            return self._index
+        return self._first_index
+
+    def _places(self) -> BatchPlaces:
+        """How epochs are cut into batches from the reading position on."""
+        return BatchPlaces(
+            self._batch_rows,
+            self._config.io.drop_remainder,
+            self._place,
+            sum(self._files_of(self._place.epoch).stripe_rows),
+            sum(self._index.stripe_rows),
+        )
+
+    def _go_to(self, place: Place, first_index: FileIndex | None) -> None:
+        if self._iterator is not None:
+            self.close()
+        self._start = self._place = place
+        self._first_index = first_index
+        self._dataset = BatchDataset(
+            self._config, self._batch_rows, self._index, first_index, place, self._host_slice
+        )
+
+    def _open(self) -> Any:
+        # Grain's defaults (16 threads, 500 batches) would hold many gigabytes.
+        threaded = self._config.io.thread_num > 0
+        options = grain.ReadOptions(
+            num_threads=int(threaded),
+            prefetch_buffer_size=self._config.io.prefetch if threaded else 0,
+        )
+        batches = self._dataset.to_iter_dataset(options)
+        to_device = self._to_device
+        if to_device is not None:
+            batches = batches.map(lambda batch: batch._replace(arrays=to_device(batch.arrays)))
+            if threaded:
+                batches = grain.experimental.ThreadPrefetchIterDataset(
+                    batches, prefetch_buffer_size=_AHEAD_ON_DEVICE
+                )
+        return iter(batches)
+
+
+def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
+    """What is wrong with the stripes of the log, as far as footers tell."""
+    positions = [
+        file.positions * file.stripe_rows[number] / file.rows for file, number, _ in index.stripes
+    ]
+    if not any(positions):
+        return []
+    remedy = stripes.remedy(shlex.join(split_names(config.io.data_paths)))
+    return [
+        f"warning: {text}; {remedy}"
+        for text in stripes.advice(index.stripe_rows, positions, config.io)
+    ]
