@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from s2s_jax.config import Config
 from s2s_jax.data.encoding import blocks, features
@@ -22,6 +23,7 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_counts import codes_of, whole_sequences
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
@@ -82,7 +84,7 @@ class ItemNumbers:
         return np.where(found_P, self._number_I[place_P], -1).astype(np.int32)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Users of one stripe, without what is not needed of their events.
 
     Attributes:
@@ -101,16 +103,97 @@ class _Rows(NamedTuple):
     item_P: np.ndarray
     target_N: np.ndarray
 
-    def part(self, begin: int, stop: int) -> "_Rows":
+    def part(self, begin: int, stop: int) -> "Rows":
         """Some of the users, without copying."""
         ends = blocks.starts(self.events_N[:stop])
-        return _Rows(
+        return Rows(
             self.stripe,
             self.row_N[begin:stop],
             blocks.choose(self.newest, slice(begin, stop)),
             self.events_N[begin:stop],
             self.item_P[ends[begin] : ends[stop]],
             self.target_N[begin:stop],
+        )
+
+
+class HistoryEncoder:
+    """From rows as they stand in a log to batches of histories."""
+
+    def __init__(self, config: Config, numbers: ItemNumbers):
+        """Args: the configuration, and the numbers of items."""
+        self._config = whole_sequences(config, tuple(f.name for f in config.features))
+        self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
+        self._numbers = numbers
+        columns = features.id_columns(config.features)
+        self._item = columns[config.loss.item_feature]
+
+    def encode(
+        self,
+        batch: pa.RecordBatch,
+        file: Source,
+        first_row: int,
+        stripe: int,
+        targets: Targets | None,
+    ) -> Rows:
+        """The rows that have a history, and an event to be found.
+
+        Args:
+          batch: rows with the columns of all features.
+          file: where they come from, for messages.
+          first_row: number of their first row there.
+          stripe: number of the stripe that they are.
+          targets: what is to be found; None: nothing is, and histories are whole.
+
+        Raises:
+          UserError: see `features.decode`.
+        """
+        block = features.decode(batch, file, first_row, self._config)
+        before_N, wanted_N = block.lengths_N, block.lengths_N > 0
+        if targets is not None:
+            before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
+            until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
+            wanted_N = (before_N > 0) & (before_N < until_N)
+        (rows,) = np.nonzero(wanted_N)
+        before = blocks.choose(blocks.take_first(block, before_N), rows)
+        item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
+        items = Block(item_P[:, None], before.begins_N, before.lengths_N)
+        target_N = np.full(len(rows), -1, np.int32)
+        if targets is not None:
+            target_N = item_P[before.begins_N + before.lengths_N]
+        return Rows(
+            stripe,
+            first_row + rows,
+            blocks.pack(blocks.truncate(before, self._shown_len, keep_newest=True)),
+            before.lengths_N,
+            blocks.positions_of(items)[:, 0],
+            target_N,
+        )
+
+    def batch(self, parts: Sequence[Rows], users: int) -> Histories:
+        """The users of some parts, one part after the other, as one batch.
+
+        Args:
+          parts: at least one.
+          users: U, of the batch; parts have no more.
+        """
+
+        def padded(x_N: np.ndarray, fill: int) -> np.ndarray:
+            return np.concatenate([x_N, np.full(users - len(x_N), fill, x_N.dtype)])
+
+        newest = [part.newest for part in parts]
+        arrays = blocks.to_dense(newest, users, self._seq_len)
+        events = np.concatenate([part.events_N for part in parts])
+        item_P = np.concatenate([part.item_P for part in parts])
+        stripe = [np.full(len(part.row_N), part.stripe, np.int32) for part in parts]
+        return Histories(
+            arrays,
+            len(events),
+            np.concatenate(stripe),
+            np.concatenate([part.row_N for part in parts]),
+            padded(np.concatenate([part.target_N for part in parts]), -1),
+            padded(events.astype(np.int32), 0),
+            item_P,
+            seen.distinct(np.repeat(np.arange(len(events)), events), item_P),
         )
 
 
@@ -126,13 +209,11 @@ class HistoryReader:
           numbers: of items.
           users: U, of a batch.
         """
-        self._config = whole_sequences(config, tuple(f.name for f in config.features))
-        self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
+        self._encoder = HistoryEncoder(config, numbers)
+        self._columns = features.column_names(config.features)
+        self._io = config.io
         self._index = index
-        self._numbers = numbers
         self._users = users
-        columns = features.id_columns(config.features)
-        self._item = columns[config.loss.item_feature]
 
     @property
     def stripes(self) -> int:
@@ -156,7 +237,7 @@ class HistoryReader:
         Raises:
           UserError: a stripe cannot be read and `io.on_error` is stop.
         """
-        waiting: list[_Rows] = []
+        waiting: list[Rows] = []
         users = positions = 0
         for stripe in stripes:
             rows = self._read(stripe, targets)
@@ -175,59 +256,18 @@ class HistoryReader:
                 positions += int(ends[stop] - ends[begin])
                 begin = stop
                 if users == self._users or begin < total:
-                    yield self._batch(waiting)
+                    yield self._encoder.batch(waiting, self._users)
                     waiting, users, positions = [], 0, 0
         if users:
-            yield self._batch(waiting)
+            yield self._encoder.batch(waiting, self._users)
 
-    def _read(self, stripe: int, targets: Targets | None) -> _Rows | None:
+    def _read(self, stripe: int, targets: Targets | None) -> Rows | None:
         file, number, first_row = self._index.stripes[stripe]
         try:
-            batch = orc.read_stripe(file, number, features.column_names(self._config.features))
-            block = features.decode(batch, file, first_row, self._config)
-            before_N, wanted_N = block.lengths_N, block.lengths_N > 0
-            if targets is not None:
-                before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
-                until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
-                wanted_N = (before_N > 0) & (before_N < until_N)
+            batch = orc.read_stripe(file, number, self._columns)
+            return self._encoder.encode(batch, file, first_row, stripe, targets)
         except UserError as error:
-            if not may_skip(error, self._config.io):
+            if not may_skip(error, self._io):
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return None
-        (rows,) = np.nonzero(wanted_N)
-        before = blocks.choose(blocks.take_first(block, before_N), rows)
-        item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
-        items = Block(item_P[:, None], before.begins_N, before.lengths_N)
-        target_N = np.full(len(rows), -1, np.int32)
-        if targets is not None:
-            target_N = item_P[before.begins_N + before.lengths_N]
-        return _Rows(
-            stripe,
-            first_row + rows,
-            blocks.pack(blocks.truncate(before, self._shown_len, keep_newest=True)),
-            before.lengths_N,
-            blocks.positions_of(items)[:, 0],
-            target_N,
-        )
-
-    def _batch(self, parts: Sequence[_Rows]) -> Histories:
-        newest = [part.newest for part in parts]
-        arrays = blocks.to_dense(newest, self._users, self._seq_len)
-        events = np.concatenate([part.events_N for part in parts])
-        item_P = np.concatenate([part.item_P for part in parts])
-        stripe = [np.full(len(part.row_N), part.stripe, np.int32) for part in parts]
-        return Histories(
-            arrays,
-            len(events),
-            np.concatenate(stripe),
-            np.concatenate([part.row_N for part in parts]),
-            self._padded(np.concatenate([part.target_N for part in parts]), -1),
-            self._padded(events.astype(np.int32), 0),
-            item_P,
-            seen.distinct(np.repeat(np.arange(len(events)), events), item_P),
-        )
-
-    def _padded(self, x: np.ndarray, fill: int) -> np.ndarray:
-        padding = np.full((self._users - len(x), *x.shape[1:]), fill, x.dtype)
-        return np.concatenate([x, padding])

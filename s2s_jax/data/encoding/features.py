@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.data.encoding import blocks, held_out, ids
 from s2s_jax.data.encoding.blocks import NO_ID, Block
-from s2s_jax.data.logs.orc import OrcFile
+from s2s_jax.data.logs.arrow import Source
 from s2s_jax.errors import MachineError, UserError
 
 
@@ -40,7 +40,7 @@ def column_names(features: Sequence[FeatureConfig]) -> list[str]:
     return list(dict.fromkeys(f.column_name for f in features))
 
 
-def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
+def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
     """Refuses a file that lacks a column of `features` or has it in a type that cannot be read.
 
     Raises:
@@ -68,7 +68,7 @@ def check_schema(file: OrcFile, features: Sequence[FeatureConfig]) -> None:
             raise UserError(f"{file.path}: column {name}{refused}")
 
 
-def entry_kinds(file: OrcFile, features: Sequence[FeatureConfig]) -> dict[str, str]:
+def entry_kinds(file: Source, features: Sequence[FeatureConfig]) -> dict[str, str]:
     """What the ids of features are made from, by name; the same id of another kind is another id.
 
     Args:
@@ -112,7 +112,7 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
     return None
 
 
-def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
+def decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) -> Block:
     """Decodes all features of a record batch.
 
     A null or empty list means that a feature is missing: at one position if it is an inner list or
@@ -138,7 +138,7 @@ def decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config)
         ) from error
 
 
-def _decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config) -> Block:
+def _decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) -> Block:
     names = column_names(config.features)
     found = {name: _list_lengths(batch.column(name)) for name in names}
     lengths_N = _common_lengths(found, file, first_row)
@@ -176,7 +176,7 @@ def _decode(batch: pa.RecordBatch, file: OrcFile, first_row: int, config: Config
 class _Where(NamedTuple):
     """Where the positions of a record batch stand, for messages."""
 
-    file: OrcFile
+    file: Source
     first_row: int
     starts_N: np.ndarray
     kept: Block
@@ -278,7 +278,7 @@ def _fill(
 # ------------------------------------------------------------------------------------ columns
 
 
-def _told(file: OrcFile, name: str) -> str:
+def _told(file: Source, name: str) -> str:
     """The columns of a file in one line, and whether `name` is inside one of them."""
     told = " ".join(", ".join(file.schema.names).split()) or "no columns"
     for field in file.schema:
@@ -311,7 +311,7 @@ def _list_lengths(lists: pa.Array) -> np.ndarray:
     return lengths.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
-def _common_lengths(lengths: Mapping[str, np.ndarray], file: OrcFile, first_row: int) -> np.ndarray:
+def _common_lengths(lengths: Mapping[str, np.ndarray], file: Source, first_row: int) -> np.ndarray:
     """Positions of each row: what all its columns that are not missing agree on."""
     longest_N = np.maximum.reduce(list(lengths.values()))
     for name, lengths_N in lengths.items():

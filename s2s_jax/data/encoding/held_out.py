@@ -22,7 +22,7 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.config.times import seconds_of
 from s2s_jax.data.encoding import blocks, ids
 from s2s_jax.data.logs import arrow
-from s2s_jax.data.logs.orc import OrcFile
+from s2s_jax.data.logs.arrow import Source
 from s2s_jax.errors import UserError
 
 Split = Literal["validation", "test"]
@@ -57,7 +57,7 @@ class Cut(NamedTuple):
         return [] if self.time is None else [self.time.feature.column_name]
 
     def kept(
-        self, batch: pa.RecordBatch, lengths_N: np.ndarray, file: OrcFile, first_row: int
+        self, batch: pa.RecordBatch, lengths_N: np.ndarray, file: Source, first_row: int
     ) -> np.ndarray:
         """How many positions of each row come before the cut.
 
@@ -86,7 +86,7 @@ class Cut(NamedTuple):
         return np.where(first_N < there_N, np.minimum(first_N, kept_N), kept_N)
 
     def _late(
-        self, lists: pa.Array, starts_N: np.ndarray, file: OrcFile, first_row: int
+        self, lists: pa.Array, starts_N: np.ndarray, file: Source, first_row: int
     ) -> np.ndarray:
         """Positions at the time or later, rising."""
         assert self.time is not None, "asked for only with a time"
@@ -158,7 +158,7 @@ def targets(config: Config, split: Split) -> Targets:
     return Targets(_at(settings.validation_at, config), _at(settings.split_at, config))
 
 
-def check_times(file: OrcFile, config: Config) -> None:
+def check_times(file: Source, config: Config) -> None:
     """Refuses a file whose column of `eval.time_feature` has no times, if rows are split by time.
 
     Args:

@@ -1,11 +1,33 @@
-"""Arrow arrays of lists, as the columns of logs are."""
+"""Arrow arrays of lists, as the columns of logs are, and where such columns may come from."""
 
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
 
+from pathlib import Path
+from typing import Protocol
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+class Source(Protocol):
+    """What rows come from: an `orc.OrcFile`, or rows that were given in memory."""
+
+    @property
+    def path(self) -> Path | str:
+        """The file, or what else messages shall call it."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of its columns."""
+        ...
+
+    @property
+    def encrypted(self) -> frozenset[str]:
+        """Columns that cannot be read as what was written."""
+        ...
 
 
 def is_list(data_type: pa.DataType) -> bool:
