@@ -17,7 +17,7 @@ from s2s_jax.config import Config, Parser, load_json
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
-from s2s_jax.runs.checkpoint import SavedTables
+from s2s_jax.runs.saved_tables import SavedTables
 from s2s_jax.training.growth import GrowthPlan
 
 _PERCENTILES = (1, 50, 99)

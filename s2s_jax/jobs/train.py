@@ -24,8 +24,12 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
 from s2s_jax.ranking.evaluation import Evaluator
-from s2s_jax.runs.checkpoint import Checkpoints, locked
-from s2s_jax.runs.metrics import Writer, print_summary, read_lines
+from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.run_dir import locked, write_config
+from s2s_jax.runs.summary import print_summary
+from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import StopSignals
 from s2s_jax.training import validation
 from s2s_jax.training.batches import put_batch
@@ -51,7 +55,7 @@ def train(config: Config, mesh: Mesh | None = None) -> int:
             mesh = make_mesh() if mesh is None else mesh
             with (
                 locked(run_dir),
-                contextlib.closing(Checkpoints(config)) as checkpoints,
+                contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
                 # Before checkpoints are closed on the way out, which waits for the others.
                 hosts.ending_together(),
             ):
@@ -81,7 +85,7 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: StopSignals
         with stop.at_once():
             progress = _start_or_continue(job, stop)
             total_steps = progress.clock.end_step
-            checkpoints.write_config()
+            write_config(Path(config.train.output_dir), config)
             _describe(job, progress, total_steps, notes)
             if progress.done:
                 return False
@@ -92,7 +96,8 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: StopSignals
 
 def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job, list[str]]:
     """Reads what a run needs of its directory and its log; with sentences that the user should see."""
-    checkpoints.check_config()
+    if checkpoints.newest_step is not None:
+        check_config(Path(config.train.output_dir), config)
     index = index_files(config)
     # Before anything that takes long, or that hosts do together.
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})

@@ -1,6 +1,5 @@
 """A trained run, restored for evaluation, recommending and export."""
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +7,8 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
-from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.compatibility import check_config
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
 from s2s_jax.training.validation import best_step
@@ -50,11 +50,10 @@ def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
             f"train.output_dir: expected the directory of a run, found no checkpoints in {run_dir}; "
             f"train first"
         )
-    # Checkpoints are kept as they are, whatever the configuration says about how many.
-    kept = dataclasses.replace(config.train, max_to_keep=2**31)
-    checkpoints = Checkpoints(dataclasses.replace(config, train=kept), read_only=True)
+    checkpoints = Checkpoints(run_dir, newest=None, read_only=True)
     try:
-        checkpoints.check_config()
+        if checkpoints.newest_step is not None:
+            check_config(run_dir, config)
         step = _choose(checkpoints.steps, run_dir, config, checkpoint)
         plan = GrowthPlan(config)
         saved = checkpoints.progress(step)

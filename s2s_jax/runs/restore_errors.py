@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from s2s_jax.errors import UserError
 
 _MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|Cannot allocate memory")
@@ -75,6 +77,11 @@ def explained(
             f"start again; the checkpoint need not be damaged"
         )
     return UserError(f"{directory}: cannot be restored ({reason}); it was left as it is")
+
+
+def total_bytes(wanted: object) -> int:
+    """Of all arrays of a tree of shapes; None: of none."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wanted))
 
 
 def _around(directory: Path, earlier: int | None) -> str:

@@ -63,6 +63,14 @@ class TrainState(NamedTuple):
     maps: Maps
     stream: ItemStream | dict[str, Any]
 
+    def saved_parts(self) -> dict[str, Any]:
+        """What a checkpoint holds: no `stream` where it is empty, as before there was one."""
+        return {name: part for name, part in self._asdict().items() if name != "stream" or part}
+
+    def with_saved_parts(self, parts: Mapping[str, Any]) -> "TrainState":
+        """The state with what a checkpoint holds."""
+        return self._replace(**parts)
+
 
 class Users(NamedTuple):
     """What users will do next, and how much of their histories is known.

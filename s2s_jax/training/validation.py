@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s2s_jax.config import EvalConfig
-from s2s_jax.runs.metrics import read_lines
+from s2s_jax.runs.metrics_file import read_lines
 
 # Evaluations of a run whose `every_steps` is auto.
 _EVALUATIONS = 10

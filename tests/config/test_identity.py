@@ -24,7 +24,9 @@ from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.restored import restore
-from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.loop import Job
 
 # The features of a run that has one of everything; all are item-side.
@@ -149,35 +151,38 @@ def test_every_key_is_decided_upon():
 def made(tmp_path_factory):
     """The directory of a run that has a checkpoint, as far as its configuration is concerned."""
     config = whole(tmp_path_factory.mktemp("run"))
-    checkpoints = Checkpoints(config)
-    checkpoints.write_config()
-    checkpoints.close()
-    (Path(config.train.output_dir) / "checkpoints" / "3").mkdir()
+    run_dir = Path(config.train.output_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(run_dir, config)
     return config
 
 
-def refusal(config: Config, monkeypatch, read_only: bool) -> str:
-    monkeypatch.setattr(Checkpoints, "newest_step", 3)
-    checkpoints = Checkpoints(config, read_only)
+def refusal(config: Config) -> str:
     try:
-        checkpoints.check_config()
+        check_config(Path(config.train.output_dir), config)
     except UserError as error:
         return str(error)
-    finally:
-        checkpoints.close()
     return ""
 
 
 @pytest.mark.parametrize("key", concern("ids", "rows", "split", "model"))
-def test_a_run_is_not_continued_nor_used_with_another_value(made, monkeypatch, key):
+def test_a_run_is_not_continued_nor_used_with_another_value(made, key):
     config, path = changed(made, key)
-    for read_only in (False, True):
-        words = refusal(config, monkeypatch, read_only)
-        assert words.startswith(f"{path}: the checkpoints in ")
-        assert "\n" not in words
+    words = refusal(config)
+    assert words.startswith(f"{path}: the checkpoints in ")
+    assert "\n" not in words
 
 
-def test_all_other_keys_may_change(made, monkeypatch):
+def test_training_and_evaluating_refuse_another_value(made, monkeypatch):
+    config, path = changed(made, "model.nhead")
+    monkeypatch.setattr(Checkpoints, "newest_step", 3)
+    (Path(config.train.output_dir) / "checkpoints").mkdir(exist_ok=True)
+    for use in (lambda: train(config, make_mesh()), lambda: restore(config, make_mesh())):
+        with pytest.raises(UserError, match=f"^{path}: the checkpoints in "):
+            use()
+
+
+def test_all_other_keys_may_change(made):
     free = {
         "io.data_paths": "elsewhere",
         "io.batch_size": 3,
@@ -203,12 +208,12 @@ def test_all_other_keys_may_change(made, monkeypatch):
     config = with_feature(config, 0, column="item_id", shard_name="item_id")
     config = set_key(config, "loss.target_features", SHOWN[::-1])
     validate(config)
-    assert refusal(config, monkeypatch, read_only=False) == ""
+    assert refusal(config) == ""
 
 
-def test_whether_ids_wait_for_a_row_is_decided_when_a_run_begins(made, monkeypatch):
+def test_whether_ids_wait_for_a_row_is_decided_when_a_run_begins(made):
     config = with_feature(made, 5, admit_after=1)
-    words = refusal(config, monkeypatch, read_only=False)
+    words = refusal(config)
     assert words.startswith("features.5.admit_after: the checkpoints in ")
     assert "made with more than 1, found 1;" in words
 
@@ -219,7 +224,7 @@ def test_items_that_were_counted_by_their_bags_keep_the_size_of_them(made):
     assert identity.of_run(counting) != identity.of_run(wider)
 
 
-def test_runs_from_before_keys_existed_have_what_was_the_rule_then(made, monkeypatch):
+def test_runs_from_before_keys_existed_have_what_was_the_rule_then(made):
     path = Path(made.train.output_dir) / "config.json"
     now = path.read_text()
     saved = json.loads(now)
@@ -230,12 +235,12 @@ def test_runs_from_before_keys_existed_have_what_was_the_rule_then(made, monkeyp
         del saved["model"][name]
     try:
         path.write_text(json.dumps(saved))
-        assert refusal(made, monkeypatch, read_only=True) == ""
+        assert refusal(made) == ""
         config, key = changed(made, "features.combiner")
-        assert refusal(config, monkeypatch, read_only=True).startswith(f"{key}: ")
+        assert refusal(config).startswith(f"{key}: ")
         saved["model"]["of_tomorrow"] = 1
         path.write_text(json.dumps(saved))
-        assert "of_tomorrow" in refusal(made, monkeypatch, read_only=True)
+        assert "of_tomorrow" in refusal(made)
     finally:
         path.write_text(now)
 

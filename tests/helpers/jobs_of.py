@@ -11,7 +11,7 @@ import small
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step import make_step_functions
 
@@ -46,8 +46,13 @@ def learned(run_dir: Path) -> list[tuple]:
     return [(x["step"], x["loss"], x["hit_rate"], x["grad_norm"]) for x in lines(run_dir)]
 
 
+def checkpoints_of(config: Config, read_only: bool = False) -> Checkpoints:
+    settings = config.train
+    return Checkpoints(Path(settings.output_dir), settings.max_to_keep, read_only)
+
+
 def saved_state(config: Config, step: int):
-    checkpoints = Checkpoints(config)
+    checkpoints = checkpoints_of(config)
     progress = checkpoints.progress(step)
     plan = GrowthPlan(config)
     plan.set_state(progress["growth"])

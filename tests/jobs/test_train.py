@@ -16,14 +16,23 @@ import numpy as np
 import pyarrow.orc
 import pytest
 import small
-from jobs_of import assert_same_run, job, learned, lines, one_device, saved_state, wait_for_line
+from jobs_of import (
+    assert_same_run,
+    checkpoints_of,
+    job,
+    learned,
+    lines,
+    one_device,
+    saved_state,
+    wait_for_line,
+)
 from places import HELPERS, REPO
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.jobs.train import train
-from s2s_jax.runs.checkpoint import Checkpoints, locked
+from s2s_jax.runs.run_dir import locked
 
 USERS = 90
 
@@ -47,7 +56,7 @@ def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
     mean = np.mean([len(row) for column in columns for row in column.to_pylist()])
     packing = int(0.85 * 8 * small.SEQ_LEN / mean)
     assert 1 < packing < 8  # the rows of a batch, which are not to be taken for it
-    checkpoints = Checkpoints(config)
+    checkpoints = checkpoints_of(config)
     assert checkpoints.progress(2)["reader"]["row"] == 2 * packing
     checkpoints.close()
 

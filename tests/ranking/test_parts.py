@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import small
 from logs import write_log
-from saving import configured
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
 from s2s_jax.jobs import recommend
 from s2s_jax.ranking.parts import Parts
-from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.checkpoints import Checkpoints
 
 MADE_FOR = {"checkpoint": [3, "abc"], "--top_k": 5, "input": [["a.orc", "123"]]}
 
@@ -108,7 +107,7 @@ def test_a_checkpoint_that_is_saved_again_is_another_one(tmp_path):
     """Also with the same weights, in the same directory; a copy of it is the same."""
 
     def save(run_dir):
-        checkpoints = Checkpoints(configured(run_dir))
+        checkpoints = Checkpoints(run_dir, newest=None)
         state = {"weights": small.batch(small.config(), 4, 0)["ids"]}
         checkpoints._manager.save(
             3,
@@ -123,7 +122,7 @@ def test_a_checkpoint_that_is_saved_again_is_another_one(tmp_path):
 
     first = save(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    copied = Checkpoints(configured(tmp_path / "copy"))
+    copied = Checkpoints(tmp_path / "copy", newest=None)
     assert copied.fingerprint(3) == first
     copied.close()
     shutil.rmtree(tmp_path / "run")

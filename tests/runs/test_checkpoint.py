@@ -8,12 +8,12 @@ import time
 import jax
 import numpy as np
 import small
+from jobs_of import checkpoints_of
 from saving import configured
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables
-from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
 
@@ -57,7 +57,7 @@ def test_saved_on_8_devices_and_continued_on_2_and_on_1(tmp_path):
     for begin, devices in ((0, 8), (3, 2), (6, 1)):
         mesh = make_mesh(jax.devices()[:devices])
         functions = make_step_functions(config, mesh)
-        with contextlib.closing(Checkpoints(config)) as checkpoints:
+        with contextlib.closing(checkpoints_of(config)) as checkpoints:
             if begin == 0:
                 state = functions.init()
             else:
@@ -118,7 +118,7 @@ def test_no_device_ever_holds_a_whole_table(tmp_path):
         memory = compiled.memory_analysis()
         assert memory.temp_size_in_bytes <= 3 * table // devices + others < table
         assert memory.output_size_in_bytes <= 3 * table // devices + others
-    with Sampler() as sampler, contextlib.closing(Checkpoints(config)) as checkpoints:
+    with Sampler() as sampler, contextlib.closing(checkpoints_of(config)) as checkpoints:
         state, _ = functions.train_step(functions.init(), batch)
         checkpoints.save(1, state, {})
         checkpoints.wait()

@@ -18,7 +18,9 @@ from s2s_jax.errors import EXIT_USER_ERROR, UserError, run_door
 from s2s_jax.jobs import report
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.parts import Parts
-from s2s_jax.runs.metrics import SkipLog, Writer
+from s2s_jax.runs.metrics_file import MetricsFile
+from s2s_jax.runs.skip_log import SkipLog
+from s2s_jax.runs.writer import Writer
 from s2s_jax.writing import replacing
 
 USERS = 90
@@ -126,14 +128,14 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
     assert train(straight, one_device()) == 0
     config = job(log, tmp_path / "run", train_steps=8, log_steps=1)
     with monkeypatch.context() as patched:
-        append = Writer._append
+        append = MetricsFile._append
 
         def full(self, data):
             if b'"step": 5' in data:
                 raise OSError(28, "No space left on device")
             append(self, data)
 
-        patched.setattr(Writer, "_append", full)
+        patched.setattr(MetricsFile, "_append", full)
         with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
             train(config, one_device())
     assert [x["step"] for x in lines(tmp_path / "run")] == [1, 2, 3, 4]

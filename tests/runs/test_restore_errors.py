@@ -16,7 +16,8 @@ import s2s_jax
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.runs.checkpoint import Checkpoints, SavedTables
+from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.saved_tables import SavedTables
 from s2s_jax.training.step import make_step_functions
 
 NOBODY = 65534
@@ -37,7 +38,7 @@ def saved():
         os.chmod(directory, 0o755)
         config = one_layer(configured(Path(directory) / "connection corrupt"))
         made = functions(config)
-        checkpoints = Checkpoints(config)
+        checkpoints = Checkpoints(Path(config.train.output_dir), config.train.max_to_keep)
         state = made.init()
         for step in (2, 5):
             checkpoints.save(step, state, {"at": step})
@@ -46,8 +47,7 @@ def saved():
 
 
 def restore(config, abstract, run_dir, step=5):
-    train = dataclasses.replace(config.train, output_dir=str(run_dir))
-    checkpoints = Checkpoints(dataclasses.replace(config, train=train), read_only=True)
+    checkpoints = Checkpoints(run_dir, newest=None, read_only=True)
     with contextlib.closing(checkpoints):
         assert checkpoints.progress(step) == {"at": step}
         return checkpoints.restore(step, abstract)

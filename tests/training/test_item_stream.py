@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from jobs_of import assert_same_run, saved_state
+from jobs_of import assert_same_run, checkpoints_of, saved_state
 from pyarrow import orc
 from sampling import ROWS, configured, expected_loss
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.jobs.train import train
-from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training import item_stream
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.item_stream import counted, empty_stream, item_keys, shares
@@ -207,8 +206,8 @@ def test_checkpoints_of_before_are_restored(log, tmp_path, monkeypatch):
         functions.abstract,
     )
     assert state.stream == {}
-    checkpoints = Checkpoints(config)
-    monkeypatch.setattr("s2s_jax.runs.checkpoint._held", lambda state: Before(*state[:4]))
+    checkpoints = checkpoints_of(config)
+    monkeypatch.setattr(type(state), "saved_parts", lambda state: Before(*state[:4]))
     checkpoints.save(1, state, {})
     checkpoints.wait()
     monkeypatch.undo()

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 import small
+from jobs_of import checkpoints_of
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LRConfig, TrainConfig
 from s2s_jax.errors import EXIT_STOPPED, UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.runs.checkpoint import Checkpoints
 from s2s_jax.training import optimizer
 from s2s_jax.training.loop import Loop
 from s2s_jax.training.schedule import Position, check_decay, clock_of, learning_rate
@@ -195,6 +195,6 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
     assert rows == 4 * 96
     for share, rate in found:
         np.testing.assert_allclose(rate, rate_at(share, 48, config.lr), rtol=1e-4)
-    checkpoints = Checkpoints(config)
+    checkpoints = checkpoints_of(config)
     assert checkpoints.newest_step == first
     checkpoints.close()

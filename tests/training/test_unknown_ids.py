@@ -19,7 +19,7 @@ import small
 from evaluations import config_file, evaluating, rows_of
 from flax import nnx
 from growth import SMALLEST, rows_in_map
-from jobs_of import one_device
+from jobs_of import checkpoints_of, one_device
 
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cli import tables as inspect_tables
@@ -32,7 +32,8 @@ from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
 from s2s_jax.model.seq2seq import Seq2Seq
-from s2s_jax.runs.checkpoint import Checkpoints
+from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import GrowthPlan, doubled
 from s2s_jax.training.step import make_step_functions
@@ -313,8 +314,8 @@ def log(tmp_path_factory):
 def saved(log, tmp_path_factory):
     """A run directory with the state after two steps."""
     config = waiting(evaluating(log, tmp_path_factory.mktemp("run")))
-    checkpoints = Checkpoints(config)
-    checkpoints.write_config()
+    checkpoints = checkpoints_of(config)
+    write_config(Path(config.train.output_dir), config)
     progress = {"growth": GrowthPlan(config).get_state()}
     checkpoints.save(2, run()[1][0], progress)
     checkpoints.wait()
@@ -323,7 +324,7 @@ def saved(log, tmp_path_factory):
 
 
 def test_a_restored_state_goes_on_bit_for_bit(saved):
-    checkpoints = Checkpoints(saved)
+    checkpoints = checkpoints_of(saved)
     state = checkpoints.restore(2, functions(1)[0].abstract)
     checkpoints.close()
     after = jax.device_get(step_on(state, 2, 1, 1))
@@ -335,7 +336,7 @@ def test_what_stands_for_unknown_ids_is_fixed(saved):
     with pytest.raises(
         UserError, match=r"features\.0\.unknown: .* made with default_row, found zer"
     ):
-        Checkpoints(config).check_config()
+        check_config(Path(config.train.output_dir), config)
     path = Path(saved.train.output_dir) / "config.json"
     before = json.loads(path.read_text())
     for feature in before["features"]:
@@ -343,7 +344,7 @@ def test_what_stands_for_unknown_ids_is_fixed(saved):
     now = path.read_text()
     try:
         path.write_text(json.dumps(before))
-        Checkpoints(config).check_config()
+        check_config(Path(config.train.output_dir), config)
     finally:
         path.write_text(now)
 

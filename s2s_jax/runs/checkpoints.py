@@ -1,0 +1,266 @@
+"""Checkpoints of a run, written by Orbax: all that a run needs to continue, besides its configuration.
+
+A checkpoint `checkpoints/<step>/` holds `state` (model, tables, optimizer: sharded arrays) and
+`progress` (JSON: reading position, running means). It is written in the background and renamed into
+place when whole, so one that did not finish is never seen.
+"""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from s2s_jax.cluster import hosts
+from s2s_jax.errors import UserError
+from s2s_jax.runs.compatibility import VERSIONS, of_known_format
+from s2s_jax.runs.one_error import one_error
+from s2s_jax.runs.preservation import NewestAndBest
+from s2s_jax.runs.restore_errors import explained, total_bytes
+from s2s_jax.writing import trouble_in
+
+# Orbax's mark of a directory that is still being written.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+@contextlib.contextmanager
+def _errors_only(logger_name: str) -> Iterator[None]:
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class State(Protocol):
+    """What is trained: a `training.state.TrainState`."""
+
+    def saved_parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, by name."""
+        ...
+
+    def with_saved_parts(self, parts: Mapping[str, Any]) -> Self:
+        """The same with other values of these parts."""
+        ...
+
+
+_State = TypeVar("_State", bound=State)
+
+
+class Checkpoints:
+    """The checkpoints of a run directory."""
+
+    def __init__(self, run_dir: Path, newest: int | None, read_only: bool = False):
+        """Opens the checkpoints of a run; the run may write them while others only read.
+
+        Args:
+          run_dir: the run directory.
+          newest: how many of the newest checkpoints are kept; None: all.
+          read_only: nothing is written or removed.
+
+        Raises:
+          UserError: the directory cannot be used.
+        """
+        directory = run_dir.resolve() / "checkpoints"
+        self._directory = directory
+        if hosts.is_first() and not read_only:
+            _remove_unfinished(directory)
+        hosts.wait_for_all("unfinished checkpoints removed")
+        self._kept = NewestAndBest(newest)
+        self._saving: int | None = None
+        self._failed = False
+        # Of a save that fails in the background, others of its writes may fail at any time after.
+        self._one_error = contextlib.ExitStack()
+        self._absl = logging.getLogger("absl")
+        self._absl.addFilter(_no_tracebacks)
+        # Orbax warns of all that reading only implies, though it was asked to read only.
+        with _errors_only("absl") if read_only else contextlib.nullcontext():
+            try:
+                self._manager = ocp.CheckpointManager(
+                    directory,
+                    item_names=("state", "progress"),
+                    options=ocp.CheckpointManagerOptions(
+                        read_only=read_only,
+                        preservation_policy=self._kept,
+                        enable_async_checkpointing=True,
+                    ),
+                )
+            except OSError as error:
+                raise UserError(
+                    f"train.output_dir: {directory} cannot be used ({error}); nothing in it was changed"
+                ) from error
+
+    @property
+    def newest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        progress: dict[str, Any],
+        evaluations: Mapping[int, float] | None = None,
+    ) -> None:
+        """Saves in the background; the arrays are copied before it returns, so they may be donated.
+
+        Besides the newest checkpoints, the best is kept of those that have been evaluated.
+
+        Args:
+          step: its number.
+          state: of the devices.
+          progress: all else that a run needs to continue.
+          evaluations: by step, how good states were so far; more is better.
+
+        Raises:
+          UserError: this checkpoint, or the one before it, cannot be written.
+        """
+        self._kept.evaluations = {} if evaluations is None else evaluations
+        # What went wrong with the one before would be taken for a failure of this one.
+        self.wait()
+        self._saving = step
+        self._one_error.enter_context(one_error())
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state.saved_parts()),
+                    progress=ocp.args.JsonSave(VERSIONS | progress),
+                ),
+            )
+
+    def restore(self, step: int, abstract: _State) -> _State:
+        """Restores the state of `step` into the shapes and shardings of `abstract`.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        wanted = abstract.saved_parts()
+        saved = self._restore(step, wanted, state=ocp.args.StandardRestore(wanted))
+        return abstract.with_saved_parts(saved)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        saved = self._restore(step, None, progress=ocp.args.JsonRestore())
+        return of_known_format(saved, self._directory / str(step))
+
+    def fingerprint(self, step: int) -> str:
+        """Of the checkpoint of `step`."""
+        return checkpoint_fingerprint(self._directory.parent, step)
+
+    def _restore(self, step: int, wanted: object, **item: ocp.args.CheckpointArgs) -> Any:
+        """Restores one item of a checkpoint, whose arrays are to become those of `wanted`."""
+        ((name, _),) = item.items()
+        try:
+            with one_error():
+                return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            earlier = max((each for each in self.steps if each < step), default=None)
+            held_bytes, devices = total_bytes(wanted), jax.device_count()
+            directory = self._directory / str(step)
+            raise explained(error, directory, earlier, held_bytes, devices) from error
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; nothing more is saved then."""
+        return self._failed
+
+    def check(self) -> None:
+        """Looks, without waiting, whether what was saved in the background failed.
+
+        Raises:
+          UserError: it did.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving = None
+        self._one_error.close()
+
+    def close(self) -> None:
+        """Waits for saves and frees threads.
+
+        Raises:
+          UserError: what was saved cannot be written, and nothing has said so before.
+        """
+        try:
+            # Of one failure there is one message.
+            with contextlib.suppress(Exception) if self._failed else self._explained():
+                self._manager.close()
+            if not self._failed:
+                self._one_error.close()
+        finally:
+            self._absl.removeFilter(_no_tracebacks)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns a failure of the disk, in whichever wrapping Orbax raises it, into a sentence."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = trouble_in(error)
+            if reason is None:
+                raise
+            if hosts.is_first():
+                _remove_unfinished(self._directory)
+            newest = max((step for step in self.steps if step != self._saving), default=None)
+            left = (
+                "there is none yet" if newest is None else f"the newest whole one is of {newest:,}"
+            )
+            raise UserError(
+                f"{self._directory}: the checkpoint of step {self._saving:,} cannot be written "
+                f"({reason}); {left}; free space or mend the permission there, and start the same "
+                f"command again"
+            ) from error
+
+
+def _no_tracebacks(record: logging.LogRecord) -> bool:
+    """Leaves out Orbax' stack traces of errors, which it raises as well."""
+    return record.exc_info is None
+
+
+def checkpoint_fingerprint(run_dir: Path, step: int) -> str:
+    """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
+    directory = run_dir / "checkpoints" / str(step)
+    # Names of data files are random, and this one tells when they were written.
+    times = directory / "_CHECKPOINT_METADATA"
+    digest = hashlib.sha256(times.read_bytes() if times.exists() else b"")
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        told = f"{path.relative_to(directory)} {path.stat().st_size}\n"
+        digest.update(told.encode())
+    return digest.hexdigest()[:16]
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Removes what saves that did not finish left behind.
+
+    Orbax can do it, but in a thread that nothing waits for, and that writes a traceback where the
+    process ends sooner.
+    """
+    for path in directory.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)

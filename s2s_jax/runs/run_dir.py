@@ -1,0 +1,57 @@
+"""A run's directory: `config.json` says what trains in it, and one process at a time does."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from s2s_jax.cluster import hosts
+from s2s_jax.config import Config, refuse_addresses
+from s2s_jax.errors import UserError
+from s2s_jax.writing import replacing
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Makes `run_dir` where it does not exist and keeps other processes from training in it.
+
+    Raises:
+      UserError: it cannot be used as a directory, or another process trains in it.
+    """
+    refuse_addresses("train.output_dir", run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"train.output_dir: {run_dir} cannot be used: {error}") from error
+    with file:
+        if not hosts.is_first():
+            yield
+            return
+        try:
+            # Held until the process ends, however it ends.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"train.output_dir: another process is training in {run_dir}; wait for it or give "
+                f"another directory"
+            ) from error
+        except OSError:
+            pass  # Some network file systems have no locks.
+        yield
+
+
+def config_path(run_dir: Path) -> Path:
+    """Where a run's configuration stands."""
+    return run_dir / "config.json"
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Writes the resolved configuration to `config.json`, in the first process.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if hosts.is_first():
+        with replacing(config_path(run_dir)) as unfinished:
+            unfinished.write_text(config.to_json())

@@ -1,0 +1,90 @@
+"""The tables of a checkpoint, read one at a time by those who only look at them."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from s2s_jax.embedding.id_map import IdMap, empty_map
+from s2s_jax.embedding.tables import TableSpec
+from s2s_jax.errors import UserError
+from s2s_jax.runs.compatibility import of_known_format
+from s2s_jax.runs.one_error import one_error
+from s2s_jax.runs.restore_errors import explained, total_bytes
+
+
+class SavedTables:
+    """The tables in a checkpoint, one at a time in the memory of this host.
+
+    Attributes:
+      path: of the checkpoint.
+      progress: what was saved beside the state.
+    """
+
+    def __init__(self, run_dir: Path, step: int | None = None):
+        """Opens the checkpoint of `step`, by default the newest.
+
+        Raises:
+          UserError: there is none, or it cannot be read.
+        """
+        directory = (run_dir / "checkpoints").resolve()
+        steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+        if not steps or step not in (None, *steps):
+            listed = ", ".join(map(str, steps)) or "none"
+            wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+            raise UserError(f"{directory}: expected {wanted}, found {listed}")
+        self.path = directory / str(steps[-1] if step is None else step)
+        self._earlier = max((each for each in steps if each < int(self.path.name)), default=None)
+        with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            saved = checkpointer.restore(self.path / "progress")
+        self.progress: dict[str, Any] = of_known_format(saved, self.path)
+
+    def values(self, spec: TableSpec) -> np.ndarray:
+        """f32 `[R, D]` of a table."""
+        return self._array(("params", "tables", spec.name), (spec.rows, spec.emb_dim))
+
+    def default_row(self, spec: TableSpec) -> np.ndarray:
+        """f32 `[D]`: what stands for ids without a row, of a table that has it."""
+        return self._array(("params", "unknown", spec.name), (spec.emb_dim,))
+
+    def id_map(self, spec: TableSpec) -> IdMap:
+        """The map of a table that grows; its sketch is left out."""
+        shapes = jax.eval_shape(lambda: empty_map(spec.rows, 1))
+        wanted = {k: v for k, v in shapes._asdict().items() if k != "sketch_SW"}
+        found = self._restore({"maps": {spec.name: wanted}})["maps"][spec.name]
+        return IdMap(**found | {"sketch_SW": None})
+
+    def _array(self, keys: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """The f32 array that lies under `keys`, outermost first."""
+        wanted: object = jax.ShapeDtypeStruct(shape, np.float32)
+        for key in reversed(keys):
+            wanted = {key: wanted}
+        found = self._restore(wanted)
+        for key in keys:
+            found = found[key]
+        return found
+
+    @contextlib.contextmanager
+    def _explaining(self, wanted: object) -> Iterator[None]:
+        try:
+            with one_error():
+                yield
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            held_bytes = total_bytes(wanted)
+            raise explained(error, self.path, self._earlier, held_bytes, devices=1) from error
+
+    def _restore(self, item: object) -> Any:
+        """The part of the state that has the structure of `item`, as NumPy arrays."""
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._explaining(item), ocp.Checkpointer(handler) as checkpointer:
+            return checkpointer.restore(
+                self.path / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                ),
+            )

@@ -1,0 +1,41 @@
+"""What a run could not read and passed over, in `skipped.jsonl`."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s2s_jax.data.logs.index import Skipped
+from s2s_jax.writing import explained
+
+
+class SkipLog:
+    """`skipped.jsonl`: one line for each stripe or file that could not be read and was passed over.
+
+    Of several hosts, each has its own: `skipped.jsonl`, `skipped.1.jsonl` …
+    """
+
+    def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped], host: int = 0):
+        """Opens the file of a run directory and lists `skipped_files`."""
+        self._path = run_dir / (f"skipped.{host}.jsonl" if host else "skipped.jsonl")
+        self._known = set()
+        if self._path.exists():
+            for text in self._path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError, KeyError):
+                    line = json.loads(text)
+                    self._known.add((line["file"], line["stripe"]))
+        self.add(skipped_files)
+
+    def add(self, skipped: Sequence[Skipped]) -> None:
+        """Lists, here and on stderr, what is not listed yet.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        for one in skipped:
+            if (one.file, one.stripe) not in self._known:
+                print(f"skipped: {one.reason}", file=sys.stderr, flush=True)
+                with explained(self._path), self._path.open("a") as file:
+                    file.write(json.dumps(one._asdict()) + "\n")
+                self._known.add((one.file, one.stripe))

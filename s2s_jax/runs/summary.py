@@ -1,0 +1,29 @@
+"""A table of a run's metrics, for the terminal."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from s2s_jax.runs.metrics_file import read_lines
+
+
+def print_summary(run_dir: Path, rows: int = 6) -> None:
+    """Prints a table of some lines of metrics.jsonl, the first and the last among them."""
+    lines = [line for line in read_lines(run_dir) if "loss" in line]
+    if not lines:
+        return
+    picked = sorted({round(i * (len(lines) - 1) / max(rows - 1, 1)) for i in range(rows)})
+    table = Table(title=f"{run_dir}")
+    for column in ("step", "loss", "hit rate", "tokens/s", "ms a step", "of it waiting for input"):
+        table.add_column(column, justify="right")
+    for line in (lines[i] for i in picked):
+        table.add_row(
+            f"{line['step']:,}",
+            f"{line['loss']:.4f}",
+            f"{line['hit_rate']:.4f}",
+            f"{line['tokens_per_sec']:,.0f}",
+            f"{line['step_ms']:.1f}",
+            f"{line['input_wait_ms']:.1f}",
+        )
+    Console().print(table)
