@@ -1,1 +1,1 @@
-"""What only `data.convert` needs: where events are, how they are cut, chosen and grouped."""
+"""Event logs of other formats → ORC logs: finding files, parsing, choosing columns, grouping by user."""

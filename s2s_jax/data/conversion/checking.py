@@ -1,4 +1,4 @@
-"""What is asked of all events before they are sorted: the types of ids and times, and which are bad."""
+"""Checks over all events before they are sorted: the types of ids and times, and bad events."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ class Events(NamedTuple):
     """The table of all events.
 
     Attributes:
-      database: that has the table `events`.
-      selection: what events consist of.
+      database: holds the table `events`.
+      selection: the columns of an event.
       kept: the types of its columns: u, t (unless there are no times), f0, f1 …
       firsts: the first row of each file.
       is_json: whether the files have objects.
@@ -47,7 +47,7 @@ class Events(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """How many events there are, and how many were left out, by what is wrong with them."""
+    """Counts of events: those kept, and those left out by reason."""
 
     events: int
     no_user: int
@@ -55,14 +55,14 @@ class Checked(NamedTuple):
 
 
 def check(events: Events, skip: bool) -> Checked:
-    """Makes the view `typed`, with ids and times as they are written; refuses bad events.
+    """Makes the view `typed`, with ids and times in their final form; refuses bad events.
 
     Args:
-      events: all of them.
+      events: all events of the log.
       skip: whether events without a user or a time are counted and left out, or refused.
 
     Raises:
-      UserError: there are such events or no others, or a column has no values that should.
+      UserError: there are such events, or no other events, or a required column has no values.
     """
     first = events.firsts[0][1]
     found = _survey(events)
@@ -160,7 +160,7 @@ def _refuse_rounded(events: Events, found: Mapping) -> None:
 
 
 def _refuse_unknown_keys(events: Events, found: Mapping) -> None:
-    """Refuses a key that no object has, which might be any misspelt word."""
+    """Refuses a key that no object has: it is probably misspelt."""
     for i, feature in enumerate(events.selection.features):
         if not found[f"f{i} known"]:
             raise UserError(

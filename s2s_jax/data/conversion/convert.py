@@ -2,7 +2,7 @@
 
 Sources have one row an event, or lists of events: CSV, Parquet, JSON, or MovieLens. The log is ORC with
 one row a user: `user_id` and, for each feature and `timestamp`, a list over the user's events, oldest
-first. Logs that are ORC already are written anew as they are, in stripes that training reads well.
+first. Logs that are already ORC are rewritten unchanged, in stripes of a good size for training.
 """
 
 import codecs
@@ -32,7 +32,7 @@ from s2s_jax.errors import EXIT_DONE, MachineError, UserError, run_door
 from s2s_jax.signals import StopSignals
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
-# Layouts in which a flag has an effect, where it has not in all.
+# Flags that only some layouts use, and those layouts.
 _APPLIES = {
     **dict.fromkeys(("columns", "delimiter", "quote", "escape", "encoding"), _CSV),
     **dict.fromkeys(
@@ -48,7 +48,7 @@ _ONE_EVENT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to convert, and into what."""
+    """What to convert, and where to."""
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
     """Files, directories and glob patterns; events of one time keep their order in and over files"""
@@ -104,15 +104,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What came of a conversion.
+    """The outcome of a conversion.
 
     Attributes:
       paths: the files, `part-0.orc` first.
-      rows: their rows: users.
-      events: their events.
+      rows: rows written; one for each user.
+      events: events written.
       skipped: what was left out, in words; empty if nothing was.
-      bags: the most ids that an event has, of each column in which one has several.
-      notes: what the user may not expect of the files that were read, a sentence each.
+      bags: the largest bag of each column that has bags of several ids.
+      notes: surprises in the files that were read, a sentence each.
     """
 
     paths: list[Path]
@@ -126,8 +126,8 @@ class Converted:
 def convert(settings: Settings) -> Converted:
     """Writes the log.
 
-    Columns of integers, and of texts that are all what an int64 is written as, are written as int64,
-    others as strings. Users are in the order of their ids.
+    Columns of integers, and of texts that all spell an int64, are written as int64; others as
+    strings. Rows are sorted by user id.
 
     Raises:
       UserError: a setting is impossible, a source cannot be read, or the directory cannot be written
@@ -142,7 +142,7 @@ def convert(settings: Settings) -> Converted:
     layout, files = found.layout, found.files
     if settings.merge and layout != "orc":
         raise UserError(f"--merge: means nothing for sources of layout {layout}; leave it out")
-    # What is merged is read as events are.
+    # Merged logs are read the same way as events.
     _check_flags(settings, "parquet" if settings.merge else layout)
     notes = found.notes
     if settings.merge:
@@ -361,7 +361,7 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
                 skipped.append(_count(file.stripe_rows[stripe], "row", where))
                 continue
             if log.rows == 0:
-                # As if all rows were as long as these.
+                # Assumes that all rows are as long as these.
                 log.positions_per_stripe = orc_writer.stripe_positions(
                     orc_writer.positions(batch) * rows // max(batch.num_rows, 1)
                 )

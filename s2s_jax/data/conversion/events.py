@@ -1,6 +1,6 @@
-"""Events in a DuckDB database on disk: loaded in the order of the files, read by user and time.
+"""Events in a DuckDB database on disk: loaded in file order, read sorted by user, then time.
 
-DuckDB sorts what memory does not hold.
+DuckDB sorts on disk what does not fit in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +18,13 @@ from s2s_jax.data.conversion.reading.database import Database, reason, shorten
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 
-# Rejected lines that are surely one event each; what follows an unclosed quote is not.
+# Rejections that mean exactly one lost event; an unclosed quote may mean many.
 _ONE_LINE = ("MISSING COLUMNS", "TOO MANY COLUMNS", "INVALID ENCODING")
 _ARROW_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 class Skipped(NamedTuple):
-    """Events that were left out, by what is wrong with them."""
+    """Counts of events that were left out, by reason."""
 
     lines: int
     users: int
@@ -35,19 +35,19 @@ class EventStore:
     """The events of a log.
 
     Attributes:
-      events: how many there are, without those left out; known after `check`.
+      events: number of events kept; known after `check`.
     """
 
     def __init__(self, selection: Selection, directory: Path, memory_limit: str | None):
         """Makes the database.
 
         Args:
-          selection: what events consist of.
+          selection: the columns of an event.
           directory: for the database, and for what does not fit in memory while sorting.
           memory_limit: of DuckDB, as "4GB"; None: its own, 80% of the memory.
 
         Raises:
-          UserError: the limit is none.
+          UserError: memory_limit is not a valid size.
         """
         self.events = 0
         self._selection = selection
@@ -71,7 +71,7 @@ class EventStore:
         self._database.close()
 
     def progress(self) -> float:
-        """Percent of the running query that is done. May be asked by another thread."""
+        """Percent done of the running query. May be called from another thread."""
         return self._database.progress()
 
     # ------------------------------------------------------------------------------------ loading
@@ -80,7 +80,7 @@ class EventStore:
         """How a Parquet file is read.
 
         Raises:
-          UserError: it is none.
+          UserError: it is not a Parquet file.
         """
         scan = sql.scan_parquet(path)
         found = self._database.run(f"DESCRIBE SELECT * FROM {scan}", str(path))
@@ -215,7 +215,7 @@ class EventStore:
             if "utf-8" in message.lower():
                 remedy = "name its encoding with --encoding, such as latin-1; or " + remedy
             if not one_line:
-                # It takes with it what follows, of which nobody knows how much it is.
+                # An unclosed quote swallows an unknown number of lines after it.
                 remedy = "mend it, or say with --quote '' that quotation marks mean nothing"
             raise UserError(
                 f"{scan.path}: line {line} cannot be read ({shorten(message)}): {shorten(found)}; "
@@ -233,19 +233,19 @@ class EventStore:
           skip: whether such events are counted and left out, or an error.
 
         Raises:
-          UserError: there are such events or no others, or a column has no values that should.
+          UserError: there are such events, or no other events, or a required column has no values.
         """
         events = Events(self._database, self._selection, self._kept, self._firsts, self._is_json)
         self.events, no_user, no_time = check(events, skip)
         return Skipped(self._bad_lines, no_user, no_time)
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """The events by user and time, equal ones in the order of the sources.
+        """The events sorted by user, then time; events with equal times keep the order of the sources.
 
         Columns: `user_id`, the features, whose missing ids are null, and `timestamp`.
 
         Raises:
-          UserError: there is no room to sort them.
+          UserError: the disk is too full to sort them.
         """
         values, joins = ["u AS user_id"], ""
         for i, feature in enumerate(self._selection.features):

@@ -1,4 +1,4 @@
-"""Files that have a row a user already: their lists are cut into events."""
+"""Files that already have one row a user: their lists are cut into events."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from s2s_jax.errors import UserError
 def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Scan:
     """The events of a file, if its times are lists; else the file as it is.
 
-    Every list of a row has an entry an event. What is no list is the same in all events of its row.
+    Every list of a row has one entry for each event. Other columns have one value for the whole row.
 
     Args:
       scan: the file.
@@ -33,7 +33,7 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
         return scan
     of_times = _list(time)
     if time.type == "JSON":
-        # A row without times has no events, as where the list is null.
+        # A row without times has no events, like a row whose list is null.
         of_times = f"CASE WHEN json_type({time.sql}) <> 'NULL' THEN {of_times} ELSE [] END"
     if time.type.endswith("[][]"):
         # So a log has them: each event a list of one time.
@@ -61,7 +61,7 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
 
 
 def _list(column: sql.Column, length: str = "1") -> str:
-    """The list of a row; of JSON that is no array, one of the same value `length` times."""
+    """The list of a row; a JSON value that is not an array is repeated `length` times."""
     if column.type != "JSON":
         return column.sql
     array = f"json_extract({column.sql}, '$[*]')"

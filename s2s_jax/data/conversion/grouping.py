@@ -1,4 +1,4 @@
-"""Events in the order of users and times → a row a user.
+"""Events sorted by user, then time → one row a user.
 
 Shapes: E events, U users, T ids.
 """
@@ -20,8 +20,8 @@ class Grouping:
 
     Attributes:
       short_users: users with fewer than `min_events`, which are left out.
-      short_events: their events.
-      largest_bags: the most ids that an event has, by column.
+      short_events: events of these users.
+      largest_bags: the largest bag of each column.
     """
 
     def __init__(self, min_events: int):
@@ -31,7 +31,7 @@ class Grouping:
         self._min_events = min_events
 
     def rows(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        """Rows of the users, in their order.
+        """One row for each user, in the order of the events.
 
         Args:
           batches: events, those of a user one after another. The first column is the user; others
@@ -41,7 +41,7 @@ class Grouping:
           Tables of the user, and of a list<list<T>> for each of the other columns. A missing id is an
           empty list.
         """
-        # Events of the latest user, of whom more may come.
+        # Events of the last user so far; the next batch may have more.
         waiting: list[pa.RecordBatch] = []
         for batch in batches:
             users = [waiting[-1].column(0)[-1:]] if waiting else []
@@ -49,7 +49,7 @@ class Grouping:
             if len(changes) == 0:
                 waiting.append(batch)
                 continue
-            # Of the user with whom the batch ends.
+            # First event of the user at the end of the batch.
             begin = int(changes[-1]) + (0 if waiting else 1)
             yield self._nest([*waiting, batch[:begin]])
             waiting = [batch[begin:]]

@@ -1,16 +1,16 @@
 """Ids written as texts → one form for each id.
 
-pandas makes a column of ids that has a hole a column of fractions: one file says 12 and another 12.0,
-and both mean one id. A column whose texts are all whole numbers becomes int64.
+pandas turns a column of ids with a missing value into floats: one file has 12 and another 12.0 for the
+same id. A column whose texts are all whole numbers becomes int64.
 """
 
 from collections.abc import Callable, Mapping
 
-# Whole numbers below it are exact as float64.
+# Whole numbers below this are exact as float64.
 _EXACT = 2**53
 _WHOLE = r"'-?(0|[1-9][0-9]*)\.0+'"
 _FRACTION = r"'-?(0|[1-9][0-9]*)\.[0-9]+'"
-# So writes a program that has rounded a number; no hash and no product code has a plus sign.
+# How programs write rounded numbers; no hash or product code has a plus sign.
 _EXPONENT = r"'-?[0-9](\.[0-9]+)?[eE]\+[0-9]+'"
 
 
@@ -75,7 +75,7 @@ def typed(column: str, kept: str, found: Mapping[str, object]) -> str:
 
 
 def _is_integer(value: str) -> str:
-    """Whether a text is what its int64 is written as, so that nothing is lost as a number."""
+    """Whether a text is the canonical form of an int64, so that conversion loses nothing."""
     return f"coalesce(CAST(TRY_CAST({value} AS BIGINT) AS VARCHAR) = {value}, false)"
 
 

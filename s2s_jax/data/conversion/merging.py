@@ -1,4 +1,4 @@
-"""ORC logs with several rows of a user → files whose events can be sorted anew."""
+"""ORC logs with several rows of a user → files whose events can be sorted again."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ class Columns(NamedTuple):
     """The columns of a log that is merged.
 
     Attributes:
-      user: of users.
-      time: of the times of events.
+      user: the column of user ids.
+      time: the column of event times.
       features: the other lists of events.
-      left_out: what has no entry an event.
+      left_out: columns that do not have one entry for each event.
     """
 
     user: str
@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(path: Path, user: str, time: str) -> Columns:
-    """The columns of an ORC log, as names and types tell.
+    """The columns of an ORC log, found by their names and types.
 
     Args:
       path: one of its files.
@@ -68,7 +68,7 @@ def with_rows(paths: Sequence[Path]) -> list[Path]:
     """The ORC files that have rows.
 
     Raises:
-      UserError: none has, or one cannot be read.
+      UserError: no file has rows, or a file cannot be read.
     """
     found = [path for path in paths if orc.read_footer(path).rows]
     if not found:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from s2s_jax.errors import UserError
 
-# What is written of every event, and the flags that say which columns it comes from.
+# Columns that every log has, and the flags that name their source.
 _ALWAYS = {"user_id": "--user", "timestamp": "--time"}
 
 
@@ -14,11 +14,12 @@ class Feature:
     """A list column of the log.
 
     Attributes:
-      name: what it is called there.
-      column: the source's.
-      separator: cuts a text into several ids; None: a text is one.
-      prefix: of every id.
-      ids: what each id of the source stands for; None: for itself. Others stand for no ids.
+      name: its name in the log.
+      column: its name in the source.
+      separator: splits a text into several ids; None: a text is one id.
+      prefix: put before every id.
+      ids: for each source id, the ids to write; None: the id itself. Source ids that are not listed are
+      left out.
     """
 
     name: str
@@ -34,8 +35,8 @@ class Selection:
 
     Attributes:
       user: column of the users.
-      time: column of the times; None: the order of lines is the order of events.
-      time_formats: in which times are written, those of `strptime`; empty: as DuckDB knows.
+      time: column of the times; None: events are in the order of the lines.
+      time_formats: formats of the times, as for `strptime`; empty: those that DuckDB recognises.
       features: the features.
       missing: texts that mean that there is no value, besides the empty one.
     """
@@ -65,7 +66,7 @@ def parse(features: Sequence[str], bags: Sequence[str], bag_separator: str) -> t
       bag_separator: between these.
 
     Raises:
-      UserError: two have the same name, or one that is always there, or a bag is none of them.
+      UserError: a name is used twice or reserved, or a bag names no feature.
     """
     parsed: dict[str, Feature] = {}
     for text in features:

@@ -1,6 +1,6 @@
-"""Times of events: how they are kept, what texts of them mean, and the whole numbers that are written.
+"""Times of events: how they are stored, parsed from text, and written as whole numbers.
 
-What an expression makes of a time that cannot be read is NULL.
+Expressions give NULL for a time that cannot be read.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ from s2s_jax.errors import UserError
 
 # For `--time`: the order of lines is the order of events.
 NO_COLUMN = "none"
-# For `--time_format`: numbers are what they are, though they may look like dates.
+# For `--time_format`: read numbers as numbers, even if they look like dates.
 NUMBER = "number"
 
 # Exact for whole seconds, milliseconds … and for fractions that matter.
@@ -26,10 +26,10 @@ _YEARS = ("%Y", "%y", "%G", "%c", "%x")
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuses what cannot be a format of times.
+    """Refuses impossible time formats.
 
     Raises:
-      UserError: one has no year, or `number` stands beside others.
+      UserError: a format has no year, or `number` is combined with other formats.
     """
     for form in formats:
         if form == NUMBER and len(formats) > 1:
@@ -42,7 +42,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def stored(types: Collection[str], formats: Sequence[str]) -> str:
-    """The type in which times are kept that files have in the given types."""
+    """The type to store times in, given their types in the files."""
     found = {"DECIMAL" if kind.startswith("DECIMAL") else kind for kind in types}
     if formats and formats != (NUMBER,):
         return "VARCHAR"
@@ -78,7 +78,7 @@ def whole(value: str, kind: str) -> str:
 
 
 def text_counts(column: str) -> dict[str, str]:
-    """How many texts of a column are times of each type; a whole number is a decimal one, too.
+    """How many texts of a column are times of each type; a whole number also counts as a decimal.
 
     Aggregates, the types with the simpler times first.
     """
@@ -109,7 +109,7 @@ def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
       found: the results of `digit_dates`, and the number of `times`.
 
     Raises:
-      UserError: they are.
+      UserError: all of them are dates.
     """
     for form in _DIGITS.values():
         if 0 < found["times"] == found[form]:

@@ -1,4 +1,4 @@
-"""A DuckDB database on disk; its errors are told in a sentence. The extra `convert` installs DuckDB."""
+"""A DuckDB database on disk, whose errors become one sentence. The extra `convert` installs DuckDB."""
 
 import concurrent.futures
 import contextlib
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Database:
-    """A database of which nothing is left when its directory is removed."""
+    """A database that keeps all its files in one directory."""
 
     def __init__(self, directory: Path, memory_limit: str | None):
         """Makes it.
@@ -28,7 +28,7 @@ class Database:
           memory_limit: of DuckDB, as "4GB"; None: its own, 80% of the memory.
 
         Raises:
-          UserError: the limit is none.
+          UserError: memory_limit is not a valid size.
         """
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "duckdb")
         try:
@@ -37,9 +37,9 @@ class Database:
             self._worker.shutdown()
             raise UserError(f"--temp_dir: {directory} cannot be used ({reason(error)})") from error
         settings = {"temp_directory": str(directory), "TimeZone": "UTC"}
-        # A progress bar of ours asks how far DuckDB is; it must not print its own.
+        # We show our own progress bar.
         settings |= {"enable_progress_bar": "true", "enable_progress_bar_print": "false"}
-        # Nothing is fetched from anywhere.
+        # Never download extensions.
         settings |= {"autoinstall_known_extensions": "false"}
         for key, value in settings.items():
             self.run(f"SET {key} = {sql.text(value)}")
@@ -59,7 +59,7 @@ class Database:
             self._connection.close()
 
     def progress(self) -> float:
-        """Percent of the running query that is done. May be asked by another thread."""
+        """Percent done of the running query. May be called from another thread."""
         return max(self._connection.query_progress(), 0.0)
 
     def run(self, query: str, what: str = "the events") -> list[tuple]:
@@ -67,7 +67,7 @@ class Database:
 
         Args:
           query: of SQL.
-          what: what errors are about, such as the file that is read.
+          what: the subject of error messages, such as the file that is read.
 
         Raises:
           UserError: it fails.
@@ -83,10 +83,10 @@ class Database:
         return dict(zip(aggregates, values, strict=True))
 
     def stream(self, query: str) -> Iterator[pa.RecordBatch]:
-        """The result of a query that memory need not hold.
+        """The result of a query, in batches, so that it need not fit in memory.
 
         Raises:
-          UserError: it fails, as where there is no room to sort.
+          UserError: it fails, for example because the disk is full.
         """
         with _explained("the events"):
             reader = self._unless_told(
@@ -96,7 +96,7 @@ class Database:
                 yield batch
 
     def _unless_told(self, work: Callable[[], T]) -> T:
-        """What `work` returns; what a signal raises meanwhile ends DuckDB's query.
+        """Returns what `work` returns; an exception raised by a signal meanwhile ends DuckDB's query.
 
         DuckDB does not hear signals, and Python hears them only outside of DuckDB.
         """

@@ -26,7 +26,7 @@ def is_movielens(ratings: Path) -> bool:
 
 
 def notes(ratings: Path) -> list[str]:
-    """What the user may not expect."""
+    """Surprises in these files, a sentence each."""
     movies = _movies(ratings)
     if movies.is_file():
         return []
@@ -36,7 +36,7 @@ def notes(ratings: Path) -> list[str]:
 
 
 def ratings_format(ratings: Path) -> CsvFormat:
-    """How a file of MovieLens's ratings is cut; its columns are userId, movieId, rating, timestamp."""
+    """The format of a ratings file; its columns are userId, movieId, rating, timestamp."""
     if ratings.suffix == ".dat":
         return CsvFormat("::", "", _COLUMNS)
     return CsvFormat(",", '"', None)

@@ -30,12 +30,12 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 class Sources(NamedTuple):
-    """What is converted.
+    """The files to convert.
 
     Attributes:
       layout: of all files.
       files: in the order in which they are read.
-      notes: what the user may not expect, a sentence each.
+      notes: surprises, a sentence each.
     """
 
     layout: Layout
@@ -52,12 +52,12 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
     directory. MovieLens is one directory, and gives its ratings. Files of 0 bytes have no events.
 
     Args:
-      paths: what is named.
-      layout: of the files; None: what their names tell.
+      paths: files, directories and glob patterns.
+      layout: of the files; None: found from their names.
       out: where the log is written.
 
     Raises:
-      UserError: nothing is named or found, a file is named twice, the layout cannot be told, or a
+      UserError: nothing is named or found, a file is named twice, the layout is unclear, or a
         directory belongs to a table that keeps deleted rows.
     """
     if not paths:
@@ -90,7 +90,7 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
 
 
 def partition_values(path: Path) -> dict[str, str | None]:
-    """What the directories of a file say about its events, as `day=2015-01-01` does."""
+    """Values of Hive-style directories in a file's path, such as `day=2015-01-01`."""
     values: dict[str, str | None] = {}
     for part in path.absolute().parent.parts:
         name, equals, value = part.partition("=")
@@ -153,7 +153,7 @@ def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) 
 
 
 def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) -> list[Path]:
-    """All but those of an earlier log that is written into a directory of the sources."""
+    """All but the files of an earlier output log inside a source directory."""
     real, top = os.path.realpath(out), os.path.realpath(directory)
     if real == top:
         return files
@@ -164,7 +164,7 @@ def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) ->
 
 
 def _each_once(files: list[Path], notes: list[str]) -> list[Path]:
-    """Without those that are in the list by another path, too: of a link and its file, the file."""
+    """Each file once; of a link and the file it points to, the file."""
     by_real: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: os.path.realpath(path) != os.path.abspath(path)):
         by_real.setdefault(os.path.realpath(path), path)
@@ -249,5 +249,5 @@ def _is_empty(path: Path) -> bool:
                 return not file.read(1)
         return path.stat().st_size == 0
     except (OSError, EOFError):
-        # It is refused, with the reason, when it is read.
+        # Reading it will give the reason.
         return False

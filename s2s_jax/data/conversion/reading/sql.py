@@ -1,6 +1,6 @@
-"""SQL of DuckDB: how files of events are scanned, and how their values become ids and times.
+"""DuckDB's SQL: how event files are scanned, and how their values become ids and times.
 
-What an expression makes of a value that cannot be read is NULL.
+Expressions give NULL for a value that cannot be read.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Scan:
     Attributes:
       path: the file.
       sql: a table function.
-      columns: by the names that users know.
+      columns: by their names in the file.
       twice: names that several columns have.
     """
 
@@ -73,20 +73,20 @@ def file(path: Path) -> str:
     full = str(path.absolute())
     if "\\" in full and re.search(r"[*?[]", full):
         raise UserError(f"{path}: a name with \\ beside *, ? or [ cannot be read; rename it")
-    # In brackets a character means itself.
+    # Inside brackets a character stands for itself.
     return text(re.sub(r"[*?[]", r"[\g<0>]", full))
 
 
 def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
-    """Lines cut into texts; those that cannot be are kept aside in the table reject_errors.
+    """Lines split into texts; bad lines go to the table reject_errors.
 
     Args:
       path: the file.
-      content: a file in UTF-8 with what is in it; the same, or a copy.
-      form: how it is cut.
+      content: the same content in UTF-8: the file itself, or a copy.
+      form: its delimiter, quotes and line ends.
       names: of all its columns.
     """
-    # Nothing is left to guesses: types, or how many lines at the beginning to pass over.
+    # DuckDB must not guess types or skip leading lines.
     types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
     sql = (
         f"read_csv({file(content)}, columns={{{types}}}, header={form.columns is None}, "
@@ -99,12 +99,12 @@ def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -
 
 
 def repeated(names: Sequence[str]) -> frozenset[str]:
-    """Those that are in the list more than once."""
+    """The names that are in the list more than once."""
     return frozenset(known for known, times in Counter(names).items() if times > 1)
 
 
 def with_partitions(scan: Scan, values: Mapping[str, str | None]) -> Scan:
-    """With columns for what the file's directories say, where the file itself does not say it."""
+    """Adds columns for the values in the file's directory names, unless the file has them."""
     columns = dict(scan.columns)
     for known, value in values.items():
         constant = "CAST(NULL AS VARCHAR)" if value is None else text(value)
@@ -124,8 +124,8 @@ def scan_parquet(path: Path) -> str:
 def scan_json(path: Path, names: Iterable[str], is_array: bool) -> Scan:
     """Objects, one a line or in one array.
 
-    A key that an object lacks is NULL, and so are those of a line that is no object. The name of a key
-    may go into inner objects, as `user.id`.
+    A key that an object lacks is NULL, and so is every key of a line that is not an object. Dots reach
+    into inner objects: `user.id`.
 
     Args:
       path: the file.
@@ -139,7 +139,7 @@ def scan_json(path: Path, names: Iterable[str], is_array: bool) -> Scan:
 
 
 def _key(key: str) -> str:
-    """The value of a key of an object, which may be within others."""
+    """The value of a key, which may be in an inner object."""
     whole = _json_path([key])
     steps = key.split(".")
     if len(steps) == 1:
@@ -162,7 +162,7 @@ def supported(data_type: str, lists: bool) -> bool:
 
 
 def stored_feature(types: Collection[str], is_bag: bool) -> str:
-    """The type in which a feature is kept that files have in the given types."""
+    """The type to store a feature in, given its types in the files."""
     elements = {found.removesuffix("[]") for found in types}
     kept = "BIGINT" if elements <= INTEGERS | TIMES and not is_bag else "VARCHAR"
     # An array of JSON is seen only when it is read.
@@ -171,7 +171,7 @@ def stored_feature(types: Collection[str], is_bag: bool) -> str:
 
 
 def stored_user(types: Collection[str]) -> str:
-    """The type in which users are kept."""
+    """The type to store user ids in."""
     return "BIGINT" if INTEGERS.issuperset(types) else "VARCHAR"
 
 
@@ -195,20 +195,20 @@ def rounded(column: Column) -> str | None:
 
 
 def user_or_time(column: Column, kept: str, missing: Sequence[str]) -> str:
-    """The value of a column, kept in a type that `stored_user` or `times.stored` chose."""
+    """The value of a column in the type chosen by `stored_user` or `times.stored`."""
     if kept == "VARCHAR":
         return _text(column, missing)
     return f"TRY_CAST({column.sql} AS {kept})"
 
 
 def feature(column: Column, kept: str, missing: Sequence[str], separator: str | None) -> str:
-    """The value of a column, kept in a type that `stored_feature` chose; missing ids are left out.
+    """The value of a column in the type chosen by `stored_feature`, without missing ids.
 
     Args:
       column: of the file.
       kept: the type.
       missing: texts that mean that there is no id, besides the empty one.
-      separator: cuts a text into ids; None: a text is one.
+      separator: splits a text into ids; None: a text is one id.
     """
     if not kept.endswith("[]"):
         return _id(column, kept, missing)

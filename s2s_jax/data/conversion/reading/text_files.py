@@ -1,4 +1,4 @@
-"""Files of text with a line an event: how they are cut, and what is in their first line."""
+"""Text files with one event a line: their format, and their first line."""
 
 import codecs
 import csv
@@ -17,14 +17,14 @@ _PIECE = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class CsvFormat:
-    """How the lines of a text file are cut.
+    """How the lines of a text file are split into columns.
 
     Attributes:
       delimiter: between columns.
       quote: around texts that hold delimiters; empty: none.
       columns: names, where the first line does not have them.
       escape: before a quotation mark, or itself, inside quotes; empty: such marks are doubled.
-      new_line: ends every line.
+      new_line: the line ending.
     """
 
     delimiter: str
@@ -51,7 +51,7 @@ def read_header(path: Path, form: CsvFormat) -> list[str]:
 
 
 def read_rows(path: Path, form: CsvFormat, encoding: str) -> Iterator[list[str]]:
-    """The lines of a file, cut.
+    """The lines of a file, split into columns.
 
     Raises:
       UserError: the file cannot be read.
@@ -86,7 +86,7 @@ def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, st
       directory: for a copy.
 
     Returns:
-      The file, and what ends its lines.
+      The file, and its line ending.
 
     Raises:
       UserError: it cannot be read, is in another encoding, or cannot be copied.
@@ -107,7 +107,7 @@ def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, st
     copy = directory / f"{len(list(directory.iterdir()))}.csv"
     decoder = codecs.getincrementaldecoder(encoding or "utf-8")
     try:
-        # What is no UTF-8 is told later, with its line.
+        # Invalid UTF-8 is reported later, with its line.
         decode = decoder("surrogateescape" if is_utf8 else "strict").decode
         with copy.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             for piece in _pieces(path):
@@ -136,7 +136,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether JSON is one array; else it is an object a line.
+    """Whether a JSON file is one array; otherwise it has one object a line.
 
     Raises:
       UserError: the file cannot be read.
