@@ -6,8 +6,8 @@
 Trains, evaluates and recommends on the CPU, through the commands alone, and collects every number that
 they write except times and rates. `compare` asks for equal numbers, to the last bit, and exits with 1
 if one differs. With --continue-from it also copies the runs that `record` kept, takes their later
-checkpoints away, and continues them with the present code. Recording takes 9 minutes on 2 busy cores,
-comparing and continuing 14; `--runs quickstart recis` takes one or two.
+checkpoints away, and continues them with the present code. Recording takes about 11 minutes on 2 cores
+that are busy with other things, too, comparing and continuing about 14; --runs names the runs to take.
 
 The numbers depend on the processor, the count of its cores and the version of jaxlib, so a recording
 says what it was made with, and another machine needs another one. MovieLens-1M is looked for where
