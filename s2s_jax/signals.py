@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: heard at any moment, answered where nothing is lost by it."""
+"""Requests to stop, by SIGTERM and SIGINT or otherwise: answered where nothing is lost by it."""
 
 import contextlib
 import os
@@ -33,59 +33,36 @@ def answer_while_starting() -> None:
         signal.signal(number, end)
 
 
-class StopSignals:
-    """Notes SIGTERM and SIGINT; a second one ends the process at once.
+class Stop:
+    """A wish that work may end before its end, looked at where nothing is lost by it.
 
-    A signal is only noted, for others to look at `requested`, except inside `at_once`.
+    By itself it hears nothing: somebody in another thread sets `requested`.
 
     Attributes:
-      requested: name of the signal that came, None if none did.
+      requested: what asks for the end; None as long as nothing does.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self._raises = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is not threading.main_thread():
-            print(
-                "signals are not heard: this is not the main thread, and Python hands them to no other",
-                file=sys.stderr,
-                flush=True,
-            )
-            return self
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, a signal raises `Stopped` wherever the main thread is.
+        """Around work that can be dropped half-way: raises `Stopped` before it or, at the latest, after.
 
-        For work that can be dropped half-way: it changes nothing that is kept, or replaces files whole.
+        Such work changes nothing that is kept, or replaces files whole.
         """
-        before = self._raises
-        self._raises = True
-        try:
-            self.check()
-            yield
-            # What runs outside the program's own code, such as a finalizer, swallows exceptions.
-            self.check()
-        finally:
-            self._raises = before
+        self.check()
+        yield
+        # What runs outside the program's own code, such as a finalizer, swallows exceptions.
+        self.check()
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal came."""
+        """Raises `Stopped` if an end was asked for."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
     def unless_told(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns, or None as soon as a signal comes; `work` then goes on unheeded.
+        """What `work` returns, or None as soon as an end is asked for; `work` then goes on unheeded.
 
         For calls that stay outside Python for long, such as compilation: Python would hear a signal only
         after them. They run in another thread.
@@ -110,6 +87,46 @@ class StopSignals:
         if errors:
             raise errors[0]
         return result[0]
+
+
+class StopSignals(Stop):
+    """Hears SIGTERM and SIGINT, whose name is then `requested`; a second one ends the process at once.
+
+    For commands: handlers of signals belong to the whole process. A signal is only noted, except inside
+    `at_once`, where it raises `Stopped` wherever the main thread is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raises = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            print(
+                "signals are not heard: this is not the main thread, and Python hands them to no other",
+                file=sys.stderr,
+                flush=True,
+            )
+            return self
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """As of `Stop`; a signal within it raises `Stopped` wherever the main thread is."""
+        before = self._raises
+        self._raises = True
+        try:
+            with super().at_once():
+                yield
+        finally:
+            self._raises = before
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -4,10 +4,17 @@ Exit codes: 0 done, 2 a mistake to mend, 3 loss or gradient not finite, 75 stopp
 and saved.
 """
 
+from pathlib import Path
+
+from jax.sharding import Mesh
+
 from s2s_jax.cluster import hosts
-from s2s_jax.config import ConfigParser
-from s2s_jax.errors import EXIT_DONE
+from s2s_jax.config import Config, ConfigParser
+from s2s_jax.data.batching.memory import keep_freed_memory
+from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.train import train
+from s2s_jax.runs.summary import print_summary
+from s2s_jax.signals import StopSignals
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +30,31 @@ def main(argv: list[str]) -> int:
     if read is None:
         return EXIT_DONE
     _, config = read
-    code = train(config)
+    keep_freed_memory()
+    code = run(config)
     hosts.leave()
     return code
+
+
+def run(config: Config, mesh: Mesh | None = None) -> int:
+    """Trains until the end or a signal, says how it ended, and returns the exit code.
+
+    Raises:
+      UserError, NotFiniteError: see `jobs.train.train`.
+    """
+    with StopSignals() as stop:
+        try:
+            stopped = train(config, mesh, stop)
+        except Stopped:
+            hosts.say(
+                f"stopped by {stop.requested} before there was anything new to save; start the same "
+                f"command again"
+            )
+            return EXIT_STOPPED
+    if stopped:
+        told = stop.requested or "a signal to another host"
+        hosts.say(f"stopped by {told}; start the same command again to continue")
+        return EXIT_STOPPED
+    if hosts.is_first():
+        print_summary(Path(config.train.output_dir))
+    return EXIT_DONE

@@ -28,7 +28,7 @@ from s2s_jax.cluster.place import NUM_HOSTS as NUM_HOSTS
 from s2s_jax.cluster.place import Place, find_place, split_address
 from s2s_jax.cluster.rendezvous import listen, meet
 from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
-from s2s_jax.signals import StopSignals
+from s2s_jax.signals import Stop
 
 # Seconds without a sign of life after which a process counts as gone.
 _HEARTBEAT_TIMEOUT = 40
@@ -184,7 +184,7 @@ class InStep(Protocol):
 
 
 def in_step(
-    items: Iterable[T], fact_of: Callable[[T], int], stop: StopSignals | None = None
+    items: Iterable[T], fact_of: Callable[[T], int], stop: Stop | None = None
 ) -> Iterator[T]:
     """Items that all processes work on together, one after the other.
 

@@ -22,15 +22,14 @@ from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
-from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+from s2s_jax.errors import UserError
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.runs.run_dir import locked, write_config
-from s2s_jax.runs.summary import print_summary
 from s2s_jax.runs.writer import Writer
-from s2s_jax.signals import StopSignals
+from s2s_jax.signals import Stop
 from s2s_jax.training import validation
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.flops import time_at_peak
@@ -42,42 +41,34 @@ from s2s_jax.training.schedule import Position, check_decay, clock_of
 from s2s_jax.training.step import StepFunctions, TrainState
 
 
-def train(config: Config, mesh: Mesh | None = None) -> int:
-    """Trains `config` on `mesh`, by default all devices, and returns the exit code.
+def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:
+    """Trains `config`, and says whether it was told to stop before the end; what was trained is saved.
+
+    Nothing of the process is changed for it: signals, for one, are the caller's.
+
+    Args:
+      config: the configuration.
+      mesh: devices; None: all.
+      stop: is looked at between steps.
 
     Raises:
       UserError: bad data or a directory that cannot be continued; what was trained is saved.
       NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
+      Stopped: it was told to stop before there was anything new to save.
     """
     run_dir = Path(config.train.output_dir)
-    with hosts.ending_together(), StopSignals() as stop:
-        try:
-            mesh = make_mesh() if mesh is None else mesh
-            with (
-                locked(run_dir),
-                contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
-                # Before checkpoints are closed on the way out, which waits for the others.
-                hosts.ending_together(),
-            ):
-                stopped = _run(config, mesh, checkpoints, stop)
-        except Stopped:
-            if jax.process_count() > 1:
-                raise
-            hosts.say(
-                f"stopped by {stop.requested} before there was anything new to save; start the same "
-                f"command again"
-            )
-            return EXIT_STOPPED
-    if stopped:
-        told = stop.requested or "a signal to another host"
-        hosts.say(f"stopped by {told}; start the same command again to continue")
-        return EXIT_STOPPED
-    if hosts.is_first():
-        print_summary(run_dir)
-    return EXIT_DONE
+    with hosts.ending_together():
+        mesh = make_mesh() if mesh is None else mesh
+        with (
+            locked(run_dir),
+            contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
+            # Before checkpoints are closed on the way out, which waits for the others.
+            hosts.ending_together(),
+        ):
+            return _run(config, mesh, checkpoints, Stop() if stop is None else stop)
 
 
-def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: StopSignals) -> bool:
+def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bool:
     """Trains to the end, or until told to stop; returns whether it was told."""
     with stop.at_once():
         job, notes = _prepare(config, mesh, checkpoints)
@@ -157,7 +148,7 @@ def _evaluation(job: Job) -> Evaluate | None:
     return evaluate
 
 
-def _start_or_continue(job: Job, stop: StopSignals) -> Progress:
+def _start_or_continue(job: Job, stop: Stop) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
     items = 0 if job.items is None else job.items.items
     meters = Meters(time_at_peak(job.config, job.mesh.size, items))

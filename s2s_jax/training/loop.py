@@ -22,7 +22,7 @@ from s2s_jax.errors import NotFiniteError, Stopped, UserError
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.skip_log import SkipLog
 from s2s_jax.runs.writer import Writer
-from s2s_jax.signals import StopSignals
+from s2s_jax.signals import Stop
 from s2s_jax.training import growth, validation
 from s2s_jax.training.batches import put_stop
 from s2s_jax.training.growth import Evictions, GrowthPlan
@@ -104,7 +104,7 @@ class Loop:
         progress: Progress,
         total_steps: int,
         writer: Writer | None,
-        stop: StopSignals,
+        stop: Stop,
         evaluate: Evaluate | None,
     ):
         """Stands before the first step.
@@ -114,7 +114,7 @@ class Loop:
           progress: where it stands.
           total_steps: at which it ends.
           writer: of metrics; None in all processes but the first.
-          stop: signals.
+          stop: may ask for an end.
           evaluate: ranks the validation events; called where `eval.every_steps` says, None if it says
             nowhere.
         """

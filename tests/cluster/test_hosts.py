@@ -30,6 +30,7 @@ USERS = 90
 RUNNER = """
 import pickle, sys, time
 import s2s_jax.jobs.train as t
+from s2s_jax.cli.train import run
 from s2s_jax.errors import run_door
 from s2s_jax.cluster import hosts
 config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
@@ -37,7 +38,7 @@ next_ = t.Reader.__next__
 t.Reader.__next__ = lambda self: (time.sleep(pause), next_(self))[1]
 def main(_):
     hosts.join()
-    code = t.train(config)
+    code = run(config)
     hosts.leave()
     return code
 run_door(main)
@@ -122,7 +123,7 @@ def straight(log, tmp_path_factory):
 def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     """2 processes x 2 devices and 1 x 4 differ only in the order in which devices' sums are added."""
     config = make_job(log, tmp_path / "one")
-    assert train(config, make_mesh(jax.devices()[:4])) == EXIT_DONE
+    assert not train(config, make_mesh(jax.devices()[:4]))
     two = learned(Path(straight.train.output_dir))
     np.testing.assert_allclose(learned(tmp_path / "one"), two, rtol=1e-5)
     moved = tmp_path / "moved"
@@ -131,7 +132,7 @@ def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     first = dataclasses.replace(first, io=dataclasses.replace(first.io, thread_num=0))
     ended = finish(start(first, tmp_path, 2, 2))
     assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
-    assert train(make_job(log, moved), make_mesh(jax.devices()[:4])) == EXIT_DONE
+    assert not train(make_job(log, moved), make_mesh(jax.devices()[:4]))
     np.testing.assert_allclose(learned(moved), two, rtol=1e-5)
 
 

@@ -321,7 +321,7 @@ def test_programs_refuse_what_would_read_the_same_weights_otherwise(tmp_path):
         ),
         eval=EvalConfig(held_out=1),
     )
-    assert train(config, make_mesh(jax.devices()[:1])) == 0
+    assert not train(config, make_mesh(jax.devices()[:1]))
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     file = tmp_path / "config.py"
     combined = with_feature(config, 2, combiner="sum")

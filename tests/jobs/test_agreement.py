@@ -73,7 +73,7 @@ def trained(tmp_path_factory):
     model = dataclasses.replace(config.model, num_layers=1)
     short = dataclasses.replace(config.train, train_steps=5)
     config = dataclasses.replace(config, model=model, train=short)
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     return config, directory, as_read(rows)
 
 

@@ -50,7 +50,7 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
     mesh = make_mesh(jax.devices()[:devices])
     run_dir, again_dir = directory / "run", directory / "again"
     config = options.config_of(row, logs, run_dir)
-    assert train(config, mesh) == 0
+    assert not train(config, mesh)
     whole = learned(run_dir)
     losses = [line for line in whole if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2, 3]
@@ -61,7 +61,7 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
     for path in (again_dir / "checkpoints").iterdir():
         if int(path.name) > restored_at:
             shutil.rmtree(path)
-    assert train(options.config_of(row, logs, again_dir), mesh) == 0
+    assert not train(options.config_of(row, logs, again_dir), mesh)
     assert learned(again_dir) == whole
     if config.feature("item_id").bag_size > 1:
         with pytest.raises(UserError, match=r"features\.0\.bag_size: expected 1"):

@@ -18,10 +18,10 @@ import small
 from jobs_of import job, lines, one_device, saved_state
 from places import HELPERS, REPO
 
+from s2s_jax.cli.train import run
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import item_counts
 from s2s_jax.errors import EXIT_STOPPED, Stopped, UserError
-from s2s_jax.jobs.train import train
 from s2s_jax.ranking import evaluation
 from s2s_jax.ranking.candidates import Candidates
 from s2s_jax.runs.checkpoints import Checkpoints
@@ -57,7 +57,7 @@ def make_job(log, run_dir, **changes):
 @pytest.fixture(scope="module")
 def straight(log, tmp_path_factory):
     config = make_job(log, tmp_path_factory.mktemp("straight") / "run")
-    assert train(config, one_device()) == 0
+    assert run(config, one_device()) == 0
     return config
 
 
@@ -73,7 +73,7 @@ def losses(config):
 
 def continued_equals(straight, config):
     """Goes on to the end, and compares all that was learned and told with a run that never stopped."""
-    assert train(config, one_device()) == 0
+    assert run(config, one_device()) == 0
     run_dir, other = Path(config.train.output_dir), Path(straight.train.output_dir)
     assert [x["step"] for x in lines(run_dir)] == [x["step"] for x in lines(other)]
     assert losses(config) == losses(straight)
@@ -110,7 +110,7 @@ def test_told_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
     config = make_job(log, tmp_path / "run")
     with monkeypatch.context() as patched:
         calls(patched, Candidates, "ranks", 8)
-        assert train(config, one_device()) == EXIT_STOPPED
+        assert run(config, one_device()) == EXIT_STOPPED
     assert "stopped by SIGTERM; start the same command again" in capsys.readouterr().err
     assert newest(config) == 12
     assert sorted(evaluations(config)) == [6]
@@ -135,10 +135,10 @@ def test_told_at_any_moment(straight, log, tmp_path, monkeypatch, of, name, numb
     if name == "restore":
         with monkeypatch.context() as patched:
             calls(patched, Checkpoints, "save", 1)
-            assert train(config, one_device()) == EXIT_STOPPED
+            assert run(config, one_device()) == EXIT_STOPPED
     with monkeypatch.context() as patched:
         calls(patched, of, name, number)
-        assert train(config, one_device()) == EXIT_STOPPED
+        assert run(config, one_device()) == EXIT_STOPPED
     assert newest(config) == step
     continued_equals(straight, config)
 
@@ -147,16 +147,16 @@ def test_told_at_any_moment(straight, log, tmp_path, monkeypatch, of, name, numb
 def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
     first = make_job(log, tmp_path / "run")
     first = dataclasses.replace(first, train=dataclasses.replace(first.train, train_steps=3))
-    assert train(first, one_device()) == 0
+    assert run(first, one_device()) == 0
     features = tuple(
         dataclasses.replace(f, capacity=8192) if f.grows else f for f in straight.features
     )
     config = dataclasses.replace(make_job(log, tmp_path / "run"), features=features)
     with monkeypatch.context() as patched:
         calls(patched, growth, "doubled", 1)
-        assert train(config, one_device()) == EXIT_STOPPED
+        assert run(config, one_device()) == EXIT_STOPPED
     assert newest(config) == 4
-    assert train(config, one_device()) == 0
+    assert run(config, one_device()) == 0
     assert losses(config) == losses(straight)
 
 
@@ -176,10 +176,10 @@ def test_told_while_compiling(straight, log, tmp_path, monkeypatch, step, capsys
     with monkeypatch.context() as patched:
         if step == 6:
             calls(patched, Checkpoints, "save", 1)
-            assert train(config, one_device()) == EXIT_STOPPED
+            assert run(config, one_device()) == EXIT_STOPPED
         patched.setattr(jax.stages.Lowered, "compile", slow)
         begun = time.monotonic()
-        assert train(config, one_device()) == EXIT_STOPPED
+        assert run(config, one_device()) == EXIT_STOPPED
         assert time.monotonic() - begun < 30
         end.set()
     assert "start the same command again" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_a_step_is_saved_before_an_evaluation_that_fails(log, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(evaluation.Evaluator, "evaluate", broken)
         with pytest.raises(UserError, match="a stripe"):
-            train(config, one_device())
+            run(config, one_device())
     assert newest(config) == 6
 
 
@@ -216,7 +216,7 @@ def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monk
     seen: list[set[int]] = []
     directory = tmp_path / "run" / "checkpoints"
     monkeypatch.setattr(evaluation.Evaluator, "evaluate", made_up)
-    assert train(config, one_device()) == 0
+    assert run(config, one_device()) == 0
     assert {int(path.name) for path in directory.iterdir()} == {4, 16}
     # While a step is evaluated, the best one before it is there.
     assert all(4 in kept for kept in seen[2:])
@@ -250,7 +250,7 @@ def test_errors_of_another_thread_are_those_of_the_call():
 def test_trains_in_a_thread_that_is_not_the_main_one(log, tmp_path, capsys):
     config = job(log, tmp_path, train_steps=2)
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(train, config, one_device()).result() == 0
+        assert pool.submit(run, config, one_device()).result() == 0
     assert "signals are not heard" in capsys.readouterr().err
 
 

@@ -51,7 +51,7 @@ def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
         io=dataclasses.replace(config.io, packing="auto", windows=2),
         model=dataclasses.replace(config.model, num_layers=1),
     )
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     columns = [pyarrow.orc.read_table(path)["item_id"] for path in sorted(log.glob("*.orc"))]
     mean = np.mean([len(row) for column in columns for row in column.to_pylist()])
     packing = int(0.85 * 8 * small.SEQ_LEN / mean)
@@ -64,7 +64,7 @@ def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
 @pytest.fixture(scope="module")
 def straight(log, tmp_path_factory):
     config = job(log, tmp_path_factory.mktemp("straight"))
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     return config
 
 
@@ -83,14 +83,14 @@ def test_the_run_directory(straight, log):
 
 def test_same_seed_same_run(straight, log, tmp_path):
     again = job(log, tmp_path)
-    assert train(again, one_device()) == 0
+    assert not train(again, one_device())
     assert_same_run(straight, again)
 
 
 def test_interrupted_and_continued_equals_straight(straight, log, tmp_path, capsys):
-    assert train(job(log, tmp_path, train_steps=17), one_device()) == 0
+    assert not train(job(log, tmp_path, train_steps=17), one_device())
     config = job(log, tmp_path)
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert "continuing from the checkpoint of step 17" in capsys.readouterr().err
     assert_same_run(straight, config)
 
@@ -99,11 +99,11 @@ RUNNER = """
 import pickle, sys, jax
 import small
 from s2s_jax.errors import run_door
-from s2s_jax.jobs.train import train
+from s2s_jax.cli.train import run
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.cluster.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
-run_door(lambda _: train(config, make_mesh(jax.devices()[:1])))
+run_door(lambda _: run(config, make_mesh(jax.devices()[:1])))
 """
 
 
@@ -134,7 +134,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(straight, log, tmp_path, number
     assert "Traceback" not in said
     saved = max(int(p.name) for p in (run_dir / "checkpoints").iterdir())
     assert 10 < saved < 40
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert_same_run(straight, config)
 
 
@@ -156,22 +156,22 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path
     with (run_dir / "metrics.jsonl").open("a") as file:
         # Lines that are none, and a torn one as a kill in mid-write leaves it.
         file.write('3\n{"x": 1}\n\n{"step": 30, "lo')
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert_same_run(straight, config)
 
 
 def test_an_unfinished_checkpoint_is_not_used(log, tmp_path, capsys):
-    assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
+    assert not train(job(log, tmp_path, train_steps=10), one_device())
     checkpoints = tmp_path / "checkpoints"
     unfinished = checkpoints / "20.orbax-checkpoint-tmp-1"
     shutil.copytree(checkpoints / "10", unfinished)
-    assert train(job(log, tmp_path, train_steps=12), one_device()) == 0
+    assert not train(job(log, tmp_path, train_steps=12), one_device())
     assert not unfinished.exists()
     assert "continuing from the checkpoint of step 10" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(log, tmp_path):
-    assert train(job(log, tmp_path, train_steps=10), one_device()) == 0
+    assert not train(job(log, tmp_path, train_steps=10), one_device())
     shutil.rmtree(tmp_path / "checkpoints" / "10" / "state")
     with pytest.raises(UserError, match="checkpoints/10: is damaged") as caught:
         train(job(log, tmp_path, train_steps=12), one_device())
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(log, tmp_path):
 
 def test_a_finished_run_has_nothing_to_do(straight, log, capsys):
     before = lines(Path(straight.train.output_dir))
-    assert train(straight, one_device()) == 0
+    assert not train(straight, one_device())
     assert lines(Path(straight.train.output_dir)) == before
 
 
@@ -216,11 +216,11 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 1 <= int(saved.name) <= USERS // 8
     (bad / "part-1.orc").write_bytes(whole)
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     other = dataclasses.replace(
         config, train=dataclasses.replace(config.train, output_dir=str(tmp_path / "other"))
     )
-    assert train(other, one_device()) == 0
+    assert not train(other, one_device())
     assert_same_run(config, other, step=-(-USERS // 8))
 
 
@@ -273,7 +273,7 @@ def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
         config = job(log, tmp_path / name, log_steps=1, **changes)
         lr = dataclasses.replace(config.lr, decay="linear", decay_steps=decay_steps)
         config = dataclasses.replace(config, lr=lr)
-        assert train(config, one_device()) == 0
+        assert not train(config, one_device())
         return config
 
     # Two epochs, continued in the second one.
@@ -297,7 +297,7 @@ def test_learning_rates_may_change_also_of_runs_from_before_a_key_existed(straig
     (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
     config = job(log, tmp_path / "run", train_steps=45)
     config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1e-4))
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert lines(tmp_path / "run")[-1]["step"] == 45
 
 
@@ -311,7 +311,7 @@ def test_goes_on_with_other_devices(straight, log, tmp_path, devices):
         io = dataclasses.replace(config.io, batch_size=8 // count)
         model = dataclasses.replace(config.model, dropout=0.0)
         config = dataclasses.replace(config, io=io, model=model)
-        assert train(config, make_mesh(jax.devices()[:count])) == 0
+        assert not train(config, make_mesh(jax.devices()[:count]))
 
     on(1, 20, tmp_path / "straight")
     on(1, 10, tmp_path / "moved")
@@ -334,23 +334,23 @@ def test_a_profile_that_spans_the_end_of_a_run_is_written_and_begun_anew(log, tm
         return set((tmp_path / "profile").rglob("*.xplane.pb"))
 
     config = job(log, tmp_path, train_steps=3, profile_steps=(2, 5))
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     first = traces()
     assert len(first) == 1
     time.sleep(1.1)  # A trace is named after the second in which it ends.
     config = job(log, tmp_path, train_steps=6, profile_steps=(2, 5))
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert len(traces()) == 2
     assert lines(tmp_path)[-1]["step"] == 5
     # Its steps lie behind the run.
-    assert train(job(log, tmp_path, train_steps=7, profile_steps=(2, 5)), one_device()) == 0
+    assert not train(job(log, tmp_path, train_steps=7, profile_steps=(2, 5)), one_device())
     assert len(traces()) == 2
 
 
 def test_a_profile_that_cannot_begin_does_not_end_the_run(log, tmp_path, capsys):
     jax.profiler.start_trace(str(tmp_path / "another"))
     try:
-        assert train(job(log, tmp_path, train_steps=3, profile_steps=(1, 2)), one_device()) == 0
+        assert not train(job(log, tmp_path, train_steps=3, profile_steps=(1, 2)), one_device())
     finally:
         jax.profiler.stop_trace()
     assert capsys.readouterr().err.count("the profile cannot be written") == 1

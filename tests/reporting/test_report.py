@@ -500,7 +500,7 @@ def trained(log, tmp_path_factory):
     short = dataclasses.replace(config.train, train_steps=20)
     model = dataclasses.replace(config.model, num_layers=1)
     config = dataclasses.replace(config, features=features, train=short, model=model)
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     return config
 
 

@@ -74,7 +74,7 @@ def test_a_run_whose_checkpoints_fill_the_disk_goes_on_from_the_last_whole_one(
     log, disk, tmp_path, capfd
 ):
     straight = job(log, tmp_path / "straight", train_steps=12, log_steps=1, save_steps=3)
-    assert train(straight, one_device()) == 0
+    assert not train(straight, one_device())
     config = job(log, disk.path / "run", train_steps=12, log_steps=1, save_steps=3)
     disk.resize("300k")
     with pytest.raises(SystemExit) as caught:
@@ -88,7 +88,7 @@ def test_a_run_whose_checkpoints_fill_the_disk_goes_on_from_the_last_whole_one(
     whole = [int(path.name) for path in (disk.path / "run" / "checkpoints").iterdir()]
     assert 3 in whole
     disk.resize("8m")
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert f"continuing from the checkpoint of step {max(whole)}" in capfd.readouterr().err
     assert learned(disk.path / "run") == learned(tmp_path / "straight")
 
@@ -125,7 +125,7 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
     log, tmp_path, monkeypatch, capsys
 ):
     straight = job(log, tmp_path / "straight", train_steps=8, log_steps=1)
-    assert train(straight, one_device()) == 0
+    assert not train(straight, one_device())
     config = job(log, tmp_path / "run", train_steps=8, log_steps=1)
     with monkeypatch.context() as patched:
         append = MetricsFile._append
@@ -139,7 +139,7 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
         with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
             train(config, one_device())
     assert [x["step"] for x in lines(tmp_path / "run")] == [1, 2, 3, 4]
-    assert train(config, one_device()) == 0
+    assert not train(config, one_device())
     assert "continuing from the checkpoint of step 6" in capsys.readouterr().err
     assert learned(tmp_path / "run") == learned(tmp_path / "straight")
 

@@ -18,7 +18,8 @@ def keep_freed_memory() -> None:
     """Sets the C library's allocator, and lets Arrow use it; does nothing where that is not glibc.
 
     A decoded stripe is some megabytes, which allocators fetch from the system anew for each: its pages
-    are then zeroed one by one, at their first use, for a tenth to a third of the time of decoding.
+    are then zeroed one by one, at their first use, for a tenth to a third of the time of decoding. It
+    is a setting of the whole process, so only commands make it.
     """
     if not sys.platform.startswith("linux"):
         return

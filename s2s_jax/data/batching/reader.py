@@ -16,7 +16,6 @@ from s2s_jax.data.batching.dataset import (
     HostBatch,
     HostSlice,
 )
-from s2s_jax.data.batching.memory import keep_freed_memory
 from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
 from s2s_jax.data.encoding.features import entry_kinds, id_width
 from s2s_jax.data.encoding.indexing import index_files
@@ -62,7 +61,6 @@ class Reader(Iterator[HostBatch]):
         self._batch_rows = batch_rows
         self._host_slice = host_slice
         self._to_device = to_device
-        keep_freed_memory()
         self._index = index_files(config) if index is None else index
         self.skipped_files = self._index.skipped
         self.notes = [*self._index.notes, *_stripe_notes(self._index, config)]
