@@ -1,10 +1,10 @@
-"""Causal attention in three ways, chosen by platform, and rotary positions.
+"""Causal attention in three implementations, chosen by platform, and rotary positions.
 
 Shapes: B batch, L positions, N heads, H head width, Q queries of a block, K keys that they may see.
 
-Padding stands at the end of each row, so causality alone keeps it from real positions. In rows that
-pack several sequences, `sequence_BL` says which positions belong together; a position attends to none
-outside its sequence.
+Padding is at the end of each row, so causality alone keeps real positions from attending to it. In
+rows that pack several sequences, `sequence_BL` says which positions belong together; a position attends
+only within its own sequence.
 """
 
 from typing import Literal, NamedTuple
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 _Implementation = Literal["blocked", "cudnn", "xla"]
 Attention = _Implementation | Literal["auto"]
 
-# Queries that are scored together. At 64, the part of a block above the diagonal is small and matrix
-# products still large: 32 and 128 take a tenth to a half more time on CPUs.
+# Queries scored together. At 64, the part of a block above the diagonal is small and matrix products
+# are still large; 32 and 128 are 10% to 50% slower on CPUs.
 _BLOCK = 64
-# Finite, so that differences of masked scores are numbers.
+# Finite, so that subtracting masked scores never gives NaN.
 _MASKED = -1e30
 _ROPE_BASE = 10_000.0
-# Head widths of cuDNN's fused attention on all GPUs that have it.
+# Head widths that cuDNN's fused attention supports on every GPU that has it.
 _CUDNN_WIDTH_MULTIPLE, _CUDNN_MAX_WIDTH = 8, 128
 
 
@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
 
     Attributes:
       cos_BLH: f32 `[B, L, H/2]`, or `[1, L, H/2]` if all rows have the same positions.
-      sin_BLH: alike.
+      sin_BLH: of the same shape.
     """
 
     cos_BLH: jax.Array
@@ -44,23 +44,24 @@ def causal_attention(
     sequence_BL: jax.Array | None = None,
     implementation: Attention = "auto",
 ) -> jax.Array:
-    """Softmax-weighted values of each position and those before it, scores scaled by 1/sqrt(H).
+    """Attention of each position over itself and earlier ones, with scores scaled by 1/sqrt(H).
 
     Args:
       q_BLNH: queries.
       k_BLNH: keys.
       v_BLNH: values.
-      sequence_BL: int32; positions with different numbers do not see each other. None: one sequence.
-      implementation: blocked, `_blocked`; cudnn or xla, `jax.nn.dot_product_attention`'s; auto, see
-        `choose`.
+      sequence_BL: int32; positions with different numbers do not see each other. None: each row is one
+        sequence.
+      implementation: "blocked" is `_blocked`; "cudnn" and "xla" are those of
+        `jax.nn.dot_product_attention`; "auto" is what `choose` returns.
 
     Returns:
-      `[B, L, N, H]` of the inputs' type.
+      `[B, L, N, H]`, of the same type as the inputs.
     """
     if implementation == "auto":
         implementation = choose(jax.default_backend(), q_BLNH.dtype, q_BLNH.shape[-1])
     if implementation == "blocked":
-        # Heads beside the batch: products over the last two axes need no further copies.
+        # With the head axis next to the batch axis, the products need no further copies.
         heads_first = (x.swapaxes(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
         return _blocked(*heads_first, sequence_BL).swapaxes(1, 2)
     mask_B1LL = None
@@ -72,7 +73,7 @@ def causal_attention(
 
 
 def choose(backend: str, dtype: jnp.dtype, head_width: int) -> _Implementation:
-    """The fastest implementation that `backend` has for this type and head width."""
+    """The fastest implementation on `backend` for this type and head width."""
     if backend == "cpu":
         return "blocked"
     narrow = dtype in (jnp.bfloat16, jnp.float16)
@@ -84,11 +85,11 @@ def choose(backend: str, dtype: jnp.dtype, head_width: int) -> _Implementation:
 def _blocked(
     q_BNLH: jax.Array, k_BNLH: jax.Array, v_BNLH: jax.Array, sequence_BL: jax.Array | None
 ) -> jax.Array:
-    """Exact attention by blocks of queries, each seeing keys only up to its own end.
+    """Exact attention in blocks of queries; each block sees keys only up to its own end.
 
-    So about half of the scores are never formed. The backward pass forms them again from the
-    log-sum-exp of each query, as flash attention does (Dao et al., 2022): a scan over layers would
-    otherwise write all of them to memory and read them back.
+    This skips about half of the scores. The backward pass recomputes the others from the log-sum-exp of
+    each query, as flash attention does (Dao et al., 2022). Otherwise a scan over layers would write all
+    of them to memory and read them back.
     """
     return _blocked_forward(q_BNLH, k_BNLH, v_BNLH, sequence_BL)[0]
 
@@ -103,7 +104,7 @@ def _blocked_forward(
         weights_BNKQ = jnp.exp(scores_BNKQ - top_BN1Q)
         sum_BN1Q = weights_BNKQ.sum(axis=2, keepdims=True)
         out_BNQH = _product("bnkq,bnkh->bnqh", weights_BNKQ, v_BNLH[:, :, :end])
-        # Dividing by the sums after the product touches H instead of K numbers of each query.
+        # Dividing by the sums after the product takes H instead of K divisions per query.
         outs.append(out_BNQH / sum_BN1Q.swapaxes(2, 3))
         log_sums.append(top_BN1Q + jnp.log(sum_BN1Q))
     out_BNLH = jnp.concatenate(outs, axis=2).astype(q_BNLH.dtype)
@@ -114,7 +115,7 @@ def _blocked_forward(
 def _blocked_backward(saved: tuple, d_out_BNLH: jax.Array) -> tuple:
     q_BNLH, k_BNLH, v_BNLH, sequence_BL, out_BNLH, log_sum_BN1L = saved
     seq_len, scale = q_BNLH.shape[2], q_BNLH.shape[-1] ** -0.5
-    # The part of a score's gradient that all scores of its query share.
+    # The part of the gradient that is the same for all scores of a query.
     shared_BN1L = (d_out_BNLH.astype(jnp.float32) * out_BNLH).sum(axis=-1)[:, :, None]
     d_q, d_k, d_v = [], [], []
     for begin, end in _blocks(seq_len):
@@ -143,10 +144,10 @@ def _blocks(seq_len: int) -> list[tuple[int, int]]:
 def _scores(
     q_BNLH: jax.Array, k_BNLH: jax.Array, sequence_BL: jax.Array | None, begin: int, end: int
 ) -> jax.Array:
-    """f32 `[B, N, K, Q]` scores of the queries from `begin` to `end` and the keys up to `end`.
+    """f32 `[B, N, K, Q]` scores of queries `begin` to `end` with keys up to `end`.
 
-    Keys come first because the products of the backward pass sum over queries: with queries last, two
-    of its five need no transposed operand, which takes a tenth off the whole.
+    Keys come before queries because the products of the backward pass sum over queries. With queries
+    last, two of its five products need no transposed operand, which makes attention 10% faster.
     """
     scale = q_BNLH.shape[-1] ** -0.5
     scores_BNKQ = _product("bnkh,bnqh->bnkq", k_BNLH[:, :, :end], q_BNLH[:, :, begin:end]) * scale
@@ -157,26 +158,26 @@ def _scores(
 
 
 def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """A product of operands of `b`'s type, accumulated in f32."""
+    """Einsum of `a`, cast to the type of `b`, and `b`; accumulates in f32."""
     return jnp.einsum(axes, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
 
 
 def sequence_positions(sequence_BL: jax.Array) -> jax.Array:
-    """int32 `[B, L]`: how many positions of its sequence come before each."""
+    """int32 `[B, L]`: the index of each position within its sequence."""
     index_1L = jnp.arange(sequence_BL.shape[1], dtype=jnp.int32)[None]
     begins_BL = jnp.diff(sequence_BL, axis=1, prepend=sequence_BL[:, :1]) != 0
     return index_1L - jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)
 
 
 def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
-    """The angles of positions: position / 10000^(2i/H) for the i-th pair of features.
+    """Angles for rotary positions: position / 10000^(2i/H) for the i-th pair of features.
 
-    So a product of a rotated query and a rotated key depends on their distance only (Su et al.,
-    "RoFormer", 2021).
+    The dot product of a rotated query and a rotated key then depends on their positions only through
+    the distance between them (Su et al., "RoFormer", 2021).
 
     Args:
       position_BL: int32 `[B, L]`, or `[1, L]` for all rows.
-      head_width: H, even.
+      head_width: H; must be even.
     """
     pair_H = jnp.arange(head_width // 2, dtype=jnp.float32)
     speed_H = _ROPE_BASE ** (-2 * pair_H / head_width)
@@ -185,7 +186,7 @@ def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
 
 
 def rotate(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns feature i and feature i + H/2 of each head, taken as a point, by the i-th angle."""
+    """Rotates the point (feature i, feature i + H/2) of each head by the i-th angle."""
     cos_BL1H, sin_BL1H = (part[:, :, None] for part in rotation)
     one, other = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
     turned = (one * cos_BL1H - other * sin_BL1H, other * cos_BL1H + one * sin_BL1H)

@@ -1,7 +1,7 @@
-"""Softmax over similarities between predictions and the events of a batch.
+"""Softmax loss over similarities between predictions and events.
 
 Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C candidates (the
-positives of the pairs of one device, or of all), E model width, K ids of a bag.
+positives of one device, or of all devices), E model width, K ids of a bag.
 """
 
 from typing import Any, NamedTuple
@@ -14,17 +14,17 @@ from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries, alignment,
 from s2s_jax.model.streamed_softmax import softmax_sums
 
 _NORM_EPS = 1e-6
-# Items of more ids (or words) than this are numbered before they are compared.
+# Items with more ids (or words) than this are numbered before they are compared.
 _WORDS_COMPARED = 2
 
 
 class LossSums(NamedTuple):
-    """Sums over the pairs of a batch: divide by `pairs` for means.
+    """Sums over the pairs of a batch; divide by `pairs` for means.
 
     Attributes:
       loss: f32 scalar, sum of the cross-entropies.
-      hits: f32 scalar, pairs whose positive beats all negatives; a tie is no hit.
-      pairs: f32 scalar, pairs that count.
+      hits: f32 scalar, number of pairs whose positive scores above all negatives; a tie is not a hit.
+      pairs: f32 scalar, number of valid pairs.
     """
 
     loss: jax.Array
@@ -33,14 +33,14 @@ class LossSums(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Queries and the events they are to predict, pair by pair.
+    """Queries and the events that they should predict.
 
     Attributes:
       queries_NE: f32.
-      positives_NE: f32; the positives of all pairs are the candidates of each.
-      valid_N: bool; a pair that is not valid is no query, positive or negative.
-      item_NK: int32 ids of the positives' items; None: repeats of an item count as negatives.
-      share_N: f32 share of all events that is the positive's item's; None where it is not asked for.
+      positives_NE: f32; the positives of all pairs are the candidates of every query.
+      valid_N: bool; an invalid pair is not used as a query, positive or negative.
+      item_NK: int32 ids of the positives' items; None: other events of the same item count as negatives.
+      share_N: f32 share of all events that are about the positive's item; None if not needed.
     """
 
     queries_NE: jax.Array
@@ -51,15 +51,16 @@ class Pairs(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What the loss knows of the events of a batch besides their vectors.
+    """What the loss needs to know about the events of a batch, apart from their vectors.
 
     Attributes:
-      length_B: int32, real positions of each row.
+      length_B: int32, number of real positions of each row.
       item_BLK: int32 ids (or the words of ids) of the item feature.
-      present_BL: bool, whether a position has an item. One without is nobody's positive and no
+      present_BL: bool, whether a position has an item. A position without one is never a positive or a
         negative.
-      sequence_BL: int32, which sequence of its row a position belongs to; None: rows are one.
-      share_BL: f32 share of all events that is the item's; None where it is not asked for.
+      sequence_BL: int32, which sequence of its row a position belongs to; None: each row is one
+        sequence.
+      share_BL: f32 share of all events that are about the position's item; None if not needed.
     """
 
     length_B: jax.Array
@@ -75,10 +76,10 @@ def pair_up(
     """Pairs each position's prediction with the event that it is scored against.
 
     Args:
-      config: pairing and masks.
+      config: gives the pairing and the masks.
       preds_ME: f32 `[B*L, E]`.
       targets_ME: f32 `[B*L, E]`.
-      events: of these positions.
+      events: the events at these positions.
     """
     length_B, item_BLK, present_BL, sequence_BL, share_BL = events
     batch, seq_len, _ = item_BLK.shape
@@ -102,13 +103,13 @@ def pair_up(
 
 
 class Sampled(NamedTuple):
-    """Candidates besides the pairs' own, none of them anybody's positive.
+    """Sampled candidates, which are used as negatives only.
 
     Attributes:
-      vectors_CE: f32, of any length.
+      vectors_CE: f32; need not be normalized.
       item_CK: int32 items; None if the pairs have none.
       log_q_C: f32 logarithms of the probabilities (or expected counts) with which the candidates were
-        drawn, infinite for one that is none; None: no correction.
+        drawn, infinite for entries that are not candidates; None: no correction.
     """
 
     vectors_CE: jax.Array
@@ -126,20 +127,21 @@ def softmax_loss(
 ) -> LossSums:
     """Cross-entropy of each query's positive among itself and its negatives.
 
-    Negatives are other pairs' positives, sampled candidates or both, as `config.negatives` says. From
-    the logit of what was drawn with probability q, log q is subtracted, also where it is the positive
-    (Jean et al., "On using very large target vocabulary for neural machine translation", 2015; Yi et
-    al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019).
+    Negatives are other pairs' positives, sampled candidates or both, depending on `config.negatives`.
+    The correction subtracts log q from the logit of a candidate drawn with probability q, also from the
+    positive's (Jean et al., "On using very large target vocabulary for neural machine translation",
+    2015; Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations",
+    2019).
 
     Args:
-      config: temperature and where negatives come from.
-      pairs: of this device.
-      axis: inside `jax.shard_map`, the mesh axis over which all devices' positives are candidates; None:
-        this device's own are. Sampled candidates are always this device's own.
-      sampled: further candidates; None exactly if negatives are of the batch only.
+      config: gives the temperature and the kind of negatives.
+      pairs: the pairs of this device.
+      axis: inside `jax.shard_map`, the mesh axis whose devices share their positives as candidates;
+        None: only this device's positives are candidates. Sampled candidates are never shared.
+      sampled: sampled candidates; must be None if and only if all negatives are in-batch.
       log_q_N: log q of the positives, without gradient; None: no correction.
-      dtype: of the factors of similarities, whose products are added up in float32 (or wider); None:
-        that of the pairs' vectors.
+      dtype: type of the vectors that are multiplied; products are summed in float32 or wider. None: the
+        type of the pairs' vectors.
 
     Returns:
       Sums over this device's pairs.
@@ -149,7 +151,7 @@ def softmax_loss(
         raise ValueError(
             f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
         )
-    # Pairs that are not valid fill up what the device multiplies in larger tiles.
+    # Pads with invalid pairs to a size that the device multiplies well.
     pairs, log_q_N = _filled_up((pairs, log_q_N))
     dtype = pairs.queries_NE.dtype if dtype is None else dtype
     vectors_NE = comparable(config, pairs.queries_NE).astype(dtype)
@@ -160,7 +162,7 @@ def softmax_loss(
     if config.negatives not in ("in_batch", "mixed"):
         axis = None
     if axis is not None:
-        # Small, so that only vectors need to go round; and items can be numbered alike on all devices.
+        # These are small, so only vectors go round the ring, and all devices number items alike.
         bias_A, item_AK = jax.tree.map(
             lambda x: jax.lax.all_gather(x, axis, tiled=True), (bias_A, item_AK)
         )
@@ -186,7 +188,7 @@ def softmax_loss(
 def _item_words(
     item_AK: jax.Array | None, sampled: Sampled | None, first: jax.Array | int, size: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Items in few words: of pairs `[first, first + size)` of A, of all A, and of sampled candidates."""
+    """Items in few words: of pairs `[first, first + size)`, of all A pairs, of sampled candidates."""
     if item_AK is None:
         return None, None, None
     item_SK = None if sampled is None else sampled.item_CK
@@ -200,7 +202,7 @@ def _item_words(
 
 
 def _filled_up(arrays: Any) -> Any:
-    """The arrays, with zeros after them up to a size that the device multiplies as it is."""
+    """The arrays, padded at the end with zeros to a size that the device need not pad itself."""
 
     def fill(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, -len(x) % alignment())] + [(0, 0)] * (x.ndim - 1))
@@ -209,7 +211,7 @@ def _filled_up(arrays: Any) -> Any:
 
 
 def comparable(config: LossConfig, x_NE: jax.Array) -> jax.Array:
-    """Vectors whose dot products are the similarities that `config` asks for."""
+    """Vectors whose dot products are the similarity chosen in `config`."""
     return normalize(x_NE) if config.similarity == "cosine" else x_NE
 
 
@@ -220,6 +222,6 @@ def normalize(x_NE: jax.Array) -> jax.Array:
 
 
 def _number_bags(item_NK: jax.Array) -> jax.Array:
-    """int32 `[N]`, equal for bags with the same ids in the same order."""
+    """int32 `[N]`, equal only for bags with the same ids in the same order."""
     _, number_N = jnp.unique(item_NK, axis=0, size=item_NK.shape[0], return_inverse=True)
     return number_N.reshape(-1)

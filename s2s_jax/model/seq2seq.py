@@ -1,4 +1,4 @@
-"""Embedded events → projection → causal transformer: what users do next, and what events look like.
+"""Embedded events → projection → causal transformer: vectors of predictions and of target events.
 
 Shapes: B batch, L positions, M = B L, D concatenated embedding width, E model width.
 """
@@ -15,11 +15,11 @@ from s2s_jax.model.transformer import Transformer, compute_dtype, linear
 
 
 class Encoded(NamedTuple):
-    """What the model makes of a batch.
+    """The model's output for a batch.
 
     Attributes:
       preds_ME: f32 `[B*L, E]`, the user's state after each event.
-      targets_ME: f32 `[B*L, E]`, each event as it looks when it is to be predicted.
+      targets_ME: f32 `[B*L, E]`, the vector of each event as a target.
     """
 
     preds_ME: jax.Array
@@ -53,11 +53,12 @@ class Seq2Seq(nnx.Module):
 
         Args:
           embeddings: f32 `[B, L, emb_dim]` of each feature.
-          key: for dropout; None turns it off, as for evaluation.
-          sequence_BL: int32, which sequence of its row a position belongs to; None: rows are one.
+          key: for dropout; None turns dropout off, as in evaluation.
+          sequence_BL: int32, which sequence of its row a position belongs to; None: each row is one
+            sequence.
         """
         seq_len = embeddings[self.shown[0]].shape[1]
-        # An event is its target features and the rest: projecting them apart gives both at no cost.
+        # Projecting target features and other features separately gives both vectors at no extra cost.
         targets_ME = self._targets(embeddings)
         events_ME = targets_ME
         if self.hidden:
@@ -66,10 +67,10 @@ class Seq2Seq(nnx.Module):
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 
     def targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:
-        """f32 `[B*L, E]`: how events, or items, look when they are to be predicted.
+        """f32 `[B*L, E]`: the vectors of events, or items, as targets.
 
         Args:
-          embeddings: f32 `[B, L, emb_dim]` of each feature that scored events show.
+          embeddings: f32 `[B, L, emb_dim]` of each target feature.
         """
         return self._targets(embeddings).astype(jnp.float32)
 
@@ -79,7 +80,7 @@ class Seq2Seq(nnx.Module):
         return self._project(embeddings, self.shown) + bias_1E
 
     def _project(self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]) -> jax.Array:
-        """The projection of some features, all others being zero, without bias: `[B*L, E]`."""
+        """`[B*L, E]`: the projection of some features, as if the others were zero, without bias."""
         kernel_DE = self.proj.kernel[...]
         flat = [embeddings[name].reshape(-1, embeddings[name].shape[-1]) for name in names]
         kernels = [kernel_DE[slice(*self.begin_end[name])] for name in names]

@@ -1,6 +1,6 @@
-"""Queries in blocks against candidates: logits, what comes of them, and gradients.
+"""Blocks of queries scored against candidates: logits, outcomes and gradients.
 
-What the two ways of `streamed_softmax` share.
+Used by both algorithms of `streamed_softmax`.
 
 Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
 queries each.
@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without negatives has no inf - inf anywhere.
+# Finite, so that a row without negatives never computes inf - inf.
 MASKED = -1e30
-# How a backward rule says that there is none.
+# A backward rule returns this for an input without a gradient.
 NO_GRADIENT: Any = None
-# Bytes of a block's logits: fewer make small matrix products, more do not make them quicker. On a GPU
-# adding to the gradients of all candidates, once a block, costs more beside products that are quicker.
+# Bytes of a block's logits. Smaller blocks make the matrix products too small, larger ones make them no
+# faster. On a GPU, products are faster, so adding to all candidates' gradients once a block weighs more.
 _BLOCK_BYTES_CPU, _BLOCK_BYTES = 2**24, 2**26
-# Every block adds to the gradients of all candidates, which is worth it for this many queries only.
+# Every block adds to the gradients of all candidates, so a block should have at least this many queries.
 _LEAST_ROWS = 128
-# What sizes are multiples of, on tensor cores. XLA pads others, all candidates in each block anew.
+# Sizes should be multiples of this on tensor cores. Otherwise XLA pads, all candidates again each block.
 _ALIGNMENT_CPU, _ALIGNMENT = 1, 128
 
 
@@ -30,14 +30,14 @@ class Queries(NamedTuple):
     """Queries, each with its positive.
 
     Attributes:
-      vectors_NE: scaled already, so that dot products are similarities.
-      positives_NE: alike.
+      vectors_NE: already scaled, so that dot products are similarities.
+      positives_NE: scaled in the same way.
       valid_N: bool, whether a query counts.
       bias_N: added to the positive's logit; has no gradient.
       own_N: int32, which candidate is the positive (in a ring: which of all devices' candidates), so
-        that it is not a negative as well; None: the positives are not among the candidates.
-      item_NK: int32 items of the positives; a candidate with the same item is no negative. None: only
-        the positive itself is none.
+        that it is not also used as a negative; None: the positives are not among the candidates.
+      item_NK: int32 items of the positives; a candidate with the same item is not a negative. None: all
+        candidates but the positive are negatives.
     """
 
     vectors_NE: jax.Array
@@ -52,10 +52,10 @@ class Candidates(NamedTuple):
     """What queries are scored against.
 
     Attributes:
-      vectors_CE: scaled as the queries' are; in a ring, those of this device.
+      vectors_CE: scaled like the queries; in a ring, those of this device.
       bias_C: added to logits, `MASKED` for a candidate that does not count; has no gradient. In a ring,
-        `[A]` of all devices in their order.
-      item_CK: int32, None if the queries' is. In a ring, `[A, K]`.
+        `[A]`, of all devices in order.
+      item_CK: int32, None if `Queries.item_NK` is. In a ring, `[A, K]`.
     """
 
     vectors_CE: jax.Array
@@ -64,13 +64,13 @@ class Candidates(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What queries make of all their logits; probabilities are exp(logit - shift) weight.
+    """The outcome of queries over all their logits. A probability is exp(logit - shift) * weight.
 
     Attributes:
       loss: cross-entropy.
-      hit: bool, whether the positive beats all negatives.
+      hit: bool, whether the positive scores above all negatives.
       shift: the largest logit.
-      weight: one over the sum of exp(logit - shift).
+      weight: 1 / sum of exp(logit - shift).
       lack: 1 - probability of the positive.
 
     All but `shift` are 0 for a query that does not count.
@@ -84,15 +84,15 @@ class Outcome(NamedTuple):
 
 
 def alignment() -> int:
-    """What numbers of queries and candidates should be multiples of, on the default backend."""
+    """The numbers of queries and candidates should be multiples of this, on the default backend."""
     return _ALIGNMENT_CPU if jax.default_backend() == "cpu" else _ALIGNMENT
 
 
 def cut_queries(queries: Queries, candidates: int, temperature: jax.Array) -> Queries:
-    """Queries over temperature, in blocks `[G, B, …]`; what fills the last one does not count."""
+    """Queries over temperature, in blocks `[G, B, …]`; invalid queries fill up the last block."""
     vectors_NE = queries.vectors_NE
     size = vectors_NE.shape[0]
-    # The product is rounded once to the vectors' type, also where that is narrow.
+    # Computed in the wide type, so that it is rounded to the vectors' type only once.
     scaled_NE = (vectors_NE.astype(temperature.dtype) / temperature).astype(vectors_NE.dtype)
     most = _BLOCK_BYTES_CPU if jax.default_backend() == "cpu" else _BLOCK_BYTES
     number = math.ceil(size * candidates * temperature.dtype.itemsize / most)
@@ -108,24 +108,24 @@ def cut_queries(queries: Queries, candidates: int, temperature: jax.Array) -> Qu
 
 
 def join_blocks(x_GB: jax.Array, queries: Queries) -> jax.Array:
-    """Undoes `cut_queries` of an array."""
+    """Undoes `cut_queries` for an array."""
     return x_GB.reshape(-1, *x_GB.shape[2:])[: queries.valid_N.size]
 
 
 def logits_of(
     block: Queries, candidates: Candidates, first: jax.Array | int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """`[B, C]` products without biases, and logits, masked where a candidate is no negative.
+    """`[B, C]` products without biases, and logits, masked where a candidate is not a negative.
 
     Args:
-      block: queries over temperature.
-      candidates: some of them.
-      first: the number of the first, as `own_N` counts; None: no positives are among these.
+      block: queries divided by temperature.
+      candidates: some or all candidates.
+      first: the number of the first of these, as `own_N` counts; None: they include no positives.
     """
     raw_BC = product(block.vectors_NE, candidates.vectors_CE, (1, 1))
     logits_BC = raw_BC + candidates.bias_C[None]
     if block.item_NK is not None and candidates.item_CK is not None:
-        # The positive itself has the positive's item.
+        # This masks the positive itself too.
         words = zip(block.item_NK.T, candidates.item_CK.T, strict=True)
         unlike_BC = functools.reduce(jnp.logical_or, [b[:, None] != c[None] for b, c in words])
         logits_BC = jnp.where(unlike_BC, logits_BC, MASKED)
@@ -136,13 +136,13 @@ def logits_of(
 
 
 def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
-    """The outcome of queries that meet all candidates at once, and `[B, C]` exp(logit - shift)."""
+    """The outcome of queries scored against all candidates, and `[B, C]` exp(logit - shift)."""
     raw_BC, logits_BC = logits_of(block, candidates, 0)
     if block.own_N is None:
         both_BE = block.vectors_NE.astype(raw_BC.dtype) * block.positives_NE.astype(raw_BC.dtype)
         own_B = both_BE.sum(axis=-1)
     else:
-        # Taken from the same product as the negatives, or rounding would decide ties.
+        # From the same product as the negatives; otherwise rounding would break ties.
         own_B = pick(raw_BC, block.own_N)
     own_B += block.bias_N
     top_B = logits_BC.max(axis=-1)
@@ -156,7 +156,7 @@ def outcome_of(
 ) -> Outcome:
     """`rest` is the sum of exp(logit - shift) over the negatives."""
     total = rest + jnp.exp(own - shift)
-    # log1p keeps what log(1 + rest) would round away where the positive leads.
+    # Where the positive leads, log1p(rest) keeps digits that log(1 + rest) would round away.
     loss = jnp.where(own >= top, jnp.log1p(rest), jnp.log(total) + shift - own)
     return Outcome(
         loss=jnp.where(valid, loss, 0),
@@ -170,15 +170,15 @@ def outcome_of(
 def pull(
     shares_BC: jax.Array, block: Queries, candidates: Candidates, outcome: Outcome
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of queries over temperature, `[B, E]`, and of candidates, `[E, C]`, by the negatives.
+    """Gradients through the negatives: of scaled queries, `[B, E]`, and of candidates, `[E, C]`.
 
-    Weights are given to vectors, of which there are fewer than shares.
+    Vectors are multiplied by the weights instead of shares, because vectors are smaller.
     """
     vectors_CE = candidates.vectors_CE
     weight_B1 = outcome.weight[:, None]
     shares_BC = shares_BC.astype(vectors_CE.dtype)
     d_BE = weight_B1 * product(shares_BC, vectors_CE, (1, 0))
-    # On CPUs the product with the candidates last is quicker than its transpose.
+    # On CPUs the product with candidates on the last axis is faster than its transpose.
     weighted_BE = (weight_B1 * block.vectors_NE).astype(vectors_CE.dtype)
     return d_BE, product(weighted_BE, shares_BC, (0, 0))
 
@@ -186,7 +186,7 @@ def pull(
 def query_gradients(
     vectors_NE: jax.Array, temperature: jax.Array, lack_N: jax.Array, d_NE: jax.Array, by: jax.Array
 ) -> tuple[Queries, jax.Array]:
-    """Gradients of vectors, positives and temperature from those of vectors over temperature."""
+    """Gradients of vectors, positives and temperature, given those of vectors divided by temperature."""
     scaled_NE = vectors_NE.astype(d_NE.dtype) / temperature
     d_vectors_NE = (by / temperature * d_NE).astype(vectors_NE.dtype)
     d_positives_NE = (-by * lack_N[:, None] * scaled_NE).astype(vectors_NE.dtype)
@@ -195,21 +195,21 @@ def query_gradients(
 
 
 def sums_of(loss: jax.Array, hit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the losses, and how many hits there are."""
+    """The sum of the losses, and the number of hits."""
     return loss.sum(), hit.sum(dtype=jnp.float32)
 
 
 def pick(x_BC: jax.Array, place_B: jax.Array) -> jax.Array:
-    """`x_BC[b, place_B[b]]`, of the nearest place where there is none such."""
+    """`x_BC[b, place_B[b]]`; out-of-range places are clipped."""
     return jnp.take_along_axis(x_BC, place_B[:, None], axis=1, mode="clip")[:, 0]
 
 
 def product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product over one dimension of each, added up in a wide enough type."""
+    """Matrix product over one dimension of each operand, accumulated in `sum_type`."""
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=sum_type(a))
 
 
 def sum_type(x: jax.Array) -> jnp.dtype:
-    """The type in which products of `x` are added up: float32, or float64 if that is its own."""
+    """The type in which products of `x` are summed: float64 if `x` is, else float32."""
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -1,7 +1,7 @@
-"""Softmax cross-entropy where each device has a part of the candidates, which go round all devices.
+"""Softmax cross-entropy where each device has a part of the candidates, sent round a ring of devices.
 
-Logarithms of sums are kept up as candidates pass (Milakov and Gimelshein, "Online normalizer
-calculation for softmax", 2018), and differentiating sends them round again, together with their
+The maximum and the sum are updated as candidates pass (Milakov and Gimelshein, "Online normalizer
+calculation for softmax", 2018). The backward pass sends the candidates round again, together with their
 gradients, as ring attention does (Liu et al., "Ring attention with blockwise transformers for
 near-infinite context", 2023).
 
@@ -30,12 +30,12 @@ from s2s_jax.model.softmax_blocks import (
     sums_of,
 )
 
-# Above every masked logit and below all others: the maximum of no logits yet.
+# The maximum before any logit is seen: above every masked logit and below all others.
 _NOTHING = -1e29
 
 
 class _Online(NamedTuple):
-    """What is known of queries that have met some of the candidates.
+    """Running sums of queries that have been scored against some of the candidates.
 
     Attributes:
       own: the positive's logit.
@@ -56,7 +56,7 @@ def ring_sums(
     local: Candidates | None,
     temperature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums where every device has its part of the candidates."""
+    """The sums of `softmax_sums` where every device has its part of the candidates."""
     return _ring_forward(axis, queries, candidates, local, temperature)[0]
 
 
@@ -72,7 +72,7 @@ def _ring_forward(
 
     def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
         vectors_CE, online = carry
-        # Sent on before they are used, so that sending need not wait for the products.
+        # Sent before they are used, so that sending overlaps with the products.
         coming_CE = _pass_on(vectors_CE, axis)
         return (
             coming_CE,
@@ -113,7 +113,7 @@ def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
     d_GBE, d_step_EC = _pull_again(
         d_GBE, blocks, outcome, *_of_step(candidates, last_CE, size - 1, axis)
     )
-    # One step further, gradients are at home.
+    # One step further, gradients are back on their own device.
     d_EC = _pass_on(_pass_on(d_EC, axis) + d_step_EC, axis)
     dtype, d_local = queries.vectors_NE.dtype, None
     if local is not None:
@@ -131,7 +131,7 @@ ring_sums.defvjp(_ring_forward, _ring_backward)
 def _meet(
     online: _Online, blocks: Queries, candidates: Candidates, first: jax.Array | None
 ) -> _Online:
-    """Lets all queries meet candidates; `[G, B]` arrays in, `[G, B]` arrays out."""
+    """Updates the running sums of all queries with some candidates; `[G, B]` arrays in and out."""
 
     def one_block(_: None, met: tuple[_Online, Queries]) -> tuple[None, _Online]:
         before, block = met
@@ -155,7 +155,7 @@ def _pull_again(
     candidates: Candidates,
     first: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds what candidates give to the gradients of queries; also returns the candidates' own."""
+    """Adds these candidates' part to the queries' gradients; also returns the candidates' gradients."""
 
     def one_block(d_EC: jax.Array, each: tuple) -> tuple[jax.Array, jax.Array]:
         d_BE, block, outcome = each
@@ -172,7 +172,7 @@ def _pull_again(
 def _of_step(
     candidates: Candidates, vectors_CE: jax.Array, step: jax.Array | int, axis: str
 ) -> tuple[Candidates, jax.Array]:
-    """The candidates that a device has after some steps round the ring, and the first one's number."""
+    """The candidates that a device holds after `step` ring steps, and the number of the first one."""
     rows = vectors_CE.shape[0]
     size = jax.lax.axis_size(axis)
     first = (jax.lax.axis_index(axis) + size - step) % size * rows
@@ -188,5 +188,5 @@ def _pass_on(x: jax.Array, axis: str) -> jax.Array:
 
 
 def _most(candidates: Candidates, local: Candidates | None) -> int:
-    """Candidates that a device scores at a time."""
+    """The most candidates that a device scores at a time."""
     return max(x.vectors_CE.shape[0] for x in (candidates, local) if x is not None)

@@ -1,8 +1,9 @@
-"""Softmax cross-entropy over many candidates that never holds the matrix of all logits.
+"""Softmax cross-entropy over many candidates, without the matrix of all logits in memory.
 
-Queries are worked off in blocks. Where a device has all candidates, a block's gradients are formed while
-its logits are at hand, since the loss is a sum: three matrix products a block, and nothing is computed
-twice. Where every device has its part of the candidates, these go round: see `softmax_ring`.
+Queries are processed in blocks. If a device has all candidates, each block computes its gradients
+together with its logits, which is possible because the loss is a sum: three matrix products a block, and
+nothing is computed twice. If every device has a part of the candidates, these go round a ring: see
+`softmax_ring`.
 
 Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
 queries each.
@@ -35,24 +36,24 @@ def softmax_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each query's positive among itself and the candidates that are negatives.
 
-    Logits are dot products over temperature, plus biases. Products are of the vectors' type and added up
-    in float32, or float64 if that is theirs. Gradients go to all vectors and the temperature. Of a
-    positive that is among the candidates, a part goes to `positives_NE` (as the positive) and a part to
-    `vectors_CE` (as others' negative).
+    Logits are dot products divided by temperature, plus biases. Products are summed in float32, or in
+    float64 if the vectors are float64. All vectors and the temperature get gradients. If a positive is
+    among the candidates, `positives_NE` gets its gradient as a positive, and `vectors_CE` its gradient
+    as a negative of other queries.
 
     Args:
-      queries: of this device.
-      candidates: of this device.
-      temperature: number or scalar.
-      axis: inside `jax.shard_map`, the mesh axis round which candidates go; None: they stay.
-      local: further candidates of this device, none of them a positive, that stay where they are.
+      queries: the queries of this device.
+      candidates: the candidates of this device.
+      temperature: number or scalar array.
+      axis: inside `jax.shard_map`, the mesh axis round which candidates are sent; None: they stay.
+      local: more candidates of this device, none of them a positive, which are never sent.
 
     Returns:
-      Sums over the queries that count: the loss, and how many positives beat all negatives.
+      Sums over the queries that count: the loss, and the number of positives above all negatives.
     """
     vectors_NE = queries.vectors_NE
     temperature = jnp.asarray(temperature, sum_type(vectors_NE))
-    # shard_map wants to know that all differ between devices if the queries do.
+    # shard_map must see all of these as varying over devices if the queries do.
     one = jnp.ones_like(vectors_NE, shape=(), dtype=jnp.int32)
     candidates, local, temperature = jax.tree.map(
         lambda x: x * one.astype(x.dtype), (candidates, local, temperature)

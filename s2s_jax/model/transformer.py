@@ -1,7 +1,7 @@
-"""A causal pre-LN transformer in Flax NNX, its layers stacked and scanned.
+"""A causal pre-LN transformer in Flax NNX, with stacked and scanned layers.
 
 Shapes: B batch, L positions, M = B L, E width (`hidden_size`), F feed-forward width, N heads, H head
-width. Activations stay flat, `[B*L, E]`: with three axes XLA's CPU backend puts a transposing copy
+width. Activations stay flat, `[B*L, E]`: with three axes, XLA's CPU backend inserts a transposing copy
 before the weight gradient of every linear layer.
 """
 
@@ -21,7 +21,7 @@ from s2s_jax.model.attention import (
 
 _LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
-# Layers of which a loop is made only if asked for: without one, each is compiled anew.
+# With unroll="auto", models of up to this many layers are unrolled. Each unrolled layer is compiled.
 _MOST_UNROLLED = 16
 
 
@@ -43,12 +43,12 @@ def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx
 
 
 def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm, computed in float32 whatever the rest computes in."""
+    """Layer norm, always computed in float32."""
     return nnx.LayerNorm(size, epsilon=_LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales the rest; nothing without a key."""
+    """Zeroes elements with probability `rate` and scales the others; does nothing without a key."""
     if key is None or rate == 0:
         return x
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -56,7 +56,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 class CausalAttention(nnx.Module):
-    """Multi-head attention of each position to itself and those before it."""
+    """Multi-head attention of each position to itself and earlier positions."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dtype = compute_dtype(config)
@@ -79,9 +79,10 @@ class CausalAttention(nnx.Module):
         Args:
           x_ME: `[B*L, E]` activations.
           seq_len: L.
-          keys: two, for dropout.
-          sequence_BL: int32; positions attend within their sequence only. None: rows are one sequence.
-          turns: of queries and keys; None: attention knows no positions.
+          keys: two keys for dropout; None turns it off.
+          sequence_BL: int32; positions attend only within their sequence. None: each row is one
+            sequence.
+          turns: rotation of queries and keys; None: no rotary positions.
 
         Returns:
           `[B*L, E]`.
@@ -135,7 +136,7 @@ class Layer(nnx.Module):
         sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
     ) -> jax.Array:
-        """Runs the layer: as `CausalAttention`, but with three dropout keys."""
+        """Runs the layer. The arguments are those of `CausalAttention`, but with three dropout keys."""
 
         def attend(x_ME: jax.Array, keys: jax.Array | None) -> jax.Array:
             return self.attn(self.norm1(x_ME), seq_len, keys, sequence_BL, turns)
@@ -147,10 +148,10 @@ class Layer(nnx.Module):
 
 
 def layers_a_turn(config: ModelConfig) -> int:
-    """Layers that one turn of the loop over layers runs.
+    """The number of layers that one iteration of the scan over layers runs.
 
-    A loop writes what each layer keeps for the backward pass into one array of all layers, zeroed
-    first, and reads it back; on a GPU this takes a quarter of a step.
+    A scan writes what each layer saves for the backward pass into one array for all layers, zeroed
+    first, and reads it back. On a GPU this takes a quarter of a step.
     """
     if config.unroll != "auto":
         return config.unroll
@@ -160,16 +161,16 @@ def layers_a_turn(config: ModelConfig) -> int:
 
 
 def _prevent_cse(config: ModelConfig) -> bool:
-    # The forward and the backward loop over layers cannot share computations, but without loops XLA
-    # would find what is computed again equal to what was computed, and keep it after all.
+    # The forward and the backward scan cannot share computations. Without a scan, XLA would see that the
+    # recomputed values equal the first ones and keep those in memory after all.
     return layers_a_turn(config) == config.num_layers
 
 
 class Transformer(nnx.Module):
-    """`num_layers` layers, whose parameters are stacked along a first axis, and a layer norm.
+    """`num_layers` layers, with parameters stacked along a first axis, and a final layer norm.
 
-    Before the first layer come learned positions (`position`), a layer norm (`input_norm`: Devlin et
-    al., 2019, have one there) and dropout (`input_dropout`), each if wished.
+    Before the first layer there can be learned positions (`position`), a layer norm (`input_norm`, as in
+    Devlin et al., 2019) and dropout (`input_dropout`).
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -198,14 +199,14 @@ class Transformer(nnx.Module):
         """Runs the layers.
 
         Args:
-          x_ME: `[B*L, E]`; padding stands at the end of each row, so that causality alone keeps it from
-            real positions.
+          x_ME: `[B*L, E]`; padding must be at the end of each row, so that causality alone keeps real
+            positions from attending to it.
           seq_len: L.
           key: for dropout; None turns it off.
-          sequence_BL: int32, which of the sequences that a row packs a position belongs to; each is
-            encoded as it would be alone. None: a row is one sequence.
-          position_BL: int32, numbers of the positions for learned and rotary ones. None: they count
-            from 0 at the start of each sequence.
+          sequence_BL: int32, which of the sequences packed into a row a position belongs to; each is
+            encoded as if it were alone. None: each row is one sequence.
+          position_BL: int32, position numbers for learned and rotary positions. None: they count from 0
+            at the start of each sequence.
 
         Returns:
           f32 `[B*L, E]`.
