@@ -12,12 +12,13 @@ R rows and D width of a table.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from s2s_jax.embedding import lookup
+from s2s_jax.embedding.lookup import Arrays
 
 # A round moves an eighth of what would be moved if every id of a batch had a row of its own, spread
 # evenly: fewer slices would carry more padding, more would take longer to get going.
@@ -33,9 +34,7 @@ _NOWHERE = jnp.iinfo(jnp.int32).max
 _ROOM_FOR_QUESTIONS = 2
 _MORE_QUESTIONS = 32
 
-Arrays = dict[str, jax.Array]
-# Takes a carry and `{table: Window}`, returns the carry.
-Visit = Callable[[Any, dict[str, "Window"]], Any]
+_Carry = TypeVar("_Carry")
 
 
 class Asked(NamedTuple):
@@ -63,6 +62,10 @@ class Window(NamedTuple):
 
     rows_W: jax.Array
     sums_WD: jax.Array
+
+
+# Takes a carry and windows by table, returns the carry.
+Visit: TypeAlias = Callable[[_Carry, dict[str, Window]], _Carry]
 
 
 def ask(rows_U: jax.Array, table_rows: int, devices: int) -> Asked:
@@ -172,10 +175,10 @@ def reduce(
     gradients: Mapping[str, jax.Array],
     asked: Mapping[str, Asked],
     local_rows: Mapping[str, int],
-    visit: Visit,
-    carry: Any,
+    visit: Visit[_Carry],
+    carry: _Carry,
     axis: str,
-) -> Any:
+) -> _Carry:
     """Brings gradients to the owners of their rows and sums them there, a window of rows at a time.
 
     Every device sends each owner its next rows, up to ten slices. If some run is longer, the owner takes

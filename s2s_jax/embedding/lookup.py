@@ -15,6 +15,9 @@ import jax.numpy as jnp
 
 from s2s_jax.embedding.tables import TableSpec, rows_of_buckets
 
+# Arrays by the name of a table or a feature.
+Arrays = dict[str, jax.Array]
+
 
 class Unique(NamedTuple):
     """The rows of one table that a batch uses, each once.

@@ -11,7 +11,7 @@ V ids that an owner is asked for, n devices, R rows and D width of a table.
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding import exchange, id_keys, id_map, lookup
+from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec, table_specs
 
-Arrays = dict[str, jax.Array]
 Maps = dict[str, id_map.IdMap]
+
+_Carry = TypeVar("_Carry")
 
 
 class Found(NamedTuple):
@@ -354,8 +356,12 @@ class ShardedTables:
         )(found.unknown[self._features[name].table_name], found.places[name])
 
     def reduce(
-        self, asked: dict[str, exchange.Asked], gradients: Arrays, visit: exchange.Visit, carry: Any
-    ) -> Any:
+        self,
+        asked: dict[str, exchange.Asked],
+        gradients: Arrays,
+        visit: exchange.Visit[_Carry],
+        carry: _Carry,
+    ) -> _Carry:
         """Gives `visit` the gradients of all rows, summed, where the rows live: see `exchange.reduce`.
 
         Args:
@@ -366,7 +372,7 @@ class ShardedTables:
         """
         local_rows = {name: spec.rows // self._mesh.size for name, spec in self.specs.items()}
 
-        def on_device(asked: Any, gradients: Arrays, carry: Any) -> Any:
+        def on_device(asked: dict[str, exchange.Asked], gradients: Arrays, carry: _Carry) -> _Carry:
             return exchange.reduce(gradients, asked, local_rows, visit, carry, self._axis)
 
         spec = self._first

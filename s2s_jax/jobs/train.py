@@ -38,7 +38,8 @@ from s2s_jax.training.loop import Evaluate, Job, Loop, Progress
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.schedule import Position, check_decay, clock_of
-from s2s_jax.training.step import StepFunctions, TrainState
+from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import StepFunctions
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:

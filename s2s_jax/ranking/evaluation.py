@@ -29,7 +29,9 @@ from s2s_jax.data.items.catalogue import Catalogue, collect_for_evaluation
 from s2s_jax.errors import UserError
 from s2s_jax.ranking import metrics
 from s2s_jax.ranking.candidates import Candidates, returns
-from s2s_jax.training.step import StepFunctions, TrainState, Users
+from s2s_jax.training.inference import Users
+from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import StepFunctions
 
 # Items that are encoded together by one device.
 _ITEMS = 4096

@@ -10,7 +10,8 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.compatibility import check_config
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
+from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import StepFunctions, make_step_functions
 from s2s_jax.training.validation import best_step
 
 

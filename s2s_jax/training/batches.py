@@ -64,6 +64,11 @@ def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
     return {"stop": _put(np.full((1, len(mesh.local_devices)), stop, np.int32), mesh)}
 
 
+def ids_of(batch: Batch) -> dict[str, jax.Array]:
+    """The ids in a batch of `unpack`, by feature."""
+    return {key.removeprefix("ids/"): x for key, x in batch.items() if key.startswith("ids/")}
+
+
 def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
     sharding = batch_sharded(mesh)
     if jax.process_count() == 1:

@@ -15,7 +15,7 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
 from s2s_jax.training.optimizer import table_moments, with_table_moments
-from s2s_jax.training.step import TrainState
+from s2s_jax.training.state import TrainState
 
 _MAX_LOAD = 0.85
 _LAG = 2

@@ -25,7 +25,7 @@ from s2s_jax.cluster.mesh import replicated
 from s2s_jax.config import Config
 from s2s_jax.embedding.id_keys import EMPTY, is_there, keys_of, unique_keys
 from s2s_jax.embedding.sharded import present
-from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch
+from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
 from s2s_jax.training.negatives import split_ids
 
 # The keys of items have 64 good bits: two cells' worth, and once more when scrambled again.
@@ -130,9 +130,7 @@ def with_stream_shares(
       did not come yet.
     """
     feature = config.feature(config.loss.item_feature)
-    of_events, of_drawn = split_ids(
-        {name.removeprefix("ids/"): x for name, x in batch.items() if name.startswith("ids/")}
-    )
+    of_events, of_drawn = split_ids(ids_of(batch))
     there = present(feature, of_events)[..., 0]
     real = jnp.arange(there.shape[-1]) < batch["length"][..., None]
     keys = item_keys(of_events[feature.name], there & real, feature.id_words)

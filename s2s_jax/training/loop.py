@@ -30,7 +30,8 @@ from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.pair_watch import PairWatch
 from s2s_jax.training.schedule import Clock
-from s2s_jax.training.step import StepFunctions, TrainState, make_step_functions
+from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import StepFunctions, make_step_functions
 
 # From the functions and the state of now to a line of metrics of the validation events; what is done one
 # after the other goes through the last argument.

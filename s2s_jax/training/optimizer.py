@@ -1,16 +1,13 @@
 """AdamW for the dense part chained with a sparse-row AdamW for the tables, in Optax.
 
-Parameters are `{"dense": …, "tables": {name: [R, D]}}` and, if tables have default rows,
-`"unknown": {name: [D]}`. Gradients have the same keys, but a table's leaf holds a row for each of the
-unique rows that a device asked for, `[U, D]` a device. The extra argument `reduce` brings them to the
-devices that own the rows. Updates of tables are the new tables themselves, written in place: nothing of
-a table's size is ever made beside it.
+Gradients are `Params` in which a table has a row for each of the unique rows that a device needed,
+`[U, D]` a device. The extra argument `reduce` brings them to the devices that own the rows. Updates of
+tables are the new tables themselves, written in place: nothing of a table's size is ever made beside it.
 
 Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +15,26 @@ import optax
 
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding import exchange, lookup
+from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.tables import NUM_SEGMENTS
+from s2s_jax.training.params import Params, Tree
 from s2s_jax.training.schedule import Clock, learning_rate
 
-Params = dict[str, Any]
+# A part of `Params`, and its place in the chain of `make_optimizer`, which clips first.
+Part = Literal["dense", "tables", "unknown"]
+_PLACES: dict[Part, int] = {"dense": 1, "tables": 2, "unknown": 3}
 
-# Place of the sparse-row AdamW in the chain of `make_optimizer`.
-_SPARSE = 2
+_Carry = TypeVar("_Carry")
 
-# `(gradients of tables, visit, carry) -> carry`: see `exchange.reduce`. The carry is a tree of tables
-# and arrays beside them, sharded by rows.
-Reduce = Callable[[Any, exchange.Visit, Any], Any]
+
+class Reduce(Protocol):
+    """Gives `visit` the gradients of rows where the rows live, see `exchange.reduce`."""
+
+    def __call__(
+        self, gradients: Arrays, visit: exchange.Visit[_Carry], carry: _Carry, /
+    ) -> _Carry:
+        """The last carry; it is a tree of tables and arrays beside them, sharded by rows."""
+        ...
 
 
 class SparseRowState(NamedTuple):
@@ -41,7 +47,7 @@ class SparseRowState(NamedTuple):
     """
 
     count: jax.Array
-    moments: Any
+    moments: dict[str, Arrays]
 
 
 class NewTables(NamedTuple):
@@ -53,8 +59,16 @@ class NewTables(NamedTuple):
         was applied.
     """
 
-    values: dict[str, jax.Array]
+    values: Arrays
     square_norm: jax.Array
+
+
+class Updates(TypedDict):
+    """What the optimizer makes of gradients: what is added, but for tables the new ones."""
+
+    dense: Tree
+    tables: NewTables
+    unknown: NotRequired[Arrays]
 
 
 def sparse_row_adamw(
@@ -74,7 +88,7 @@ def sparse_row_adamw(
     `update` takes `reduce`, and returns `NewTables` for `apply_updates`.
     """
 
-    def init(params: Any) -> SparseRowState:
+    def init(params: optax.Params) -> SparseRowState:
         def zeros(table_RD: jax.Array) -> jax.Array:
             rows, width = table_RD.shape
             return jnp.zeros((rows, 2 * width), table_RD.dtype)
@@ -82,15 +96,24 @@ def sparse_row_adamw(
         return SparseRowState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, reduce: Reduce | None = None, **_: Any
-    ) -> tuple[Any, Any]:
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        reduce: Reduce | None = None,
+        **_: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         assert reduce is not None, "pass reduce to the update"
+        gradients, values = cast(Params, updates), cast(Params, params)
+        state = cast(SparseRowState, state)
         count = jnp.asarray(optax.safe_increment(state.count))
         t = count.astype(jnp.float32)
         rate = jnp.asarray(learning_rate(state.count))
         step_size = rate * jnp.sqrt(1 - config.beta2**t) / (1 - config.beta1**t)
 
-        def visit(carry: Any, windows: dict[str, exchange.Window]) -> Any:
+        def visit(
+            carry: tuple[Arrays, Arrays, jax.Array], windows: dict[str, exchange.Window]
+        ) -> tuple[Arrays, Arrays, jax.Array]:
             tables, moments, square_norm = carry
             for name, (rows_W, g_WD) in windows.items():
                 table_WD = lookup.gather(tables[name], rows_W)
@@ -104,15 +127,16 @@ def sparse_row_adamw(
                 moments = moments | {name: lookup.scatter_set(moments[name], rows_W, new_WD2)}
             return tables, moments, _add_squares(square_norm, windows)
 
-        carry = params["tables"], state.moments["tables"], jnp.zeros(NUM_SEGMENTS)
-        tables, moments, square_norm = reduce(updates["tables"], visit, carry)
+        carry = values["tables"], state.moments["tables"], jnp.zeros(NUM_SEGMENTS)
+        tables, moments, square_norm = reduce(gradients["tables"], visit, carry)
         state = SparseRowState(count, state.moments | {"tables": moments})
-        return updates | {"tables": NewTables(tables, square_norm)}, state
+        updated = {**gradients, "tables": NewTables(tables, square_norm)}
+        return cast(optax.Updates, updated), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def rows_norm(gradients: Any, reduce: Reduce) -> jax.Array:
+def rows_norm(gradients: Arrays, reduce: Reduce) -> jax.Array:
     """The norm of the gradient of all tables, f32 scalar."""
 
     def visit(square_norm: jax.Array, windows: dict[str, exchange.Window]) -> jax.Array:
@@ -133,13 +157,18 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     devices.
     """
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: optax.Params) -> optax.EmptyState:
         del params
         return optax.EmptyState()
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **_: Any
-    ) -> tuple[Any, Any]:
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        grad_norm: jax.Array | None = None,
+        **_: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         assert grad_norm is not None, "pass grad_norm to the update"
         scale = jnp.where(grad_norm < max_norm, 1.0, max_norm / grad_norm)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
@@ -170,9 +199,11 @@ def make_optimizer(
             weight_decay=config.weight_decay,
         )
 
-    def only(part: str, transformation: Any) -> optax.GradientTransformationExtraArgs:
-        def mask(params: Any) -> Any:
-            return {name: name == part for name in params}
+    def only(
+        part: Part, transformation: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        def mask(params: optax.Params) -> dict[str, bool]:
+            return {name: name == part for name in cast(Params, params)}
 
         return optax.masked(transformation, mask)
 
@@ -186,22 +217,34 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def apply_updates(params: Params, updates: Any) -> Params:
+def apply_updates(params: Params, updates: Updates) -> Params:
     """Adds updates to the dense part and to default rows; tables are replaced."""
-    dense = {name: part for name, part in params.items() if name != "tables"}
-    added: Any = optax.apply_updates(dense, {name: updates[name] for name in dense})
-    return added | {"tables": updates["tables"].values}
+    others = cast(optax.Params, {n: part for n, part in params.items() if n != "tables"})
+    changes = cast(optax.Updates, {n: part for n, part in updates.items() if n != "tables"})
+    added = cast(dict, optax.apply_updates(others, changes))
+    return cast(Params, added | {"tables": updates["tables"].values})
 
 
-def table_moments(opt_state: Any) -> dict[str, jax.Array]:
+def state_of(opt_state: optax.OptState, part: Part) -> optax.OptState:
+    """What the state of `make_optimizer` holds of a part of the parameters."""
+    return _masked(opt_state)[_PLACES[part]].inner_state
+
+
+def table_moments(opt_state: optax.OptState) -> Arrays:
     """The moments of all tables in the state of `make_optimizer`."""
-    return opt_state[_SPARSE].inner_state.moments["tables"]
+    return cast(SparseRowState, state_of(opt_state, "tables")).moments["tables"]
 
 
-def with_table_moments(opt_state: Any, moments: dict[str, jax.Array]) -> Any:
+def with_table_moments(opt_state: optax.OptState, moments: Arrays) -> optax.OptState:
     """The state of `make_optimizer` with other moments of tables."""
-    of_rows = opt_state[_SPARSE]
-    sparse = of_rows.inner_state
+    place = _PLACES["tables"]
+    sparse = cast(SparseRowState, state_of(opt_state, "tables"))
     sparse = sparse._replace(moments=sparse.moments | {"tables": moments})
-    changed = of_rows._replace(inner_state=sparse)
-    return (*opt_state[:_SPARSE], changed, *opt_state[_SPARSE + 1 :])
+    parts = _masked(opt_state)
+    changed = parts[place]._replace(inner_state=sparse)
+    return (*parts[:place], changed, *parts[place + 1 :])
+
+
+def _masked(opt_state: optax.OptState) -> tuple[optax.MaskedState, ...]:
+    """The states in the chain; the first, of clipping, has nothing in it."""
+    return cast("tuple[optax.MaskedState, ...]", opt_state)

@@ -14,6 +14,7 @@ from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.training.batches import put_batch
+from s2s_jax.training.optimizer import state_of, table_moments
 from s2s_jax.training.step import make_step_functions
 
 ROWS = 16
@@ -93,7 +94,7 @@ def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, micro
     assert_close(run(config, devices=devices, microbatches=microbatches), run(CLIPPED))
     state = make_step_functions(config, make_mesh(jax.devices()[:devices])).init()
     kernel = state.params["dense"]["transformer"]["layers"]["ffn"]["up"]["kernel"]
-    moment = state.opt_state[1].inner_state[0].mu["dense"]["transformer"]["layers"]["ffn"]["up"]
+    moment = state_of(state.opt_state, "dense")[0].mu["dense"]["transformer"]["layers"]["ffn"]["up"]
     for array in (kernel, moment["kernel"]):
         layers, size_in, size_out = array.shape
         shapes = {s.data.shape for s in array.addressable_shards}
@@ -157,8 +158,8 @@ def test_the_state_is_updated_in_place():
 
 
 def _addresses(state):
-    moments = state.opt_state[2].inner_state.moments
-    arrays = [*state.params["tables"].values(), *moments["tables"].values()]
+    moments = table_moments(state.opt_state)
+    arrays = [*state.params["tables"].values(), *moments.values()]
     return [s.data.unsafe_buffer_pointer() for a in arrays for s in a.addressable_shards]
 
 
@@ -166,7 +167,7 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
     config = CLIPPED
     start = jax.device_get(make_step_functions(config, make_mesh(jax.devices()[:1])).init())
     state, _ = run(config)
-    moments = state.opt_state[2].inner_state.moments
+    moments = table_moments(state.opt_state)
     for name, spec in table_specs(config.features).items():
         asked = np.concatenate(
             [
@@ -180,15 +181,15 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
         used[asked % 256 * spec.segment_rows + asked // 256] = True
         before, after = start.params["tables"][name], state.params["tables"][name]
         np.testing.assert_array_equal(before[~used], after[~used])
-        assert np.all(moments["tables"][name][~used] == 0)
+        assert np.all(moments[name][~used] == 0)
         assert np.all(np.any(before[used] != after[used], axis=-1))
 
 
 def test_tables_and_moments_are_sharded_by_rows():
     functions = make_step_functions(small.config(), make_mesh(jax.devices()[:4]))
     state = functions.init()
-    moments = state.opt_state[2].inner_state.moments
-    for tables in (state.params["tables"], moments["tables"]):
+    moments = table_moments(state.opt_state)
+    for tables in (state.params["tables"], moments):
         for table in tables.values():
             shapes = {s.data.shape for s in table.addressable_shards}
             assert shapes == {(table.shape[0] // 4, table.shape[1])}

@@ -36,6 +36,7 @@ from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import GrowthPlan, doubled
+from s2s_jax.training.optimizer import state_of
 from s2s_jax.training.step import make_step_functions
 
 ROWS, STEPS, IDS = 16, 3, 300
@@ -80,7 +81,7 @@ def run(devices=1, microbatches=1):
 
 
 def moments_of_default(state):
-    adam = state.opt_state[3].inner_state[0]
+    adam = state_of(state.opt_state, "unknown")[0]
     return adam.mu["unknown"]["item_id"], adam.nu["unknown"]["item_id"]
 
 

@@ -1,0 +1,130 @@
+"""The differentiable part of a step: from rows of the tables, through the model, to the loss.
+
+Shapes: A microbatches, B rows of one, L positions, K ids of a bag, M = B L, n devices, U unique rows of
+a device, S negatives of one, C = n S, D table width, E model width.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from s2s_jax.cluster.mesh import DATA_AXIS
+from s2s_jax.config import Config
+from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.sharded import ShardedTables, present
+from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, pair_up, softmax_loss
+from s2s_jax.model.seq2seq import Encoded, Seq2Seq
+from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.training.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
+from s2s_jax.training.negatives import split_ids, with_log_q
+from s2s_jax.training.params import Tree
+
+
+def model_graph(config: Config) -> nnx.GraphDef:
+    """The structure of the model, which is static; its parameters are a plain tree of arrays."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forward:
+    """Encodes events and scores them.
+
+    Attributes:
+      config: the configuration.
+      graph: of the model.
+      tables: of the events and of the negatives that are drawn.
+      mesh: the devices.
+    """
+
+    config: Config
+    graph: nnx.GraphDef
+    tables: ShardedTables
+    mesh: Mesh
+
+    def encode(
+        self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch, key: jax.Array | None
+    ) -> Encoded:
+        """Encodes the events of one microbatch.
+
+        Args:
+          dense: parameters of the model.
+          rows: f32 `[n * U, D]` of each table, found for all microbatches.
+          places: int32 `[B, L, K]` of each feature: where its ids are in the rows of their device.
+          batch: `[B, L, …]`, see `batches.unpack`.
+          key: for dropout; None turns it off.
+        """
+        ids, _ = split_ids(ids_of(batch))
+        embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
+        sequence_BL = batch[SEQUENCE] if SEQUENCE in batch else None
+        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key, sequence_BL)
+
+    def negatives(
+        self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch
+    ) -> jax.Array | None:
+        """f32 `[C, E]`: how the drawn negatives look; None if none are drawn.
+
+        Args:
+          dense: parameters of the model.
+          rows: see `encode`.
+          places: int32 `[1, C, 1, K]` of each feature of the negatives, among others.
+          batch: with their ids, of the same shape.
+        """
+        events, _ = split_ids(ids_of(batch))
+        drawn = {name: x for name, x in ids_of(batch).items() if name not in events}
+        if not drawn:
+            return None
+        places, ids = jax.tree.map(lambda x: x[0], ({name: places[name] for name in drawn}, drawn))
+        _, embeddings = split_ids(self.tables.embed(rows, places, ids))
+        return nnx.merge(self.graph, nnx.State(dense)).targets(embeddings)
+
+    def loss(self, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch) -> LossSums:
+        """Loss sums of all microbatches together.
+
+        Args:
+          encoded: of each microbatch, `[A, M, E]`.
+          negatives_CE: f32, see `negatives`.
+          batch: `[A, B, …]`, see `batches.unpack`.
+        """
+        spec, first = PartitionSpec(None, DATA_AXIS), PartitionSpec(DATA_AXIS)
+        mapped = jax.shard_map(
+            self._loss_on_device,
+            mesh=self.mesh,
+            in_specs=(spec, spec, first),
+            out_specs=PartitionSpec(),
+        )
+        return mapped(encoded, dict(batch), negatives_CE)
+
+    def _loss_on_device(
+        self, encoded: Encoded, batch: Batch, negatives_CE: jax.Array | None
+    ) -> LossSums:
+        config = self.config.loss
+        events, drawn = split_ids(ids_of(batch))
+        pairs = self._pairs(encoded, events, batch)
+        scope = DATA_AXIS if config.negative_scope == "global" else None
+        sampled = None
+        if negatives_CE is not None:
+            item_CK = drawn[config.item_feature].reshape(len(negatives_CE), -1)
+            sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
+        sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
+        dtype = compute_dtype(self.config.model)
+        sums = softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
+        return jax.lax.psum(sums, DATA_AXIS)
+
+    def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
+        """The pairs of a device, with all its microbatches one after the other."""
+        feature = self.config.feature(self.config.loss.item_feature)
+        ids = events[feature.name]
+        there = present(feature, events)
+        sequence = batch[SEQUENCE] if SEQUENCE in batch else None
+        scored = (encoded, batch["length"], ids, there, sequence)
+        together = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+        (preds_ME, targets_ME), length_B, ids, there_BLK, sequence_BL = together
+        item_BLK = ids.reshape(*ids.shape[:2], -1)
+        share_BL = None
+        if self.config.loss.log_q:
+            share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
+        known = Events(length_B, item_BLK, there_BLK[..., 0], sequence_BL, share_BL)
+        return pair_up(self.config.loss, preds_ME, targets_ME, known)

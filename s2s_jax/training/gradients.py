@@ -1,0 +1,119 @@
+"""Gradients of the mean loss of a batch, in one piece or in microbatches.
+
+Several microbatches are encoded one after the other without keeping activations; the loss then sees all
+of them at once; and each is encoded again to send the loss's gradients through it (gradient caching: Gao
+et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021). So the result
+is that of one large batch, negatives included.
+
+Shapes: A microbatches, C negatives, E model width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.sharded import Found, with_default_rows
+from s2s_jax.model.loss import LossSums
+from s2s_jax.model.seq2seq import Encoded
+from s2s_jax.training.batches import Batch
+from s2s_jax.training.forward import Forward
+from s2s_jax.training.params import Params, Tree, default_rows
+
+
+def gradients(
+    forward: Forward, params: Params, found: Found, batch: Batch, key: jax.Array | None
+) -> tuple[LossSums, Params]:
+    """Loss sums of all microbatches together, and gradients of the mean loss.
+
+    Args:
+      forward: what is differentiated.
+      params: all parameters.
+      found: the rows of the tables that the batch needs.
+      batch: `[A, B, …]`, see `batches.unpack`.
+      key: for dropout; None turns it off.
+
+    Returns:
+      The sums, and gradients of the dense part, of the rows in `found` and of the default rows.
+    """
+    # Default rows join the others once for all microbatches, and take their gradients at the end.
+    rows, pull_rows = jax.vjp(
+        lambda rows, defaults: with_default_rows(rows, found.unknown, defaults),
+        found.rows,
+        default_rows(params),
+    )
+    found = found._replace(rows=rows)
+    whole = batch["length"].shape[0] == 1
+    of_found = _in_one_piece if whole else _in_microbatches
+    sums, d_dense, d_rows = of_found(forward, params["dense"], found, batch, key)
+    d_rows, d_defaults = pull_rows(d_rows)
+    result: Params = {"dense": d_dense, "tables": d_rows}
+    if d_defaults:
+        result["unknown"] = d_defaults
+    return sums, result
+
+
+def _in_one_piece(
+    forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
+) -> tuple[LossSums, Tree, Arrays]:
+    """The sums, and gradients of `dense` and of the rows in `found`."""
+
+    def objective(dense: Tree, rows: Arrays) -> tuple[jax.Array, LossSums]:
+        encoded = forward.encode(dense, rows, *_microbatch(found.places, batch, key, 0))
+        negatives_CE = forward.negatives(dense, rows, found.places, batch)
+        encoded = jax.tree.map(lambda x: x[None], encoded)
+        return _mean_loss(forward, encoded, negatives_CE, batch)
+
+    grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    (_, sums), (d_dense, d_rows) = grad(dense, found.rows)
+    return sums, d_dense, d_rows
+
+
+def _in_microbatches(
+    forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
+) -> tuple[LossSums, Tree, Arrays]:
+    """The same, with the memory of one microbatch."""
+    rows, places = found.rows, found.places
+    numbers = jnp.arange(batch["length"].shape[0])
+
+    def encode(dense: Tree, rows: Arrays, number: jax.Array) -> Encoded:
+        return forward.encode(dense, rows, *_microbatch(places, batch, key, number))
+
+    encoded = jax.lax.map(lambda number: encode(dense, rows, number), numbers)
+    negatives_CE, pull_negatives = jax.vjp(
+        lambda d, r: forward.negatives(d, r, places, batch), dense, rows
+    )
+    grad = jax.value_and_grad(
+        lambda encoded, negatives_CE: _mean_loss(forward, encoded, negatives_CE, batch),
+        argnums=(0, 1),
+        has_aux=True,
+    )
+    (_, sums), (d_encoded, d_negatives) = grad(encoded, negatives_CE)
+
+    def add_gradients(
+        total: tuple[Tree, Arrays], part: tuple[jax.Array, Encoded]
+    ) -> tuple[tuple[Tree, Arrays], None]:
+        number, d_micro = part
+        _, pull = jax.vjp(lambda d, r: encode(d, r, number), dense, rows)
+        return jax.tree.map(jnp.add, total, pull(d_micro)), None
+
+    start = pull_negatives(d_negatives)
+    (d_dense, d_rows), _ = jax.lax.scan(add_gradients, start, (numbers, d_encoded))
+    return sums, d_dense, d_rows
+
+
+def _mean_loss(
+    forward: Forward, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch
+) -> tuple[jax.Array, LossSums]:
+    sums = forward.loss(encoded, negatives_CE, batch)
+    return sums.loss / jnp.maximum(sums.pairs, 1), sums
+
+
+def _microbatch(
+    places: Arrays, batch: Batch, key: jax.Array | None, number: int | jax.Array
+) -> tuple[Arrays, Batch, jax.Array | None]:
+    """The places, the batch and the key of one microbatch."""
+    microbatches = batch["length"].shape[0]
+    # Negatives, of which there is one set, are left out.
+    events = {name: x for name, x in batch.items() if x.shape[0] == microbatches}
+    places, chosen = jax.tree.map(lambda x: x[number], (places, events))
+    return places, chosen, None if key is None else jax.random.fold_in(key, number)

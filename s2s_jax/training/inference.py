@@ -1,0 +1,118 @@
+"""What a state says about users and items, without learning from them.
+
+Shapes: B rows of a batch, L positions, K ids of a bag, U unique rows, D table width, M = B L, E model
+width.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.sharded import Found, ShardedTables, with_default_rows
+from s2s_jax.model.loss import comparable
+from s2s_jax.model.seq2seq import Encoded
+from s2s_jax.training.batches import Batch, ids_of, unpack
+from s2s_jax.training.forward import Forward
+from s2s_jax.training.optimizer import table_moments
+from s2s_jax.training.params import default_rows
+from s2s_jax.training.state import TrainState
+
+
+class Users(NamedTuple):
+    """What users will do next, and how much of their histories is known.
+
+    Attributes:
+      vectors_BE: f32, after each row's last event; dot products with items' vectors are similarities.
+      unknown_B: int32, events whose item has no row in its growing table; 0 where no table grows.
+    """
+
+    vectors_BE: jax.Array
+    unknown_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inference:
+    """Pure functions of a state, without dropout.
+
+    Ids without a row in a growing table stay without one, and are zeros or the table's default row.
+
+    Attributes:
+      forward: the model.
+      tables: of the events.
+    """
+
+    forward: Forward
+    tables: ShardedTables
+
+    def predict(self, state: TrainState, batch: Batch) -> Encoded:
+        """Encodes a batch of `batches.put_batch`, without its axis of microbatches."""
+        return self._encode(state, batch)[0]
+
+    def user_vectors(self, state: TrainState, batch: Batch) -> Users:
+        """What users will do next, from one microbatch `[1, B, …]` of their histories."""
+        config = self.forward.config
+        item = config.feature(config.loss.item_feature)
+        batch = jax.tree.map(lambda x: x[0], dict(batch))
+        (preds_ME, _), found = self._encode(state, batch)
+        length_B = batch["length"]
+        preds_BLE = preds_ME.reshape(length_B.size, -1, preds_ME.shape[-1])
+        last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
+        last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0]
+        unknown_B = jnp.zeros_like(length_B)
+        if item.grows:
+            unknown_BLK = self.tables.without_row(found, item.name)[0]
+            unknown_B = unknown_BLK.any(axis=-1).sum(axis=-1, dtype=jnp.int32)
+        return Users(comparable(config.loss, last_BE), unknown_B)
+
+    def item_vectors(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
+        """f32 `[B, E]`: items as users are compared with them.
+
+        Args:
+          state: the state.
+          ids: of all features of the items, `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
+        """
+        found = self._look_up(state, ids)
+        places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
+        embeddings = self.tables.embed(found.rows, places, ids)
+        module = nnx.merge(self.forward.graph, nnx.State(state.params["dense"]))
+        return comparable(self.forward.config.loss, module.targets(embeddings))
+
+    def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
+        """bool `[B]`: whether the row of an item's own id was ever trained.
+
+        Where items do not show their id, any row that they show counts. A bucket counts for all ids that
+        share it; an id without a row in a growing table was not trained.
+
+        Args:
+          state: the state.
+          ids: see `item_vectors`.
+        """
+        config = self.forward.config
+        item, shown = config.loss.item_feature, config.target_features
+        own = (item,) if item in shown else shown
+        # A row that was ever trained has moments, which never become zeros again.
+        found = self.tables.look_up(table_moments(state.opt_state), state.maps, ids)
+        touched: Arrays = {
+            name: (rows_UD != 0).any(axis=1, keepdims=True).astype(jnp.float32)
+            for name, rows_UD in found.rows.items()
+        }
+        places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
+        touched_BL1 = self.tables.embed(touched, places, ids)
+        return jnp.stack([touched_BL1[name][:, 0, 0] > 0 for name in own]).any(axis=0)
+
+    def _look_up(self, state: TrainState, ids: Mapping[str, jax.Array]) -> Found:
+        found = self.tables.look_up(state.params["tables"], state.maps, ids)
+        rows = with_default_rows(found.rows, found.unknown, default_rows(state.params))
+        return found._replace(rows=rows)
+
+    def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
+        # One microbatch, as if accumulated alone.
+        batch = jax.tree.map(lambda x: x[None], unpack(self.forward.config, batch))
+        found = self._look_up(state, ids_of(batch))
+        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
+        return self.forward.encode(state.params["dense"], found.rows, places, batch, None), found

@@ -1,0 +1,100 @@
+"""The training state: what is in it, how it begins, and how it lies on devices.
+
+Shapes: R rows and D width of a table.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from s2s_jax.cluster import mesh as meshes
+from s2s_jax.config import Config
+from s2s_jax.embedding.sharded import Maps, ShardedTables
+from s2s_jax.embedding.tables import TableSpec, init_table
+from s2s_jax.model.seq2seq import Seq2Seq
+from s2s_jax.training.item_stream import ItemStream, empty_stream
+from s2s_jax.training.params import Params
+
+
+class TrainState(NamedTuple):
+    """All that a step changes, and so all that a checkpoint holds of the devices.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: what is learned.
+      opt_state: the optimizer's.
+      maps: which id has which row, of the tables that grow.
+      stream: how often items came so far; empty unless `loss.log_q_from` is stream.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    maps: Maps
+    stream: ItemStream | dict[str, jax.Array]
+
+    def saved_parts(self) -> dict[str, object]:
+        """What a checkpoint holds: no `stream` where it is empty, as before there was one."""
+        return {name: part for name, part in self._asdict().items() if name != "stream" or part}
+
+    def with_saved_parts(self, parts: Mapping[str, object]) -> "TrainState":
+        """The state with what a checkpoint holds."""
+        return TrainState(**{**self._asdict(), **parts})
+
+
+def initial_state(
+    config: Config, tables: ShardedTables, optimizer: optax.GradientTransformationExtraArgs
+) -> TrainState:
+    """The state before the first step, the same on any number of devices.
+
+    Args:
+      config: the configuration, whose seed decides all values.
+      tables: of the events.
+      optimizer: whose state is part of it.
+    """
+    key = jax.random.key(config.train.seed)
+    dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
+    specs = tables.specs
+    values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
+    params: Params = {"dense": dense, "tables": values}
+    defaults = {n: jnp.zeros(spec.emb_dim) for n, spec in specs.items() if spec.default_row}
+    if defaults:
+        params["unknown"] = defaults
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(cast(optax.Params, params)),
+        maps=tables.empty_maps(),
+        stream=empty_stream() if config.loss.stream_shares else {},
+    )
+
+
+def with_shardings(
+    state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh, fsdp: bool
+) -> TrainState:
+    """Shapes with the places where arrays lie on devices.
+
+    Args:
+      state: shapes.
+      specs: the tables, which lie by rows, as does what is beside them (moments, maps).
+      mesh: the devices.
+      fsdp: whether the dense part is cut by rules; otherwise it is on every device.
+    """
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        of_table = "tables" in names and names[-1] in specs
+        if of_table or path[0] == jax.tree_util.GetAttrKey("maps"):
+            sharding = meshes.row_sharded(mesh)
+        elif fsdp and "dense" in names:
+            sharding = meshes.fsdp_sharded("/".join(names), leaf.shape, mesh)
+        else:
+            sharding = meshes.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, state)
