@@ -1,1 +1,1 @@
-"""What a log is like, for people."""
+"""Statistics and warnings about a log, for people to read."""

@@ -1,4 +1,4 @@
-"""Counts over the columns of ORC files, as `s2s inspect` shows them.
+"""Statistics of the columns of ORC files, as shown by `s2s inspect`.
 
 Shapes: N rows of a stripe, P positions, T ids.
 """
@@ -18,11 +18,10 @@ from s2s_jax.data.logs.arrow import is_list, leaf_type, list_lengths
 
 
 class ColumnCounts:
-    """Counts over one column; `-` where its type gives a count no meaning.
+    """Counts over one column; `-` where a count makes no sense for the type of the column.
 
-    A row of a list column is missing if it is null or empty. A position of it is missing if it is
-    null, NaN or a bag of nothing else, as training sees it. Lengths are those of the rows that are not
-    missing.
+    A row of a list column is missing if it is null or empty. A position is missing if it is null, NaN or
+    a bag of only nulls and NaNs, as in training. Lengths are those of rows that are not missing.
     """
 
     HEADERS = (
@@ -37,7 +36,7 @@ class ColumnCounts:
     )
 
     def __init__(self, data_type: pa.DataType):
-        """Args: data_type is the column's."""
+        """Args: data_type is the type of the column."""
         self._is_list = is_list(data_type)
         self._rows = self._missing_rows = 0
         self._positions = self._missing_positions = self._largest_bag = 0
@@ -49,7 +48,7 @@ class ColumnCounts:
         self._largest: int | None = None
 
     def add(self, array: pa.Array) -> None:
-        """Counts the rows of `array` too."""
+        """Adds the rows of `array` to the counts."""
         self._rows += len(array)
         values = array
         if self._is_list:
@@ -97,13 +96,13 @@ class ColumnCounts:
 
 
 def can_be_feature(data_type: pa.DataType) -> bool:
-    """Whether training can read a column of `data_type`, by some op."""
+    """Whether training can read a column of `data_type` with any op."""
     leaf = leaf_type(data_type)
     return is_list(data_type) and (ids.accepted(leaf, "id") or ids.accepted(leaf, "bucketize"))
 
 
 def share(part: int, whole: int) -> str:
-    """A number and, unless it is 0, its share of `whole`."""
+    """The number `part` and, unless it is 0, its share of `whole`."""
     if not part:
         return "0"
     percent = f"{part / whole:.1%}" if part / whole >= 0.001 else "<0.1%"
@@ -111,30 +110,30 @@ def share(part: int, whole: int) -> str:
 
 
 def halves(number: float) -> str:
-    """A median for a reader: a whole number or a half."""
+    """A median as text: a whole number or a half."""
     return f"{number:,.1f}".removesuffix(".0")
 
 
 def median(counts: Counter[int]) -> float:
-    """The median of numbers of which it is known how often each occurs."""
+    """The median of numbers, given how often each occurs."""
     total = counts.total()
     return (_of_rank(counts, (total - 1) // 2) + _of_rank(counts, total // 2)) / 2
 
 
 def percentile(counts: Counter[int], percent: int) -> int:
-    """The least of the numbers that `percent` percent of them, from 1 on, do not exceed."""
+    """The smallest number that at least `percent` percent of the numbers do not exceed; percent ≥ 1."""
     return _of_rank(counts, -(-percent * counts.total() // 100) - 1)
 
 
 def _of_rank(counts: Counter[int], rank: int) -> int:
-    """The number with `rank` others before it in their order."""
+    """The number at index `rank` of the sorted numbers."""
     numbers = sorted(counts)
     until = np.cumsum([counts[number] for number in numbers])
     return numbers[int(np.searchsorted(until, rank, side="right"))]
 
 
 def _open_bags(positions: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """All ids, those that are missing included, and how many that are not each position has."""
+    """All ids, including missing ones, and the number of ids that are not missing at each position."""
     if not is_list(positions.type):
         return positions, _known(positions).astype(np.int64)
     bags_P = list_lengths(positions)

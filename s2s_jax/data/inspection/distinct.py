@@ -1,4 +1,4 @@
-"""How many distinct values a column has, in bounded memory.
+"""Counts the distinct values of a column in bounded memory.
 
 Shapes: T values.
 """
@@ -8,17 +8,17 @@ import pyarrow as pa
 
 from s2s_jax.data.encoding import hashing, ids
 
-# Hashes kept: 8 MiB a column. The standard error of an estimate is 1 / sqrt(_KEPT), 0.1%.
+# Hashes kept: 8 MiB per column. The standard error of an estimate is 1 / sqrt(_KEPT) = 0.1%.
 _KEPT = 2**20
 
 
 class DistinctCounter:
-    """The distinct values of many arrays, exact below about a million and estimated from there on.
+    """Counts the distinct values of many arrays: exactly up to about a million, then estimated.
 
-    Keeps the k smallest of the values' 64-bit hashes (k minimum values). Where there are fewer than k,
-    their number is exact: no two integers share a hash, and of a million texts two do with a
-    probability of 3e-8. Otherwise the hashes lie evenly, so the k-th smallest of n is near
-    k / n * 2^64, and (k - 1) / (k-th smallest / 2^64) estimates n without bias.
+    Keeps the k smallest 64-bit hashes of the values (k minimum values). With fewer than k hashes, the
+    count is exact: no two integers share a hash, and among a million texts any two do with a probability
+    of 3e-8. With more, hashes are evenly distributed, so the k-th smallest of n is near k / n * 2^64,
+    and (k - 1) / (k-th smallest / 2^64) is an unbiased estimate of n.
 
     Bar-Yossef, Jayram, Kumar, Sivakumar, Trevisan, "Counting distinct elements in a data stream", 2002;
     Beyer, Haas, Reinwald, Sismanis, Gemulla, "On synopses for distinct-value estimation under multiset
@@ -28,22 +28,22 @@ class DistinctCounter:
     def __init__(self, kept: int = _KEPT):
         """Args: kept is k."""
         self._kept = kept
-        # Sorted, each once.
+        # Sorted, without duplicates.
         self._smallest = np.empty(0, np.uint64)
         self._waiting: list[np.ndarray] = []
 
     def add(self, values: pa.Array) -> None:
-        """Counts `values` too, which have no nulls and are `countable`."""
+        """Adds values, which must have no nulls and be `countable`."""
         hashes_T = hashes(values)
         if len(self._smallest) == self._kept:
             hashes_T = hashes_T[hashes_T < self._smallest[-1]]
         self._waiting.append(hashes_T)
-        # Merged only when as many wait as are kept, so that a hash is sorted few times.
+        # Merged only when as many wait as are kept, so that each hash is sorted only a few times.
         if sum(map(len, self._waiting)) > len(self._smallest):
             self._merge()
 
     def count(self) -> int:
-        """The number, an estimate unless `exact`."""
+        """The number of distinct values; an estimate unless `exact`."""
         self._merge()
         if self.exact:
             return len(self._smallest)
@@ -56,7 +56,7 @@ class DistinctCounter:
         return len(self._smallest) < self._kept
 
     def __str__(self) -> str:
-        """The number for a reader; three digits of an estimate."""
+        """The number as text; an estimate is rounded to three digits."""
         count = self.count()
         if self.exact:
             return f"{count:,}"
@@ -74,7 +74,7 @@ class DistinctCounter:
 
 
 def countable(data_type: pa.DataType) -> bool:
-    """Whether values of `data_type` can be told apart by a hash."""
+    """Whether distinct values of `data_type` can be counted by their hashes."""
     return (
         ids.is_text(data_type)
         or pa.types.is_integer(data_type)
@@ -87,14 +87,14 @@ def countable(data_type: pa.DataType) -> bool:
 
 
 def hashes(values: pa.Array) -> np.ndarray:
-    """uint64 `[T]`."""
+    """The 64-bit hashes of values, uint64 `[T]`."""
     data_type = values.type
     if pa.types.is_decimal(data_type):
         values = values.cast(pa.string())
     if ids.is_text(values.type):
         return hashing.hash_strings(values, "murmur")
     if pa.types.is_floating(data_type):
-        # One zero and one NaN, each with a single pattern of bits.
+        # Gives 0 and -0 the same bits, and likewise all NaNs.
         numbers_T = values.cast(pa.float64()).to_numpy(zero_copy_only=False) + 0.0
         numbers_T[np.isnan(numbers_T)] = np.nan
         return hashing.hash_integers(numbers_T.view(np.int64), "murmur")

@@ -1,6 +1,6 @@
-"""A look at some stripes before training starts: is there anything to learn from, and is it as meant?
+"""Checks some stripes before training starts: is there anything to learn, and does the log look right?
 
-All hosts look at the same stripes, and so refuse the same logs with the same sentence.
+All hosts look at the same stripes, so they refuse the same logs with the same message.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from s2s_jax.data.logs import orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import MachineError, UserError
 
-# Ids of a feature that are looked at in a stripe.
+# Ids of a feature that are checked in each stripe.
 _IDS = 200_000
 
 
 def first_look(config: Config, index: FileIndex) -> list[str]:
-    """Refuses a log that gives nothing to learn from; returns what the user may not have meant.
+    """Refuses a log with nothing to learn from; returns warnings about likely mistakes.
 
-    Looks at some stripes, and at more only while there is nothing to learn from in those before.
+    Reads a sample of the stripes, and more only until there is something to learn from.
 
     Args:
       config: the configuration.
-      index: of the files.
+      index: the index of the log's files.
 
     Raises:
       UserError: no row of the log gives a pair of events, or all events are of one item.
@@ -40,13 +40,13 @@ def first_look(config: Config, index: FileIndex) -> list[str]:
 
 
 def odd_facts(config: Config, index: FileIndex) -> list[str]:
-    """What makes figures of a log mean something else than the user may have meant.
+    """Warnings about a log whose metrics may not mean what the user expects.
 
-    Looks at some stripes, and only at times and users.
+    Reads a sample of the stripes, and only the columns of times and users.
 
     Args:
       config: the configuration.
-      index: of the files.
+      index: the index of the log's files.
 
     Raises:
       MachineError: a stripe cannot be read on this machine.
@@ -69,7 +69,7 @@ def _look(config: Config, index: FileIndex) -> tuple[Learnable, LogFacts]:
         except MachineError:
             raise
         except UserError as error:
-            # What reads everything refuses or skips it, as io.on_error says.
+            # The real reading refuses or skips this stripe, depending on io.on_error.
             learnable.add_unreadable(str(error))
             continue
         arrays = {name: batch.column(name) for name in learnable.column_names}
@@ -79,7 +79,7 @@ def _look(config: Config, index: FileIndex) -> tuple[Learnable, LogFacts]:
 
 
 def _times(file: orc.OrcFile, stripe: int, names: Iterable[str]) -> dict[str, pa.Array]:
-    """Columns of times, which need be no features; those that cannot be read are left out."""
+    """Columns of times, which need not be features; unreadable columns are left out."""
     times = {}
     for name in names:
         with contextlib.suppress(UserError):

@@ -1,26 +1,26 @@
-"""How often each of many 64-bit hashes comes, in bounded memory.
+"""Counts how often each of many 64-bit hashes occurs, in bounded memory.
 
-Shapes: T hashes, U different ones.
+Shapes: T hashes, U distinct hashes.
 """
 
 import numpy as np
 
-# Different hashes that are held: 24 bytes each.
+# Distinct hashes held, 24 bytes each.
 _MOST = 2**21
 
 
 class HashTally:
-    """Counts hashes, each in a group; where there are too many, those of an even sample of groups.
+    """Counts hashes that belong to groups; if there are too many, counts a uniform sample of groups.
 
-    A group is in the sample as a whole or not at all. It is if its hash is below a limit, which is
-    halved whenever more hashes are held than `most`, so shares that are taken of the sample are those
-    of the whole, about.
+    A group is either wholly in the sample or not at all. It is in the sample if its hash is below a
+    limit, which is halved whenever more than `most` hashes are held. Proportions in the sample are
+    therefore about those of the whole.
     """
 
     def __init__(self, most: int = _MOST):
-        """Args: most is the number of different hashes that may be held."""
+        """Args: most is the maximum number of distinct hashes held."""
         self._most = most
-        # Groups whose hash has no bit set above this one are in the sample.
+        # Groups whose hash fits in this many bits are in the sample.
         self._bits = 64
         self._held: list[np.ndarray] = [np.zeros((3, 0), np.uint64)]
 
@@ -30,24 +30,24 @@ class HashTally:
         return self._bits == 64
 
     def add(self, hash_T: np.ndarray, group_T: np.ndarray) -> None:
-        """Counts `hash_T`, whose groups have the hashes `group_T`; both are uint64 `[T]`."""
+        """Adds hashes; `group_T` are the hashes of their groups. Both are uint64 `[T]`."""
         chosen = self._in_sample(group_T)
         first, counts = _first_and_count(hash_T[chosen])
         self._held.append(
             np.stack([hash_T[chosen][first], group_T[chosen][first], counts.astype(np.uint64)])
         )
-        # Merged only when as many wait as are held, so that a hash is sorted few times.
+        # Merged only when as many wait as are held, so that each hash is sorted only a few times.
         if sum(part.shape[1] for part in self._held[1:]) > self._held[0].shape[1]:
             self._merge()
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The hashes of the sample, rising, their groups (uint64 `[U]`) and counts (int64 `[U]`)."""
+        """The sample's hashes, sorted, their groups (both uint64 `[U]`) and counts (int64 `[U]`)."""
         self._merge()
         hash_U, group_U, count_U = self._held[0]
         return hash_U, group_U, count_U.astype(np.int64)
 
     def of_all(self, number: int) -> int:
-        """How many there are of what there are `number` of in the sample, about."""
+        """Scales a number found in the sample to an estimate for the whole."""
         return number << (64 - self._bits)
 
     def _in_sample(self, group_T: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ class HashTally:
 
 
 def _first_and_count(hash_T: np.ndarray, is_sorted: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Place and number of each different hash."""
+    """First index and count of each distinct hash."""
     if not is_sorted:
         _, first, counts = np.unique(hash_T, return_index=True, return_counts=True)
         return first, counts

@@ -1,8 +1,8 @@
 """Shows what ORC files hold: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`.
 
-Prints the files, every column with its counts, how long rows are and how large stripes, what times,
-users and ids say, the first rows, and what to mend. Takes any ORC file, readable by training or not, and
-holds one stripe at a time.
+Prints the files, statistics of every column, lengths of rows, sizes of stripes, facts about times, users
+and ids, the first rows, and warnings with remedies. Takes any ORC file, even one that training cannot
+use. Holds one stripe in memory at a time.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from s2s_jax.data.logs import files, orc
 from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
 
-# Where the output is no terminal, lines may be long; a terminal's are folded at its width.
+# Width of output that does not go to a terminal; a terminal's lines are wrapped at its width.
 _PIPE_WIDTH = 240
 _POSITIONS_SHOWN = 4
 _CHARACTERS_SHOWN = 100
@@ -40,22 +40,22 @@ class Settings:
     """What to show."""
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
-    """ORC files, and directories that are searched as training does"""
+    """ORC files and directories; directories are searched in the same way as in training"""
     rows: int = 3
-    """First rows to show"""
+    """Number of first rows to show"""
     seq_len: int | None = None
-    """Positions of a sequence, for which truncation is counted; by default the config's model.seq_len"""
+    """Length of sequences, to count truncated rows; by default the model.seq_len of --config"""
     config: Path | None = None
-    """Config file, to see how its features take the columns: units of times, ids that share rows"""
+    """Config file, to check how its features read the columns: time units, ids that share table rows"""
     user_column: str | None = None
-    """Column that names users, to see who has several rows; by default user_id or the like"""
+    """Column with user ids, to find users with several rows; by default user_id or a similar name"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code: 2 if anything could not be read.
 
     Raises:
-      UserError: no file is named, or one does not exist.
+      UserError: no file is given, or one does not exist.
     """
     settings = tyro.cli(
         Settings,
@@ -76,9 +76,9 @@ def main(argv: list[str]) -> int:
     config = None
     if settings.config is not None:
         config = load_file(settings.config)
-        # Of which the log is spoken of, wherever the configuration finds its own.
+        # Messages should name the inspected log, not the one of the configuration.
         io = dataclasses.replace(config.io, data_paths=",".join(settings.paths))
-        # What ends a run does not matter here.
+        # Validation requires an end of training, which does not matter here.
         run = dataclasses.replace(config.train, train_steps=config.train.train_steps or 1)
         config = dataclasses.replace(config, io=io, train=run)
         validate(config)
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
 
 class _Report:
-    """Collects files stripe by stripe."""
+    """Collects statistics of files, stripe by stripe."""
 
     def __init__(self, settings: Settings, config: Config | None):
         self._settings = settings
@@ -113,7 +113,7 @@ class _Report:
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
         )
         self._file_count = self._unreadable_files = self._unreadable_stripes = 0
-        # Files may disagree on a column's type.
+        # A column can have different types in different files.
         self._columns: dict[tuple[str, pa.DataType], ColumnCounts] = {}
         self._encrypted: set[tuple[str, pa.DataType]] = set()
         self._shape = LogShape()
@@ -154,7 +154,7 @@ class _Report:
         )
 
     def _add_stripes(self, file: orc.OrcFile) -> int:
-        """Counts all stripes; returns how many of them cannot be read, or only in part."""
+        """Counts all stripes; returns the number that cannot be read completely."""
         expected = {(field.name, field.type) for field in file.schema}
         unreadable = 0
         first_row = 0
@@ -175,7 +175,7 @@ class _Report:
     def _look_for_pairs(
         self, file: orc.OrcFile, first_row: int, arrays: dict[str, pa.Array]
     ) -> None:
-        """Looks for what training would learn from."""
+        """Looks for pairs of events that training could learn from."""
         if self._learnable is None or self._config is None:
             return
         try:
@@ -196,7 +196,7 @@ class _Report:
         return told + self._shape.warnings(self._settings.paths)
 
     def _read(self, file: orc.OrcFile, stripe: int) -> dict[tuple[str, pa.DataType], pa.Array]:
-        """The columns of a stripe by name and type; those that cannot be read are missing."""
+        """The columns of a stripe by name and type, without those that cannot be read."""
         names = file.schema.names
         try:
             batches = [orc.read_stripe(file, stripe, names)]
@@ -304,7 +304,7 @@ def _value(array: pa.Array, index: int) -> str:
     try:
         return repr(array[index].as_py())
     except (ValueError, OverflowError, pa.ArrowException):
-        # Times finer or farther than Python's, unknown time zones, text that is no UTF-8.
+        # Times too fine or too far for Python's types, unknown time zones, or text that is not UTF-8.
         return array.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
 
 

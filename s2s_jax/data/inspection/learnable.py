@@ -1,7 +1,7 @@
 """Whether a log holds anything to learn from, and if not, why.
 
-Training learns from pairs: an event that has an item, and one of its row beside it. A pair has to be
-left over by what is held out, and there must be a second item for it to compete with.
+Training learns from pairs: an event that has an item, and the neighbouring event in the same row. At
+least one pair must remain after events are held out, and there must be a second item to tell apart.
 
 Shapes: N rows of a stripe, P positions, W words of an item's id.
 """
@@ -21,19 +21,19 @@ from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 
 _EMPTY, _SINGLE, _CUT, _NO_ITEM = "are empty", "have one event", "cut", "no item"
-# Share of rows without a pair from which on the user should hear of it.
+# The user is warned if at least this share of the rows has no pair.
 _MOSTLY = 0.5
 
 
 class Learnable:
-    """Counts the pairs of rows, and the reasons why rows have none."""
+    """Counts the pairs in rows, and the reasons why rows have none."""
 
     def __init__(self, config: Config):
         """Args: config says what is held out and how rows are cut."""
         self._config = config
         item = config.feature(config.loss.item_feature)
         begin = features.id_columns(config.features)[item.name].start
-        # Of a bag, the first id says whether there is an item.
+        # The first id of a bag says whether there is an item.
         self._item_words = slice(begin, begin + item.id_words)
         self._cut = held_out.training_cut(config)
         self._times = None
@@ -56,7 +56,7 @@ class Learnable:
 
     @property
     def found(self) -> bool:
-        """Whether there is a pair, and a second item."""
+        """Whether a pair and a second item have been found."""
         return self._pairs > 0 and self._many_items
 
     def add_unreadable(self, reason: str) -> None:
@@ -67,7 +67,7 @@ class Learnable:
         """Counts the rows of a stripe.
 
         Raises:
-          UserError: as `features.decode`.
+          UserError: see `features.decode`.
         """
         block = features.decode(batch, file, first_row, self._config)
         of_columns = [
@@ -94,10 +94,10 @@ class Learnable:
             self._rows[reason] += int(rows_N.sum())
 
     def refuse_nothing(self) -> None:
-        """Refuses what was counted, all of a log, if there is nothing to learn from.
+        """Refuses the log if it has nothing to learn from. Call it after all rows were counted.
 
         Raises:
-          UserError: with the likely reason and what to do about it.
+          UserError: there is nothing to learn from; says the likely reason and what to do.
         """
         reason = self.why_nothing()
         if reason is not None:
@@ -108,7 +108,7 @@ class Learnable:
         return None if self.found else self._why()
 
     def notes(self) -> list[str]:
-        """What the user may not have meant, of the rows that were counted."""
+        """Warnings about likely mistakes, from the rows that were counted."""
         told, rows = [], self._rows.total()
         without = rows - self._rows[None]
         if rows and without > _MOSTLY * rows:
@@ -129,7 +129,7 @@ class Learnable:
             )
         if self._times is not None and rows and not self._held_out_rows:
             told.append(
-                f"warning: nothing is held out of the {rows:,} rows looked at: all is before "
+                f"warning: nothing is held out of the {rows:,} rows looked at: all events are before "
                 f"{self._protocol()}; {self._times.range_text()}"
             )
         return told
@@ -184,9 +184,9 @@ class Learnable:
             )
         if self._longest == 1:
             return (
-                f"io.data_paths: {nothing}: no row has more than one event, and what is learned is what "
-                f"follows; give each user one row with all of its events (s2s convert "
-                f"makes such a log of files with an event a row)"
+                f"io.data_paths: {nothing}: no row has more than one event, but training predicts the "
+                f"next event of a row; give each user one row with all of their events (s2s convert "
+                f"makes such a log from files with one event per row)"
             )
         if self._longest_kept < 2 and self._times is not None:
             key, at = self._protocol().split(" ", 1)
@@ -211,5 +211,5 @@ class Learnable:
         rows = "" if item.grows else f", or raise its hash_bucket_size ({size:,})"
         return (
             f"loss.item_feature: {nothing}: all events are of one item (column {item.column_name}), "
-            f"which has no other to be told from; name the feature that has the items{rows}"
+            f"so there are no negatives; name the feature that has the items{rows}"
         )

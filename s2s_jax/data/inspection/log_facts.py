@@ -1,4 +1,4 @@
-"""What the times, users and ids of a log may mean that nobody meant."""
+"""Facts about the times, users and ids of a log, and warnings about likely mistakes."""
 
 from collections.abc import Mapping
 
@@ -14,16 +14,16 @@ from s2s_jax.data.logs.arrow import leaves
 
 
 class LogFacts:
-    """Collects them stripe by stripe."""
+    """Collects facts about a log, stripe by stripe."""
 
     def __init__(self, config: Config | None, user: str | None = None, most_ids: int | None = None):
         """Starts with nothing.
 
         Args:
-          config: says which columns are times, in which unit, and how ids become rows; None: what
-            names and types tell, and nothing of rows.
-          user: column that names users; None: as names tell.
-          most_ids: ids of a feature that are looked at in a stripe; None: all.
+          config: says which columns are times, in which unit, and how ids become table rows. None: time
+            columns are found by name and type, and table rows are not checked.
+          user: column with user ids; None: found by name.
+          most_ids: ids of a feature that are checked in each stripe; None: all.
         """
         self._config, self._user, self._most_ids = config, user, most_ids
         self._times: dict[str, TimeFacts] = {}
@@ -32,11 +32,11 @@ class LogFacts:
 
     @property
     def has_users(self) -> bool:
-        """Whether a column that names users was found."""
+        """Whether a column with user ids was found."""
         return self._users is not None
 
     def add(self, arrays: Mapping[str, pa.Array]) -> None:
-        """Takes in the columns of a stripe, by name."""
+        """Adds the columns of a stripe, by name."""
         schema = pa.schema([(name, array.type) for name, array in arrays.items()])
         for name, unit in time_columns(schema, self._config).items():
             self._times.setdefault(name, TimeFacts(name, unit)).add(arrays[name])
@@ -45,7 +45,7 @@ class LogFacts:
             self._users = UserRows(user) if self._users is None else self._users
             self._users.add(arrays[user])
         if self._config is not None:
-            # Nobody minds which times share a row.
+            # It does not matter which times share a table row.
             times = time_columns(schema, None)
             ids = {name: array for name, array in arrays.items() if name not in times}
             self._add_ids(ids, self._config)
@@ -53,7 +53,7 @@ class LogFacts:
     def _add_ids(self, arrays: Mapping[str, pa.Array], config: Config) -> None:
         for feature in features_with_buckets(config.features):
             name = feature.column_name
-            # Training refuses other columns with a sentence of its own.
+            # Training refuses other columns with its own message.
             if name not in arrays or check_column(arrays[name].type, feature, "") is not None:
                 continue
             is_item = feature.name == config.loss.item_feature
@@ -61,14 +61,14 @@ class LogFacts:
             sharing.add(leaves(arrays[name])[: self._most_ids])
 
     def sentences(self) -> list[str]:
-        """All that is known, for `inspect`."""
+        """All facts, for `s2s inspect`."""
         told = [] if self._users is None else self._users.sentences()
         for facts in (*self._times.values(), *self._sharing.values()):
             told += facts.sentences()
         return told
 
     def warnings(self) -> list[str]:
-        """What is likely not meant, a sentence each."""
+        """Warnings about likely mistakes, a sentence each."""
         told = [] if self._users is None else self._users.warnings()
         for facts in (*self._times.values(), *self._sharing.values()):
             told += facts.warnings()

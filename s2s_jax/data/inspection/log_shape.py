@@ -1,4 +1,4 @@
-"""The shape of a log, as `s2s inspect` shows it: how long its rows are, how large its stripes.
+"""The shape of a log, as shown by `s2s inspect`: lengths of rows and sizes of stripes.
 
 Shapes: N rows of a stripe.
 """
@@ -26,8 +26,8 @@ _PERCENTILES = (10, 50, 90, 99)
 class LogShape:
     """Lengths of rows and sizes of stripes.
 
-    A row is as long as the longest of its columns that can be features: training pads and truncates
-    all of them together, and refuses a row of which two disagree.
+    A row is as long as its longest column that can be a feature: training pads and truncates all columns
+    of a row together, and refuses a row whose columns differ in length.
     """
 
     def __init__(self):
@@ -39,17 +39,17 @@ class LogShape:
 
     def add_stripe_rows(self, rows: int) -> None:
         """Counts a stripe, readable or not."""
-        # A stripe without rows is no part of any order.
+        # A stripe without rows is never read.
         if rows:
             self._stripe_rows.append(rows)
 
     def add(self, path: Path, first_row: int, arrays: Mapping[str, pa.Array]) -> None:
-        """Counts the rows of a stripe that was read.
+        """Counts the rows of a stripe.
 
         Args:
-          path: its file.
-          first_row: number of its first row in the file.
-          arrays: its columns by name.
+          path: the file of the stripe.
+          first_row: number of the stripe's first row in the file.
+          arrays: the columns of the stripe, by name.
         """
         lengths = {
             name: arrow.list_lengths(array)
@@ -72,7 +72,7 @@ class LogShape:
         self._disagreeing += int(wrong_N.sum())
 
     def histogram(self) -> Table | None:
-        """Rows by length, in bins from a power of two to the next; None where no rows have a length."""
+        """Rows by length, in bins between powers of two; None if no rows have a length."""
         if not self._lengths:
             return None
         bins: Counter[int] = Counter()
@@ -85,13 +85,13 @@ class LogShape:
         for bits in range(min(bins), max(bins) + 1):
             low, high = (1 << bits) >> 1, max((1 << bits) - 1, 0)
             name = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-            # Whatever occurs has a bar.
+            # Rounded up, so that every bin with rows has a bar.
             bar = _BAR * -(-bins[bits] * _BAR_WIDTH // fullest)
             table.add_row(name, columns.share(bins[bits], rows), bar)
         return table
 
     def sentences(self, seq_len: int) -> list[str]:
-        """What else there is to say about lengths, at sequences of `seq_len` positions."""
+        """More facts about lengths, given sequences of `seq_len` positions."""
         if not self._lengths:
             return ["No column that was read is a list<T> or list<list<T>> that training can use"]
         rows = self._lengths.total()
@@ -120,7 +120,7 @@ class LogShape:
         return told
 
     def warnings(self, paths: Sequence[str]) -> list[str]:
-        """What is wrong with the stripes of the log that `paths` name, and how to mend it."""
+        """Warnings about the stripes of the log at `paths`, with a command that fixes them."""
         if not self._lengths or not self._stripe_rows:
             return []
         remedy = stripes.remedy(shlex.join(paths))

@@ -1,6 +1,6 @@
-"""How many ids share a row of a table with other ids.
+"""Counts ids that share a table row with other ids.
 
-Shapes: T ids, U different ones.
+Shapes: T ids, U distinct ids.
 """
 
 # pyarrow.compute makes its functions at run time.
@@ -16,20 +16,20 @@ from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.inspection.distinct import hashes
 from s2s_jax.data.inspection.hash_tally import HashTally
 
-# Share of the ids or of their events from which on collisions are worth a word: of hashes some always
-# occur, and ids beyond a table without a hash hardly meet where they are spread over large numbers.
+# A warning is given if more than this share of the ids, or of their events, collide. Hashing always
+# has some collisions; without hashing, ids that are spread over large numbers rarely collide.
 _WORTH_A_WORD = {None: 0.01, "murmur": 0.1, "farm": 0.1}
 
 
 class RowSharing:
-    """Counts the ids of a feature whose table has buckets, and those that share one."""
+    """Counts the ids of a feature with buckets, and those that share a bucket."""
 
     def __init__(self, feature: FeatureConfig, is_item: bool):
         """Starts with nothing.
 
         Args:
-          feature: of op id, with a `hash_bucket_size` above 0.
-          is_item: whether it says which item an event is about.
+          feature: has op id and a `hash_bucket_size` above 0.
+          is_item: whether this is the item feature.
         """
         assert feature.op == "id", "other ops count or cut numbers"
         assert not feature.grows, "each id has a row of its own there"
@@ -40,7 +40,7 @@ class RowSharing:
         self._negative = 0
 
     def add(self, values: pa.Array) -> None:
-        """Counts ids as they stand in the log, without nulls."""
+        """Counts ids as stored in the log, without nulls."""
         if pa.types.is_integer(values.type) and len(values):
             ends = pc.min_max(values).as_py()
             known = [n for n in (self._smallest, self._largest) if n is not None]
@@ -52,7 +52,7 @@ class RowSharing:
         self._tally.add(hashes(values), hashing.hash_integers(buckets_T, "murmur"))
 
     def sentences(self) -> list[str]:
-        """How many ids there are for the table, for `inspect`."""
+        """The number of ids for the table, for `s2s inspect`."""
         different, sharing, _ = self._counts()
         about = "" if self._tally.exact else "about "
         size = self._feature.hash_bucket_size
@@ -63,7 +63,7 @@ class RowSharing:
         ]
 
     def warnings(self) -> list[str]:
-        """What sharing means, if ids share rows that need not, or are negative."""
+        """Warnings if ids share rows unnecessarily, or are negative."""
         feature, told = self._feature, []
         different, sharing, of_events = self._counts()
         most = max(sharing / max(different, 1), of_events)
@@ -79,7 +79,7 @@ class RowSharing:
                 )
             else:
                 why = f"hash_bucket_size {size:,} is small for them"
-                remedy = "raise hash_bucket_size, or set it to 0 for a row each"
+                remedy = "raise hash_bucket_size, or set it to 0 to give each id its own row"
             means = "the model cannot tell them apart"
             if self._is_item:
                 means += ", and a hit on one counts for all of a row"
@@ -91,13 +91,13 @@ class RowSharing:
         if self._negative and feature.hash_type is None:
             told.append(
                 f"warning: feature {feature.name}: {self._negative:,} of the ids looked at are "
-                f"negative (down to {self._smallest}) and taken as ids like others; write null where "
-                f"there is none"
+                f"negative (down to {self._smallest}) and treated like any other id; if they stand for "
+                f"missing ids, write null instead"
             )
         return told
 
     def _counts(self) -> tuple[int, int, float]:
-        """Different ids, those that share a row with another, and the share of events of these."""
+        """Number of distinct ids, number of those that share a row, and their share of the events."""
         _, group_U, count_U = self._tally.counts()
         _, row_U, ids_of_row = np.unique(group_U, return_inverse=True, return_counts=True)
         sharing_U = ids_of_row[row_U] > 1

@@ -1,4 +1,4 @@
-"""What the times of a column say: their range as dates, and whether the rows are in their order.
+"""Facts about the times of a column: their range as dates, and whether rows are sorted by time.
 
 Shapes: N rows of a stripe, T times.
 """
@@ -19,18 +19,18 @@ _UNITS = ("s", "ms", "us", "ns")
 _SORT = "s2s convert LOG --layout orc --merge True --out DIR"
 _TIME_OPS = ("time_gap", "hour_of_day", "day_of_week")
 _NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)(_?(s|ms|us|ns|utc|unix))?$|_at$", re.I)
-# 1990: events of logs are hardly older, and times in a wrong unit hardly younger.
+# 1990: events are rarely older, and times read in a wrong unit are rarely newer.
 _PLAUSIBLE_FROM = 631_152_000
 _YEAR = 31_556_952
-# Share of the rows that step back, above which newest first is what somebody meant.
+# If more than this share of the rows is in reverse order, the log is taken to be newest first.
 _NEARLY_ALL = 0.9
 
 
 class TimeFacts:
-    """Range and order of the times of a column of lists.
+    """Range and order of the times in a list column.
 
     Attributes:
-      column: its name.
+      column: name of the column.
     """
 
     def __init__(self, column: str, unit: str | None, now: float | None = None):
@@ -38,8 +38,8 @@ class TimeFacts:
 
         Args:
           column: name of the column.
-          unit: of times that are numbers or text; None: not known, and guessed.
-          now: seconds since 1970; None: what the clock says.
+          unit: of times that are numbers or text; None: unknown, so it is guessed.
+          now: seconds since 1970; None: the current time.
         """
         self.column = column
         self._unit = unit
@@ -54,15 +54,15 @@ class TimeFacts:
     def add(self, lists: pa.Array) -> None:
         """Counts the rows of a list column of any type that `accepted` allows.
 
-        Text that is no time leaves the column out from there on.
+        Once a text is not a time, the column is no longer counted.
         """
         row_T, values = _times_by_row(lists)
         if pa.types.is_floating(values.type):
-            # No feature, but a column of times all the same, as pandas writes them.
+            # Cannot be a feature, but pandas writes times as floats.
             seconds_T = values.to_numpy(zero_copy_only=False).astype(np.float64)
             known_T = np.abs(seconds_T) < 2.0**62
             row_T, values = row_T[known_T], pa.array(seconds_T[known_T].astype(np.int64))
-        # Numbers in no unit yet.
+        # Reads the numbers as they are; the unit is applied later.
         feature = FeatureConfig(name=self.column, hash_bucket_size=1, time_unit="s")
         try:
             times_T, per_second = ids.times(values, feature)
@@ -92,10 +92,10 @@ class TimeFacts:
     # ---------------------------------------------------------------------------------- words
 
     def range_text(self, every_unit: bool = False) -> str:
-        """From when to when, and what that would be in a likelier unit.
+        """The range of the times as text, and what it would be in likelier units.
 
         Args:
-          every_unit: where none is likelier, tells it in all others.
+          every_unit: if no unit is likelier, gives the range in all other units.
         """
         if self._first is None:
             return f"column {self.column} has no time after 1970"
@@ -111,7 +111,7 @@ class TimeFacts:
         return told
 
     def sentences(self) -> list[str]:
-        """All that is known, for `inspect`."""
+        """All facts, for `s2s inspect`."""
         if not self._times:
             return []
         text = self.range_text()
@@ -128,7 +128,7 @@ class TimeFacts:
         return told
 
     def warnings(self) -> list[str]:
-        """What is likely not meant, a sentence each."""
+        """Warnings about likely mistakes, a sentence each."""
         told = []
         if self._unit is not None and self._is_number and self._first is not None:
             likely = self._likely_unit()
@@ -139,15 +139,15 @@ class TimeFacts:
         of_rows = f"{share(self._falling, self._rows)} of the {self._rows:,} rows looked at"
         if self._reversed > _NEARLY_ALL * self._rows:
             told.append(
-                f"warning: events stand newest first in {of_rows} (times of column {self.column} fall): "
-                f"they are taken as oldest first, so the past is predicted from what came later; "
+                f"warning: events are stored newest first in {of_rows} (times of column {self.column} "
+                f"decrease), but are read as oldest first, so the past is predicted from the future; "
                 f"reverse the lists of each row, or sort them with {_SORT}"
             )
         else:
             told.append(
-                f"warning: times of column {self.column} step back in {of_rows}: events are taken in "
-                f"the order in which they stand, oldest first; sort the lists of each row by time "
-                f"({_SORT} does)"
+                f"warning: times of column {self.column} step back in {of_rows}, but events are read in "
+                f"the order in which they are stored, as oldest first; sort the lists of each row by "
+                f"time ({_SORT} does)"
             )
         return told
 
@@ -167,7 +167,7 @@ class TimeFacts:
         return first >= _PLAUSIBLE_FROM and last <= self._now + _YEAR
 
     def _likely_unit(self) -> str | None:
-        """The unit in which times are those of a log; None if there is none."""
+        """The unit that gives plausible dates; None if there is none."""
         if self._unit is not None and self._plausible(self._unit):
             return self._unit
         return next((unit for unit in _UNITS if self._plausible(unit)), None)
@@ -184,10 +184,10 @@ class TimeFacts:
 
 
 def time_columns(schema: pa.Schema, config: Config | None) -> dict[str, str | None]:
-    """Columns of lists that hold the times of events, with the unit of each; None where unknown.
+    """List columns that hold the times of events, with the unit of each; None if unknown.
 
-    Those that `config` takes for times; without any, or without a configuration, those whose type or
-    name tells.
+    These are the time columns of `config`. If it has none, or is None, columns are found by type or
+    name.
     """
     named: dict[str, str | None] = {}
     if config is not None:

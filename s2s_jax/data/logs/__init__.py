@@ -1,1 +1,1 @@
-"""ORC logs: files, footers, stripes, and writing them."""
+"""ORC logs: finding files, reading footers and stripes, and writing logs."""

@@ -1,4 +1,4 @@
-"""Arrow arrays of lists, as the columns of logs are, and where such columns may come from."""
+"""Arrow arrays of lists, such as the columns of logs, and a protocol for their sources."""
 
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
@@ -12,44 +12,44 @@ import pyarrow.compute as pc
 
 
 class Source(Protocol):
-    """What rows come from: an `orc.OrcFile`, or rows that were given in memory."""
+    """A source of rows: an `orc.OrcFile`, or rows in memory."""
 
     @property
     def path(self) -> Path | str:
-        """The file, or what else messages shall call it."""
+        """The file, or another name for the source in messages."""
         ...
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of its columns."""
+        """Names and types of the columns."""
         ...
 
     @property
     def encrypted(self) -> frozenset[str]:
-        """Columns that cannot be read as what was written."""
+        """Encrypted columns, whose original values cannot be read."""
         ...
 
 
 def is_list(data_type: pa.DataType) -> bool:
-    """Lists of either offset size."""
+    """Whether the type is a list, with offsets of either size."""
     return pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
 
 
 def leaf_type(data_type: pa.DataType) -> pa.DataType:
-    """T of T, list<T> and list<list<T>>."""
+    """The type T of T, list<T> or list<list<T>>."""
     for _ in range(2):
         data_type = data_type.value_type if is_list(data_type) else data_type
     return data_type
 
 
 def leaves(array: pa.Array) -> pa.Array:
-    """The values of T, list<T> and list<list<T>>, one after the other, without nulls."""
+    """The values of an array of T, list<T> or list<list<T>>, flattened, without nulls."""
     while is_list(array.type):
         array = array.flatten()
     return array.drop_null() if array.null_count else array
 
 
 def list_lengths(lists: pa.Array) -> np.ndarray:
-    """int64 length of each list, 0 for null."""
+    """The length of each list, int64; 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0)
     return lengths.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which ORC files a list of files and directories means."""
+"""Finds the ORC files in a list of files and directories."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from s2s_jax.errors import UserError
 
 # The first bytes of every ORC file.
 _MAGIC = b"ORC"
-# Pieces of a list that a path with commas in its name may be made of.
+# The most pieces that a path with commas in its name may be split into.
 _MOST_PIECES = 16
 
 
@@ -18,9 +18,9 @@ class Found(NamedTuple):
     """The files of a log.
 
     Attributes:
-      files: what is read, in order.
-      left_out: ORC files below the directories that are not read, because of their names.
-      circles: linked directories that lead back to one they are in, and so are not followed.
+      files: the files to read, in order.
+      left_out: ORC files below the directories that are not read because of their names.
+      circles: linked directories that are not followed because they lead back to a parent directory.
     """
 
     files: list[Path]
@@ -28,13 +28,13 @@ class Found(NamedTuple):
     circles: list[Path]
 
     def notes(self) -> list[str]:
-        """What the user may not expect, a sentence each."""
+        """Notes on what the user may not expect, a sentence each."""
         notes = []
         if self.left_out:
             notes.append(
-                f"warning: {_count(self.left_out, 'ORC file')} left out: in a directory with files "
-                f"that end in .orc only these are read, and names that start with . or _ are passed "
-                f"over; rename the others or name them one by one to read them"
+                f"warning: {_count(self.left_out, 'ORC file')} left out: names that start with . or _ "
+                f"are skipped, and so are names that do not end in .orc if others in the directory do; "
+                f"rename these files, or name them one by one to read them"
             )
         if self.circles:
             notes.append(
@@ -44,7 +44,7 @@ class Found(NamedTuple):
         empty = [path for path in self.files if path.exists() and path.stat().st_size == 0]
         if empty:
             others = "" if len(empty) == 1 else f" and {len(empty) - 1:,} others"
-            notes.append(f"{empty[0]}{others}: 0 bytes, taken as a file without rows")
+            notes.append(f"{empty[0]}{others}: 0 bytes, read as a file without rows")
         return notes
 
 
@@ -56,19 +56,19 @@ def _count(paths: Sequence[Path], noun: str) -> str:
 
 
 def find(names: Sequence[str]) -> Found:
-    """The ORC files that some paths name, in order.
+    """The ORC files at some paths, in order.
 
-    A directory gives, sorted by path, the files ending in .orc below it or, where there are none,
-    all files. Links are followed. Files and directories whose names start with `.` or `_` are passed
-    over: other programs keep unfinished or left-over files there (`_temporary`, `_SUCCESS`,
+    A directory stands for all files below it that end in .orc or, if there are none, for all files
+    below it, sorted by path. Links are followed. Files and directories whose names start with `.` or
+    `_` are skipped: other programs keep unfinished or left-over files there (`_temporary`, `_SUCCESS`,
     `.ipynb_checkpoints`).
 
     Args:
       names: files and directories.
 
     Raises:
-      UserError: nothing is named, a path does not exist or cannot be looked at, a directory is empty,
-        or a file is named twice.
+      UserError: `names` is empty, a path does not exist or cannot be accessed, a directory is empty, or
+        a file is named twice.
     """
     if not names:
         raise UserError("io.data_paths: expected ORC files or directories, found none")
@@ -79,7 +79,7 @@ def find(names: Sequence[str]) -> Found:
         try:
             _add(path, found)
         except OSError as error:
-            raise UserError(f"io.data_paths: {path} cannot be looked at ({error})") from error
+            raise UserError(f"io.data_paths: {path} cannot be accessed ({error})") from error
     resolved: dict[str, Path] = {}
     for path in found.files:
         first = resolved.setdefault(os.path.realpath(path), path)
@@ -95,11 +95,11 @@ def find(names: Sequence[str]) -> Found:
 def split_names(data_paths: str) -> list[str]:
     """The paths of a comma-separated list.
 
-    A path may have commas in its own name: pieces that do not exist by themselves belong together if
-    they exist so.
+    A path may itself contain commas: pieces that do not exist on their own are joined if the joined path
+    exists.
     """
     pieces = data_paths.split(",")
-    # From the right: how many pieces each path takes, if all that follow are to exist.
+    # From the right: the number of pieces that a path takes, such that all later paths exist.
     taken: dict[int, int] = {}
     for first in reversed(range(len(pieces))):
         for count in range(1, min(_MOST_PIECES, len(pieces) - first) + 1):
@@ -118,7 +118,7 @@ def split_names(data_paths: str) -> list[str]:
 
 
 def find_files(data_paths: str) -> list[Path]:
-    """The ORC files that a comma-separated list of files and directories names; see `find`."""
+    """The ORC files in a comma-separated list of files and directories; see `find`."""
     return find(split_names(data_paths)).files
 
 
@@ -126,7 +126,7 @@ def _exists(name: str) -> bool:
     try:
         return Path(name).expanduser().exists()
     except OSError:
-        # It is refused, with the reason, when it is looked at.
+        # Accessing it later will give the reason.
         return True
 
 
@@ -151,7 +151,7 @@ def _add(path: Path, found: Found) -> None:
 
 
 def walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
-    """All files below a directory, also through links; links that make a circle are noted instead.
+    """All files below a directory, following links; links that make a circle are added to `circles`.
 
     Raises:
       OSError: a directory cannot be read.
@@ -175,7 +175,7 @@ def walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
                 followed.append(inner)
         directories[:] = followed
         del above[here]
-        # A link to nowhere is refused when it is opened, not left out in silence.
+        # A broken link is included: opening it gives an error, instead of leaving it out silently.
         yield from (p for p in (here / f for f in files) if p.is_file() or p.is_symlink())
 
 

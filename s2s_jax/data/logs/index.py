@@ -1,4 +1,4 @@
-"""All stripes of all files that a job reads."""
+"""The index of all files and stripes that a job reads."""
 
 import dataclasses
 import functools
@@ -12,12 +12,12 @@ from s2s_jax.errors import MachineError, UserError
 
 
 class Skipped(NamedTuple):
-    """Rows that could not be read and so weigh nothing.
+    """Rows that could not be read and were skipped.
 
     Attributes:
-      file: path.
-      stripe: number of the stripe in the file; None for a file of which nothing can be read.
-      rows: of the stripe; None where unknown.
+      file: path of the file.
+      stripe: number of the stripe in the file; None if the whole file cannot be read.
+      rows: number of rows; None if unknown.
       reason: one sentence.
     """
 
@@ -29,12 +29,12 @@ class Skipped(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FileIndex:
-    """What is read, in order.
+    """The files and stripes to read, in order.
 
     Attributes:
-      files: the files, none of them empty.
+      files: the files; empty ones are left out.
       skipped: files left out because they cannot be read.
-      notes: what the user may not expect of the files that were found.
+      notes: notes on what the user may not expect of the files.
     """
 
     files: tuple[orc.OrcFile, ...]
@@ -43,12 +43,12 @@ class FileIndex:
 
     @functools.cached_property
     def stripes(self) -> tuple[tuple[orc.OrcFile, int, int], ...]:
-        """For each stripe its file, its number there and its first row there."""
+        """The file of each stripe, its number in the file, and its first row in the file."""
         stripes = []
         for file in self.files:
             first_row = 0
             for number, rows in enumerate(file.stripe_rows):
-                # A stripe without rows has nothing to be read.
+                # A stripe without rows need not be read.
                 if rows:
                     stripes.append((file, number, first_row))
                 first_row += rows
@@ -56,23 +56,23 @@ class FileIndex:
 
     @property
     def stripe_rows(self) -> tuple[int, ...]:
-        """Rows of each stripe."""
+        """Number of rows of each stripe."""
         return tuple(file.stripe_rows[number] for file, number, _ in self.stripes)
 
     def identity(self) -> list[list[str]]:
-        """What tells each file from others, as JSON: what a reading position is counted in.
+        """What identifies each file, as JSON. A reading position is only valid for the same files.
 
-        A copy of a log, wherever it lies and whenever it was made, has the same.
+        Copies of a log have the same identity, regardless of their path and time of modification.
         """
         return [[file.path.name, file.fingerprint, file.sample] for file in self.files]
 
     def restrict(self, identity: Sequence[Sequence[str]]) -> "FileIndex":
-        """The index of those files that `identity` lists, in its order.
+        """The index of only the files listed in `identity`, in that order.
 
-        A file of the same name and footer may have another sample of bytes: see `rewritten`.
+        A file with the same name and footer may differ in its sample of bytes: see `rewritten`.
 
         Raises:
-          UserError: one of them is not there, or not as it was.
+          UserError: a listed file is missing or has changed.
         """
         there: dict[tuple[str, str], list[orc.OrcFile]] = {}
         for file in self.files:
@@ -92,17 +92,17 @@ class FileIndex:
         return FileIndex(tuple(chosen), self.skipped, self.notes)
 
     def rewritten(self, identity: Sequence[Sequence[str]]) -> list[str]:
-        """Names of the files whose bytes are others than `identity` says, though their footers are not.
+        """Names of files whose footer is as in `identity` but whose sample of bytes is not.
 
         Args:
-          identity: of as many files, as `restrict` takes it; older ones say nothing of bytes.
+          identity: of the same number of files, as for `restrict`; older identities lack the sample.
         """
         pairs = zip(identity, self.identity(), strict=True)
         return [now[0] for before, now in pairs if list(before) != now[: len(before)]]
 
 
 def may_skip(error: UserError, io: IOConfig) -> bool:
-    """Whether `io.on_error` lets what cannot be read be left out: not if the machine is the reason."""
+    """Whether `io.on_error` allows skipping the unreadable part; never if the machine is the reason."""
     return io.on_error == "skip_stripe" and not isinstance(error, MachineError)
 
 

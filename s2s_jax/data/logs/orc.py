@@ -1,4 +1,4 @@
-"""ORC files → stripes → Arrow record batches, with errors that name file, stripe and column."""
+"""Reads ORC files stripe by stripe as Arrow record batches; errors name file, stripe and column."""
 
 import bisect
 import dataclasses
@@ -13,9 +13,10 @@ import pyarrow.orc
 
 from s2s_jax.errors import MachineError, UserError
 
-# What pyarrow raises on broken files. ORC has no checksums: damage to uncompressed data may pass.
+# What pyarrow raises for broken files. ORC has no checksums, so damaged uncompressed data may go
+# unnoticed.
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError)
-# Errors of the operating system that say nothing about the file, and what helps.
+# Errors of the operating system that are not caused by the file, and their remedies.
 _REMEDY_OF_SYSTEM = {
     errno.EACCES: "let this user read it",
     errno.EPERM: "let this user read it",
@@ -28,32 +29,32 @@ _REMEDY_OF_SYSTEM = {
     errno.EHOSTDOWN: "see that its file system answers",
     errno.EHOSTUNREACH: "see that its file system answers",
 }
-# No machine has so much memory; a file that asks for it is damaged.
+# No machine has this much memory; a file that asks for it is damaged.
 _MOST_MEMORY = 2**46
 
-# So many bytes of a file are looked at to tell it from others that have the same footer, in so many
-# places: few, since each is a request to a far file system.
+# The sample that tells a file from others with the same footer: this many bytes in total, read at this
+# many places. Few places, since each is a request to a remote file system.
 _SAMPLE_BYTES, _SAMPLES = 2**18, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class OrcFile:
-    """What an ORC file's footer says.
+    """The contents of an ORC file's footer.
 
     Attributes:
       path: the file.
-      size: its bytes.
+      size: its size in bytes.
       schema: names and types of its columns.
       stripe_rows: rows of each stripe.
-      positions: most entries of a column of lists, by the footer's statistics; null entries, and what
-        the writer kept no statistics of, do not count.
-      fingerprint: of the footer, which holds places, sizes and statistics of all stripes. It may stay
-        the same where only the order of events changes.
-      encrypted: columns that are encrypted, wholly or in part. They are read as their masks (nulls,
-        hashes of the values or the like), not as what was written.
-      sample: hash of bytes from all over the file, of all of them if it is small. A copy of the file
-        has the same.
-      modified_ns: when the file was last written, in nanoseconds since 1970.
+      positions: the most entries of any list column, according to the footer's statistics; null entries
+        and columns without statistics do not count.
+      fingerprint: hash of the footer, which has places, sizes and statistics of all stripes. It may stay
+        the same if only the order of events changes.
+      encrypted: columns that are fully or partly encrypted. Reading them gives their masks (for example
+        nulls, or hashes of the values) instead of the original values.
+      sample: hash of bytes from all over the file, or of the whole file if it is small. It is the same
+        for copies of the file.
+      modified_ns: time of the last modification, in nanoseconds since 1970.
     """
 
     path: Path
@@ -68,17 +69,18 @@ class OrcFile:
 
     @property
     def rows(self) -> int:
-        """Rows of the file."""
+        """Number of rows of the file."""
         return sum(self.stripe_rows)
 
 
 def read_footer(path: Path) -> OrcFile:
     """Reads the footer of `path`.
 
-    A file of 0 bytes has no rows: Hive and others write such files where a task had none.
+    A file of 0 bytes counts as a file without rows: Hive and others write such files for tasks without
+    rows.
 
     Raises:
-      UserError: it is no readable ORC file.
+      UserError: it is not a readable ORC file.
       MachineError: it cannot be read on this machine.
     """
     with _open(path) as source:
@@ -88,7 +90,7 @@ def read_footer(path: Path) -> OrcFile:
         try:
             reader = pyarrow.orc.ORCFile(source)
             schema = reader.schema
-            # Names are decoded when they are first asked for.
+            # Decodes the names now, since pyarrow does so only on first use.
             _ = schema.names, str(schema)
             tail = reader.reader.serialized_file_tail()
             footer = _last_bytes(tail, 2)
@@ -104,7 +106,7 @@ def read_footer(path: Path) -> OrcFile:
     if sum(stripe_rows) != nrows or len(stripe_rows) != nstripes:
         raise UserError(
             f"{path}: its footer is damaged: {len(stripe_rows)} stripes with {sum(stripe_rows)} "
-            f"rows, expected {nstripes} with {nrows}; write the file anew"
+            f"rows, expected {nstripes} with {nrows}; rewrite the file"
         )
     fingerprint = hashlib.sha256(tail).hexdigest()[:16]
     return OrcFile(
@@ -121,7 +123,7 @@ def read_footer(path: Path) -> OrcFile:
 
 
 def _sample(source: pa.OSFile) -> str:
-    """Hash of the first, the last and some bytes between; of the whole file where it has no more."""
+    """Hash of bytes at the start, in between and at the end; of the whole file if it is small."""
     digest = hashlib.sha256()
     size, chunk = source.size(), _SAMPLE_BYTES // _SAMPLES
     if size <= _SAMPLE_BYTES:
@@ -136,15 +138,15 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
     """Reads some columns of one stripe.
 
     Args:
-      file: the file, as `read_footer` saw it.
+      file: the file, as returned by `read_footer`.
       stripe: index of the stripe.
-      columns: names of top-level columns that the file has.
+      columns: names of top-level columns; the file must have them.
 
     Raises:
       UserError: the stripe cannot be read, or has changed since its footer was read.
       MachineError: it cannot be read on this machine.
     """
-    # OSFile, not a memory map: a file that shrinks while mapped kills the process.
+    # OSFile instead of a memory map: if a mapped file shrinks, the process is killed.
     with _open(file.path) as source:
         try:
             batch = pyarrow.orc.ORCFile(source).read_stripe(stripe, columns=list(columns))
@@ -152,7 +154,7 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
             _refuse_own_trouble(error, f"{file.path}: stripe {stripe} cannot be read")
             raise UserError(
                 f"{file.path}: stripe {stripe} cannot be read ({_reason(error)}); "
-                f"write the file anew or take it out of io.data_paths"
+                f"rewrite the file or take it out of io.data_paths"
             ) from error
     if batch.num_rows != file.stripe_rows[stripe]:
         raise UserError(
@@ -162,8 +164,8 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
     for name in columns:
         if name not in batch.schema.names:
             raise UserError(
-                f"{file.path}: stripe {stripe} gives no column {name}, perhaps since a field inside "
-                f"another column has that name too; give the column a name without a dot"
+                f"{file.path}: stripe {stripe} gives no column {name}, perhaps because a field inside "
+                f"another column has the same name; give the column a name without a dot"
             )
     return batch
 
@@ -177,7 +179,7 @@ def _open(path: Path) -> pa.OSFile:
 
 
 def _refuse_own_trouble(error: BaseException, what: str) -> None:
-    """Raises `MachineError` if the reason lies in this machine and not in the file."""
+    """Raises `MachineError` if the cause is this machine and not the file."""
     reason = _reason(error)
     zone = re.search(r"Time zone file (\S*?)([A-Z][\w+-]*(?:/[\w+-]+)*) does not exist", reason)
     if zone is not None:
@@ -190,7 +192,7 @@ def _refuse_own_trouble(error: BaseException, what: str) -> None:
         if asked is None or int(asked[1]) < _MOST_MEMORY:
             raise MachineError(
                 f"{what}: too little memory ({reason}); give the job more memory, lower io.thread_num, "
-                f"or write the log anew in smaller stripes"
+                f"or rewrite the log in smaller stripes"
             ) from error
     number = error.errno if isinstance(error, OSError) else None
     told = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
@@ -203,17 +205,17 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# -------------------------------------------------------------------- what the footer says
+# ------------------------------------------------------------------------ parsing the footer
 #
-# pyarrow tells neither how many rows a stripe has nor which columns are encrypted, but hands out the
-# serialized FileTail message (orc_proto.proto), from which these fields are read:
+# pyarrow gives neither the rows of each stripe nor the encrypted columns, but it gives the serialized
+# FileTail message (orc_proto.proto), from which these fields are read:
 #   FileTail: 2 footer
 #   Footer: 3 stripes, 4 types, 7 statistics (of each type), 10 encryption
 #   ColumnStatistics: 1 numberOfValues
 #   StripeInformation: 5 numberOfRows
-#   Type: 2 subtypes (of the first type, the root: the types of the columns)
+#   Type: 2 subtypes (those of the first type, the root, are the types of the columns)
 #   Encryption: 3 variants
-#   EncryptionVariant: 1 root (the type below which all is encrypted)
+#   EncryptionVariant: 1 root (this type and all types inside it are encrypted)
 
 
 def _stripe_rows(footer: bytes) -> Iterator[int]:
@@ -223,7 +225,7 @@ def _stripe_rows(footer: bytes) -> Iterator[int]:
 
 
 def _column_types(footer: bytes) -> list[int]:
-    """Number of each column's type; those inside it follow, as types are numbered depth first."""
+    """The type number of each column. Types are numbered depth first, so nested types follow it."""
     types = [value for number, value in _fields(footer) if number == 4 and isinstance(value, bytes)]
     return _numbers(types[0], 2) if types else []
 
@@ -243,7 +245,7 @@ def _positions(footer: bytes, schema: pa.Schema) -> int:
 
 
 def _encrypted_columns(footer: bytes) -> set[int]:
-    """Numbers of the columns that have something encrypted."""
+    """Numbers of the columns that are fully or partly encrypted."""
     roots = [
         _last_number(variant, 1)
         for number, encryption in _fields(footer)
@@ -265,12 +267,12 @@ def _last_bytes(message: bytes, field: int) -> bytes:
 
 
 def _last_number(message: bytes, field: int) -> int:
-    """An optional number, 0 where it is left out."""
+    """An optional number; 0 if it is missing."""
     return (_numbers(message, field) or [0])[-1]
 
 
 def _numbers(message: bytes, field: int) -> list[int]:
-    """A repeated number, one by one or packed."""
+    """The values of a repeated number, either packed or one by one."""
     numbers = []
     for number, value in _fields(message):
         if number == field and isinstance(value, bytes):

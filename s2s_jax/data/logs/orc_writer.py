@@ -1,4 +1,4 @@
-"""Arrow tables → the ORC files of a log, with stripes of the size that reads best.
+"""Writes Arrow tables as the ORC files of a log, in stripes of a good size for training.
 
 Shapes: N rows of a table.
 """
@@ -29,16 +29,16 @@ from s2s_jax.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-# Training draws from more places of a log with more stripes, and reads stripes of 200,000 to 800,000
-# positions fastest; the writer cannot end a stripe whose compressed columns are too short.
+# More stripes let training shuffle better, but stripes of 200,000 to 800,000 positions are the fastest
+# to read, and the ORC writer cannot end a stripe whose compressed columns are too short.
 _STRIPES_OF_A_LOG = 160
-# What the names of directories begin with in which events are sorted.
+# Prefix of the names of directories in which events are sorted.
 SORTING = ".sorting_"
 _LARGE_STRIPE, _SMALL_STRIPE = 250_000, 16_000
 
 
 def stripe_positions(positions: int) -> int:
-    """Positions that a stripe should hold in a log of `positions`."""
+    """The number of positions that a stripe should hold in a log of `positions` positions."""
     return min(max(positions // _STRIPES_OF_A_LOG, _SMALL_STRIPE), _LARGE_STRIPE)
 
 
@@ -46,16 +46,17 @@ def stripe_positions(positions: int) -> int:
 def open_log(
     out: Path, overwrite: bool, positions_per_file: int | None = None
 ) -> Iterator["LogWriter"]:
-    """A log to write to; its files appear at the end of the `with` block, unless that raises.
+    """A log to write to; its files appear at the end of the `with` block, unless the block raises.
 
     Args:
-      out: the directory; made where it does not exist.
-      overwrite: whether part-N.orc files that are in it are replaced, when all is written.
-      positions_per_file: positions with which a file ends; None: only `LogWriter.end_file` ends it.
+      out: the directory; created if it does not exist.
+      overwrite: whether to replace existing part-N.orc files, once everything is written.
+      positions_per_file: a file ends when it has this many positions; None: only `LogWriter.end_file`
+        ends a file.
 
     Raises:
-      UserError: the directory cannot be written or holds other ORC files. The flags that messages
-        name are `--out` and `--overwrite`.
+      UserError: the directory cannot be written or holds other ORC files. Messages refer to the flags
+        `--out` and `--overwrite`.
     """
     try:
         made = not out.exists()
@@ -80,13 +81,13 @@ def open_log(
 class LogWriter:
     """Writes the files part-0.orc, part-1.orc … of one log.
 
-    Readers pass over names that begin with a dot, as the files' do until `show`.
+    Until `show`, the names of the files begin with a dot, so readers skip them.
 
     Attributes:
-      paths: the files, as they will be called.
-      rows: rows of them, so far.
-      positions: positions of these, so far: the longest list of each, or 1 where no column has lists.
-      positions_per_stripe: positions with which a stripe ends; may be set.
+      paths: the final paths of the files.
+      rows: rows written so far.
+      positions: positions written so far: for each row its longest list, or 1 if no column has lists.
+      positions_per_stripe: a stripe ends when it has this many positions; may be changed.
     """
 
     def __init__(self, out: Path, positions_per_file: int | None):
@@ -99,19 +100,19 @@ class LogWriter:
         self._writer: pyarrow.orc.ORCWriter | None = None
         self._sink: _Sink | None = None
         self._batch_size = 0
-        # Rows that wait until they fill a stripe; their positions, and those of the whole file.
+        # Rows waiting to fill a stripe, the number of their positions, and that of the whole file.
         self._waiting: list[pa.Table] = []
         self._in_stripe = self._in_file = 0
 
     def write(self, table: pa.Table) -> None:
-        """Adds rows. Where the columns are other than before, a new file begins."""
+        """Adds rows. If the columns differ from the previous ones, a new file begins."""
         if table.schema != self._schema:
             self.end_file()
             self._schema = table.schema
         positions_N = _positions(table)
         self.rows += table.num_rows
         self.positions += int(positions_N.sum())
-        # Rows without positions take room, too.
+        # Rows without positions also take up space.
         until_N = np.cumsum(np.maximum(positions_N, 1))
         start = done = 0
         while start < table.num_rows:
@@ -130,13 +131,13 @@ class LogWriter:
             start, done = stop, int(until_N[stop - 1])
 
     def end_file(self) -> None:
-        """Ends the file, if any is begun: what is written next goes into another."""
+        """Ends the current file, if there is one; the next rows go into a new file."""
         self._end_stripe()
         self._close()
         self._in_file = 0
 
     def show(self, instead_of: list[Path]) -> None:
-        """Gives all files their names, after those of an earlier log are removed."""
+        """Removes the files of an earlier log, then gives all new files their final names."""
         for path in instead_of:
             path.unlink()
         for path in self.paths:
@@ -153,13 +154,13 @@ class LogWriter:
         if self._waiting:
             table = pa.concat_tables(self._waiting)
             self._waiting, self._in_stripe = [], 0
-            # A slice would carry the buffers of the whole table; what `take` returns does not.
+            # A slice would keep the buffers of the whole table; `take` copies.
             self._write_stripe(table.take(pa.array(np.arange(table.num_rows))))
 
     def _write_stripe(self, table: pa.Table) -> None:
         entries = _entries(table)
         if self._writer is not None and entries > self._batch_size:
-            # Longer lists or larger bags than in the first stripe of the file.
+            # The lists are longer, or the bags larger, than in the first stripe of the file.
             if table.num_rows > 1:
                 half = table.num_rows // 2
                 self._write_stripe(table.slice(0, half))
@@ -183,9 +184,9 @@ class LogWriter:
     def _open(self, entries: int) -> None:
         path = self._out / f"part-{len(self.paths)}.orc"
         self.paths.append(path)
-        # In one write, pyarrow grows the memory for lists entry by entry, each time with a copy, where
-        # they have more entries than batch_size: with 300,000 that takes a minute. And it ends a stripe
-        # after a write with which stripe_size is exceeded, so each write becomes a stripe.
+        # If a write has more list entries than batch_size, pyarrow grows its memory entry by entry, each
+        # time with a copy; 300,000 entries take a minute. It also ends the stripe after each write that
+        # exceeds stripe_size, so here each write becomes one stripe.
         self._batch_size = entries + entries // 4
         self._sink = _Sink(_hidden(path))
         self._writer = pyarrow.orc.ORCWriter(
@@ -201,7 +202,7 @@ class LogWriter:
 
 
 def _prepare(out: Path, overwrite: bool) -> list[Path]:
-    """Makes the directory and returns the files of an earlier log, which are to be replaced."""
+    """Creates the directory and returns the files of an earlier log that will be replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: expected a directory, found the file {out}; give another name")
     out.mkdir(parents=True, exist_ok=True)
@@ -223,7 +224,7 @@ def _prepare(out: Path, overwrite: bool) -> list[Path]:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Keeps others from writing a log to the directory at the same time."""
+    """Prevents other processes from writing a log to the directory at the same time."""
     directory = os.open(out, os.O_RDONLY)
     try:
         try:
@@ -243,7 +244,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Removes what a program that was killed left in the directory."""
+    """Removes files that a killed process left in the directory."""
     for path in out.iterdir():
         if re.fullmatch(r"\.part-\d+\.orc", path.name):
             path.unlink()
@@ -252,9 +253,9 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _undisturbed(work: Callable[[], None]) -> None:
-    """Does something to its end: signals are answered after it."""
+    """Runs `work` to its end; signals are handled afterwards."""
     if threading.current_thread() is not threading.main_thread():
-        # Python answers signals in the main thread only.
+        # Python handles signals only in the main thread.
         work()
         return
     noted: list[int] = []
@@ -272,7 +273,7 @@ def _undisturbed(work: Callable[[], None]) -> None:
 
 
 class _Sink(io.RawIOBase):
-    """A file whose errors are kept until they are asked for: pyarrow would end the process."""
+    """A file that keeps its errors until they are asked for: in pyarrow they would end the process."""
 
     def __init__(self, path: Path):
         self.error: OSError | None = None
@@ -297,7 +298,7 @@ class _Sink(io.RawIOBase):
         return size
 
     def end(self) -> None:
-        """Ends the file, with which pyarrow has done. May be called again.
+        """Closes the file, after pyarrow has finished with it. May be called again.
 
         Raises:
           OSError: it could not be written.
@@ -306,7 +307,7 @@ class _Sink(io.RawIOBase):
         self.check()
 
     def check(self) -> None:
-        """Raises the error of what was written so far."""
+        """Raises the error of earlier writes, if there was one."""
         if self.error is not None:
             raise self.error
 
@@ -323,12 +324,12 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def positions(batch: pa.RecordBatch) -> int:
-    """Positions of rows: the longest list of each, or 1 where no column has lists."""
+    """Number of positions of all rows: for each row its longest list, or 1 if no column has lists."""
     return int(_positions(pa.Table.from_batches([batch])).sum())
 
 
 def _positions(table: pa.Table) -> np.ndarray:
-    """int64 `[N]`, positions of each row."""
+    """Number of positions of each row, int64 `[N]`."""
     lengths = [
         np.concatenate([list_lengths(chunk) for chunk in column.chunks])
         for column in table.columns
@@ -338,7 +339,7 @@ def _positions(table: pa.Table) -> np.ndarray:
 
 
 def _entries(table: pa.Table) -> int:
-    """The most entries that a column has at any level of its lists."""
+    """The most entries of any column, at any level of its lists."""
     most = table.num_rows
     for column in table.columns:
         while is_list(column.type):

@@ -1,8 +1,8 @@
-"""Makes a behaviour log to try things on: `s2s synthesize --out DIR [--users N …]`.
+"""Makes a synthetic log to try things out: `s2s synthesize --out DIR [--users N …]`.
 
-The log looks like a shop's (skewed popularity, sessions, few favourite categories a user, purchases
-that depend on the item) and can be learnt: every item has one fixed successor, which is the next event
-with probability `successor_share`. A model that has learnt that alone is far above chance.
+The log resembles that of a shop (skewed popularity, sessions, a few favourite categories per user,
+purchases that depend on the item) and can be learned: every item has one fixed successor, which is the
+next event with probability `successor_share`. A model that learns only this is far above chance.
 
 Shapes: U users of a file, E events of a file, I items, C categories.
 """
@@ -26,7 +26,7 @@ from s2s_jax.errors import EXIT_DONE, UserError, run_door
 
 _BEHAVIORS = ("pv", "cart", "fav", "buy")
 _CART_SHARE, _FAV_SHARE = 0.06, 0.03
-# Beta distribution of the share of an item's events that are purchases: 2.4% on average.
+# Beta distribution of the share of purchases among an item's events: 2.4% on average.
 _BUY_SHAPE = (0.6, 24.0)
 
 _FIRST_SECOND = 1_700_000_000
@@ -37,38 +37,38 @@ _LENGTH_SIGMA = 0.8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to make; the same settings make the same files."""
+    """What to make; the same settings give the same files."""
 
     out: Path
-    """Directory for part-0.orc, part-1.orc …; made where it does not exist"""
+    """Directory for part-0.orc, part-1.orc …; created if it does not exist"""
     users: int = 2000
-    """Rows of the log, one a user"""
+    """Number of users; each is one row of the log"""
     items: int = 2000
-    """Different items; at least two a category"""
+    """Number of distinct items; at least two per category"""
     categories: int = 40
-    """Different categories"""
+    """Number of distinct categories"""
     files: int = 4
-    """Files that the users are spread over"""
+    """Number of files"""
     mean_length: float = 40.0
-    """Mean events of a user; lengths are 2 plus a lognormal number"""
+    """Mean number of events per user; lengths are 2 plus a lognormal number"""
     session_length: float = 8.0
-    """Mean events of a session; the next one begins half an hour or more later"""
+    """Mean number of events per session; the next session begins at least half an hour later"""
     successor_share: float = 0.6
     """Probability that an event's item is the fixed successor of the item before it"""
     zipf: float = 1.0
     """Skew of popularity: the r-th most popular item of a category weighs r to the power of -zipf"""
     seed: int = 0
-    """Seed of everything"""
+    """Random seed"""
     overwrite: bool = False
-    """Replace the part-N.orc files that are in the directory"""
+    """Replace existing part-N.orc files in the directory"""
 
 
 def synthesize(settings: Settings) -> list[Path]:
     """Writes the log.
 
     Columns: `user_id` int64; `item_id` and `cate_id` list<list<int64>>; `behavior_id` (pv, cart, fav,
-    buy) and `timestamp` (seconds since 1970, increasing) list<list<string>>. Every position holds one
-    id, the oldest first.
+    buy) and `timestamp` (seconds since 1970, increasing) list<list<string>>. Every position has exactly
+    one id; the oldest event comes first.
 
     Returns:
       The files, `part-0.orc` first.
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         Settings,
         args=argv,
         prog="s2s synthesize",
-        description="Makes a behaviour log to try things on.",
+        description="Makes a synthetic log to try things out.",
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
@@ -116,7 +116,7 @@ def _check(settings: Settings) -> None:
         )
     if settings.files > settings.users:
         raise UserError(
-            f"--files: expected at most one a user (--users {settings.users}), "
+            f"--files: expected at most one per user (--users {settings.users}), "
             f"found {settings.files}"
         )
     if not 0 <= settings.successor_share <= 1:
@@ -128,17 +128,17 @@ def _check(settings: Settings) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Shop:
-    """What all users share.
+    """Items, categories and popularities, which all users share.
 
-    The items of category c are numbers `first_C[c] … first_C[c + 1] - 1`; the successor of an item is
-    the next of its category, and the first after the last.
+    The items of category c are `first_C[c] … first_C[c + 1] - 1`. The successor of an item is the next
+    item of its category; that of the last item is the first.
 
     Attributes:
-      first_C: int64 `[C + 1]`, the first item of each category, and the number of items.
-      item_id_I: int64 ids, all different.
-      until_I: float64 `[I + 1]`, popularities added up: item i weighs `until_I[i + 1] - until_I[i]`.
-      buy_I: float64, the share of an item's events that are purchases.
-      until_C: float64, popularities of the categories, added up and divided by their sum.
+      first_C: int64 `[C + 1]`, the first item of each category, then the number of items.
+      item_id_I: int64 ids, all distinct.
+      until_I: float64 `[I + 1]`, cumulative popularities: item i has `until_I[i + 1] - until_I[i]`.
+      buy_I: float64, the share of purchases among an item's events.
+      until_C: float64, cumulative popularities of the categories, divided by their sum.
     """
 
     first_C: np.ndarray
@@ -156,7 +156,7 @@ def _make_shop(settings: Settings) -> _Shop:
     first_C = _starts(sizes)
     rank_I = np.concatenate([rng.permutation(size) for size in sizes]) + 1.0
     weight_C = rng.permutation(1 / np.arange(1, categories + 1) ** 0.7)
-    # Ids as a shop's: sparse, up to about 2^41, and saying nothing about the category.
+    # Ids like those of a shop: sparse, up to about 2^41, and unrelated to the category.
     gaps = rng.randint(1, max(2, 2**42 // items), size=items, dtype=np.int64)
     item_id_I = rng.permutation(10_000_000_000 + np.cumsum(gaps))
     return _Shop(
@@ -186,14 +186,14 @@ def _make_users(
     new_session_E = is_first_E | (rng.random_sample(events) < 1 / settings.session_length)
     follows_E = ~is_first_E & (rng.random_sample(events) < settings.successor_share)
 
-    # A user looks into another favourite category when a session begins, unless it goes on where the
-    # last one ended.
+    # When a session begins, a user switches to another favourite category, unless the session continues
+    # where the last one ended.
     favorites = _draw(shop.until_C, rng.random_sample((users, _FAVORITES)))
     liking = np.cumsum(1 / np.arange(1, _FAVORITES + 1))
     favorite_E = favorites[owner_E, _draw(liking / liking[-1], rng.random_sample(events))]
     category_E = favorite_E[_latest(new_session_E & ~follows_E)]
 
-    # Items that do not follow are drawn by popularity; the k-th that follows is k successors on.
+    # Items that are not successors are drawn by popularity; the k-th one after is k successors further.
     begin_E, end_E = shop.first_C[category_E], shop.first_C[category_E + 1]
     low_E, high_E = shop.until_I[begin_E], shop.until_I[end_E]
     drawn_E = np.searchsorted(
@@ -229,28 +229,28 @@ def _make_users(
 
 
 def _draws(seed: int, part: int) -> np.random.RandomState:
-    """A generator whose numbers no version of NumPy changes, unlike those of `default_rng` (NEP 19)."""
+    """A generator with the same numbers in all NumPy versions, unlike `default_rng` (NEP 19)."""
     words = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), 1), 32)]
     return np.random.RandomState([part, *words])
 
 
 def _draw(until: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """Indices drawn with the probabilities that `until` adds up, by uniform numbers of any shape."""
+    """Indices drawn with the cumulative probabilities `until`, given uniform numbers of any shape."""
     return np.minimum(np.searchsorted(until, chance, side="right"), len(until) - 1)
 
 
 def _latest(marked_E: np.ndarray) -> np.ndarray:
-    """Index of the latest marked event at or before each event; the first one must be marked."""
+    """Index of the last marked event at or before each event; the first event must be marked."""
     return np.maximum.accumulate(np.where(marked_E, np.arange(len(marked_E)), 0))
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """`[0, l0, l0 + l1, …]`, int64."""
+    """Cumulative sums that start with 0: `[0, l0, l0 + l1, …]`, int64."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
-    """Rows of positions of one id each."""
+    """Rows of positions, each with one id."""
     ends = pa.array(np.arange(len(values) + 1), pa.int32())
     positions = pa.ListArray.from_arrays(ends, values)
     return pa.ListArray.from_arrays(pa.array(starts_U, pa.int32()), positions)
@@ -260,7 +260,7 @@ def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
 
 
 def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """Writes the files and yields each with its events; they appear when all are written."""
+    """Writes the files and yields each with its number of events; files appear once all are written."""
     refuse_addresses_in(settings, "--")
     _check(settings)
     with orc_writer.open_log(settings.out, settings.overwrite) as log:

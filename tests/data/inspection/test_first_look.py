@@ -261,7 +261,7 @@ def test_events_newest_first(tmp_path):
     write_log(tmp_path / "a.orc", log, TYPES)
     (note,) = look(config(tmp_path))
     assert note.startswith(
-        "warning: events stand newest first in 9 (100.0%) of the 9 rows looked at"
+        "warning: events are stored newest first in 9 (100.0%) of the 9 rows looked at"
     )
 
 

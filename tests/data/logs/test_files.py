@@ -114,5 +114,5 @@ def test_what_may_not_be_looked_at_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "scandir", refuse)
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(UserError, match=r"cannot be looked at .*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot be accessed .*Permission denied"):
         files.find([str(tmp_path)])

@@ -255,7 +255,7 @@ def test_what_is_damaged_is_refused_at_its_stripe(name):
         message = refusal(orc.read_stripe, file, 0, [column])
         assert message.startswith(f"{file.path}: stripe 0 cannot be read (")
         assert words in message
-        assert message.endswith("); write the file anew or take it out of io.data_paths")
+        assert message.endswith("); rewrite the file or take it out of io.data_paths")
     assert refusal(orc.read_stripe, file, 0, file.schema.names).startswith(
         f"{file.path}: stripe 0 "
     )

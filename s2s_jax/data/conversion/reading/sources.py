@@ -79,7 +79,7 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
         try:
             files += _below(path, layout, out, notes) if path.is_dir() else [path]
         except OSError as error:
-            raise UserError(f"{path} cannot be looked at ({error})") from error
+            raise UserError(f"{path} cannot be accessed ({error})") from error
     _refuse_twice(files)
     layout = layout or _tell_layout(files)
     empty = [path for path in files if _is_empty(path)]
