@@ -1,4 +1,4 @@
-"""The errors that are a user's to mend, and the exit codes of the command-line doors."""
+"""Errors that a user can fix, and the exit codes of the commands."""
 
 import atexit
 import contextlib
@@ -17,37 +17,37 @@ EXIT_STOPPED = 75
 
 
 class UserError(Exception):
-    """A mistake in the configuration, the command or the data, told in one sentence.
+    """A mistake in the configuration, the command or the data, described in one sentence.
 
-    The sentence names the place (dotted config path, or file, stripe, row and column), what was
-    expected, what was found, and what to do about it.
+    The sentence says where the mistake is (dotted config path, or file, stripe, row and column), what
+    was expected, what was found, and what to do about it.
     """
 
 
 class MachineError(UserError):
     """Data could not be read because of this machine, not because of the data.
 
-    Too little memory, a missing permission, too many open files, no time zones: other files would fail
-    alike, so nothing is skipped for it, whatever `io.on_error` says.
+    Examples are too little memory, a missing permission, too many open files or missing time zones.
+    Other files would fail in the same way, so nothing is skipped, whatever `io.on_error` says.
     """
 
 
 class NotFiniteError(Exception):
-    """The loss or the gradient stopped being a finite number."""
+    """The loss or the gradient is no longer finite."""
 
 
 class Stopped(BaseException):
-    """A signal, which it names, asked the program to end.
+    """A signal asked the program to end; the argument is the signal's name.
 
-    No `Exception`, so that nothing takes it for a failure of what it interrupts.
+    It is not an `Exception`, so that nothing mistakes it for a failure of the interrupted work.
     """
 
 
 class LostHostError(Exception):
-    """Another process of the job is gone, so that this one cannot go on."""
+    """Another process of the job is gone, so this one cannot continue."""
 
 
-# What keeps a file from being written or read though the program and its input may be right.
+# Errors of reading and writing files that may occur although the program and its input are right.
 _OF_THE_MACHINE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -68,9 +68,9 @@ _EXIT_CODES = {
 
 
 def explain(error: BaseException) -> int:
-    """Prints one line about an error and returns the exit code; raises what is a fault of the program.
+    """Prints one line about an error and returns the exit code; re-raises errors that are bugs.
 
-    Explained are the errors of this module, and those of the machine: a full disk, say.
+    It explains the errors of this module, and those of the machine, such as a full disk.
     """
     if isinstance(error, Stopped):
         print(f"stopped by {error}; start again", file=sys.stderr, flush=True)
@@ -82,7 +82,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         where = "a file" if error.filename is None else error.filename
         print(
-            f"error: {where}: {error.strerror}; mend that and start again",
+            f"error: {where}: {error.strerror}; fix this and start again",
             file=sys.stderr,
             flush=True,
         )
@@ -92,9 +92,10 @@ def explain(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGINT raise `Stopped`, unless the program listens to them itself.
+    """Within it, SIGTERM and SIGINT raise `Stopped`, unless the program handles them itself.
 
-    It may come anywhere, which is harmless: whatever is written is moved into place when it is whole.
+    `Stopped` may be raised anywhere. This is harmless, because files are moved into place only once they
+    are complete.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -113,9 +114,9 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def run_door(main: Callable[[list[str]], int]) -> None:
-    """Runs a command-line door and exits with its code; a `UserError` prints one line.
+    """Runs a command and exits with its exit code; a `UserError` prints one line.
 
-    Ends as other programs do, without a word, when whoever reads its output wants no more of it.
+    Exits quietly if stdout is closed early (SIGPIPE).
     """
     try:
         try:
@@ -124,16 +125,16 @@ def run_door(main: Callable[[list[str]], int]) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is left would be written, and fail again, when Python ends.
+        # Otherwise Python would try to write the rest on exit, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except (Exception, Stopped) as error:
         code = explain(error)
     if code == EXIT_STOPPED:
-        # All is saved and written; what still runs in other threads (a compilation) is not waited for.
+        # Everything is saved and written, so other threads (for example a compilation) need not finish.
         sys.stderr.flush()
         os._exit(code)
-    # Python lets go of signals while it ends: one that came then would replace the code by its own.
+    # Python resets signal handlers while it exits, so a late signal would change the exit code.
     atexit.register(_ignore_signals)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Requests to stop, by SIGTERM and SIGINT or otherwise: answered where nothing is lost by it."""
+"""Requests to stop, by SIGTERM, SIGINT or otherwise, which are handled where no work is lost."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ from typing import Any, Self, TypeVar
 from s2s_jax.errors import EXIT_STOPPED, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds after which a signal is noticed while work goes on in another thread.
+# A signal is noticed within this many seconds while work runs in another thread.
 _NOTICED_AFTER = 0.1
 
 T = TypeVar("T")
 
 
 def answer_while_starting() -> None:
-    """Ends the program with a sentence if a signal comes before it listens itself.
+    """Ends the program with a message if a signal arrives before the program handles signals itself.
 
-    For command-line doors, before imports that take seconds: nothing has been begun.
+    Commands call it before imports that take seconds, when no work has begun.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -34,12 +34,12 @@ def answer_while_starting() -> None:
 
 
 class Stop:
-    """A wish that work may end before its end, looked at where nothing is lost by it.
+    """A request to stop work early; the work checks it where nothing is lost.
 
-    By itself it hears nothing: somebody in another thread sets `requested`.
+    This class does not handle signals: another thread sets `requested`.
 
     Attributes:
-      requested: what asks for the end; None as long as nothing does.
+      requested: what asked for the stop; None if nothing has.
     """
 
     def __init__(self) -> None:
@@ -47,25 +47,25 @@ class Stop:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Around work that can be dropped half-way: raises `Stopped` before it or, at the latest, after.
+        """Wraps work that can be abandoned half-way; raises `Stopped` before it or, at latest, after.
 
-        Such work changes nothing that is kept, or replaces files whole.
+        Such work changes nothing that is kept, or only replaces whole files.
         """
         self.check()
         yield
-        # What runs outside the program's own code, such as a finalizer, swallows exceptions.
+        # Exceptions raised outside the program's own code, for example in finalizers, are swallowed.
         self.check()
 
     def check(self) -> None:
-        """Raises `Stopped` if an end was asked for."""
+        """Raises `Stopped` if a stop was requested."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
     def unless_told(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns, or None as soon as an end is asked for; `work` then goes on unheeded.
+        """The result of `work`, or None as soon as a stop is requested; `work` is then abandoned.
 
-        For calls that stay outside Python for long, such as compilation: Python would hear a signal only
-        after them. They run in another thread.
+        For long calls outside Python, such as compilation: Python would only handle a signal after them.
+        `work` runs in another thread.
         """
         result: list[T] = []
         errors: list[BaseException] = []
@@ -79,7 +79,7 @@ class Stop:
                 done.set()
 
         done = threading.Event()
-        # A daemon, so that the process can end before it.
+        # A daemon, so that the process can exit before the thread ends.
         threading.Thread(target=run, name="s2s-work", daemon=True).start()
         while not done.wait(_NOTICED_AFTER):
             if self.requested is not None:
@@ -90,10 +90,10 @@ class Stop:
 
 
 class StopSignals(Stop):
-    """Hears SIGTERM and SIGINT, whose name is then `requested`; a second one ends the process at once.
+    """Sets `requested` to the name of a SIGTERM or SIGINT; a second one ends the process at once.
 
-    For commands: handlers of signals belong to the whole process. A signal is only noted, except inside
-    `at_once`, where it raises `Stopped` wherever the main thread is.
+    Only for commands, since signal handlers belong to the whole process. A signal only sets `requested`,
+    except inside `at_once`, where it raises `Stopped` in the main thread immediately.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class StopSignals(Stop):
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             print(
-                "signals are not heard: this is not the main thread, and Python hands them to no other",
+                "signals are not handled: this is not the main thread, to which Python sends them",
                 file=sys.stderr,
                 flush=True,
             )
@@ -119,7 +119,7 @@ class StopSignals(Stop):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """As of `Stop`; a signal within it raises `Stopped` wherever the main thread is."""
+        """As in `Stop`, but a signal raises `Stopped` in the main thread immediately."""
         before = self._raises
         self._raises = True
         try:

@@ -1,3 +1,3 @@
-"""The version of s2s_jax. The package, its checkpoints and `s2s_jax.__version__` have it from here."""
+"""The version of s2s_jax, for the package, its checkpoints and `s2s_jax.__version__`."""
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said where they cannot be."""
+"""Writes files completely or not at all, and explains failures."""
 
 import contextlib
 import re
@@ -10,10 +10,10 @@ from s2s_jax.errors import UserError
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns a failure to write `path`, a full disk say, into a sentence.
+    """Turns a failure to write `path`, such as a full disk, into a `UserError`.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: `path` cannot be written.
     """
     try:
         yield
@@ -22,20 +22,20 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, error: BaseException) -> str:
-    """The sentence about a path that cannot be written."""
+    """The message for a path that cannot be written."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
     return (
-        f"{path} cannot be written ({reason}); free space or mend the permission there, or give another "
-        f"place, and start again"
+        f"{path} cannot be written ({reason}); free space or fix the permissions there, or give another "
+        f"path, and start again"
     )
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end; nobody sees half a file.
+    """A temporary path next to `path` to write to; it replaces `path` at the end, as a whole.
 
     Raises:
-      UserError: it cannot be written; what stood in its place is as it was.
+      UserError: the file cannot be written; an existing file at `path` stays unchanged.
     """
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
@@ -49,12 +49,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def trouble_in(error: BaseException) -> str | None:
-    """What the operating system said about writing, None if the error is of another kind."""
+    """The operating system's reason for a failed write; None if the error is of another kind."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
             return cause.strerror
-        # TensorStore puts it into words.
+        # TensorStore gives the reason only as text.
         found = re.search(
             "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|"
             "Input/output error|File too large|Stale file handle",

@@ -1,1 +1,1 @@
-"""A run as a page."""
+"""The report of a run as an HTML page."""

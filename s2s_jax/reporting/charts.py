@@ -1,6 +1,6 @@
-"""Curves as SVG, drawn without any library: axes, ticks, lines, and what the pointer is told.
+"""Line charts as SVG, drawn without a library: axes, ticks, curves and tooltips.
 
-Shapes: P points of a series, K of them that are drawn.
+Shapes: P points of a series, K points that are drawn.
 """
 
 import itertools
@@ -15,10 +15,10 @@ _WIDTH, _HEIGHT = 440, 230
 _TOP, _RIGHT, _BOTTOM = 10, 20, 36
 _CHARACTER = 7
 _DRAWN = 500
-# Up to so many points each is shown as a dot; of more only the one under the pointer.
+# Up to this many points, each is shown as a dot; with more, only the one under the pointer is.
 _DOTS = 40
 _TICKS = 5
-# Numbers beyond are no sums of squares any more, and their differences may not be finite.
+# Larger numbers are not drawn: differences between them may not be finite.
 _LARGEST = 1e250
 _SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -27,9 +27,9 @@ class Series(NamedTuple):
     """One curve.
 
     Attributes:
-      name: what it shows.
+      name: what the curve shows.
       x_P: f64, ascending.
-      y_P: f64; what is not finite is not drawn.
+      y_P: f64; values that are not finite are not drawn.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Chart(NamedTuple):
 
     Attributes:
       title: what the vertical axis shows.
-      series: one curve or two.
+      series: one or two curves.
       from_zero: whether the vertical axis begins at 0.
-      log: whether it is logarithmic; then what is not positive is not drawn.
+      log: whether the vertical axis is logarithmic; then values that are not positive are not drawn.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Chart(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """From values to places: `low` lies at `begin`, `high` at `end`."""
+    """Maps values to places in the drawing: `low` to `begin`, `high` to `end`."""
 
     low: float
     high: float
@@ -72,7 +72,7 @@ class _Axis(NamedTuple):
 
 
 def figure(chart: Chart) -> str:
-    """A chart with its title and, of several curves, their names; empty if it has no points."""
+    """A chart with its title and, if it has several curves, their names; empty without points."""
     drawn = [_finite(series, chart.log) for series in chart.series]
     if not any(len(series.x_P) for series in drawn):
         return ""
@@ -95,15 +95,15 @@ def figure(chart: Chart) -> str:
 
 
 def thinned(y_P: np.ndarray, most: int = _DRAWN) -> np.ndarray:
-    """Which points stand for a curve of many.
+    """Chooses the points to draw of a curve with many points.
 
     Args:
       y_P: f64, finite.
-      most: K at most.
+      most: the maximum of K.
 
     Returns:
-      int64 `[K]`, ascending: all points or, of runs of equally many, the lowest and the highest, so that
-      no spike is lost; and the first and the last.
+      int64 `[K]`, ascending indices: all points, or the lowest and the highest point of each of several
+      equally long runs, so that no spike is lost, and the first and the last point.
     """
     points = len(y_P)
     if points <= most:
@@ -117,7 +117,7 @@ def thinned(y_P: np.ndarray, most: int = _DRAWN) -> np.ndarray:
 
 
 def told(value: float) -> str:
-    """A number for a reader: whole ones in full, others to five digits."""
+    """A number as text: whole numbers in full, others with five digits."""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.5g}"
@@ -134,7 +134,7 @@ def _finite(series: Series, log: bool) -> Series:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest value, moved apart where they are, nearly, the same."""
+    """The smallest and the largest value, moved apart if they are (nearly) the same."""
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
     if largest < 1 / _LARGEST:
@@ -145,7 +145,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def _steps(low: float, high: float, whole: bool) -> tuple[float, float]:
-    """Ticks stand at whole multiples of m * s: returns the digits m (1, 2, 2.5 or 5) and the power s."""
+    """The distance of ticks, as m and s: ticks are at multiples of m (1, 2, 2.5 or 5) times 10^s."""
     power = math.floor(math.log10((high - low) / _TICKS))
     exact = (high - low) / _TICKS / 10.0**power
     digits = next(m for m in (1, 2, 2.5, 5, 10) if m >= exact * (1 - 1e-9))
@@ -155,12 +155,12 @@ def _steps(low: float, high: float, whole: bool) -> tuple[float, float]:
 
 
 def _multiple(number: int, digits: float, power: float) -> float:
-    """number * digits * 10^power, rounded once, so that 3 tenths are 0.3."""
+    """number * digits * 10^power, rounded only once, so that 3 * 10^-1 is exactly 0.3."""
     return number * digits * 10.0**power if power >= 0 else number * digits / 10.0**-power
 
 
 def _step_axis(x_P: np.ndarray, begin: float, end: float) -> _Axis:
-    """The horizontal axis: it ends with the points, ticks are whole."""
+    """The horizontal axis: it spans exactly the points, and ticks are whole numbers."""
     low, high = float(x_P.min()), float(x_P.max())
     if high <= low:
         low, high = low - 1, low + 1
@@ -172,7 +172,7 @@ def _step_axis(x_P: np.ndarray, begin: float, end: float) -> _Axis:
 
 
 def _linear_axis(values: np.ndarray, from_zero: bool, begin: float, end: float) -> _Axis:
-    """A vertical axis: it begins and ends with a tick."""
+    """A linear vertical axis, which begins and ends with a tick."""
     low, high = _ends(np.append(values, 0.0) if from_zero else values)
     digits, power = _steps(low, high, whole=False)
     step = _multiple(1, digits, power)
@@ -182,7 +182,7 @@ def _linear_axis(values: np.ndarray, from_zero: bool, begin: float, end: float) 
 
 
 def _log_axis(values: np.ndarray, begin: float, end: float) -> _Axis:
-    """A logarithmic one: it begins and ends with 1, 2 or 5 times a power of ten."""
+    """A logarithmic vertical axis, which begins and ends with 1, 2 or 5 times a power of ten."""
     low, high = float(values.min()), float(values.max())
     powers = range(math.floor(math.log10(low)) - 1, math.floor(math.log10(high)) + 2)
     marks = [_multiple(m, 1, power) for power in powers for m in (1, 2, 5)]
@@ -197,7 +197,7 @@ def _log_axis(values: np.ndarray, begin: float, end: float) -> _Axis:
 
 
 def _label(value: float) -> str:
-    """A tick in few characters: 12.5k for 12500."""
+    """A short label for a tick: 12.5k for 12500."""
     if 1e4 <= abs(value) < 1e15:
         size, sign = next((s, sign) for s, sign in _SIZES if abs(value) >= s)
         return f"{value / size:.10g}{sign}"
@@ -257,7 +257,7 @@ def _line(number: int, series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _points(drawn: list[Series], x_axis: _Axis, y_axis: _Axis) -> str:
-    """For each step its points, and a strip around it in which the pointer is told of them."""
+    """The points of each step, and a strip around them that shows a tooltip."""
     at: dict[float, list[tuple[int, float]]] = {}
     for number, series in enumerate(drawn):
         for x, y in zip(series.x_P.tolist(), series.y_P.tolist(), strict=True):

@@ -1,16 +1,16 @@
-"""HTML text: escaping, tables, and the frame of a page that needs nothing besides itself.
+"""HTML text: escaping, tables, and the frame of a self-contained page.
 
-Pages are well-formed XML too, so that tests read them strictly.
+Pages are also well-formed XML, so that tests can parse them strictly.
 """
 
 import html
 import re
 from collections.abc import Sequence
 
-# What HTML and XML cannot hold, not even escaped: most control characters, halves of surrogate pairs.
+# Characters that HTML and XML cannot contain, even escaped: most control characters, lone surrogates.
 _IMPOSSIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-# A page of a run must not become a way to fetch or run anything, whatever its log holds.
+# The page must never fetch or run anything, whatever the log contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -88,22 +88,22 @@ li .quiet { margin-left: 0.4rem; }
 
 
 def escaped(value: object) -> str:
-    """The text of `value` as it may stand in HTML, between tags or in a quoted attribute."""
+    """The text of `value`, escaped for HTML, between tags or in a quoted attribute."""
     return html.escape(_IMPOSSIBLE.sub("\ufffd", str(value)))
 
 
 def data(value: object) -> str:
-    """Text that comes from a log, kept from turning what stands beside it round (as Arabic would)."""
+    """Text from a log, isolated so that right-to-left text cannot reorder its surroundings."""
     return f"<bdi>{escaped(value)}</bdi>"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """A table that scrolls by itself where it is wider than the page.
+    """A table that gets its own scroll bar if it is wider than the page.
 
     Args:
-      headers: text, escaped here.
-      rows: cells that are HTML already.
-      kind: a class; "words" aligns all cells to the left.
+      headers: text, which is escaped here.
+      rows: cells, which must already be HTML.
+      kind: CSS class; "words" aligns all cells to the left.
     """
     head = "".join(f"<th>{escaped(header)}</th>" for header in headers)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
@@ -114,10 +114,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "nu
 
 
 def document(title: str, body: str) -> str:
-    """A whole page.
+    """A complete page.
 
     Args:
-      title: text, escaped here.
+      title: text, which is escaped here.
       body: HTML.
     """
     return f"""<!DOCTYPE html>

@@ -1,4 +1,4 @@
-"""What a run directory tells without its checkpoints: lines of metrics, and evaluations that were kept.
+"""Reads a run directory without its checkpoints: lines of metrics and saved evaluations.
 
 Shapes: P lines.
 """
@@ -20,15 +20,15 @@ Line = dict[str, float]
 
 
 class SavedEvaluation(NamedTuple):
-    """A file that `python -m s2s_jax.evaluate` wrote.
+    """A file written by `s2s evaluate`.
 
     Attributes:
-      name: of the file.
-      step: of the checkpoint.
+      name: name of the file.
+      step: step of the checkpoint.
       split: "test" or "validation".
       metrics: see `ranking.evaluation.Evaluation`.
-      intervals: the same.
-      checkpoint: its fingerprint; None: not known.
+      intervals: see `ranking.evaluation.Evaluation`.
+      checkpoint: fingerprint of the checkpoint; None if unknown.
     """
 
     name: str
@@ -40,16 +40,16 @@ class SavedEvaluation(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a run.
+    """The contents of a run directory, apart from checkpoints.
 
     Attributes:
-      run_dir: its directory.
-      config: its configuration.
-      training: lines of metrics.jsonl that have a loss, by step.
-      evaluations: those of evaluations during training, by step.
-      best: of these, the best by `eval.metric`; None if there is none.
+      run_dir: directory of the run.
+      config: configuration of the run.
+      training: lines of metrics.jsonl that have a loss, sorted by step.
+      evaluations: lines of evaluations during training, sorted by step.
+      best: the best of `evaluations` by `eval.metric`; None if there are none.
       saved: the newest saved evaluation of each split.
-      others: names of the other files of evaluations, and of those that cannot be read.
+      others: names of the other evaluation files, including unreadable ones.
     """
 
     run_dir: Path
@@ -62,10 +62,10 @@ class Record(NamedTuple):
 
 
 def read_record(run_dir: Path, config: Config) -> Record:
-    """Reads what there is; what is missing is left empty.
+    """Reads the record of a run; missing files leave their attributes empty.
 
     Raises:
-      UserError: metrics.jsonl is there but cannot be read.
+      UserError: metrics.jsonl exists but cannot be read.
     """
     try:
         lines = [_numbers(line) for line in read_lines(run_dir)]
@@ -87,9 +87,9 @@ def curve(lines: list[Line], key: str, name: str) -> Series:
     """The values of `key` over the steps of the lines that have it.
 
     Args:
-      lines: by step.
-      key: of metrics.jsonl.
-      name: of the curve.
+      lines: sorted by step.
+      key: a key of metrics.jsonl.
+      name: name of the curve.
     """
     there = [line for line in lines if key in line]
     x_P = np.array([line["step"] for line in there], np.float64)
@@ -97,7 +97,7 @@ def curve(lines: list[Line], key: str, name: str) -> Series:
 
 
 def _numbers(line: dict[str, Any]) -> Line:
-    """A line without what is no number, as only a damaged file holds."""
+    """A line without values that are not numbers, which only a damaged file has."""
     return {key: value for key, value in line.items() if type(value) in (int, float)}
 
 
@@ -121,7 +121,7 @@ def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
 
 
 def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
-    """Whether the checkpoint of the same step is another one, as after training anew."""
+    """Whether the run now has another checkpoint for this step, for example after a new training."""
     there = (run_dir / "checkpoints" / str(found.step)).is_dir()
     if not there or found.checkpoint is None:
         return False
@@ -134,7 +134,7 @@ def _parse(path: Path) -> SavedEvaluation:
         str(name): (float(low), float(high)) for name, (low, high) in told["intervals_95"].items()
     }
     metrics = {str(name): float(value) for name, value in told["metrics"].items()}
-    # Older files do not tell it.
+    # Older files do not have it.
     checkpoint = told["checkpoint"] if "checkpoint" in told else None
     return SavedEvaluation(
         path.name, int(told["step"]), str(told["split"]), metrics, intervals, checkpoint

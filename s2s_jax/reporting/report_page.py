@@ -13,19 +13,19 @@ from s2s_jax.reporting.record import Line, Record, SavedEvaluation, curve
 from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser, anything_held_out
 
 _EVALUATED = ("hr@10", "ndcg@10", "mrr")
-# The greatest gradient is this many times the least: then differences show on a logarithmic axis only.
+# If the largest gradient norm is this many times the smallest, the axis is logarithmic.
 _WIDE = 20
 _SLICED = ("hr@10", "ndcg@10")
 _POPULARITY = "eval/popularity/"
 
 
 def make_page(record: Record, shown: Shown | str, titles: Mapping[str, str]) -> str:
-    """The page.
+    """The report as HTML.
 
     Args:
-      record: of the run.
-      shown: users, or a sentence why there are none; an empty one leaves that part out.
-      titles: of items, under their ids as text.
+      record: the record of the run.
+      shown: users to show, or a sentence that says why there are none; "" leaves that part out.
+      titles: titles of items, by the text of their ids.
     """
     name = record.run_dir.resolve().name
     body = [f"<h1>{data(name)}</h1>\n", _headline(record), _curves(record), _tables(record)]
@@ -65,7 +65,7 @@ def _best_card(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _speed_cards(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
-    """Medians, since some lines hold compilation."""
+    """Cards of speeds. They show medians, since some lines include compilation."""
     cards = []
     for key, name in (("tokens_per_sec", "tokens/s"), ("examples_per_sec", "users/s")):
         values = [line[key] for line in lines if key in line]
@@ -109,7 +109,7 @@ def _curves(record: Record) -> str:
         *_evaluation_charts(record),
         Chart("tokens/s", (of("tokens_per_sec", "tokens/s"),), from_zero=True),
         Chart(
-            "milliseconds a step",
+            "milliseconds per step",
             (of("step_ms", "all"), of("input_wait_ms", "waiting for input")),
             from_zero=True,
         ),
@@ -118,7 +118,7 @@ def _curves(record: Record) -> str:
     ]
     figures = "".join(figure(chart) for chart in charts)
     if not record.evaluations:
-        figures += _quiet("Training evaluated nothing (eval.every_steps).")
+        figures += _quiet("There was no evaluation during training (eval.every_steps).")
     return f'<h2>Curves</h2>\n<div class="charts">{figures}</div>\n'
 
 
@@ -138,7 +138,7 @@ def _is_wide(series: Series) -> bool:
 
 
 def _tables(record: Record) -> str:
-    """How the tables that grow did; empty if there are none."""
+    """Charts of growing tables; empty if there are none."""
     names = dict.fromkeys(f.table_name for f in record.config.features if f.grows)
     figures, still = [], []
     for name in names:
@@ -150,10 +150,10 @@ def _tables(record: Record) -> str:
         figures.append(figure(Chart(f"rows of {name}", (rows, capacity), from_zero=True)))
         lost = (dropped, evicted)
         if any(series.y_P.any() for series in lost):
-            title = f"ids that {name} lost since the run began"
+            title = f"ids that {name} has lost since the run began"
             figures.append(figure(Chart(title, lost, from_zero=True)))
         elif len(rows.x_P):
-            still.append(f"<p>{data(name)} dropped and evicted no id.</p>\n")
+            still.append(f"<p>{data(name)} has not dropped or evicted any ids.</p>\n")
     if not any(figures):
         return ""
     return f'<h2>Tables that grow</h2>\n<div class="charts">{"".join(figures)}</div>\n' + "".join(
@@ -180,7 +180,7 @@ def _evaluation(found: SavedEvaluation) -> str:
     heading = f"{found.split} events, step {told(found.step)}{users}"
     rows = []
     for name, (low, high) in found.intervals.items():
-        # With one event to be found a user, recall is the hit rate once more.
+        # With one target event per user, recall equals the hit rate.
         if name in values and not name.startswith("eval/recall@"):
             baseline = _POPULARITY + name.removeprefix("eval/")
             rows.append(
@@ -206,7 +206,7 @@ def _slices(values: Mapping[str, float]) -> str:
             rows.append([escaped(name.replace("_", " ")), told(users), *cells])
     if not rows:
         return ""
-    heading = "<h3>By length of history and popularity of the event's item</h3>\n"
+    heading = "<h3>By length of history and popularity of the target item</h3>\n"
     return heading + table(("", "users", *_SLICED), rows)
 
 
@@ -221,18 +221,20 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
         return f"{heading}<p>No users are shown: {data(shown)}.</p>\n"
     if not shown.users:
         return f"{heading}<p>No users are shown: no row of the log has a history.</p>\n"
-    notes = [f"Recommended by the checkpoint of step {shown.step:,}, of {shown.items:,} items."]
+    notes = [
+        f"Recommendations of the checkpoint of step {shown.step:,}, from {shown.items:,} items."
+    ]
     if anything_held_out(config):
         which = "last event" if config.eval.split_at is None else "first event after the split"
         notes.append(
-            f"It is to find the {which} and sees only what came before; items with the same score as "
-            "that event's count as better in its rank."
+            f"The model sees only the events before the {which} and should find this event's item. "
+            "Items with the same score count as ranked above it."
         )
     if config.eval.filter_seen:
-        notes.append("Items that the user had before are left out (eval.filter_seen).")
+        notes.append("Items in the user's history are left out (eval.filter_seen).")
     if shown.collisions:
         notes.append(
-            f"{shown.collisions:,} ids share a bucket with another one and are shown as that one."
+            f"{shown.collisions:,} ids share a bucket with another id and are shown as that id."
         )
     users = "".join(_user(user, shown.items, titles) for user in shown.users)
     return f'{heading}{_quiet(" ".join(notes))}<div class="users">{users}</div>\n'
@@ -244,12 +246,12 @@ def _user(user: ShownUser, items: int, titles: Mapping[str, str]) -> str:
     best = "".join(_recommended(one, titles) for one in user.best)
     rank = ""
     if user.rank is not None:
-        rank = f"<p>The event to be found ranks {user.rank:,} of {items:,}.</p>\n"
+        rank = f"<p>The item to be found ranks {user.rank:,} of {items:,}.</p>\n"
     elif user.returns:
-        rank = "<p>The event to be found is of an item that the user had before.</p>\n"
+        rank = "<p>The item to be found is already in the user's history.</p>\n"
     return (
         f'<div class="user"><h3>row {user.row:,} of {data(user.file)}, {user.events:,} events</h3>\n'
-        f'<div class="sides"><div><h4>last events, newest below</h4>\n'
+        f'<div class="sides"><div><h4>last events, newest last</h4>\n'
         f'<ol start="{first}">{events}</ol></div>\n'
         f"<div><h4>recommended, with scores</h4>\n<ol>{best}</ol></div></div>\n{rank}</div>\n"
     )
@@ -279,7 +281,7 @@ def _item(item: str, titles: Mapping[str, str]) -> str:
 
 
 def _configuration(config: Config) -> str:
-    """All keys, those in bold that are not as the schema has them by default."""
+    """All keys; those that differ from the schema's defaults are in bold."""
     features = [_defaults(FeatureConfig)] * len(config.features)
     standard = _flat(dataclasses.asdict(Config()) | {"features": features})
     rows = []
@@ -288,7 +290,7 @@ def _configuration(config: Config) -> str:
         changed = key not in standard or standard[key] != value
         rows.append([f"<b>{escaped(key)}</b>" if changed else escaped(key), cell])
     return (
-        "<h2>Configuration</h2>\n<details><summary>all keys; in bold what is not the default</summary>\n"
+        "<h2>Configuration</h2>\n<details><summary>all keys; changed ones in bold</summary>\n"
         f"{table(('key', 'value'), rows, 'words')}</details>\n"
     )
 

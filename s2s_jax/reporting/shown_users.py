@@ -1,9 +1,9 @@
-"""A few users for people to look at: what they did last, and what a checkpoint recommends to them.
+"""A few example users: their last events, and what a checkpoint recommends to them.
 
-Where events are held out, histories end before the last event of a row, as when the test events are
-evaluated; otherwise they are whole.
+If events are held out, histories end before the last event of a row, as in the evaluation of test
+events. Otherwise histories are complete.
 
-Shapes: U users, K items of a list.
+Shapes: U users, K recommended items.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class Event(NamedTuple):
     """An event of a user.
 
     Attributes:
-      item: its item's id in the log; None where it has none.
-      held_out: "", or what training kept it for: "test", "validation" or, between, "held out".
+      item: id of the item in the log; None if the event has none.
+      held_out: "" for a training event, else "test", "validation" or, between these, "held out".
     """
 
     item: str | None
@@ -42,12 +42,12 @@ class Event(NamedTuple):
 
 
 class Recommended(NamedTuple):
-    """An item that is recommended.
+    """A recommended item.
 
     Attributes:
-      item: its id in the log.
-      score: cosine similarity with what the user is expected to do next.
-      is_next: whether it is the item of the event that was to be found.
+      item: id of the item in the log.
+      score: cosine similarity with the predicted next event.
+      is_next: whether it is the item of the held-out event.
     """
 
     item: str
@@ -56,17 +56,17 @@ class Recommended(NamedTuple):
 
 
 class ShownUser(NamedTuple):
-    """A row of the log.
+    """A row of the log, with recommendations.
 
     Attributes:
-      file: its name.
-      row: of the file, from 0.
-      events: events of the row.
-      last: the newest of them, oldest first.
-      best: best first.
-      rank: of the event that was to be found, from 1; None if there is none, none with an item, or only
-        one that is not recommended.
-      returns: whether it is None because the user had the item before.
+      file: name of the file.
+      row: number of the row in the file, from 0.
+      events: number of events of the row.
+      last: the last events, oldest first.
+      best: recommended items, best first.
+      rank: rank of the held-out event's item, from 1; None if there is no such event, if it has no item,
+        or if its item cannot be recommended.
+      returns: whether `rank` is None because the item is already in the history.
     """
 
     file: str
@@ -79,13 +79,13 @@ class ShownUser(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """The users, and what they were shown by.
+    """Example users, and the checkpoint and catalogue that were used.
 
     Attributes:
-      step: of the checkpoint.
-      items: of the catalogue.
-      collisions: ids of the log that stand for others, see `Catalogue`.
-      users: at most as many as were asked for.
+      step: step of the checkpoint.
+      items: number of items of the catalogue.
+      collisions: number of ids that are shown as another id, see `Catalogue`.
+      users: the users, at most as many as requested.
     """
 
     step: int
@@ -95,15 +95,15 @@ class Shown(NamedTuple):
 
 
 def show_users(config: Config, run_dir: Path, users: int) -> Shown:
-    """Restores the best checkpoint, or the newest where nothing was evaluated, and ranks.
+    """Restores the best checkpoint, or the newest if none was evaluated, and recommends items.
 
     Args:
-      config: of the run.
-      run_dir: its directory, which may have been moved.
-      users: U, at least 1; they come from stripes all over the log.
+      config: configuration of the run.
+      run_dir: directory of the run; it may have been moved.
+      users: U, at least 1; users are taken from stripes all over the log.
 
     Raises:
-      UserError: there is no checkpoint, or it or the log cannot be read.
+      UserError: there is no checkpoint, or the checkpoint or the log cannot be read.
     """
     moved = dataclasses.replace(config.train, output_dir=str(run_dir))
     config = dataclasses.replace(config, train=moved)
@@ -127,14 +127,14 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
 
 
 def anything_held_out(config: Config) -> bool:
-    """Whether some events of a row are to be found."""
+    """Whether events are held out."""
     return config.eval.held_out > 0 or config.eval.split_at is not None
 
 
 def _spread(
     reader: HistoryReader, users: int, targets: held_out.Targets | None
 ) -> Iterator[tuple[int, Histories]]:
-    """The first batch of each stripe, those first that lie evenly over the log."""
+    """The first batch of each stripe; begins with stripes that are evenly spread over the log."""
     stripes = reader.stripes
     evenly = np.linspace(0, stripes - 1, min(users, stripes)).round().astype(int).tolist()
     for stripe in dict.fromkeys([*evenly, *range(stripes)]):
@@ -175,7 +175,7 @@ class _Shower:
         items = batch.items_of(n).tolist()
         if anything_held_out(self._config):
             items.append(int(batch.target_U[n]))
-        # Of a split by time, the last event shown is the only one known to be held out.
+        # With a split by time, only the last event shown is known to be held out.
         last = 1 if self._config.eval.split_at else self._config.eval.held_out
         events = []
         for back, index in zip(range(len(items), 0, -1), items, strict=True):

@@ -1,4 +1,4 @@
-"""Titles of items, for people who look at recommendations: CSV, Parquet, or MovieLens' movies."""
+"""Reads the titles of items, from CSV, Parquet or MovieLens files."""
 
 import codecs
 import csv
@@ -13,25 +13,25 @@ import pyarrow.parquet
 
 from s2s_jax.errors import UserError
 
-# A first column, quoted or not, and the delimiter after it.
+# The first column, quoted or not, and the delimiter after it.
 _FIRST_COLUMN = re.compile(r'(?:"(?:[^"]|"")*"|[^",;|\t]*)([,;|\t])')
 _LOOKED_AT = 50
 _EXPECTED = "expected an item's id and its title in the first two columns"
 
 
 def read_titles(path: Path) -> dict[str, str]:
-    """The title of each item, under its id as text.
+    """The title of each item, by the text of the item's id.
 
-    What is in further columns does not matter, nor whether the first line of a CSV file holds names of
-    columns: no item has such an id. Of several titles of an item, the first counts.
+    Columns after the second are ignored. A CSV file may begin with a line of column names, since no item
+    has such an id. If an item has several titles, the first one is used.
 
     Args:
-      path: by its ending `.parquet`, MovieLens' `.dat` (`id::title::genres`), `.tsv`, or else text
-        whose first column ends with a comma, semicolon, tab or `|`. In UTF-8, UTF-16 with its mark, or
-        else Windows-1252.
+      path: `.parquet`, MovieLens' `.dat` (`id::title::genres`), `.tsv`, or any other text file whose
+        first column ends with a comma, semicolon, tab or `|`. Text is UTF-8, UTF-16 with a byte order
+        mark, or else Windows-1252.
 
     Raises:
-      UserError: it cannot be read, or a line has less than two columns.
+      UserError: the file cannot be read, or a line has fewer than two columns.
     """
     try:
         pairs = _of_parquet(path) if path.suffix == ".parquet" else _of_text(path)
@@ -61,7 +61,7 @@ def _of_text(path: Path) -> Iterator[tuple[str, str]]:
     text = _decoded(path.read_bytes())
     delimiter = _delimiter(path, text)
     if delimiter in ("::", "|"):
-        # MovieLens quotes nothing. Not splitlines, which takes other characters for ends of lines.
+        # MovieLens does not quote. `splitlines` would also split at characters that do not end lines.
         lines = (line.rstrip("\r").split(delimiter) for line in text.split("\n"))
         rows = enumerate(lines, 1)
     else:
@@ -78,7 +78,7 @@ def _of_text(path: Path) -> Iterator[tuple[str, str]]:
 def _decoded(raw: bytes) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16")
-    # MovieLens-100K and 1M, and Excel's CSV, are in Latin-1 or Windows' variant of it.
+    # MovieLens-100K and 1M are in Latin-1, and Excel's CSV files in its Windows variant.
     for encoding in ("utf-8-sig", "cp1252"):
         try:
             return raw.decode(encoding)
@@ -88,7 +88,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """What most of the first lines have after the first column."""
+    """The character that follows the first column in most of the first lines."""
     if path.suffix == ".dat":
         return "::"
     if path.suffix == ".tsv":

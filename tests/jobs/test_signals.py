@@ -251,7 +251,7 @@ def test_trains_in_a_thread_that_is_not_the_main_one(log, tmp_path, capsys):
     config = job(log, tmp_path, train_steps=2)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run, config, one_device()).result() == 0
-    assert "signals are not heard" in capsys.readouterr().err
+    assert "signals are not handled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

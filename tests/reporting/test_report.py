@@ -263,7 +263,7 @@ def test_curves_are_what_metrics_say(tmp_path):
         values = [line[key] for line in written]
         np.testing.assert_allclose([of[title] for of in told.values()], values, rtol=1e-4)
         np.testing.assert_allclose(drawn(found[title])[0][1], values, atol=0.02)
-    assert set(hovered(found["milliseconds a step"])[10].values()) == {8, 2}
+    assert set(hovered(found["milliseconds per step"])[10].values()) == {8, 2}
     assert "gradient norm, logarithmic" in found, "it spans two decades"
     cards = [text(card) for card in page.iter("div") if card.get("class") == "card"]
     last = written[-1]
@@ -275,7 +275,7 @@ def test_curves_are_what_metrics_say(tmp_path):
     assert "MFU25.0%of the devices' peak, median" in cards
     assert "Tables that grow" not in text(page)
     assert "Some users" not in text(page)
-    assert "Training evaluated nothing" in text(page)
+    assert "There was no evaluation during training" in text(page)
 
 
 def test_long_runs_make_small_pages(tmp_path):
@@ -326,9 +326,9 @@ def test_tables_that_grow(tmp_path):
     page = page_of(fake_run(tmp_path / "run", config, written), "--users", "0")
     rows = hovered(figures(page)["rows of item_id"])
     assert rows == {i: {"rows": 100 * i, "capacity": 512 * 2**i} for i in (1, 2, 3)}
-    lost = hovered(figures(page)["ids that item_id lost since the run began"])
+    lost = hovered(figures(page)["ids that item_id has lost since the run began"])
     assert lost[3] == {"dropped": 21, "evicted": 0}
-    assert "behavior_id dropped and evicted no id" in text(page)
+    assert "behavior_id has not dropped or evicted any ids" in text(page)
     assert not any("ids that behavior_id" in title for title in figures(page))
 
 
@@ -411,7 +411,7 @@ def test_hostile_text_stays_text(tmp_path):
     user = ShownUser(HOSTILE, 3, 1, [Event(HOSTILE, ""), Event(None, "test")], best, 1, False)
     back = user._replace(rank=None, returns=True)
     page = make_page(record, Shown(1, 2, 5, [user, back]), {"known": HOSTILE})
-    assert "is of an item that the user had before" in page
+    assert "is already in the user's history" in page
     assert "alert" in page
     assert "<script" not in page
     tree = checked(page)
@@ -610,7 +610,7 @@ def test_a_moved_run_whose_checkpoints_are_gone(trained, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(trained.train.output_dir, moved)
     page = page_of(moved, "--users", "1")
-    assert "Recommended by the checkpoint" in text(page)
+    assert "Recommendations of the checkpoint" in text(page)
     shutil.rmtree(moved / "checkpoints")
     page = page_of(moved, "--users", "1")
     assert f"found no checkpoints in {moved}" in text(page)
