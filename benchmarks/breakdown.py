@@ -1,18 +1,19 @@
-"""Where does the time of a step go, and how near is it to what the device can do?
+"""Where does the time of a step go, and how close is the step to the speed of the device?
 
     python benchmarks/breakdown.py --config configs/base.py [--steps 20] [--rounds 5] [--io.batch_size 8]
 
-Times the whole step of a config on one device and, in turn with it, its parts (`step_parts.py`), each a
-jitted computation of its own on the same shapes, forward and backward where it has both: tables (unique
-rows of a batch's ids, embeddings, gradients back to these rows), attention of all layers, the dense rest
-(projection and transformer, with q + k + v in attention's place), the loss, and the two halves of the
-optimizer. Ids are random, and none is padding. Calls follow each other without waiting, so dispatching
-counts only where it takes longer than the device. Prints medians of the rounds. Parts do not add up to
-the whole exactly: XLA fuses across their borders.
+Times the whole step of a config on one device and, alternating with it, the parts of the step
+(`step_parts.py`). Each part is a separate jitted computation with the same shapes, forward and backward
+if it has both: tables (unique rows of a batch's ids, embeddings, gradients back to these rows),
+  attention
+of all layers, the rest of the dense part (projection and transformer, with q + k + v instead of
+attention), the loss, and the two halves of the optimizer. Ids are random, without padding. Calls follow
+each other without waiting, so dispatch counts only if it takes longer than the device. Prints medians
+of the rounds. Parts do not add up exactly to the whole, because XLA fuses operations across parts.
 
-Beside them the ceiling (see `ceiling.py`), and MFU: the model's operations (`s2s_jax.training.flops`) a
-second, as a share of that ceiling and of the data sheet's. Memory is the allocator's peak up to the
-first steps, where it tells one, and what the compiler reports of the step.
+Also prints the ceiling (see `ceiling.py`) and MFU: the model's operations (`s2s_jax.training.flops`) per
+second, as a fraction of the ceiling and of the peak in the data sheet. Memory is the allocator's peak up
+to the first steps, if the device reports it, and the compiler's figure for the step.
 """
 
 import argparse
@@ -36,7 +37,7 @@ BATCHES = 8
 
 
 class Step:
-    """The whole step; call it with the number of a batch."""
+    """The whole step; called with the number of a batch."""
 
     def __init__(self, config: Config):
         self.config, self.mesh = config, make_mesh(jax.devices()[:1])
@@ -63,7 +64,7 @@ class Step:
 
 
 def clock(call: Any, steps: int) -> float:
-    """Milliseconds of a call, one after the other."""
+    """Milliseconds per call, for successive calls."""
     begin, made = time.perf_counter(), None
     for number in range(steps):
         made = call(number % BATCHES)
@@ -73,7 +74,7 @@ def clock(call: Any, steps: int) -> float:
 
 def measure(config: Config, steps: int, rounds: int) -> None:
     step = Step(config)
-    # New ids of growing tables get their rows before anything is timed.
+    # Gives new ids of growing tables their rows before anything is timed.
     clock(step, BATCHES)
     stats, analysis = jax.devices()[0].memory_stats() or {}, step.compiled.memory_analysis()
     parts = Parts(config, step.mesh, step.state, step.batches)

@@ -1,10 +1,10 @@
-"""How many operations a second do matrix products reach, of a config's shapes and of a large square?
+"""How many operations per second do matrix products reach, with a config's shapes and a large square?
 
     python benchmarks/ceiling.py --config configs/base.py [--io.batch_size 8]
 
-Multiplies in the type that the model computes in, many times within one computation, so that dispatching
-does not count; prints the best rate of five rounds for each shape, forward and backward. `breakdown.py`
-takes the best of all as what the device can do.
+Multiplies in the type that the model computes in, many times within one computation, so that dispatch
+does not count. Prints the best rate of five rounds for each shape, forward and backward. `breakdown.py`
+takes the best rate of all as the ceiling of the device.
 
 Shapes: M positions of a batch, D concatenated embedding width, E model width, F feed-forward width.
 """
@@ -21,14 +21,14 @@ from s2s_jax.config import Config, load
 from s2s_jax.model.transformer import compute_dtype
 
 ROUNDS = 5
-# Side of the square product, and operations of a round: about 0.1 s on a GPU.
+# Side of the square product, and operations per round: about 0.1 s on a GPU.
 SQUARE = {"cpu": 512}
 OPERATIONS = {"cpu": 1e9}
 SQUARE_ELSE, OPERATIONS_ELSE = 8192, 4e13
 
 
 def shapes_of(config: Config) -> list[tuple[int, int, int]]:
-    """(rows, summed over, columns) of the model's products: forward, and both backward ones."""
+    """(rows, summed dimension, columns) of the model's products: forward and both backward products."""
     model, positions = config.model, config.io.batch_size * config.model.seq_len
     width, hidden = model.hidden_size, model.dim_feedforward
     embedded = sum(feature.emb_dim for feature in config.features)
@@ -52,7 +52,7 @@ def products(a: jax.Array, b: jax.Array, count: int) -> jax.Array:
     """Multiplies a by b `count` times, one after the other."""
 
     def multiply(_, carry):
-        # A number of each product goes into the next, or all but one could be left out.
+        # Each product depends on the one before it; otherwise XLA could drop all but one.
         a, product = carry
         a = a.at[0, 0].set(product[0, 0])
         return a, a @ b
@@ -61,12 +61,12 @@ def products(a: jax.Array, b: jax.Array, count: int) -> jax.Array:
 
 
 def rate(shape: tuple[int, int, int], numbers: jax.Array) -> float:
-    """Operations a second."""
+    """Operations per second."""
     rows, between, columns = shape
     operations = 2 * math.prod(shape)
     count = max(3, round(OPERATIONS.get(jax.default_backend(), OPERATIONS_ELSE) / operations))
     a = numbers[: rows * between].reshape(rows, between)
-    # So that products are about as large as what goes in.
+    # Keeps products about as large as their inputs.
     b = numbers[: between * columns].reshape(between, columns) * between**-0.5
     jax.block_until_ready(products(a, b, count))
     seconds = []

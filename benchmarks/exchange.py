@@ -1,12 +1,13 @@
-"""How many bytes does a step of a sharded table move, as devices are added?
+"""How many bytes does a sharded table move per step, for growing numbers of devices?
 
     python benchmarks/exchange.py [--devices 2 8 32 128 256] [--ids 4096] [--width 64] [--skew 1.05]
 
-Looks up a fixed number of ids a device (power-law over 10 million items, hashed over 2,048,000 buckets)
-and brings gradients back to the rows, on simulated CPU devices. Bytes are those of the results of all
-collectives in the compiled HLO, loops counted as often as they run, without the n-th part that a device
-has from itself; in three ways: our exchange; XLA's automatic partitioning (GSPMD) of a plain gather and
-scatter; and the bound, the unique rows that a device needs from others, once each way.
+Looks up a fixed number of ids per device (power law over 10 million items, hashed over 2,048,000
+buckets) and sends gradients back to the rows, on simulated CPU devices. Bytes are those of the results
+of all collectives in the compiled HLO, where each iteration of a loop counts, without the n-th part
+that a device gets from itself. Compares our exchange, XLA's automatic partitioning (GSPMD) of a plain
+gather and scatter, and the lower bound: the unique rows that a device needs from others, once in each
+direction.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes of the results of collectives, by the computation that they stand in."""
+    """Bytes of the results of collectives, by the computation that contains them."""
     found: dict[str, int] = {}
     computation = ""
     for line in hlo.splitlines():

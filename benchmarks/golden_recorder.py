@@ -1,6 +1,6 @@
-"""A plugin of pytest for `short_runs.golden`: writes what the golden tests compute.
+"""A pytest plugin for `short_runs.golden`: writes the numbers that the golden tests compute.
 
-They start from given weights, for which there is no command.
+These tests start from given weights, which no command can do.
 """
 
 import json
@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 
-# Environment variable that names the file to write: a line of JSON for each run.
+# Environment variable with the path of the output file: a line of JSON for each run.
 OUT = "SAME_NUMBERS_GOLDEN_OUT"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Lets the function `run` of the collected modules write what it returns."""
+    """Makes the function `run` of each collected module write its results."""
     modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
     for module in modules:
         assert isinstance(module, ModuleType)

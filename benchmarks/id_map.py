@@ -1,11 +1,12 @@
-"""What does a table that grows cost beside one of buckets?
+"""What does a growing table cost compared with a bucket table?
 
     python benchmarks/id_map.py [--capacity 131072 1048576 8388608] [--ids 16384 262144]
 
-For each capacity, load and number of unique ids of a batch: `find` (two buckets of keys an id), finding
-or inserting (1% of the ids are new, with their initial rows), and beside them the plain gather of as
-many rows of a bucket table; then a whole training step with growing tables and with bucket tables, in
-turn. Medians; the ratio to watch is that of one column between capacities. The largest needs 4 GB.
+For each capacity, load and number of unique ids in a batch, times `find` (two buckets of keys per id),
+find or insert (1% of the ids are new and get initial rows) and, for comparison, a plain gather of as
+many rows of a bucket table. Then times whole training steps, alternating between growing tables and
+bucket tables. Prints medians; what matters is how a column changes with the capacity. The largest needs
+4 GB.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def measure(capacity: int, load: float, sizes: list[int], width: int, rounds: in
     for size in sizes:
         times: dict[str, list[float]] = {"find": [], "find or insert": [], "gather": []}
         for number in range(rounds + 2):
-            # Some are drawn twice, and stand for missing ones then.
+            # Ids that are drawn twice leave fewer unique ids; missing ids fill up.
             old = np.unique(rng.choice(known, size))
             new = rng.integers(0, 2**64, size // 100, dtype=np.uint64)
             ids = np.full(size, 2**64 - 1, np.uint64)
@@ -94,7 +95,7 @@ def measure(capacity: int, load: float, sizes: list[int], width: int, rounds: in
 
 
 def train_step(rows: int, rounds: int) -> None:
-    """All tables growing against none, 16 x 256 positions, width 256, 4 layers."""
+    """Compares growing with bucket tables in a step: 16 x 256 positions, width 256, 4 layers."""
 
     def config(grows: bool) -> Config:
         names = {"item_id": rows, "cate_id": 4096, "behavior_id": 4096, "timestamp": rows}

@@ -1,12 +1,12 @@
-"""How fast do logs become batches, next to the fastest that they can be read at all?
+"""How fast do logs become batches, compared with only reading them?
 
     python benchmarks/input.py [--positions 20000000] [--rounds 3] [--log DIR]
 
-Makes a log of four features (zstd; ids and texts, as list<list<T>>), unless DIR holds one, and from it
-one of the same events as list<int64>. Then, in turn, in one process, for one and for two threads, each
-on as many cores: raw (`read_stripe` of the four columns, nothing else), and our batches of an epoch in
-either layout, from ORC files and from the cache. Prints medians: million positions a second of CPU time
-and of wall time, and their ratios to raw.
+Makes a log of four features (zstd; ids and texts, as list<list<T>>), unless DIR has one, and a second
+log with the same events as list<int64>. Then alternates, in one process, with one and with two threads,
+each on as many cores, between raw reading (only `read_stripe` of the four columns) and the batches of
+an epoch in either layout, from ORC files and from the cache. Prints medians: million positions per
+second of CPU time and of wall time, and their ratios to raw reading.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--log", type=Path)
     arguments = parser.parse_args()
-    # As the reader does, so that raw reading gains by it too.
+    # The reader does this too, so raw reading should have the same advantage.
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="s2s_jax_input_") as scratch:
         log = arguments.log or Path(scratch) / "log"
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def write_integers(log: Path, directory: Path) -> int:
-    """The events of `log` as list<int64>; returns their number."""
+    """Writes the events of `log` as list<int64>; returns their number."""
     positions = 0
     with open_log(directory, overwrite=False) as writer:
         for path in find_files(str(log)):
@@ -104,7 +104,7 @@ def read_raw(directory: Path, threads: int) -> None:
         return orc.read_stripe(*stripe, COLUMNS).num_rows
 
     with ThreadPoolExecutor(threads) as pool:
-        # Two a thread at once: a list of results would hold the whole log in memory.
+        # Two stripes per thread at a time: all results together would hold the whole log in memory.
         for start in range(0, len(stripes), 2 * threads):
             list(pool.map(read, stripes[start : start + 2 * threads]))
 

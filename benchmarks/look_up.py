@@ -1,12 +1,12 @@
-"""How long does a batch's way from ids to embeddings take, in tables of buckets and in those that grow?
+"""How long does a batch take from ids to embeddings, with bucket tables and with growing tables?
 
     python benchmarks/look_up.py [--ids 1048576] [--width 128] [--rows 1048576] [--skew 1.05]
 
-Ids follow a power law over half as many different ones as a table has rows. Times, for both kinds of
-table in turn: looking up as serving does it (unique rows, gather, embeddings at all places; of tables
-that grow: unique ids and their rows in the map first); the same as training does it, where new ids get
-rows, once all have theirs; and the way back: gradients of all places added up by unique
-row. Prints medians and million ids a second. The default needs about 6 GB.
+Ids follow a power law over half as many distinct ids as a table has rows. Alternates between both kinds
+of table and times the look-up as in serving (unique rows, gather, embeddings at all places; growing
+tables first find the rows of unique ids in their map); the look-up as in training, where new ids get
+rows, once all ids have them; and the way back, which sums the gradients of all places by unique row.
+Prints medians and million ids per second. The default needs about 6 GB.
 
 Shapes: M places, D table width.
 """
@@ -30,7 +30,7 @@ BATCHES = 4
 
 
 class Table:
-    """A table, and what can be done with it, given ids `[1, 1, M, 1]`."""
+    """A table and its operations, for ids `[1, 1, M, 1]`."""
 
     def __init__(self, grows: bool, rows: int, width: int):
         feature = FeatureConfig(
@@ -65,13 +65,13 @@ class Table:
         self.admit = jit(admit, donate_argnums=0)
 
     def put(self, ids: np.ndarray) -> dict[str, jax.Array]:
-        """Ids on the device, as the table wants them."""
+        """Ids on the device, in the form that the table takes."""
         ids = ids.reshape(1, 1, -1, 1).astype("<i8")
         words = ids[..., None].view("<i4") if self.grows else ids.astype(np.int32)
         return jax.block_until_ready({"t": jax.device_put(words)})
 
     def run(self, ids: dict[str, jax.Array]) -> dict[str, float]:
-        """Milliseconds of each."""
+        """Milliseconds of each operation."""
         self.step += 1
         step = jax.block_until_ready(jnp.int32(self.step))
         training, (self.stored, (d_MD, found)) = clock(self.admit, self.stored, ids, step)
@@ -116,7 +116,7 @@ def main() -> None:
     )
     for name, rounds in taken.items():
         for kind in rounds[0]:
-            # In the first rounds ids get their rows.
+            # Ids get their rows in the first rounds, which are left out.
             median = statistics.median(each[kind] for each in rounds[BATCHES:])
             rate = arguments.ids / median / 1e3
             print(f"  {name}, {kind:10} {median:9.3f} ms   {rate:9.1f} million ids/s")

@@ -1,13 +1,13 @@
-"""Streamed softmax loss against the matrix of all similarities: time and memory of value and gradients.
+"""Time and memory of the streamed softmax loss and its gradients, compared with the dense form.
 
     python benchmarks/loss.py [--pairs 2048 16384] [--width 256 1024] [--dtype float32] [--rounds 5]
 
-For each number of pairs and width: loss with its gradients by queries and positives, in turn by
-`softmax_loss`, by the dense form in JAX (all logits in one matrix, differentiated by JAX) and, where it
-is installed, by the dense form in PyTorch. Prints medians, ratios to the dense form in JAX, and the
-temporary memory that the compiler reports. A tenth of the pairs is padding and items repeat. Factors of
-products are of type --dtype. The largest default needs about 8 GB. On a GPU, leave PyTorch room beside
-JAX: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5.
+For each number of pairs and width, computes the loss and its gradients with respect to queries and
+positives, alternating between `softmax_loss`, the dense form in JAX (all logits in one matrix,
+differentiated by JAX) and, if PyTorch is installed, the dense form in PyTorch. Prints medians, ratios to
+the dense form in JAX, and the temporary memory that the compiler reports. A tenth of the pairs are
+padding, and items repeat. Vectors are multiplied in type --dtype. The largest default needs about 8 GB.
+On a GPU, leave room for PyTorch: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5.
 """
 
 import argparse
@@ -28,7 +28,7 @@ except ImportError:
     torch = None
 
 CONFIG = LossConfig()
-# By how much sums of losses may differ.
+# Relative tolerance of the loss.
 RTOL = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
@@ -60,10 +60,10 @@ def dense(pairs: Pairs, dtype: str):
 
 
 def in_torch(arrays: dict[str, np.ndarray], dtype: str) -> Callable[[], float]:
-    """The dense form in PyTorch, on its GPU if it has one, else with as many threads as it likes."""
+    """The dense form in PyTorch, on a GPU if there is one, else with PyTorch's number of threads."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        # As XLA does by default.
+        # The same as XLA's default.
         torch.set_float32_matmul_precision("high")
     queries_NE = torch.tensor(arrays["queries_NE"], requires_grad=True, device=device)
     positives_NE = torch.tensor(arrays["positives_NE"], requires_grad=True, device=device)
@@ -90,7 +90,7 @@ def in_torch(arrays: dict[str, np.ndarray], dtype: str) -> Callable[[], float]:
 
 
 def compiled(loss, arrays: dict[str, np.ndarray], dtype: str) -> tuple[Callable[[], float], float]:
-    """Runs it, and the bytes of its temporaries."""
+    """A function that runs the loss, and the bytes of its temporary memory."""
 
     def value_and_grad(queries_NE, positives_NE, valid_N, item_NK):
         def of_vectors(queries_NE, positives_NE):

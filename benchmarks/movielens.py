@@ -1,14 +1,14 @@
-"""How good is `configs/ml1m.py` on a log: test events of several seeds, their mean and its interval.
+"""How good is `configs/ml1m.py` on a log? Metrics of the test events of several seeds, and their mean.
 
     python benchmarks/movielens.py LOG [--out runs/movielens] [--seeds 42 43 44] [--objective recis]
         [--model.num_layers 4 …]
 
-Trains each seed (80 to 95 minutes on MovieLens-1M and 2 cores), chooses its checkpoint by the
+Trains with each seed (80 to 95 minutes on MovieLens-1M and 2 cores), chooses the best checkpoint by the
 validation events and ranks the test events. Dotted arguments override keys of the config. With
-`--objective recis` the loss is that of the RecIS example instead: the event *before* a position is its
-positive, all events of the batch are candidates, padding and repeats included, at temperature 1. A
-command that was interrupted goes on where it stopped, but then its minutes are not those of the whole
-run. Intervals of the mean are Student's, of 95%, over seeds.
+`--objective recis`, the loss is that of the RecIS example: the positive is the event *before* a
+position, and all events of the batch are candidates, including padding and repeats, at temperature 1.
+An interrupted command continues where it stopped, but then the reported minutes are not those of the
+whole run. Means have Student's 95% intervals over seeds.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def run_door(door: str, arguments: list[str], environment: dict[str, str]) -> No
 
 
 def run_seed(log: str, seed: int, run_dir: Path, overrides: list[str]) -> dict[str, float]:
-    """Figures of the test events of a run, and the minutes that training took now."""
+    """Metrics of the test events of a run, and the minutes that this training took."""
     config = ["--config", str(REPO / "configs" / "ml1m.py"), "--io.data_paths", log]
     config += [
         "--train.output_dir",

@@ -1,12 +1,13 @@
-"""Does a device learn what a CPU learns? The losses of the first steps, from the same seed and batches.
+"""Does a device learn the same as a CPU? Compares the losses of the first steps.
 
     python benchmarks/parity.py [--steps 20]
 
-Trains a small config, without dropout, on sequences in which item i is followed by i + 1: in float32 on
-the CPU, and on the default device in float32 with products as exact as they can be, in float32 as it
-comes (on newer GPUs, products of 10-bit mantissas), and in bfloat16. Prints the largest relative
-difference of a loss from the CPU's; exit code 1 if it is above 1e-4 in exact float32 or above 2%
-otherwise. Without a GPU this compares the CPU with itself. JAX_PLATFORMS, if set, must keep the CPU.
+Trains a small config, without dropout, from the same seed and on the same batches: sequences in which
+item i is followed by i + 1. It runs in float32 on the CPU, and on the default device in float32 with
+the highest precision of products, in float32 with the default precision (10-bit mantissas on newer
+GPUs), and in bfloat16. Prints the largest relative difference of a loss from the CPU's; exits with 1 if
+it is above 1e-4 in exact float32 or above 2% otherwise. Without a GPU, this compares the CPU with
+itself. JAX_PLATFORMS, if set, must include the CPU.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
 
 ROWS, SEQ_LEN, ITEMS = 16, 128, 2_000
-# Large enough that events differ from the start: else the first steps blow up whatever rounding does.
+# Large enough that events differ from the start; otherwise the first steps amplify any rounding error.
 INIT_STD = 0.1
 EXACT, NARROW = 1e-4, 0.02
 
@@ -91,7 +92,7 @@ def main() -> None:
     ):
         found = losses(make_config(dtype, attention), device, precision, steps)
         difference = np.max(np.abs(found / expected - 1))
-        # Not a number is wrong, too.
+        # False also for NaN.
         agrees = bool(difference <= most)
         wrong += not agrees
         print(

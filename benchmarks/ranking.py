@@ -1,12 +1,12 @@
-"""The K best items of each user: blocks against one dense product, and does the memory stay flat?
+"""How fast is ranking in blocks, compared with one dense product, and does its memory stay constant?
 
     python benchmarks/ranking.py [--items 10000 1000000] [--large] [--devices 1] [--width 64]
 
-Times, in turn, `ranking.top_k` and `ranking.ranks` (200 seen items a user left out) and a NumPy product
-of all users with all items followed by `argpartition` (nothing left out, nothing in order; of as many
-users as fit 1 GiB of scores). Prints medians as users/s, and the memory that XLA allocates for `top_k`
-beyond the vectors. --large adds 10^7 items: 2.5 GB of vectors (5 GB with --width 128), held twice since
-NumPy has them too.
+Alternates between `ranking.top_k`, `ranking.ranks` (both leave out 200 seen items per user) and a NumPy
+product of users and all items followed by `argpartition` (no seen items, unsorted; as many users as fit
+into 1 GiB of scores). Prints medians in users/s, and the memory that XLA allocates for `top_k` in
+addition to the vectors. --large adds 10^7 items: 2.5 GB of vectors (5 GB with --width 128), held twice,
+since NumPy has them too.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _SEEN = 200
 
 
 def temporary_bytes(catalogue: Any, arrays: tuple, k: int) -> int:
-    """What XLA allocates for `top_k`, on all devices together, besides its arguments and results."""
+    """The bytes that XLA allocates for `top_k` on all devices, without arguments and results."""
     from s2s_jax.ranking import ranking
 
     users, seen = ranking._padded(*arrays, catalogue)
@@ -33,7 +33,7 @@ def temporary_bytes(catalogue: Any, arrays: tuple, k: int) -> int:
 
 
 def measure(items: int, arguments: argparse.Namespace) -> None:
-    # After the number of devices is set.
+    # Imported only now, after the number of devices is set.
     import jax
 
     from s2s_jax.cluster.mesh import make_mesh

@@ -1,13 +1,13 @@
-"""How good is RecTools' SASRec on the same log, by the same protocol, after as many minutes?
+"""How good is RecTools' SASRec on the same log, with the same protocol and the same training time?
 
     python benchmarks/rectools_sasrec.py LOG --minutes 36 [--loss softmax] [--item_column item_id]
 
-For an environment of its own with `rectools[torch]` and pyarrow<22 (for NumPy 1), without s2s_jax.
-Leave-one-out: of every row's items the last is the test, the one before it the validation; the model is
-fitted on those before, for the minutes given. Then every user's test item is sought among the first ten
-of all items, those of the history left out, as `s2s_jax.evaluate` does with a config whose
-`eval.held_out` is 2. Width 128, two layers, two heads, histories of 200, RecTools' defaults else; the
-validation decides nothing.
+Runs in a separate environment with `rectools[torch]` and pyarrow<22 (for NumPy 1), without s2s_jax.
+Leave-one-out: the last item of every row is the test item, the one before it the validation item, and
+the model is fitted to the earlier ones for the given minutes. Then it looks for every user's test item
+among the ten best of all items except those of the history, as `s2s evaluate` does when two events are
+held out. Width 128, two layers, two heads, histories of 200 events, otherwise RecTools' defaults; the
+validation items are not used.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HELD_OUT = 2
 
 
 def read_events(log: Path, column: str) -> pd.DataFrame:
-    """An event a row: user, item and its place in the history."""
+    """One row per event: user, item and its place in the history."""
     files = sorted(log.glob("*.orc"))
     lists = pa.chunked_array(
         [chunk for f in files for chunk in orc.read_table(f, columns=[column])[column].chunks]
@@ -46,7 +46,7 @@ def read_events(log: Path, column: str) -> pd.DataFrame:
             Columns.User: np.repeat(np.arange(len(lengths)), lengths),
             Columns.Item: items.to_numpy(zero_copy_only=False),
             Columns.Weight: 1.0,
-            # Times tie in logs; the order of the rows does not.
+            # Times can be equal in a log, so the place is used as the time.
             Columns.Datetime: pd.to_datetime(place, unit="s"),
             "left": np.repeat(lengths, lengths) - place,
         }
@@ -81,7 +81,7 @@ def fit(events: pd.DataFrame, loss: str, minutes: float, seed: int) -> SASRecMod
 
 
 def rank_of_test(model: SASRecModel, events: pd.DataFrame) -> np.ndarray:
-    """1 … 10, the place of each user's last item among those recommended; 0 if it is not there."""
+    """Rank (1 … 10) of each user's last item among the recommended items; 0 if it is not among them."""
     history, test = events[events["left"] > 1], events[events["left"] == 1]
     users = test[Columns.User].to_numpy()
     recommended = model.recommend(

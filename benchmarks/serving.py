@@ -1,9 +1,9 @@
-"""Evaluating and recommending: seconds and peak memory on a log of many stripes, or with one huge row.
+"""Seconds and peak memory of evaluating and recommending, with many stripes or with one huge row.
 
     python benchmarks/serving.py [--users 6000] [--stripes 160] [--huge 2000000] [--items 4000]
 
-Writes a log of random events, trains for one step, and runs both commands in processes of their own,
-whose peak memory (JAX included) it prints. With --huge, one row among the others has so many events.
+Writes a log of random events, trains for one step, and runs each command in a separate process, whose
+peak memory (including JAX) it prints. With --huge, one of the rows has this many events.
 """
 
 import argparse

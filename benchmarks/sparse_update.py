@@ -1,11 +1,11 @@
-"""Does the time of a table's update depend on the table's size? It should not: only used rows move.
+"""Does the time of a table update depend on the size of the table? It should not: few rows change.
 
     python benchmarks/sparse_update.py [--rows 100000 1000000 10000000] [--ids 16384] [--width 64]
 
-Times, in turn, one step's work on a table of each size with the same number of random ids: unique rows,
-gather, sparse-row AdamW, scatter, all donated. With --skew 1.05 ids follow a power law of that exponent
-instead of coming equally often. Prints medians and ratios to the smallest table. The largest default
-needs about 8 GB.
+Alternates between tables of each size and times the table's part of a step with the same number of
+random ids: unique rows, gather, sparse-row AdamW, scatter, with donated buffers. Ids are uniform, or
+follow a power law with exponent --skew, for example 1.05. Prints medians and ratios to the smallest
+table. The largest default needs about 8 GB.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def make_step(spec: TableSpec, optimizer):
     def step(params, opt_state, buckets_M1, gradient_UD):
         rows_U = lookup.deduplicate(spec, {"f": buckets_M1}).rows_U
         used_UD = lookup.gather(params["tables"]["t"], rows_U)
-        # The gradient of 0.5·|row|² plus noise: it must read the rows, as a model does.
+        # The gradient of 0.5·|row|² plus noise, which depends on the rows, as in a model.
         gradients = {"dense": {}, "tables": {"t": used_UD + gradient_UD}}
 
         def reduce(gradients, visit, carry):
@@ -68,7 +68,7 @@ def main() -> None:
         places = np.searchsorted(
             cumulated[rows], rng.uniform(0, cumulated[rows][-1], arguments.ids)
         )
-        # Large numbers may round up to the end; and popular ids do not lie side by side.
+        # Rounding may reach the end. The multiplication keeps popular ids from being neighbours.
         scattered = np.minimum(places, rows - 1) * 2_654_435_761 % rows
         return jax.block_until_ready(jnp.asarray(scattered[:, None], jnp.int32))
 

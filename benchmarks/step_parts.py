@@ -1,4 +1,4 @@
-"""The parts of a step, to be timed by `breakdown.py`, which says what they are.
+"""The parts of a step that `breakdown.py` times and describes.
 
 Shapes: B rows, L positions, N heads, H head width, Y layers.
 """
@@ -27,7 +27,7 @@ from s2s_jax.training.state import TrainState
 
 
 def implementation(config: Config) -> str:
-    """The implementation of attention that `config` gets."""
+    """The attention implementation that `config` uses on this machine."""
     model = config.model
     if model.attention != "auto":
         return model.attention
@@ -36,7 +36,7 @@ def implementation(config: Config) -> str:
 
 
 def jitted(config: Config, mesh: Any) -> SimpleNamespace:
-    """The parts as pure functions, jitted."""
+    """The parts as jitted pure functions."""
     model, tables = config.model, ShardedTables(config.features, mesh)
     optimizer: Any = optimizers.make_optimizer(config.lr)
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
@@ -59,7 +59,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
         def forward(dense, embeddings):
             return nnx.merge(graph, nnx.State(dense))(embeddings, key)
 
-        # All three, or a part of their product would be left out.
+        # Uses all three; otherwise XLA would drop a part of their product.
         with mock.patch.object(transformer, "causal_attention", lambda q, k, v, *_: q + k + v):
             encoded, pull = jax.vjp(forward, dense, embeddings)
             return encoded, *pull(d_encoded)
@@ -96,7 +96,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
         )
         return optimizers.apply_updates(params, updates), opt_state, norm
 
-    # Everything is alike on the one device, so that nothing is compiled for two shardings.
+    # Everything is replicated on the one device, so that nothing is compiled for two shardings.
     jit: Any = functools.partial(jax.jit, out_shardings=replicated(mesh))
     return SimpleNamespace(
         copy=jit(lambda tree: jax.tree.map(jnp.copy, tree)),
@@ -111,15 +111,15 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
 
 
 class Parts:
-    """The parts of a step that has been taken. What one needs, those before it made once.
+    """The parts of a step that has been taken. Each part's inputs were made once by the parts before it.
 
     Attributes:
-      calls: dispatches each, given the number of a batch.
+      calls: functions that dispatch each part, given the number of a batch.
     """
 
     def __init__(self, config: Config, mesh: Any, state: TrainState, batches: list[Any]):
         model, self.batches, self.run = config.model, batches, jitted(config, mesh)
-        # Copied, since the step donates its state.
+        # Copied, because the step donates its state.
         self.now, params, moments, maps = self.run.copy(
             (state.step, state.params, optimizers.table_moments(state.opt_state), state.maps)
         )

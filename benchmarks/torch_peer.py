@@ -1,12 +1,12 @@
-"""The RecIS seq2seq example in PyTorch, to be timed beside ours by `train_step.py`; needs PyTorch only.
+"""The RecIS seq2seq example in PyTorch, which `train_step.py` compares with ours; needs only PyTorch.
 
     python benchmarks/torch_peer.py [--compile] [--hidden 256] … < counts
 
-A transcription of the published model: tables whose rows are gathered for the unique ids of a batch
-and updated by a sparse-row AdamW; features concatenated and projected; a pre-LN causal transformer with
-fused attention (bfloat16 on a GPU takes the flash kernel or ends with an error); softmax over cosine
-similarities in the batch; fused AdamW for the dense part. For each number that it reads, it takes as
-many steps and answers with a line of JSON: the mean seconds of one and the last loss.
+A transcription of the published model: tables whose rows are gathered for the unique ids of a batch and
+updated by a sparse-row AdamW; concatenated and projected features; a pre-LN causal transformer with
+fused attention (in bfloat16 on a GPU it must be the flash kernel, or it is an error); softmax over
+cosine similarities in the batch; fused AdamW for the dense part. For each number that it reads, it
+takes that many steps and prints a line of JSON with the mean seconds per step and the last loss.
 
 Shapes: B batch, L positions, N heads, H head width, E model width, U unique ids, D table width, R rows.
 """
@@ -41,7 +41,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 class SparseTable:
-    """A table and its AdamW, which touches the rows of a batch's unique ids only."""
+    """A table and its AdamW, which only updates the rows of a batch's unique ids."""
 
     def __init__(self, rows: int, width: int, device: str):
         self.values_RD = torch.empty(rows, width, device=device).normal_(std=0.001)
@@ -50,14 +50,14 @@ class SparseTable:
         self.steps = 0
 
     def look_up(self, ids_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows `[U, D]` of the batch's ids, as leaves of the graph, and the place of each id."""
+        """Rows `[U, D]` of the batch's unique ids, as leaves of the graph, and the index of each id."""
         self.used_U, place_BL = torch.unique(ids_BL, return_inverse=True)
         self.rows_UD = self.values_RD[self.used_U].requires_grad_()
         return self.rows_UD, place_BL
 
     @torch.no_grad()
     def update(self, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01) -> None:
-        """One step of the formula in `s2s_jax.training.optimizer.sparse_row_adamw`."""
+        """One step of `s2s_jax.training.optimizer.sparse_row_adamw`."""
         self.steps += 1
         grad_UD, used_U = self.rows_UD.grad, self.used_U
         m_UD = self.m_RD[used_U].lerp_(grad_UD, 1 - beta1)
@@ -81,7 +81,7 @@ class Layer(nn.Module):
         self.heads = heads
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        """Attention and feed-forward, each added to its input."""
+        """Attention and feed-forward, each with a residual connection."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
@@ -106,7 +106,7 @@ class Model(nn.Module):
     def forward(
         self, rows: list[torch.Tensor], places: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss and the rate of hits."""
+        """The mean loss and the hit rate."""
         found = [F.embedding(place, table) for table, place in zip(rows, places, strict=True)]
         events_BLE = self.proj(torch.cat(found, dim=-1))
         x_BLE = events_BLE
@@ -124,7 +124,7 @@ def serve(sizes: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     if device == "cuda":
-        # As XLA does by default; of consequence to float32 only.
+        # The same as XLA's default; only matters for float32.
         torch.set_float32_matmul_precision("high")
     rows = [getattr(sizes, name) for name in ROWS]
     tables = [SparseTable(count, sizes.emb_dim, device) for count in rows]

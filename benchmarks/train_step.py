@@ -1,24 +1,25 @@
-"""Is a training step as fast as the same model's in PyTorch?
+"""Is a training step as fast as with the same model in PyTorch?
 
     python benchmarks/train_step.py [--hidden 256 512] [--layers 4 8] [--batch 8 4] [--seq_len 256] \
         [--peer_python /path/to/python/with/torch] [--compiled] [--dtype float32] [--rounds 10]
 
-Takes rounds of steps in turn with `torch_peer.py`, which runs in a process (and, if wished, an
-environment) of its own: same sizes, same type, random ids, no dropout. As in training, nobody waits for
-a step before the next one is begun, but for the last one of a round. Prints the median of the rounds,
-that of their ratios, on a GPU the peak of memory that each had allocated, and model FLOPs a second by
+Alternates rounds of steps with `torch_peer.py`, which runs in a separate process and, if --peer_python
+is given, in a separate environment: same sizes, same type, random ids, no dropout. As in training,
+steps are dispatched without waiting, except for the last one of a round. Prints the median of the
+rounds, the median of their ratios, the peak of allocated memory on a GPU, and model FLOPs per second by
 the formula
 
     6M[D·E + Y(4E² + 2E·F)] + 6·B·Y·E·L(L+1) + 6·N²·E
 
 with M = B·L positions, N = B(L−1) pairs, E model width, F feed-forward width, D concatenated embedding
 width, Y layers. With several values of --hidden, --layers and --batch, the i-th of each make one size.
-The two default sizes need about 14 GB. Without PyTorch, --peer_python none times ours alone.
+The two default sizes need about 14 GB. Without PyTorch, --peer_python none times only ours.
 
-Both processes inherit the environment. On CPU cores that others use too, set OMP_WAIT_POLICY=passive
-and GOMP_SPINCOUNT=0, else PyTorch's threads spin while they wait for each other, and take several times
-as long. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives both huge pages where Linux has them on request: a
-step's temporary memory is new in each step, and small pages take a tenth to a third of our time.
+Both processes inherit the environment. If other programs use the same CPU cores, set
+OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=0; otherwise PyTorch's threads spin while they wait for each
+other, which makes it several times slower. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives both processes
+huge pages, if Linux has them on request: each step allocates new temporary memory, and small pages cost
+10% to 33% of our time.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, Train
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
 
-# Of item_id, cate_id, behavior_id and timestamp, the large tables first and last.
+# item_id and timestamp, the first and the last, have the large tables.
 FEATURES = ("item_id", "cate_id", "behavior_id", "timestamp")
 EMB_DIM, SMALL_ROWS, TEMPERATURE = 128, 2_048, 0.05
 
@@ -55,7 +56,7 @@ def model_flops(config: Config) -> int:
 
 
 def make_config(arguments: argparse.Namespace, hidden: int, layers: int, batch: int) -> Config:
-    # The published loss: every event of the batch is a candidate and shows all its features.
+    # The published loss: every event of the batch is a candidate, with all its features.
     loss = LossConfig(temperature=TEMPERATURE)
     if not arguments.masks:
         loss = LossConfig(
@@ -91,7 +92,7 @@ def make_config(arguments: argparse.Namespace, hidden: int, layers: int, batch: 
 
 
 class Ours:
-    """Steps of `config`, each on new random ids that are on the device before it begins."""
+    """Steps of `config`, each with new random ids, which are on the device before the step begins."""
 
     def __init__(self, config: Config):
         self.config, self.mesh = config, make_mesh(jax.devices()[:1])
@@ -109,7 +110,7 @@ class Ours:
         return jax.block_until_ready(put_batch(arrays, 1, self.mesh))
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Seconds of a step, the last loss, and the most memory where the device tells."""
+        """Seconds per step, the last loss, and the peak memory if the device reports it."""
         batches, metrics = [self._batch() for _ in range(steps)], {}
         begin = time.perf_counter()
         for batch in batches:
@@ -124,7 +125,7 @@ class Ours:
 
 
 class Peer:
-    """`torch_peer.py` in a process of its own."""
+    """`torch_peer.py` in a separate process."""
 
     def __init__(self, python: str, config: Config, compiled: bool):
         model = config.model
@@ -148,7 +149,7 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def run(self, steps: int) -> dict[str, Any]:
-        """As `Ours.run`."""
+        """See `Ours.run`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(steps, file=self.process.stdin, flush=True)

@@ -1,7 +1,7 @@
-"""The sizes of the RecIS seq2seq example with the corrected objective: the starting point for real logs.
+"""The sizes of the RecIS seq2seq example with the corrected objective: a starting point for real logs.
 
-Each position predicts the next event's item; padding and repeats of the same item are no negatives;
-the newest events are kept. `recis.py` derives from it and flips each correction back.
+Each position predicts the item of the next event. Padding and repeats of the same item are not used as
+negatives. Long rows keep their newest events. `recis.py` starts from this and undoes each correction.
 """
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig, TrainConfig

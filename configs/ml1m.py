@@ -1,12 +1,12 @@
 """MovieLens-1M, or any log of items, on a CPU: 40 epochs of 6,040 users in 80 to 95 minutes.
 
-A step has as many users as fill it, and a larger log takes no longer: its run ends after as many steps.
+Each step packs as many users as fit. The number of steps is capped, so larger logs take no longer.
 
-The ORC files are looked for in ml-1m under $S2S_JAX_DATA, by default ../shared/data beside the
-checkout; any other place is a flag away: `--io.data_paths DIR`.
+The ORC files are expected in the directory ml-1m of $S2S_JAX_DATA, by default ../shared/data next to the
+checkout. `--io.data_paths DIR` reads another directory.
 
-The last two events of every user are held out (leave-one-out). benchmarks/RESULTS.md says what each of
-these choices is worth.
+The last two events of every user are held out (leave-one-out). benchmarks/RESULTS.md shows the effect of
+each of these choices.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ def get_config() -> Config:
             windows=12,
             thread_num=1,
         ),
-        # Hashed to 63 bits, a row for each id: no collision, and texts as well as numbers.
+        # Ids are hashed to 63 bits and each gets its own row: no collisions, and ids may be text or
+        # numbers.
         features=(
             FeatureConfig(
                 name="item_id",
@@ -77,7 +78,7 @@ def get_config() -> Config:
             position="rope",
         ),
         lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay="linear"),
-        # All items where there are no more than that.
+        # All items, if there are no more than this.
         loss=LossConfig(negatives="uniform", num_negatives=4_096),
         eval=EvalConfig(held_out=2, every_steps="auto"),
         train=TrainConfig(

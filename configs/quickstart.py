@@ -1,4 +1,4 @@
-"""A tiny model for a laptop's CPU, on the logs that `s2s synthesize` makes."""
+"""A tiny model for a laptop's CPU, for logs made by `s2s synthesize`."""
 
 import dataclasses
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""The RecIS seq2seq example to the letter, its known defects included, for comparing with it.
+"""The RecIS seq2seq example to the letter, including its known defects, for comparison.
 
-The switches that differ from `base.py`: positions are scored against the event *before* them
-(`loss.pairing`), without temperature, padding and repeats of the item count as negatives, scored
-events show all their features, and truncation keeps the oldest positions.
+Differences from `base.py`: positions are scored against the event *before* them (`loss.pairing`), there
+is no temperature, padding and repeats of the item count as negatives, targets have all their features,
+and truncation keeps the oldest positions.
 
-As there, ids without a `hash_type` (item_id, cate_id) and those with `hash_bucket_size` 0 (behavior_id)
-have a row each, in tables that grow.
+As in RecIS, ids without a `hash_type` (item_id, cate_id) and those with `hash_bucket_size` 0
+(behavior_id) have their own rows in growing tables.
 """
 
 import dataclasses

@@ -1,13 +1,13 @@
-# Environment of a process that trains on GPUs, in one place; to be sourced. What is set already stays.
+# Environment of processes that train on GPUs; to be sourced. Keeps variables that are already set.
 
-# All but what CUDA, cuDNN and NCCL need beside JAX. JAX's own default of 0.75 wastes what tables could use.
+# Leaves room only for what CUDA, cuDNN and NCCL need. JAX's default of 0.75 wastes memory that tables could use.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 
-# Starts collectives early and ends them late, so that the exchange of rows and fsdp's gathers run beside
-# matrix products. Flags that came before win, since the last of two equal ones counts.
-# Left at XLA's defaults, on purpose: command buffers (on for matrix products and fusions), automatic
-# tuning of matrix products (on), and Triton's against cuBLAS's (the tuner picks the faster).
+# Starts collectives early and ends them late, so that the exchange of rows and the gathers of fsdp overlap
+# with matrix products. Flags set by the user win, since the last of two equal flags counts.
+# Deliberately left at XLA's defaults: command buffers (on for matrix products and fusions), autotuning of
+# matrix products (on), and Triton or cuBLAS (the autotuner picks the faster one).
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
 
-# NCCL reports what went wrong instead of hanging without a word.
+# NCCL reports errors instead of hanging silently.
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# N processes of one job on this machine, one GPU each where there are GPUs, else CPU devices:
+# N processes of one job on this machine, with one GPU each or, without GPUs, with CPU devices:
 #   launch/local.sh 2 --config configs/base.py --io.data_paths /path/to/log
-# Relative paths count from the directory in which it is called. CUDA_VISIBLE_DEVICES: the GPUs to take.
-# RESTARTS=3: starts again, up to so often, if the job ends with 75 though nobody stopped this script
-# (a process was lost, say). DEVICES=2: CPU devices of each process. PYTHON: the interpreter. PATIENCE=60:
-# seconds in which the others must end when one has failed.
+# Relative paths start from the current directory. CUDA_VISIBLE_DEVICES: the GPUs to use. RESTARTS=3: starts
+# the job again, at most this many times, if it ends with 75 although this script was not stopped (for example
+# after a process was lost). DEVICES=2: CPU devices per process. PYTHON: the interpreter. PATIENCE=60: when a
+# process has failed, the others must end within this many seconds.
 set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -24,8 +24,8 @@ patience=${PATIENCE:-60}
 [[ $restarts =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a whole number, found $restarts"
 [[ $patience =~ ^[0-9]+$ ]] || fail "PATIENCE: expected a whole number of seconds, found $patience"
 
-# The GPUs that processes take one each of, and the variable that gives them theirs; none: they have CPU
-# devices, or what JAX_PLATFORMS says.
+# The GPUs, one for each process, and the variable that assigns them. Without GPUs, processes use CPU devices,
+# or what JAX_PLATFORMS says.
 gpus=() visible=CUDA_VISIBLE_DEVICES
 if [[ ${JAX_PLATFORMS:-} == *rocm* ]]; then visible=ROCR_VISIBLE_DEVICES; fi
 if [[ ${JAX_PLATFORMS:-} =~ cuda|gpu|rocm ]] || { [[ -z ${JAX_PLATFORMS:-} ]] && command -v nvidia-smi >/dev/null; }; then
@@ -46,7 +46,7 @@ stopped=
 pids=()
 stop() {
   stopped=1
-  # All get the signal; they agree on the step after which they stop.
+  # All processes get the signal; they agree on the step after which they stop.
   signal_all TERM
 }
 signal_all() {
@@ -55,7 +55,7 @@ signal_all() {
 }
 trap stop TERM INT HUP
 
-# A port that is free, and not one of those that Linux hands out by itself.
+# A free port outside the range from which Linux assigns ports.
 free_port() {
   "$python" -c '
 import random, socket
@@ -73,7 +73,7 @@ start() {
   shift
   if ((${#gpus[@]} > 0)); then
     export "$visible=${gpus[S2S_JAX_HOST]}"
-    # One whose driver fails would otherwise train on the CPU.
+    # Otherwise a process whose driver fails would train on the CPU.
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
     source "$home/launch/gpu_env.sh"
   else
@@ -83,8 +83,8 @@ start() {
   exec "$python" -m s2s_jax.train "$@"
 }
 
-# The worst code of all: a mistake (2), a loss that is not finite (3) or a crash (1) says more than "start
-# again" (75), and that more than the end of a process by a signal, which the others notice.
+# For finding the worst exit code: a mistake (2), a loss that is not finite (3) or a crash (1) ranks above
+# "start again" (75), and that above death by a signal, after which the other processes end with 75.
 rank() {
   if (($1 == 0)); then echo 0; elif (($1 > 128)); then echo 1; elif (($1 == 75)); then echo 2; else echo 3; fi
 }
@@ -95,14 +95,14 @@ run_once() {
   export S2S_JAX_COORDINATOR=localhost:$port S2S_JAX_NUM_HOSTS=$processes
   pids=()
   for ((host = 0; host < processes; host++)); do
-    # In a group of its own: a terminal's Ctrl-C reaches this script alone, which passes it on once. A second
-    # signal would end the process at once.
+    # In a separate process group: Ctrl-C in a terminal then only reaches this script, which passes it on once.
+    # A second signal would end the process at once.
     set -m
     start "$host" "$@" </dev/null &
     set +m
     pids+=($!)
   done
-  # A stop that came while they were started.
+  # Passes on a signal that arrived while the processes were being started.
   if [[ -n $stopped ]]; then signal_all TERM; fi
   while ((${#pids[@]} > 0)); do
     left=()

@@ -1,14 +1,14 @@
-"""Pages of the documentation that are made when the site is built, from the code or from other files.
+"""Fills pages of the documentation from the code, or from other files, when the site is built.
 
 MkDocs calls `on_page_markdown` for every page (see `hooks` in mkdocs.yml). A line
 
     <!-- generated: configuration -->
 
-in a page is replaced by what the function of that name in `GENERATED` returns, and a line
+in a page is replaced by the result of the function with that name in `GENERATED`, and a line
 
     <!-- included: CONTRIBUTING.md -->
 
-by that file of the repository, whose links are turned to where they lead from the page.
+is replaced by that file of the repository, with its links adapted to the page.
 """
 
 import ast
@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 _INCLUDED = re.compile(r"^<!-- included: ([\w./-]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
-# Where files of the repository stand in the site.
+# The pages of the site for files of the repository.
 _PAGE_OF = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -42,7 +42,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def included(name: str) -> str:
     """A Markdown file of the repository's root, for a page at the root of the site.
 
-    Links to pages of the site go there; of links to other files the text is left.
+    Links to files that are pages of the site lead to those pages; other links become plain text.
     """
 
     def link(found: re.Match[str]) -> str:
@@ -63,8 +63,8 @@ class Section(typing.NamedTuple):
     """A table of keys.
 
     Attributes:
-      path: what stands before each key and a dot; a name in capitals is to be replaced.
-      cls: the dataclass that has the keys.
+      path: prefix of each key, without the dot; a name in capitals is a placeholder.
+      cls: the dataclass with the keys.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Section(typing.NamedTuple):
 
 
 def sections(cls: type = Config, path: str = "") -> Iterator[Section]:
-    """Every dataclass that a `Config` is made of, in the order of the schema."""
+    """Every dataclass of a `Config`, in the order of the schema."""
     hints = typing.get_type_hints(cls)
     own = [f for f in dataclasses.fields(cls) if not _dataclasses_in(hints[f.name])]
     if own:
@@ -119,7 +119,7 @@ def _type(hint: Any) -> str:
 
 
 def _dataclasses_in(hint: Any) -> list[type]:
-    """The dataclasses that a value of this type may be, or may hold."""
+    """The dataclasses in a type, such as those of a union or a tuple."""
     if dataclasses.is_dataclass(hint):
         return [typing.cast(type, hint)]
     return [cls for arg in typing.get_args(hint) for cls in _dataclasses_in(arg)]
@@ -146,7 +146,7 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of a docstring in a cell of a table: signs that Markdown would read are escaped."""
+    """Text of a docstring for a table cell, with characters that are special in Markdown escaped."""
     parts = text.replace("\n", " ").split("`")
     outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
     inside = [part.replace("|", "\\|") for part in parts[1::2]]

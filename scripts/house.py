@@ -1,8 +1,8 @@
-"""Measures the house: `python scripts/house.py [PACKAGE_DIR]`, by default this checkout's s2s_jax.
+"""Measures the structure of a package: `python scripts/house.py [PACKAGE_DIR]`, by default s2s_jax.
 
-Prints, for each room (a directory of the package): its files and lines, the longest file, the longest
-function, signatures that take the whole `Config`, and annotations that are `Any`; then how many arrows
-(imports between files) the package has, and how many lead from one room to another.
+For each room (a directory of the package), prints its files and lines, the longest file, the longest
+function, signatures that take the whole `Config`, and annotations that are `Any`. Then prints the
+number of arrows (imports between files), and how many of them lead from one room to another.
 """
 
 import ast
@@ -15,7 +15,7 @@ LONG_FILE, LONG_FUNCTION = 400, 60
 
 
 class Facts(NamedTuple):
-    """What is counted in one file."""
+    """The counts of one file."""
 
     lines: int
     longest_function: int
@@ -24,7 +24,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(text: str) -> Facts:
-    """Counts over the source of a file.
+    """Counts over the source text of a file.
 
     >>> facts_of("def f(config: Config, x: Any):\\n    return x\\n")
     Facts(lines=2, longest_function=2, whole_configs=1, anys=1)
@@ -49,13 +49,13 @@ def facts_of(text: str) -> Facts:
 
 
 def room_of(path: Path, package: Path) -> str:
-    """The directory of a file, with dots, as seen from the package; "doors" at its top."""
+    """The directory of a file relative to the package, with dots; "doors" for the package itself."""
     parts = path.relative_to(package).parent.parts
     return ".".join(parts) or "doors"
 
 
 def arrows(package: Path) -> tuple[int, int]:
-    """Imports of the package's files by others of them, and how many cross between rooms."""
+    """The number of imports between files of the package, and how many of them are between rooms."""
     every = across = 0
     for path in package.rglob("*.py"):
         pattern = rf"^\s*(?:from|import) ({package.name}(?:\.\w+)*)(?: import \(?([\w, \n]+))?"

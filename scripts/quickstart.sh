@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a log, trains on it, stops half-way as a cluster would (SIGTERM), and starts again to continue.
-# Shorter: QUICKSTART_STEPS=100 make quickstart
+# For a shorter run: QUICKSTART_STEPS=100 make quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

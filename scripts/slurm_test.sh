@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# launch/slurm.sbatch on a real SLURM: Debian's, with a controller and two node daemons on this machine.
-#   scripts/slurm_test.sh          # as root; installs slurm-wlm and munge with apt-get where they are missing
-# Looks which of some make-believe GPUs tasks drive, and submits jobs of two tasks, one a node, on CPU devices:
-# one gets the signal of a time limit, is saved, queued again, continues and ends; one finds a damaged file in
-# training, another a mistake in its arguments, and both end once with 2; one runs into its real time limit, is
-# queued again, and is then cancelled, which it stays. The daemons live in namespaces of their own: they end
-# with this script, however it ends, and nothing else of this machine changes. KEEP=DIR keeps logs and runs
-# there. Exits with 77 where SLURM cannot be had.
+# Tests launch/slurm.sbatch with a real SLURM (Debian's): a controller and two node daemons on this machine.
+#   scripts/slurm_test.sh          # as root; installs slurm-wlm and munge with apt-get if they are missing
+# Checks which of some fake GPUs tasks use, and submits jobs of two tasks, one per node, on CPU devices. One job
+# gets the signal of a time limit, saves, is queued again, continues and ends. One finds a damaged file during
+# training, another a mistake in its arguments, and both end with 2 and are not queued again. One reaches its
+# real time limit, is queued again, is then cancelled and stays so. The daemons run in separate namespaces, so
+# they always end with this script, and nothing else on this machine changes. KEEP=DIR keeps logs and runs
+# there. Exits with 77 if SLURM is not available.
 set -euo pipefail
 home=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -32,7 +32,7 @@ if [[ ${1:-} != inside ]]; then
   exit
 fi
 
-# From here on in namespaces of our own. The nodes' names are known here alone.
+# From here on, this runs in separate namespaces. Only they know the names of the nodes.
 user=$(id -un)
 python=${PYTHON:-$([[ -x $home/.venv/bin/python ]] && echo "$home/.venv/bin/python" || echo python3)}
 cd "$work"
@@ -48,7 +48,7 @@ chmod 400 etc/munge.key
 munged --force --key-file "$work/etc/munge.key" --socket "$work/run/munge" --pid-file "$work/run/munged.pid" \
   --log-file "$work/munged.log" --seed-file "$work/run/munge.seed"
 
-# Ports that no one uses now.
+# Ports that are free now.
 read -r controller first second < <("$python" -c '
 import socket
 sockets = [socket.create_server(("", 0)) for _ in range(3)]
@@ -61,7 +61,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CryptoType=crypto/munge
-# A job that was queued again may start when its credentials have run out.
+# A job that was queued again may only start after its credentials have expired.
 AuthInfo=socket=$work/run/munge,cred_expire=5
 StateSaveLocation=$work/state
 SlurmdSpoolDir=$work/spool/%n
@@ -83,7 +83,7 @@ NodeName=n1 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$first CPUs=4 Gres=
 NodeName=n2 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$second CPUs=4 Gres=gpu:4
 PartitionName=all Nodes=n1,n2 Default=YES State=UP MaxTime=60
 EOF
-# Device files without devices: SLURM shares them out and sets variables as for real ones.
+# Device files without devices: SLURM assigns them and sets variables as for real GPUs.
 for i in 0 1 2 3; do mknod "etc/gpu$i" c 195 "$i" || cannot "no permission to make device files (mknod)"; done
 echo "Name=gpu File=$work/etc/gpu[0-3]" >etc/gres.conf
 export SLURM_CONF=$work/etc/slurm.conf
@@ -91,7 +91,7 @@ slurmctld -c
 slurmd -N n1
 slurmd -N n2
 
-# Fails unless $2, what was found for $1, is $3.
+# Fails unless $2, the value found for $1, equals $3.
 expect() {
   if [[ $2 != "$3" ]]; then
     echo "FAILED: $1: expected $3, found $2" >&2
@@ -100,7 +100,7 @@ expect() {
   fi
 }
 
-# Waits until the command after $1, the seconds at most, succeeds.
+# Waits at most $1 seconds until the command in the other arguments succeeds.
 wait_until() {
   local end=$((SECONDS + $1))
   shift
@@ -117,7 +117,7 @@ nodes_idle() { [[ $(sinfo --noheader --format %D%t) == 2idle ]]; }
 wait_until 60 nodes_idle
 echo "== SLURM $(slurmctld -V | cut -d' ' -f2) with the nodes $(sinfo --noheader --format %N)"
 
-# Node and GPU of all tasks: each must be driven once.
+# Node and GPU of all tasks: each GPU must be used exactly once.
 probe() {
   srun --quiet "$@" "$python" -c '
 import os
@@ -138,7 +138,7 @@ expect "two GPUs a task, bound" "$(probe --nodes 2 --ntasks-per-node 2 --gpus-pe
 expect "two of four, bound" "$(probe --nodes 2 --ntasks-per-node 2 --gpus-per-task 1)" "0/0 0/1 1/0 1/1"
 unset PYTHONPATH
 
-# As a user stands: in a directory of their own, with relative paths and a space in them.
+# Like a user: in their own directory, with relative paths that contain a space.
 cd "runs and logs"
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}" PYTHON=$python
 PYTHONPATH=$home "$python" -m s2s_jax synthesize --out "a log" --users 400 >/dev/null
@@ -152,7 +152,7 @@ def get_config():
     model = dataclasses.replace(base.model, num_layers=1)
     return dataclasses.replace(base, io=io, model=model)
 EOF
-# Submits with options of sbatch before -- and arguments after it; prints the job's number.
+# Submits a job, with options of sbatch before -- and arguments after it; prints the number of the job.
 submit() {
   local options=()
   while [[ $1 != -- ]]; do
@@ -165,14 +165,14 @@ submit() {
 }
 says() { grep -q -- "$2" "$work/$1.out" 2>/dev/null; }
 is() { [[ $(squeue --noheader --jobs "$1" --states all --format %T 2>/dev/null) == "$2" ]]; }
-# State, exit code and number of times queued again.
+# State, exit code and number of restarts of a job.
 ended() { scontrol show job "$1" | grep -oE '(JobState|ExitCode|Restarts)=[^ ]*' | sort | paste -sd ' '; }
 
 echo "== a job of two tasks that gets the signal of a time limit"
 job=$(submit -- --train.output_dir "my run" --train.train_steps 150 --train.log_steps 5)
 lines() { (($(wc -l 2>/dev/null <"my run/metrics.jsonl" || echo 0) >= $1)); }
 wait_until 240 lines 2
-# What SLURM does where the script says --signal=B:TERM@600.
+# The same as SLURM does because of --signal=B:TERM@600 in the script.
 scancel --batch --signal=TERM "$job"
 wait_until 120 says "$job" "queued again to continue"
 echo "   $(grep -m1 "queued again" "$work/$job.out")"
@@ -185,7 +185,7 @@ expect "the job" "$(ended "$job")" "ExitCode=0:0 JobState=COMPLETED Restarts=1"
 echo "== a job whose log is damaged, as one of its tasks sees"
 cp -r "a log" "bad log"
 for file in "bad log"/*.orc; do break; done
-# The end of the file, which all read at the start, stays whole.
+# The end of the file, which all tasks read at the start, stays intact.
 dd if=/dev/urandom of="$file" bs=1000 seek=1 count=8 conv=notrunc status=none
 job=$(submit -- --train.output_dir "bad run" --io.data_paths "bad log" --train.train_steps 60)
 wait_until 240 is "$job" FAILED
@@ -205,7 +205,7 @@ echo "   $(grep -m1 "queued again" "$work/$job.out")"
 wait_until 200 says "$job" "continuing from the checkpoint of step"
 scancel "$job"
 wait_until 120 is "$job" CANCELLED
-# As long as it takes until a job that is queued again may start.
+# Long enough for a job that is queued again to start.
 sleep 8
 is "$job" CANCELLED || expect "the job" "$(ended "$job")" "JobState=CANCELLED"
 echo "== all as it should be"
