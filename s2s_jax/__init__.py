@@ -1,5 +1,81 @@
-"""Sequence models of user behaviour, from ORC event logs to next-event predictions, in JAX."""
+"""Sequence models of user behaviour, from ORC event logs to next-event predictions, in JAX.
+
+    import s2s_jax as s2s
+
+    config = s2s.load("configs/quickstart.py", {"train.train_steps": 200})
+    run = s2s.train(config)
+    items, scores = run.recommend([{"item_id": [17, 4, 11], ...}], k=10)
+
+Names are imported when they are first used, so that this costs nothing by itself.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from s2s_jax.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from s2s_jax.config import (
+        Config,
+        EvalConfig,
+        FeatureConfig,
+        IOConfig,
+        LossConfig,
+        LRConfig,
+        ModelConfig,
+        TrainConfig,
+    )
+    from s2s_jax.errors import NotFiniteError, UserError
+    from s2s_jax.library.loading import load
+    from s2s_jax.library.log import Log, read_log
+    from s2s_jax.library.ranker import Recommendations
+    from s2s_jax.library.run import Evaluated, Run
+    from s2s_jax.library.train import train
+
+__all__ = [
+    "Config",
+    "EvalConfig",
+    "Evaluated",
+    "FeatureConfig",
+    "IOConfig",
+    "LRConfig",
+    "Log",
+    "LossConfig",
+    "ModelConfig",
+    "NotFiniteError",
+    "Recommendations",
+    "Run",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "load",
+    "read_log",
+    "train",
+]
+
+# Where names come from that are not classes of the configuration.
+_MODULES = {
+    "NotFiniteError": "s2s_jax.errors",
+    "UserError": "s2s_jax.errors",
+    "load": "s2s_jax.library.loading",
+    "Log": "s2s_jax.library.log",
+    "read_log": "s2s_jax.library.log",
+    "Recommendations": "s2s_jax.library.ranker",
+    "Evaluated": "s2s_jax.library.run",
+    "Run": "s2s_jax.library.run",
+    # No import of the module s2s_jax.train, which is a door: it would take the place of the function.
+    "train": "s2s_jax.library.train",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_MODULES[name] if name in _MODULES else "s2s_jax.config")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

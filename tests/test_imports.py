@@ -28,6 +28,7 @@ ORDER = [
     "ranking",
     "reporting",
     "jobs",
+    "library",
     "cli",
     "doors",
 ]
@@ -38,7 +39,7 @@ def room(module: str) -> str:
     for name in (".".join(parts[:2]), parts[0] if parts else "errors"):
         if name in ORDER:
             return name
-    return "errors" if parts == ["__init__"] else "doors"
+    return "doors"
 
 
 def imports(path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s2s_jax.config import ConfigParser
 from s2s_jax.errors import EXIT_DONE, run_door
+from s2s_jax.runs.steps import whole_steps
 
 
 def main(argv: list[str]) -> int:
@@ -25,9 +26,7 @@ def main(argv: list[str]) -> int:
 
 def newest_step(run_dir: Path) -> int:
     """The step of the newest whole checkpoint of `run_dir`, -1 if there is none."""
-    # One that is being written has a longer name.
-    names = (path.name for path in (run_dir / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=-1)
+    return max(whole_steps(run_dir), default=-1)
 
 
 if __name__ == "__main__":

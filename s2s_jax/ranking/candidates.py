@@ -7,6 +7,7 @@ Items that were never trained are ranked like others, last or not at all (`eval.
 Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item.
 """
 
+import copy
 from typing import Literal, NamedTuple
 
 import jax
@@ -84,6 +85,12 @@ class Candidates:
         # In the order in which they are recommended.
         groups = [~self.left_out_I] if untrained != "last" else [trained_I, ~trained_I]
         self._groups = [_group(vectors_IE, member_I, mesh) for member_I in groups if member_I.any()]
+
+    def filtering(self, filter_seen: bool) -> "Candidates":
+        """The same items, for which items of the history are left out or not."""
+        other = copy.copy(self)
+        other._filter_seen = filter_seen
+        return other
 
     def seen(self, batch: Histories) -> Seen | None:
         """The items that each user of a batch is not recommended; None: no such items."""

@@ -29,3 +29,18 @@ def one_error() -> Iterator[None]:
     # Not reached where there was an error.
     sys.unraisablehook = hook
     logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def hooks_put_back() -> Iterator[None]:
+    """At its end the process is as before, whatever errors `one_error` met within.
+
+    For programs that go on after an error. Some of what its writes still say may then be heard.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)

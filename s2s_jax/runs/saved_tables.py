@@ -15,6 +15,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.compatibility import of_known_format
 from s2s_jax.runs.one_error import one_error
 from s2s_jax.runs.restore_errors import explained, total_bytes
+from s2s_jax.runs.steps import whole_steps
 
 
 class SavedTables:
@@ -32,7 +33,7 @@ class SavedTables:
           UserError: there is none, or it cannot be read.
         """
         directory = (run_dir / "checkpoints").resolve()
-        steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+        steps = whole_steps(run_dir)
         if not steps or step not in (None, *steps):
             listed = ", ".join(map(str, steps)) or "none"
             wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"

@@ -119,8 +119,8 @@ class Rows(NamedTuple):
 class HistoryEncoder:
     """From rows as they stand in a log to batches of histories."""
 
-    def __init__(self, config: Config, numbers: ItemNumbers):
-        """Args: the configuration, and the numbers of items."""
+    def __init__(self, config: Config, numbers: ItemNumbers | None):
+        """Args: the configuration, and the numbers of items; None: no item is looked for."""
         self._config = whole_sequences(config, tuple(f.name for f in config.features))
         self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
         self._numbers = numbers
@@ -155,7 +155,9 @@ class HistoryEncoder:
             wanted_N = (before_N > 0) & (before_N < until_N)
         (rows,) = np.nonzero(wanted_N)
         before = blocks.choose(blocks.take_first(block, before_N), rows)
-        item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
+        item_P = np.full(len(block.values_PC), -1, np.int32)
+        if self._numbers is not None:
+            item_P = self._numbers.of(codes_of(block.values_PC[:, self._item]))
         items = Block(item_P[:, None], before.begins_N, before.lengths_N)
         target_N = np.full(len(rows), -1, np.int32)
         if targets is not None:

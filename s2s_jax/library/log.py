@@ -1,0 +1,87 @@
+"""A log for Python programs."""
+
+import os
+
+import pyarrow as pa
+
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.files import find, split_names
+from s2s_jax.errors import UserError
+
+
+class Log:
+    """ORC files with a row for each user, read when asked for.
+
+    >>> log = read_log(example_log)
+    >>> log.rows, log.column_names
+    (90, ['item_id', 'behavior_id', 'tags'])
+    >>> log.head(2).num_rows
+    2
+    """
+
+    def __init__(self, files: tuple[orc.OrcFile, ...]):
+        """Args: the files, at least one, with the same columns."""
+        self._files = files
+
+    def __repr__(self) -> str:
+        return (
+            f"Log of {self.rows:,} rows in {len(self._files)} files: {', '.join(self.column_names)}"
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self._files)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        return self._files[0].schema
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+        return self.schema.names
+
+    def head(self, rows: int = 5) -> pa.Table:
+        """The first rows; only the stripes that have them are read.
+
+        `.to_pylist()` makes histories of them, as `Run.recommend` takes them.
+
+        Raises:
+          UserError: a stripe cannot be read.
+        """
+        parts, left = [], rows
+        for file in self._files:
+            for stripe, there in enumerate(file.stripe_rows):
+                if left > 0 and there:
+                    batch = orc.read_stripe(file, stripe, self.column_names)
+                    parts.append(batch.slice(0, left))
+                    left -= there
+        return pa.Table.from_batches(parts, self.schema)
+
+
+def read_log(paths: str | os.PathLike[str]) -> Log:
+    """Finds the ORC files of a log and reads their footers.
+
+    Args:
+      paths: files and directories, separated by commas, as `io.data_paths` names them.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or files have other columns than the first.
+    """
+    names = split_names(os.fspath(paths))
+    files = [file for file in map(orc.read_footer, find(names).files) if file.rows]
+    if not files:
+        raise UserError(f"{os.fspath(paths)}: expected ORC files with rows, found none")
+    for file in files:
+        if not file.schema.equals(files[0].schema):
+            raise UserError(
+                f"{file.path}: expected the columns of {files[0].path}, {_told(files[0])}, found "
+                f"{_told(file)}; read such files one by one"
+            )
+    return Log(tuple(files))
+
+
+def _told(file: orc.OrcFile) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in file.schema)

@@ -1,0 +1,224 @@
+"""Histories given as plain Python → Arrow rows like those of a log, which are decoded like them.
+
+A history is `{feature: entries}`, oldest first; an entry is an id, a list of ids (a bag) or None.
+"""
+
+import bisect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from s2s_jax.config import FeatureConfig
+from s2s_jax.data.encoding.features import check_schema, column_names, entry_kinds
+from s2s_jax.data.logs import arrow
+from s2s_jax.errors import UserError
+
+History = Mapping[str, Any]
+Histories = Sequence[History] | pa.Table
+
+# The types of kinds of ids, see `features.entry_kinds`; of times as their types are called.
+_OF_KIND: dict[str, pa.DataType] = {
+    "text": pa.string(),
+    "whole numbers": pa.int64(),
+    **{
+        str(kind): kind
+        for kind in (
+            pa.date32(),
+            pa.date64(),
+            *(
+                pa.timestamp(unit, zone)
+                for unit in ("s", "ms", "us", "ns")
+                for zone in (None, "UTC")
+            ),
+        )
+    },
+}
+_ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
+
+
+class Given(NamedTuple):
+    """Where the rows come from: an `arrow.Source`.
+
+    Attributes:
+      schema: names and types of their columns.
+      path: what messages call them.
+      encrypted: none.
+    """
+
+    schema: pa.Schema
+    path: str = "histories"
+    encrypted: frozenset[str] = frozenset()
+
+
+def to_rows(
+    histories: Histories, features: Sequence[FeatureConfig], kinds: Mapping[str, str]
+) -> pa.RecordBatch:
+    """One row for each history, with the columns that `features` read.
+
+    Args:
+      histories: a list of histories, or a table like `Log.head` gives.
+      features: what the model reads. A history has the entries of each under the name of its column or,
+        if no column is called so, of the feature.
+      kinds: of the ids that the model was trained with, see `features.entry_kinds`.
+
+    Raises:
+      UserError: a feature is missing, or is no list of such ids as the log has.
+    """
+    names = column_names(features)
+    if isinstance(histories, pa.Table):
+        rows = _rows_of_table(histories, names)
+    elif isinstance(histories, Mapping | str) or not isinstance(histories, Iterable):
+        raise UserError(
+            f"histories: expected a list of histories, found {_kind(histories)}; give [history]"
+        )
+    else:
+        listed = list(histories)
+        columns = []
+        for name in names:
+            readers = [feature for feature in features if feature.column_name == name]
+            # A feature cannot be called like another one's column.
+            keys = [name, *(f.name for f in readers if f.name not in names)]
+            lists = [_entries(history, row, keys) for row, history in enumerate(listed)]
+            wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
+            columns.append(_array(lists, name, _OF_KIND[wanted] if wanted in _OF_KIND else None))
+        rows = pa.record_batch(columns, names)
+    _check(Given(rows.schema), features, kinds)
+    return rows
+
+
+def _rows_of_table(table: pa.Table, names: Sequence[str]) -> pa.RecordBatch:
+    for name in names:
+        if table.schema.names.count(name) != 1:
+            listed = ", ".join(table.schema.names) or "no columns"
+            raise UserError(f"histories: expected one column {name}, found {listed}")
+    columns = [_one_array(table.column(name)) for name in names]
+    return pa.record_batch(columns, names)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _check(given: Given, features: Sequence[FeatureConfig], kinds: Mapping[str, str]) -> None:
+    """Refuses ids that would become others than those of the log."""
+    lists = [f for f in features if arrow.is_list(given.schema.field(f.column_name).type)]
+    found = entry_kinds(given, lists)
+    for feature in lists:
+        name = feature.name
+        if name in kinds and found[name] != kinds[name]:
+            raise UserError(
+                f"histories: {feature.column_name} holds {found[name]}, expected {kinds[name]} as the "
+                f"log has that the run was trained on; give the ids as they stand there"
+            )
+    check_schema(given, features)
+
+
+def _entries(history: Any, row: int, keys: Sequence[str]) -> list | None:
+    """What a history has under the first of some names; None: the user lacks the feature.
+
+    Raises:
+      UserError: there is none of them, or no list, or different ones.
+    """
+    if not isinstance(history, Mapping):
+        raise UserError(
+            f"histories: row {row} is {_kind(history)}, expected a history such as "
+            f"{{'{keys[0]}': [1, 2]}}"
+        )
+    there = [key for key in keys if key in history]
+    if not there:
+        listed = ", ".join(map(str, history)) or "nothing"
+        raise UserError(
+            f"histories: row {row} has no {' or '.join(keys)}, only {listed}; give a list with an entry "
+            f"for each event, or [] for a user who lacks this feature"
+        )
+    if there[0] == keys[0]:
+        return _as_list(history[there[0]], row, there[0])
+    found = [_as_list(history[key], row, key) for key in there]
+    if any(each != found[0] for each in found):
+        raise UserError(
+            f"histories: row {row}: {' and '.join(there)} differ, though both are made from column "
+            f"{keys[0]} of the log; give {keys[0]} instead"
+        )
+    return found[0]
+
+
+def _as_list(value: Any, row: int, name: str) -> list | None:
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray):
+        # NumPy would make plain numbers of times in nanoseconds.
+        value = value.astype("datetime64[us]") if value.dtype.kind == "M" else value
+        return value.tolist()
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise UserError(
+            f"histories: row {row}: {name} is {_kind(value)}, expected a list with an entry for each "
+            f"event, oldest first"
+        )
+    return list(value)
+
+
+def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.Array:
+    """list<T>, or list<list<T>> if an entry is a list.
+
+    Args:
+      lists: of all histories.
+      name: of the column, for messages.
+      leaf: T where the ids do not tell it: there is none, or they are times of any unit.
+    """
+    bags = any(_is_bag(entry) for entries in lists for entry in entries or ())
+    if bags:
+        lists = [None if e is None else [_as_bag(entry) for entry in e] for e in lists]
+
+    def of(leaf: pa.DataType) -> pa.DataType:
+        return pa.list_(pa.list_(leaf)) if bags else pa.list_(leaf)
+
+    def read(rows: int) -> pa.Array:
+        try:
+            array = pa.array(lists[:rows])
+        except OverflowError:
+            # Integers from 2^63 on.
+            array = pa.array(lists[:rows], of(pa.uint64()))
+        found = arrow.leaf_type(array.type)
+        if pa.types.is_null(found):
+            return pa.array(lists[:rows], of(pa.int64() if leaf is None else leaf))
+        if leaf is not None and pa.types.is_temporal(leaf) and pa.types.is_temporal(found):
+            return array.cast(of(leaf))
+        return array
+
+    try:
+        return read(len(lists))
+    except _ARROW_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"histories: row {_first_wrong(len(lists), read)}: {name} cannot be read ({reason}); give "
+            f"ids of one kind, as they stand in the log"
+        ) from error
+
+
+def _first_wrong(rows: int, read: Callable[[int], pa.Array]) -> int:
+    """The first row that cannot be read after those before it."""
+
+    def fails(row: int) -> bool:
+        try:
+            read(row + 1)
+        except _ARROW_ERRORS:
+            return True
+        return False
+
+    return bisect.bisect_left(range(rows), True, key=fails)
+
+
+def _is_bag(entry: Any) -> bool:
+    return isinstance(entry, list | tuple | np.ndarray | set | frozenset)
+
+
+def _as_bag(entry: Any) -> list | None:
+    if entry is None:
+        return None
+    return list(entry) if _is_bag(entry) else [entry]
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"[:60]

@@ -1,0 +1,119 @@
+"""A restored checkpoint that encodes and ranks for histories in memory, a few at a time.
+
+Batches have one of a few sizes, so that few programs are compiled whatever number of histories comes.
+
+Shapes: N histories, U users of a batch, E width, K items of a list.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config
+from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
+from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.library import plain_histories
+from s2s_jax.library.plain_histories import Given
+from s2s_jax.ranking.candidates import Candidates
+from s2s_jax.ranking.evaluation import make_candidates, user_vectors
+from s2s_jax.ranking.restored import Restored
+
+# Users of one device in a batch; there are never more than `eval.batch_size`.
+_SIZES = (4, 32)
+
+
+class Recommendations(NamedTuple):
+    """What each history may go on with, best first.
+
+    Attributes:
+      items: for each history a list of at most k ids, as they stand in the log.
+      scores: their similarities with what is expected next, as `loss.similarity` has it.
+    """
+
+    items: list[list]
+    scores: list[list[float]]
+
+
+class Ranker:
+    """Encodes histories, and ranks the items of a catalogue for them."""
+
+    def __init__(self, config: Config, run: Restored, mesh: Mesh):
+        """Args: the configuration of a run, one of its checkpoints, and the devices that hold it."""
+        self._config, self._run, self._mesh = config, run, mesh
+        most = config.eval.batch_size
+        self._sizes = [size * mesh.size for size in (*(s for s in _SIZES if s < most), most)]
+        self._catalogue: Catalogue | None = None
+        self._encoder = HistoryEncoder(config, None)
+        self._candidates: Candidates | None = None
+
+    @property
+    def has_items(self) -> bool:
+        """Whether there are items to rank."""
+        return self._catalogue is not None
+
+    def set_items(self, catalogue: Catalogue) -> None:
+        """Encodes the items of a catalogue, which are ranked from now on."""
+        self._encoder = HistoryEncoder(self._config, ItemNumbers(catalogue, self._config))
+        self._candidates = make_candidates(
+            self._run.functions, self._run.state, catalogue, self._config, self._mesh
+        )
+        self._catalogue = catalogue
+
+    def encode(self, histories: plain_histories.Histories) -> np.ndarray:
+        """f32 `[N, E]`, as items' vectors are compared with them; zeros for histories without events."""
+        rows = self._rows(histories)
+        vectors_NE = np.zeros((rows.num_rows, self._config.model.hidden_size), np.float32)
+        for batch in self._batches(rows):
+            users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
+            vectors_NE[batch.row_U] = np.asarray(users_UE)[: batch.users]
+        return vectors_NE
+
+    def recommend(
+        self, histories: plain_histories.Histories, k: int, keep_seen: bool | None
+    ) -> Recommendations:
+        """The best k items for each history; none for histories without events.
+
+        Args:
+          histories: N of them.
+          k: K, at least 1.
+          keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+        """
+        assert self._catalogue is not None, "there are items to rank"
+        assert self._candidates is not None, "made with the items"
+        candidates = self._candidates
+        if keep_seen is not None:
+            candidates = candidates.filtering(not keep_seen)
+        rows = self._rows(histories)
+        found = Recommendations(
+            [[] for _ in range(rows.num_rows)], [[] for _ in range(rows.num_rows)]
+        )
+        for batch in self._batches(rows):
+            users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
+            best = candidates.top_k(users_UE, k, batch)
+            there_UK = best.index_UK[: batch.users] >= 0
+            items = self._catalogue.item.take(pa.array(best.index_UK[: batch.users][there_UK]))
+            listed, begin = items.to_pylist(), 0
+            scores = best.score_UK[: batch.users][there_UK].tolist()
+            for row, count in zip(batch.row_U.tolist(), there_UK.sum(axis=1).tolist(), strict=True):
+                found.items[row] = listed[begin : begin + count]
+                found.scores[row] = scores[begin : begin + count]
+                begin += count
+        return found
+
+    def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:
+        return plain_histories.to_rows(histories, self._config.features, self._run.kinds)
+
+    def _batches(self, rows: pa.RecordBatch) -> Iterator[Histories]:
+        """The histories that have events; `row_U` are their numbers."""
+        encoded = self._encoder.encode(rows, Given(rows.schema), 0, 0, None)
+        begin, users = 0, len(encoded.row_N)
+        while begin < users:
+            # No more than half of a batch is padding, unless it has the least size.
+            fitting = [size for size in self._sizes if size <= 2 * (users - begin)]
+            size = max(fitting, default=self._sizes[0])
+            stop = min(begin + size, users)
+            yield self._encoder.batch([encoded.part(begin, stop)], size)
+            begin = stop

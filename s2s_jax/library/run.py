@@ -1,0 +1,228 @@
+"""A run directory for Python programs: what it holds, and answers of its model."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from s2s_jax.config import Config, load_json
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.held_out import Split
+from s2s_jax.data.encoding.indexing import check_kinds, index_files
+from s2s_jax.data.items import catalogue as catalogues
+from s2s_jax.errors import UserError
+from s2s_jax.library.plain_histories import Histories
+from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.steps import whole_steps
+from s2s_jax.training.validation import best_step
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from s2s_jax.library.ranker import Ranker, Recommendations
+    from s2s_jax.ranking.restored import Restored
+
+
+class Evaluated(NamedTuple):
+    """How well a run's model finds held-out events.
+
+    Attributes:
+      step: of the checkpoint.
+      metrics: means over users, such as `eval/hr@10`.
+      intervals: low and high end of 95% bootstrap intervals of some of them.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+class Run:
+    """A directory that training wrote.
+
+    What is only read of files needs no device. The model is restored, and the items are read from the
+    log, when they are first asked for.
+
+    >>> run = Run(example_run)
+    >>> run.steps
+    [10, 20]
+    >>> run.metrics().column_names[:3]
+    ['step', 'loss', 'hit_rate']
+    >>> history = {"item_id": [3, 4, 5], "behavior_id": [0, 0, 1], "tags": [[3], [4], [5]]}
+    >>> items, scores = run.recommend([history], k=2)
+    >>> len(items[0]), len(scores[0])
+    (2, 2)
+    >>> run.encode([history]).shape
+    (1, 16)
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        checkpoint: str | int = "best",
+        data_paths: str | None = None,
+        catalogue: str | os.PathLike[str] | None = None,
+        devices: Sequence[Any] | None = None,
+    ):
+        """Opens a run.
+
+        Args:
+          directory: `train.output_dir` of the run, or a copy of it.
+          checkpoint: which one answers: `"best"` (by `eval.metric`; the newest if none was evaluated),
+            `"newest"` or a step.
+          data_paths: where the log lies now, if not where training read it; relative paths count from
+            the working directory.
+          catalogue: file of `s2s catalogue` with the items to recommend; None: those of the log, which
+            is read for them.
+          devices: that hold the model; None: all.
+
+        Raises:
+          UserError: there is no run of this version.
+        """
+        self._directory = Path(directory)
+        config = load_json(self._directory / "config.json")
+        train = dataclasses.replace(config.train, output_dir=str(directory))
+        paths = config.io.data_paths if data_paths is None else data_paths
+        io = dataclasses.replace(config.io, data_paths=paths)
+        self._config = dataclasses.replace(config, io=io, train=train)
+        self._checkpoint = str(checkpoint)
+        self._catalogue = catalogue
+        self._devices = devices
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._directory)!r})"
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self._directory
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run, where it lies now."""
+        return self._config
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that the run has now, rising."""
+        return whole_steps(self._directory)
+
+    @property
+    def best_step(self) -> int | None:
+        """The checkpoint that did best by `eval.metric`; the newest if none was evaluated.
+
+        None if there is no checkpoint.
+        """
+        steps = self.steps
+        best = best_step(self._directory, self._config.eval, steps)
+        return best if best is not None or not steps else steps[-1]
+
+    def metrics(self) -> pa.Table:
+        """What `metrics.jsonl` holds now: a row for each of its lines, a column for each name.
+
+        Lines of training have `loss` and others, lines of evaluations have names such as `eval/hr@10`;
+        what a line does not have is null. `.to_pandas()` makes a data frame of it.
+        """
+        lines = read_lines(self._directory)
+        if not lines:
+            return pa.table({"step": pa.array([], pa.int64())})
+        names = dict.fromkeys(name for line in lines for name in line)
+        return pa.table(
+            {name: [line[name] if name in line else None for line in lines] for name in names}
+        )
+
+    def encode(self, histories: Histories) -> np.ndarray:
+        """Where each history leads: vectors that items are compared with.
+
+        Args:
+          histories: N of them, see `recommend`.
+
+        Returns:
+          f32 `[N, model.hidden_size]`; zeros for a history without events.
+
+        Raises:
+          UserError: as `recommend`, but the log is not needed.
+        """
+        return self._ranker.encode(histories)
+
+    def recommend(
+        self, histories: Histories, k: int = 10, *, keep_seen: bool | None = None
+    ) -> "Recommendations":
+        """The items that each history goes on with most likely, as `s2s recommend` has them.
+
+        Args:
+          histories: a list of `{feature: list of entries}`, oldest event first. An entry is an id as it
+            stands in the log, or a list of ids, or None where there is none. All lists of a history
+            have as many entries, or none: then the user lacks that feature. A feature that reads a
+            column of another name may be given by either name; other keys do not matter. A table such as
+            `Log.head` gives will do, too.
+          k: items for each history; fewer where the catalogue has no more.
+          keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+
+        Returns:
+          `items` and `scores`, a list for each history, best first; empty for a history without events.
+
+        Raises:
+          UserError: a history cannot be read, there is no such checkpoint, or the log cannot be read.
+        """
+        if k < 1:
+            raise UserError(f"k: expected at least 1, found {k}")
+        ranker = self._ranker
+        if not ranker.has_items:
+            config = self._config
+            ranker.set_items(
+                catalogues.collect(config)
+                if self._catalogue is None
+                else catalogues.load(Path(self._catalogue), config)
+            )
+        return ranker.recommend(histories, k, keep_seen)
+
+    def evaluate(self, split: Split = "test") -> Evaluated:
+        """Ranks every user's held-out event among the items of the log, as `s2s evaluate` does.
+
+        Args:
+          split: `"test"` or `"validation"`.
+
+        Returns:
+          Metrics and their 95% intervals; nothing is written.
+
+        Raises:
+          UserError: nothing is held out, there is no such checkpoint, or the log cannot be read.
+        """
+        if split not in ("test", "validation"):
+            raise UserError(f"split: expected test or validation, found {split}")
+        # Refused before anything is read.
+        held_out.targets(self._config, split)
+        run = self._restored
+        files = index_files(self._config).files
+        check_kinds(files, run.kinds, "as the run was trained with", self._config)
+        from s2s_jax.ranking.evaluation import Evaluator
+
+        found = Evaluator(self._config, self._mesh).evaluate(run.functions, run.state, split)
+        return Evaluated(run.step, found.metrics, found.intervals())
+
+    # JAX takes seconds to import, so it is left to what needs it.
+
+    @functools.cached_property
+    def _mesh(self) -> "Mesh":
+        from s2s_jax.cluster.mesh import make_mesh
+
+        return make_mesh(self._devices)
+
+    @functools.cached_property
+    def _restored(self) -> "Restored":
+        from s2s_jax.ranking.restored import restore
+
+        return restore(self._config, self._mesh, self._checkpoint)
+
+    @functools.cached_property
+    def _ranker(self) -> "Ranker":
+        from s2s_jax.library.ranker import Ranker
+
+        return Ranker(self._config, self._restored, self._mesh)

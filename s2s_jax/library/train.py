@@ -1,0 +1,82 @@
+"""Training, for Python programs."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import Config, validate
+from s2s_jax.errors import Stopped, UserError
+from s2s_jax.jobs import train as jobs
+from s2s_jax.library.run import Run
+from s2s_jax.runs.one_error import hooks_put_back
+from s2s_jax.signals import Stop
+
+
+def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
+    """Trains `config` to its end and opens the run; `train.output_dir` is continued if it was begun.
+
+    The same as `s2s train`, for programs: errors are raised, and the process is left as it is, without
+    signal handlers, allocator settings or logging filters. Progress is told on stderr. While it trains,
+    nobody else can train in the directory.
+
+    A `KeyboardInterrupt` (Ctrl-C, or the stop button of a notebook) ends training after the present
+    step, saves it, and is then raised; the same call goes on from there. A second one does not wait.
+
+    On several CPU devices JAX's cache of compiled programs is turned off for the rest of the process:
+    with programs from there gradients come out wrong.
+
+    Args:
+      config: the configuration, see `load`.
+      devices: to train on; None: all.
+
+    Raises:
+      UserError: an impossible configuration, bad data, or a directory that cannot be continued; what was
+        trained is saved.
+      NotFiniteError: loss or gradient is not finite; the newest checkpoint is from before.
+
+    >>> config = load("configs/quickstart.py", {"io.data_paths": example_log, ...})  # doctest: +SKIP
+    >>> run = train(config)  # doctest: +SKIP
+    """
+    validate(config)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"s2s_jax.train: expected one process, found a job of {jax.process_count()}; start the "
+            f"command s2s train on each host instead"
+        )
+    stop = Stop()
+    with hooks_put_back():
+        _interruptible(lambda: jobs.train(config, make_mesh(devices), stop), stop)
+    return Run(Path(config.train.output_dir), devices=devices)
+
+
+def _interruptible(work: Callable[[], object], stop: Stop) -> None:
+    """Does `work` in another thread, since Python interrupts the main one anywhere, even in a step."""
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="s2s-train", daemon=True).start()
+    interrupted = None
+    try:
+        done.wait()
+    except KeyboardInterrupt as interrupt:
+        interrupted = interrupt
+        stop.requested = "an interrupt"
+        print("interrupted: saving; interrupt again not to wait", file=sys.stderr, flush=True)
+        done.wait()
+    if errors and not isinstance(errors[0], Stopped):
+        raise errors[0]
+    if interrupted is not None:
+        raise interrupted

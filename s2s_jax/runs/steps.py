@@ -1,0 +1,10 @@
+"""Which checkpoints a run directory has, without reading them."""
+
+from pathlib import Path
+
+
+def whole_steps(run_dir: Path) -> list[int]:
+    """Steps of all whole checkpoints of `run_dir`, rising."""
+    # One that is being written has a longer name.
+    names = (path.name for path in (run_dir / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
