@@ -50,7 +50,7 @@ class Step:
         config, columns = self.config, []
         shape = (config.io.batch_size, config.model.seq_len)
         for feature in config.features:
-            most = feature.hash_bucket_size or feature.capacity // 2
+            most = feature.hash_bucket_size or config.table(feature.table_name).capacity // 2
             ids = rng.integers(0, most, (*shape, feature.bag_size)).astype("<i8")
             columns.append(ids.view("<i4") if feature.grows else ids.astype(np.int32))
         length = np.full(shape[0], shape[1], np.int32)
@@ -114,7 +114,7 @@ def main() -> None:
     config = load(arguments.config, overrides)
     if config.train.gradient_accumulation_steps > 1:
         parser.error("train.gradient_accumulation_steps: expected 1")
-    if config.loss.negatives != "in_batch" or config.loss.log_q or config.io.packing:
+    if config.loss.negatives != "in_batch" or config.loss.corrects or config.io.packing:
         parser.error("no log is read: no loss.negatives but in_batch, no loss.log_q, no io.packing")
     measure(config, arguments.steps, arguments.rounds)
 

@@ -70,7 +70,7 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from s2s_jax.cluster.mesh import make_mesh
-    from s2s_jax.config import FeatureConfig
+    from s2s_jax.config import FeatureConfig, TableConfig
     from s2s_jax.data.encoding import hashing
     from s2s_jax.embedding import exchange
     from s2s_jax.embedding.sharded import ShardedTables
@@ -78,7 +78,7 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     mesh = make_mesh()
     (axis,) = mesh.axis_names
     feature = FeatureConfig(name="f", hash_bucket_size=BUCKETS, emb_dim=width)
-    tables = ShardedTables((feature,), mesh)
+    tables = ShardedTables((feature,), (TableConfig(name="f"),), mesh)
     (spec,) = tables.specs.values()
     rng = np.random.default_rng(0)
     # The inverse of the power law's cumulative distribution.

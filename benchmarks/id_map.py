@@ -19,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig
+from s2s_jax.config import (
+    Config,
+    FeatureConfig,
+    LossConfig,
+    ModelConfig,
+    TableConfig,
+    TrainConfig,
+)
 from s2s_jax.embedding import id_keys, id_map, lookup
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
@@ -100,16 +107,19 @@ def train_step(rows: int, rounds: int) -> None:
     def config(grows: bool) -> Config:
         names = {"item_id": rows, "cate_id": 4096, "behavior_id": 4096, "timestamp": rows}
         features = tuple(
-            FeatureConfig(name=name, hash_bucket_size=0, capacity=size)
-            if grows
-            else FeatureConfig(name=name, hash_bucket_size=size)
+            FeatureConfig(name=name, hash_bucket_size=0 if grows else size)
             for name, size in names.items()
         )
+        tables = tuple(TableConfig(name=name, capacity=size) for name, size in names.items())
         model = ModelConfig(
             seq_len=256, hidden_size=256, num_layers=4, nhead=4, dim_feedforward=256, dropout=0.0
         )
         return Config(
-            features=features, model=model, loss=LossConfig(), train=TrainConfig(train_steps=1)
+            features=features,
+            tables=tables if grows else (),
+            model=model,
+            loss=LossConfig(),
+            train=TrainConfig(train_steps=1),
         )
 
     mesh = make_mesh(jax.devices()[:1])

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2s_jax.cluster.mesh import make_mesh, replicated
-from s2s_jax.config import FeatureConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import init_table
 
@@ -33,11 +33,10 @@ class Table:
     """A table and its operations, for ids `[1, 1, M, 1]`."""
 
     def __init__(self, grows: bool, rows: int, width: int):
-        feature = FeatureConfig(
-            name="t", emb_dim=width, hash_bucket_size=0 if grows else rows, capacity=rows
-        )
+        feature = FeatureConfig(name="t", emb_dim=width, hash_bucket_size=0 if grows else rows)
+        settings = (TableConfig(name="t", capacity=rows),)
         mesh = make_mesh(jax.devices()[:1])
-        tables, self.grows, self.step = ShardedTables((feature,), mesh), grows, 0
+        tables, self.grows, self.step = ShardedTables((feature,), settings, mesh), grows, 0
         jit: Any = functools.partial(jax.jit, out_shardings=replicated(mesh))
 
         def make(key):

@@ -18,7 +18,14 @@ import jax
 import numpy as np
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, validate
+from s2s_jax.config import (
+    Config,
+    FeatureConfig,
+    ModelConfig,
+    TableConfig,
+    TrainConfig,
+    validate,
+)
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
 
@@ -30,11 +37,14 @@ EXACT, NARROW = 1e-4, 0.02
 
 def make_config(dtype: str, attention: str) -> Config:
     features = (
-        FeatureConfig(name="item_id", emb_dim=64, hash_bucket_size=ITEMS, init_std=INIT_STD),
-        FeatureConfig(name="cate_id", emb_dim=32, hash_bucket_size=64, init_std=INIT_STD),
-        FeatureConfig(
-            name="user_id", emb_dim=32, hash_bucket_size=0, capacity=4_096, init_std=INIT_STD
-        ),
+        FeatureConfig(name="item_id", emb_dim=64, hash_bucket_size=ITEMS),
+        FeatureConfig(name="cate_id", emb_dim=32, hash_bucket_size=64),
+        FeatureConfig(name="user_id", emb_dim=32, hash_bucket_size=0),
+    )
+    tables = (
+        TableConfig(name="item_id", init_std=INIT_STD),
+        TableConfig(name="cate_id", init_std=INIT_STD),
+        TableConfig(name="user_id", init_std=INIT_STD, capacity=4_096),
     )
     model = ModelConfig(
         seq_len=SEQ_LEN,
@@ -46,7 +56,7 @@ def make_config(dtype: str, attention: str) -> Config:
         dtype=dtype,
         attention=attention,
     )
-    config = Config(features=features, model=model, train=TrainConfig(train_steps=1))
+    config = Config(features=features, tables=tables, model=model, train=TrainConfig(train_steps=1))
     config = dataclasses.replace(config, io=dataclasses.replace(config.io, batch_size=ROWS))
     validate(config)
     return config

@@ -37,7 +37,7 @@ def implementation(config: Config) -> str:
 
 def jitted(config: Config, mesh: Any) -> SimpleNamespace:
     """The parts as jitted pure functions."""
-    model, tables = config.model, ShardedTables(config.features, mesh)
+    model, tables = config.model, ShardedTables(config.features, config.tables, mesh)
     optimizer: Any = optimizers.make_optimizer(config.lr)
     graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
 

@@ -17,9 +17,11 @@ from s2s_jax.config import (
     Config,
     EvalConfig,
     FeatureConfig,
+    Linear,
     LossConfig,
     LRConfig,
     ModelConfig,
+    TableConfig,
     TrainConfig,
     load_file,
 )
@@ -42,29 +44,16 @@ def get_config() -> Config:
         # Ids are hashed to 63 bits and each gets its own row: no collisions, and ids may be text or
         # numbers.
         features=(
+            FeatureConfig(name="item_id", emb_dim=128, hash_type="murmur", hash_bucket_size=0),
+            FeatureConfig(name="cate_id", emb_dim=32, hash_type="murmur", hash_bucket_size=0),
             FeatureConfig(
-                name="item_id",
-                emb_dim=128,
-                hash_type="murmur",
-                hash_bucket_size=0,
-                capacity=16_384,
-                init_std=0.02,
+                name="behavior_id", emb_dim=16, hash_type="murmur", hash_bucket_size=1_024
             ),
-            FeatureConfig(
-                name="cate_id",
-                emb_dim=32,
-                hash_type="murmur",
-                hash_bucket_size=0,
-                capacity=4_096,
-                init_std=0.02,
-            ),
-            FeatureConfig(
-                name="behavior_id",
-                emb_dim=16,
-                hash_type="murmur",
-                hash_bucket_size=1_024,
-                init_std=0.02,
-            ),
+        ),
+        tables=(
+            TableConfig(name="item_id", capacity=16_384, init_std=0.02),
+            TableConfig(name="cate_id", capacity=4_096, init_std=0.02),
+            TableConfig(name="behavior_id", init_std=0.02),
         ),
         model=ModelConfig(
             seq_len=200,
@@ -77,7 +66,7 @@ def get_config() -> Config:
             input_dropout=0.2,
             position="rope",
         ),
-        lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay="linear"),
+        lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay=Linear()),
         # All items, if there are no more than this.
         loss=LossConfig(negatives="uniform", num_negatives=4_096),
         eval=EvalConfig(held_out=2, every_steps="auto"),

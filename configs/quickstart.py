@@ -21,6 +21,7 @@ def get_config() -> Config:
             ),
             FeatureConfig(name="timestamp", emb_dim=8, hash_type="murmur", hash_bucket_size=65_536),
         ),
+        tables=(),
         model=ModelConfig(
             seq_len=48, hidden_size=64, num_layers=2, nhead=4, dim_feedforward=128, dropout=0.1
         ),

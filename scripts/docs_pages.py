@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from s2s_jax.config.checks import spell
 from s2s_jax.config.schema import Config
-from s2s_jax.config.validation import spell
 
 _ROOT = Path(__file__).resolve().parents[1]
 _GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)

@@ -86,7 +86,8 @@ def _print_unknown(config: Config, counts: Counter[str]) -> None:
         print(f"{missing:,} events of the histories are of items that are not in the catalogue")
     item = config.feature(config.loss.item_feature)
     if item.grows:
-        stands = "zeros stand" if item.unknown == "zeros" else "its default row stands"
+        zeros = config.table(item.table_name).unknown == "zeros"
+        stands = "zeros stand" if zeros else "its default row stands"
         print(
             f"{counts['without_row']:,} of the {counts['shown']:,} events that the model was shown are "
             f"of items without a row in table {item.table_name}; {stands} for them"

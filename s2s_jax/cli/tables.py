@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 def _specs(config: Config, saved: SavedTables) -> dict[str, TableSpec]:
     plan = GrowthPlan(config)
     plan.set_state(saved.progress["growth"])
-    return table_specs(config.features, plan.capacities_now())
+    return table_specs(config.features, config.tables, plan.capacities_now())
 
 
 def _growing(specs: dict[str, TableSpec], name: str) -> TableSpec:

@@ -2,11 +2,12 @@
 
 from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
 from s2s_jax.config.command_line import ConfigParser, Parser
+from s2s_jax.config.decay import Constant, Cosine, Linear
+from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.loading import load, load_file, load_json, parse_json
 from s2s_jax.config.schema import (
     Config,
     EvalConfig,
-    FeatureConfig,
     IOConfig,
     LossConfig,
     LRConfig,
@@ -18,13 +19,17 @@ from s2s_jax.config.validation import validate
 __all__ = [
     "Config",
     "ConfigParser",
+    "Constant",
+    "Cosine",
     "EvalConfig",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
+    "Linear",
     "LossConfig",
     "ModelConfig",
     "Parser",
+    "TableConfig",
     "TrainConfig",
     "load",
     "load_file",

@@ -4,8 +4,10 @@ import argparse
 from typing import Any, NoReturn
 
 from s2s_jax.config.addresses import refuse_addresses
-from s2s_jax.config.loading import load, load_file, print_help
-from s2s_jax.config.schema import Config, FeatureConfig
+from s2s_jax.config.features import FeatureConfig
+from s2s_jax.config.help import print_help
+from s2s_jax.config.loading import load, load_file
+from s2s_jax.config.schema import Config
 from s2s_jax.errors import UserError
 
 

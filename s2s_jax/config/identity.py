@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
-from s2s_jax.config.schema import Config, FeatureConfig
+from s2s_jax.config import choices
+from s2s_jax.config.features import FeatureConfig
+from s2s_jax.config.schema import Config
 
 Concern = Literal["ids", "decoded", "rows", "split", "model", "order"]
 
@@ -69,20 +71,21 @@ KEYS: dict[str, Concern | Free] = {
     "features.emb_dim": "model",
     "features.hash_type": "ids",
     "features.hash_bucket_size": "ids",
-    "features.capacity": _GROWTH,
-    "features.max_capacity": _GROWTH,
-    "features.on_full": _GROWTH,
-    # But not from 1 to more, or back; see `of_run`.
-    "features.admit_after": _GROWTH,
-    "features.unknown": "model",
-    "features.evict_after_steps": _GROWTH,
-    "features.evict_below": _GROWTH,
-    "features.evict_every": _GROWTH,
     "features.shard_name": "model",
     "features.combiner": "model",
     # A limit that may be raised for a run; see also `of_run`.
     "features.bag_size": "decoded",
-    "features.init_std": Free("only rows that are new begin with it"),
+    "tables.name": Free("features say which table they read"),
+    "tables.init_std": Free("only rows that are new begin with it"),
+    "tables.capacity": _GROWTH,
+    "tables.max_capacity": _GROWTH,
+    "tables.on_full": _GROWTH,
+    # But not from 1 to more, or back; see `of_run`.
+    "tables.admit_after": _GROWTH,
+    "tables.unknown": "model",
+    "tables.evict_after_steps": _GROWTH,
+    "tables.evict_below": _GROWTH,
+    "tables.evict_every": _GROWTH,
     "model.seq_len": "rows",
     "model.hidden_size": "model",
     "model.num_layers": "model",
@@ -104,8 +107,8 @@ KEYS: dict[str, Concern | Free] = {
     "lr.weight_decay": _RATE,
     "lr.warmup_steps": _RATE,
     "lr.decay": _RATE,
-    "lr.decay_steps": _RATE,
-    "lr.final_ratio": _RATE,
+    "lr.decay.steps": _RATE,
+    "lr.decay.final_ratio": _RATE,
     "lr.clip_norm": _RATE,
     # Whether a user's vector looks like the next event or like the one before.
     "loss.pairing": "model",
@@ -117,9 +120,8 @@ KEYS: dict[str, Concern | Free] = {
     "loss.negatives": _OBJECTIVE,
     "loss.catalogue": Free("checkpoints name its contents"),
     "loss.num_negatives": _OBJECTIVE,
+    # But not from stream to another, or back; see `of_run`.
     "loss.log_q": _OBJECTIVE,
-    # The items that came so far would not have been counted.
-    "loss.log_q_from": "model",
     "loss.item_feature": "model",
     "loss.target_features": "model",
     "train.output_dir": _PLACE,
@@ -152,10 +154,14 @@ def of_run(config: Config) -> dict[str, Any]:
     values = _values(config, ("ids", "rows", "split", "model"))
     # What is known of ids that wait for a row lies beside the table, or does not.
     values |= {
-        f"features.{i}.admit_after": "1" if feature.admit_after == 1 else "more than 1"
-        for i, feature in enumerate(config.features)
+        f"tables.{feature.table_name}.admit_after": (
+            "1" if config.table(feature.table_name).admit_after == 1 else "more than 1"
+        )
+        for feature in config.features
         if feature.grows
     }
+    # With stream, the items that came so far are counted; otherwise they are not.
+    values["loss.log_q"] = "stream" if config.loss.stream_shares else "none or catalogue"
     if config.loss.stream_shares:
         # Items are counted by the whole of their bags, padding included.
         values |= {
@@ -200,17 +206,32 @@ def _values(config: Config, concerns: Collection[Concern]) -> dict[str, Any]:
     for i, feature in enumerate(config.features):
         kept = _kept("features", feature, concerns)
         values |= {f"features.{i}.{name}": _value(feature, name) for name in kept}
+    for table in config.tables:
+        kept = _kept("tables", table, concerns)
+        values |= {f"tables.{table.name}.{name}": _plain(getattr(table, name)) for name in kept}
     for section in (field.name for field in dataclasses.fields(config)):
-        settings = getattr(config, section)
-        if section != "features":
-            kept = _kept(section, settings, concerns)
-            values |= {f"{section}.{name}": _plain(getattr(settings, name)) for name in kept}
+        if section not in ("features", "tables"):
+            values |= _of_section(section, getattr(config, section), concerns)
     if "loss.target_features" in values:
         values["loss.target_features"] = list(config.target_features)
     if config.eval.split_at is None:
         # Without a split by time these say nothing.
         values.pop("eval.time_feature", None)
     return values
+
+
+def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> dict[str, Any]:
+    """The values of a section's keys; of one that has several kinds, the kind and the keys of it."""
+    values: dict[str, Any] = {}
+    for name, hint in choices.types_of(type(settings)).items():
+        path, value = f"{section}.{name}", getattr(settings, name)
+        if choices.kinds(hint):
+            values[path] = choices.kind_of(value)
+            of_kind = [] if value is None else [f.name for f in dataclasses.fields(value)]
+            values |= {f"{path}.{key}": _plain(getattr(value, key)) for key in of_kind}
+        else:
+            values[path] = _plain(value)
+    return {path: value for path, value in values.items() if KEYS[path] in concerns}
 
 
 def _kept(section: str, settings: Any, concerns: Collection[Concern]) -> list[str]:

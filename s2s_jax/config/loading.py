@@ -6,35 +6,22 @@ A config file is Python with a function `get_config() -> Config`; it derives fro
     config = load("configs/base.py", ["--model.num_layers", "4"])
 """
 
-import contextlib
 import dataclasses
-import difflib
 import importlib.util
-import io
 import json
 import re
 import typing
 from pathlib import Path
-from typing import Any
 
-import tyro
-
-from s2s_jax.config import schema
+from s2s_jax.config import choices, old_keys
 from s2s_jax.config.addresses import refuse_addresses
+from s2s_jax.config.features import FeatureConfig, TableConfig
+from s2s_jax.config.old_format import to_present_format
+from s2s_jax.config.overrides import override, suggest
+from s2s_jax.config.plain import from_plain
 from s2s_jax.config.schema import Config
-from s2s_jax.config.validation import spell, validate
+from s2s_jax.config.validation import validate
 from s2s_jax.errors import UserError
-
-_SECTION_OF_CLASS = {
-    "IOConfig": "io.",
-    "FeatureConfig": "features.N.",
-    "ModelConfig": "model.",
-    "LRConfig": "lr.",
-    "LossConfig": "loss.",
-    "TrainConfig": "train.",
-    "EvalConfig": "eval.",
-    "Config": "",
-}
 
 
 def load_file(path: str | Path) -> Config:
@@ -77,7 +64,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     config = load_file(path)
     if overrides:
-        config = _override(config, overrides)
+        config = override(config, overrides)
     validate(config)
     return config
 
@@ -93,8 +80,8 @@ def load_json(path: Path) -> Config:
         validate(config)
     except (OSError, ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(
-            f"{path}: expected the configuration of a run of this version of s2s_jax ({error}); give "
-            f"the directory of such a run"
+            f"{path}: expected the configuration of a run of this version of s2s_jax or an earlier one "
+            f"({error}); give the directory of such a run"
         ) from error
     return config
 
@@ -105,102 +92,41 @@ def parse_json(text: str) -> Config:
     Raises:
       ValueError, TypeError, KeyError: it is no configuration, or of a newer version.
     """
-    return _from_json(Config, json.loads(text))
-
-
-def _from_json(cls: type, values: dict[str, Any]) -> Any:
-    """A dataclass from what `dataclasses.asdict` and JSON made of it: lists become tuples again."""
-    read: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    for name, value in values.items():
-        if name == "features":
-            read[name] = tuple(_from_json(schema.FeatureConfig, each) for each in value)
-        elif isinstance(value, dict):
-            read[name] = _from_json(hints[name], value)
-        else:
-            read[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**read)
-
-
-def print_help(config: Config, prog: str) -> None:
-    """Prints every key with its type, default (the value in `config`) and meaning."""
-    with contextlib.suppress(SystemExit):
-        _parse(config, ["--help"], prog)
-
-
-def _parse(config: Config, arguments: list[str], prog: str) -> Config:
-    return tyro.cli(
-        Config,
-        default=config,
-        args=arguments,
-        prog=prog,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-        use_underscores=True,
-    )
-
-
-def _override(config: Config, arguments: list[str]) -> Config:
-    known = _hints(config)
-    groups: list[list[str]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            key = _key(argument)
-            if key not in known:
-                raise UserError(f"{key}: no such key{_suggest(key, known)}")
-            groups.append([argument])
-        elif groups:
-            groups[-1].append(argument)
-        else:
-            raise UserError(f"{argument}: expected --section.key value; --help lists all keys")
-    parsed = _parse_quietly(config, arguments)
-    if parsed is not None:
-        return parsed
-    for group in groups:
-        if _parse_quietly(config, group) is None:
-            found = " ".join(group[0].split("=")[1:] + group[1:]) or "nothing"
-            key = _key(group[0])
-            raise UserError(f"{key}: expected {spell(known[key])}, found {found}")
-    raise UserError(f"{' '.join(arguments)}: cannot be read together; --help lists all keys")
-
-
-def _key(argument: str) -> str:
-    return argument[2:].split("=")[0].replace("-", "_")
-
-
-def _parse_quietly(config: Config, arguments: list[str]) -> Config | None:
-    silence = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
-            return _parse(config, arguments, "s2s_jax")
-    except SystemExit:
-        return None
-
-
-def _hints(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of each leaf of a config by dotted path."""
-    hints: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value, path = getattr(config, name), prefix + name
-        if dataclasses.is_dataclass(value):
-            hints |= _hints(value, path + ".")
-        elif name == "features":
-            for i, feature in enumerate(value):
-                hints |= _hints(feature, f"{path}.{i}.")
-        else:
-            hints[path] = hint
-    return hints
+    return from_plain(Config, to_present_format(json.loads(text)))
 
 
 def _explain_keyword(path: Path, error: TypeError) -> str:
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if not found or found.group(1) not in _SECTION_OF_CLASS:
+    """A sentence about an error of Python that a wrong keyword, or one that is missing, gave."""
+    found = re.match(r"(\w+)\.__init__\(\) (got an unexpected|missing .*)", str(error))
+    places = _places()
+    if not found or found[1] not in places:
         return f"--config: {path} failed with TypeError: {error}"
-    cls = getattr(schema, found.group(1))
-    section, key = _SECTION_OF_CLASS[found.group(1)], found.group(2)
-    names = [f.name for f in dataclasses.fields(cls)]
-    return f"{section}{key}: no such key in {path}{_suggest(key, names)}"
+    cls, section = places[found[1]]
+    first, *_ = re.findall(r"'(\w+)'", str(error))
+    key = f"{section}.{first}".removeprefix(".")
+    if found[2] != "got an unexpected":
+        return f"{key}: expected a value in {path}, found nothing; write {found[1]}({first}=…)"
+    renamed = old_keys.in_file(key, path)
+    if renamed is not None:
+        return renamed
+    return (
+        f"{key}: no such key in {path}{suggest(first, [f.name for f in dataclasses.fields(cls)])}"
+    )
 
 
-def _suggest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "; --help lists all keys"
+def _places() -> dict[str, tuple[type, str]]:
+    """Every dataclass of a configuration by its name, and where it stands in it."""
+    places: dict[str, tuple[type, str]] = {
+        "Config": (Config, ""),
+        "FeatureConfig": (FeatureConfig, "features.N"),
+        "TableConfig": (TableConfig, "tables.NAME"),
+    }
+    for section, hint in choices.types_of(Config).items():
+        if dataclasses.is_dataclass(hint):
+            cls = typing.cast(type, hint)
+            places[cls.__name__] = (cls, section)
+            for name, of_field in choices.types_of(cls).items():
+                for kind in choices.kinds(of_field).values():
+                    if kind is not None:
+                        places[kind.__name__] = (kind, f"{section}.{name}")
+    return places

@@ -4,8 +4,11 @@ import dataclasses
 import json
 from typing import Literal
 
-# Sightings of an id without a row that can be told apart.
-MOST_SIGHTINGS = 2**10 - 1
+from s2s_jax.config.decay import Constant, Cosine, Linear
+from s2s_jax.config.features import FeatureConfig, TableConfig, complete
+from s2s_jax.config.old_format import FORMAT
+from s2s_jax.config.plain import to_plain
+from s2s_jax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,107 +79,6 @@ class IOConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
-    """One column of the logs and the embedding table that its ids look up."""
-
-    name: str
-    """Name of the feature, and of its column unless column is given"""
-    column: str | None = None
-    """Column of the ORC files: list<T> or list<list<T>> of integers, strings, times or, to bucketize
-    them, floats. None: the feature's name"""
-    op: Literal["id", "bucketize", "time_gap", "hour_of_day", "day_of_week"] = "id"
-    """What an entry of the column becomes: id (hashed or as it is, modulo hash_bucket_size), bucketize
-    (the number of boundaries at or below it), time_gap (log2 of the seconds since the row's event before
-    it: 0 if there is none, 1 below a second, 2 + floor(log2(seconds)) else), hour_of_day or day_of_week
-    (0 is Monday). Times are numbers, text of digits or ORC timestamps"""
-    boundaries: tuple[float, ...] | None = None
-    """Rising boundaries for bucketize"""
-    time_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """Unit of times that are numbers or text, since 1970"""
-    utc_offset_hours: float = 0.0
-    """Added to times for hour_of_day and day_of_week, to make them local"""
-    of_next: bool = False
-    """Each event shows the value of the row's next event instead of its own (the last event none): what
-    is known of an event when it is asked for, such as its hour or the gap before it. Makes evaluation
-    time-aware, since it knows this of the events to be found; recommending does not. Not for what
-    scored events show (loss.target_features)"""
-    emb_dim: int = 128
-    """Width of the embedding"""
-    hash_type: Literal["murmur", "farm"] | None = None
-    """How ids are hashed: murmur (MurmurHash64A, seed 0), farm (FarmHash Fingerprint64; both take an
-    integer as its 8 little-endian bytes) or None (integers as they are)"""
-    hash_bucket_size: int
-    """Rows of the table. With op id: the id or its hash, as an unsigned 64-bit number, is taken modulo
-    this; without a hash, ids below it have a row each and larger ones wrap around. With other ops: at
-    least as many as they have values; long time gaps share the last row. 0: no buckets; each 64-bit id
-    (or, hashed, 63 bits of its hash) has a row of its own, in a table that grows"""
-    capacity: int = 65_536
-    """Rows that a table with hash_bucket_size 0 starts with, rounded up to a power of two; it is doubled
-    when it is nearly full"""
-    max_capacity: int | None = None
-    """Most rows that such a table may have, rounded up to a power of two; None: as many as memory
-    holds"""
-    on_full: Literal["evict", "stop"] = "evict"
-    """What a table does that is full at max_capacity: evict gives a new id the row of the one in its two
-    buckets that was not seen for longest; stop ends the run, saved"""
-    admit_after: int = 1
-    """Sightings after which an id gets a row in such a table, at most 1023; until then it is unknown.
-    More than 1 keeps one-off ids out. Sightings are forgotten when some two to three times as many other
-    waiting ids as the table has rows were seen since"""
-    unknown: Literal["zeros", "default_row"] = "zeros"
-    """What stands for an id that has no row in such a table: zeros (in training its own initial value,
-    which learns nothing), or default_row, one more row of the table, which learns from the ids that wait
-    for admission, so admit_after must be at least 2"""
-    evict_after_steps: int | None = None
-    """Ids not seen for more steps than this lose their row; None: never"""
-    evict_below: int = 0
-    """Ids seen fewer times than this lose their row when ids are evicted (every evict_every steps)"""
-    evict_every: int = 1000
-    """Steps between looking for ids to evict"""
-    shard_name: str | None = None
-    """Name of the table; features that give the same name share it. None: the feature's own name"""
-    combiner: Literal["mean", "sum"] = "mean"
-    """How the embeddings of the several ids of a position become one"""
-    bag_size: int = 1
-    """Most ids that a position may hold; a fuller one is refused"""
-    init_std: float = 0.001
-    """Standard deviation of the truncated normal that initialises the table"""
-
-    @property
-    def grows(self) -> bool:
-        """Whether its table has a row for each id and grows."""
-        return self.hash_bucket_size == 0
-
-    @property
-    def id_words(self) -> int:
-        """int32 words of an id on its way to the devices."""
-        return 2 if self.grows else 1
-
-    @property
-    def column_name(self) -> str:
-        """The column that this feature reads."""
-        return self.name if self.column is None else self.column
-
-    @property
-    def table_name(self) -> str:
-        """The table that this feature reads."""
-        return self.name if self.shard_name is None else self.shard_name
-
-
-# Keys of a feature that only tables that grow have a use for.
-GROWING_KEYS = (
-    "capacity",
-    "max_capacity",
-    "on_full",
-    "admit_after",
-    "unknown",
-    "evict_after_steps",
-    "evict_below",
-    "evict_every",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The causal transformer."""
 
@@ -243,12 +145,9 @@ class LRConfig:
     warmup_steps: int = 0
     """Steps over which both rates rise linearly from 0. These steps, and those of the decay, are as long
     as those that the run began with: rates follow the share of it that is done"""
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the rates after the warm-up"""
-    decay_steps: int | None = None
-    """Step at which the decay ends; None: the end of the run, as train_steps and train_epoch give it"""
-    final_ratio: float = 0.0
-    """The rates at the end of the decay, relative to their peaks"""
+    decay: Constant | Linear | Cosine = Constant()
+    """Shape of the rates after the warm-up: constant, linear (a straight line down) or cosine (half a
+    wave of it down)"""
     clip_norm: float | None = None
     """Largest global norm of the gradient, dense part and rows together; None: no clipping"""
 
@@ -283,13 +182,12 @@ class LossConfig:
     num_negatives: int = 1024
     """Items that each device draws for mixed and uniform, anew in each step; all of them, once, where
     there are no more"""
-    log_q: bool = False
+    log_q: Literal["none", "catalogue", "stream"] = "none"
     """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
-    advantage from rare items that frequent ones, often negatives, give them in_batch and mixed"""
-    log_q_from: Literal["catalogue", "stream"] = "catalogue"
-    """How log_q knows how often items come: catalogue, from their counts in the log that training sees;
-    stream, from the batches so far, whose events are counted as they come in a sketch of fixed size, so
-    that in_batch needs no catalogue and shares follow a log that changes"""
+    advantage from rare items that frequent ones, often negatives, give them in_batch and mixed. none: do
+    not; catalogue: by the items' counts in the log that training sees; stream: by the batches so far,
+    whose events are counted as they come in a sketch of fixed size, so that in_batch needs no catalogue
+    and shares follow a log that changes"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")
@@ -299,12 +197,17 @@ class LossConfig:
     @property
     def catalogue_shares(self) -> bool:
         """Whether log_q takes the shares of items from the catalogue."""
-        return self.log_q and self.log_q_from == "catalogue"
+        return self.log_q == "catalogue"
 
     @property
     def stream_shares(self) -> bool:
         """Whether log_q takes the shares of items from the batches so far."""
-        return self.log_q and self.log_q_from == "stream"
+        return self.log_q == "stream"
+
+    @property
+    def corrects(self) -> bool:
+        """Whether log_q takes anything from logits."""
+        return self.log_q != "none"
 
     @property
     def needs_catalogue(self) -> bool:
@@ -386,16 +289,27 @@ class Config:
 
     io: IOConfig = IOConfig()
     features: tuple[FeatureConfig, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
+    """The tables that features read; those that are not given have the defaults"""
     model: ModelConfig = ModelConfig()
     lr: LRConfig = LRConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    def __post_init__(self):
+        """Adds the tables that are not given, so that every table has its settings in `tables`."""
+        object.__setattr__(self, "tables", complete(self.features, self.tables))
+
     def feature(self, name: str) -> FeatureConfig:
         """The feature called `name`, which must exist."""
         (feature,) = (f for f in self.features if f.name == name)
         return feature
+
+    def table(self, name: str) -> TableConfig:
+        """The settings of the table called `name`, which a feature must read."""
+        (table,) = (t for t in self.tables if t.name == name)
+        return table
 
     @property
     def history_len(self) -> int:
@@ -432,4 +346,5 @@ class Config:
 
     def to_json(self) -> str:
         """The resolved configuration as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        made_by = {"format": FORMAT, "s2s_jax": __version__}
+        return json.dumps(made_by | to_plain(self), indent=2) + "\n"

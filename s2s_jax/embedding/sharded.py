@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from s2s_jax.config import FeatureConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import exchange, id_keys, id_map, lookup
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec, table_specs
@@ -85,6 +85,7 @@ class ShardedTables:
     def __init__(
         self,
         features: Sequence[FeatureConfig],
+        tables: Sequence[TableConfig],
         mesh: Mesh,
         capacities: Mapping[str, int] | None = None,
         seed: int = 0,
@@ -93,11 +94,13 @@ class ShardedTables:
 
         Args:
           features: say which tables there are.
+          tables: the settings of each of them.
           mesh: the devices.
           capacities: rows of growing tables; None: those they start with.
           seed: of the initial rows of growing tables.
         """
-        self.specs = table_specs(features, capacities)
+        self.specs = table_specs(features, tables, capacities)
+        self._settings = {table.name: table for table in tables}
         self._features = {feature.name: feature for feature in features}
         self._mesh = mesh
         self._seed = seed
@@ -110,10 +113,10 @@ class ShardedTables:
 
     def policy(self, name: str) -> id_map.Policy:
         """What happens to new ids of a growing table."""
-        feature = self._features[self.specs[name].features[0]]
-        at_most = feature.max_capacity
+        settings = self._settings[name]
+        at_most = settings.max_capacity
         full = at_most is not None and self.specs[name].rows >= at_most
-        return id_map.Policy(feature.admit_after, full and feature.on_full == "evict")
+        return id_map.Policy(settings.admit_after, full and settings.on_full == "evict")
 
     def empty_maps(self) -> Maps:
         """Maps without ids of all tables that grow."""

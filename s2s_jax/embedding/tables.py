@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from s2s_jax.config import FeatureConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 
 # Also the largest number of devices, which must divide it.
 NUM_SEGMENTS = 256
@@ -59,29 +59,33 @@ class TableSpec:
 
 
 def table_specs(
-    features: Sequence[FeatureConfig], capacities: Mapping[str, int] | None = None
+    features: Sequence[FeatureConfig],
+    tables: Sequence[TableConfig],
+    capacities: Mapping[str, int] | None = None,
 ) -> dict[str, TableSpec]:
     """The tables that `features` read, by name, in order of first use.
 
     Args:
       features: the features.
+      tables: the settings of each table that they read.
       capacities: rows of each growing table; None: those it starts with.
     """
     specs: dict[str, TableSpec] = {}
+    settings = {table.name: table for table in tables}
     for feature in features:
         name = feature.table_name
         earlier = specs[name].features if name in specs else ()
-        rows = feature.hash_bucket_size
+        rows, table = feature.hash_bucket_size, settings[name]
         if feature.grows:
-            rows = usable_capacity(feature.capacity) if capacities is None else capacities[name]
+            rows = usable_capacity(table.capacity) if capacities is None else capacities[name]
         specs[name] = TableSpec(
             name=name,
             buckets=rows,
             emb_dim=feature.emb_dim,
-            init_std=feature.init_std,
+            init_std=table.init_std,
             features=(*earlier, feature.name),
             grows=feature.grows,
-            default_row=feature.unknown == "default_row",
+            default_row=table.unknown == "default_row",
         )
     return specs
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2s_jax.config.schema import MOST_SIGHTINGS
+from s2s_jax.config.features import MOST_SIGHTINGS
 from s2s_jax.embedding.id_keys import other_bits, rank_among_equals
 from s2s_jax.embedding.tables import NUM_SEGMENTS
 

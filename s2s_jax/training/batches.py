@@ -21,7 +21,7 @@ Batch = Mapping[str, jax.Array]
 
 # Name of the array that packing adds: which sequence of its row a position belongs to.
 SEQUENCE = "sequence"
-# Names of arrays that `negatives.ItemSource` or, with `loss.log_q_from` stream, `item_stream` adds.
+# Names of arrays that `negatives.ItemSource` or, with `loss.log_q` stream, `item_stream` adds.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
 # Shares of events travel as integers, in parts of this.
@@ -89,7 +89,7 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
     Returns:
       int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
       `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. What is
-      of negatives stays as it is. With `loss.log_q` and shares from the catalogue, f32 `ITEM_SHARE`
+      of negatives stays as it is. With `loss.log_q` catalogue, f32 `ITEM_SHARE`
       `[…, B, L]` of all events, and `NEGATIVES_SHARE` as f32.
     """
     length = jnp.maximum(batch["length"], 0)

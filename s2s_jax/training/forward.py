@@ -124,7 +124,7 @@ class Forward:
         (preds_ME, targets_ME), length_B, ids, there_BLK, sequence_BL = together
         item_BLK = ids.reshape(*ids.shape[:2], -1)
         share_BL = None
-        if self.config.loss.log_q:
+        if self.config.loss.corrects:
             share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
         known = Events(length_B, item_BLK, there_BLK[..., 0], sequence_BL, share_BL)
         return pair_up(self.config.loss, preds_ME, targets_ME, known)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS
-from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config import Config, TableConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
 from s2s_jax.training.optimizer import table_moments, with_table_moments
@@ -38,19 +38,17 @@ class GrowthPlan:
 
     def __init__(self, config: Config):
         """Starts with the capacities of `config`."""
-        specs = table_specs(config.features)
-        self._features = {
-            name: config.feature(spec.features[0]) for name, spec in specs.items() if spec.grows
-        }
-        self.capacities = {name: specs[name].rows for name in self._features}
+        specs = table_specs(config.features, config.tables)
+        self._tables = {name: config.table(name) for name, spec in specs.items() if spec.grows}
+        self.capacities = {name: specs[name].rows for name in self._tables}
         self.full: str | None = None
-        self._rows = dict.fromkeys(self._features, 0)
-        self._dropped = dict.fromkeys(self._features, 0)
+        self._rows = dict.fromkeys(self._tables, 0)
+        self._dropped = dict.fromkeys(self._tables, 0)
         self._due: dict[int, list[str]] = {}
 
     def hear(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes in what `step` reports."""
-        for name, feature in self._features.items():
+        for name, table in self._tables.items():
             rows = int(metrics[f"table/{name}/rows"])
             dropped = int(metrics[f"table/{name}/dropped"])
             new, newly_dropped = rows - self._rows[name], dropped - self._dropped[name]
@@ -61,13 +59,14 @@ class GrowthPlan:
             expected = rows + _LAG * max(new, 0)
             if expected <= max_load(capacity) * capacity and newly_dropped == 0:
                 continue
-            if _may_double(feature, capacity):
+            if _may_double(table, capacity):
                 self.capacities[name] = 2 * capacity
                 self._due.setdefault(step + _LAG, []).append(name)
-            elif feature.on_full == "stop" and newly_dropped > 0:
+            elif table.on_full == "stop" and newly_dropped > 0:
                 self.full = (
                     f"table {name} is full: {rows:,} ids in {capacity:,} rows, and {newly_dropped:,} of "
-                    f"step {step} found no place; raise its max_capacity, or set on_full to evict"
+                    f"step {step} found no place; raise tables.{name}.max_capacity, or set its on_full "
+                    f"to evict"
                 )
 
     def take(self, step: int) -> list[str]:
@@ -102,14 +101,14 @@ class GrowthPlan:
 
     def grow_at_least(self, step: int) -> None:
         """Plans growth, before the step after `step`, up to the capacities of the configuration."""
-        for name, feature in self._features.items():
-            while self.capacities[name] < usable_capacity(feature.capacity):
+        for name, table in self._tables.items():
+            while self.capacities[name] < usable_capacity(table.capacity):
                 self.capacities[name] *= 2
                 self._due.setdefault(step + 1, []).append(name)
 
 
-def _may_double(feature: FeatureConfig, capacity: int) -> bool:
-    most = feature.max_capacity
+def _may_double(table: TableConfig, capacity: int) -> bool:
+    most = table.max_capacity
     return 2 * capacity <= (2**30 if most is None else usable_capacity(most))
 
 
@@ -148,30 +147,30 @@ class Evictions:
     """Takes ids out of growing tables that were not seen for long, or seldom."""
 
     def __init__(self, config: Config, mesh: Mesh):
-        """Prepares what the features of `config` ask for on `mesh`."""
-        specs = table_specs(config.features)
-        features = {name: config.feature(spec.features[0]) for name, spec in specs.items()}
-        self._features = {
-            name: feature
-            for name, feature in features.items()
-            if feature.grows and (feature.evict_after_steps is not None or feature.evict_below > 0)
+        """Prepares what the tables of `config` ask for on `mesh`."""
+        specs = table_specs(config.features, config.tables)
+        growing = [config.table(name) for name, spec in specs.items() if spec.grows]
+        self._tables = {
+            table.name: table
+            for table in growing
+            if table.evict_after_steps is not None or table.evict_below > 0
         }
-        self._evict = {name: _evict(feature, mesh) for name, feature in self._features.items()}
+        self._evict = {name: _evict(table, mesh) for name, table in self._tables.items()}
 
     def before(self, step: int, state: TrainState) -> TrainState:
         """The state with which `step` begins."""
-        for name, feature in self._features.items():
-            if step > 1 and (step - 1) % feature.evict_every == 0:
+        for name, table in self._tables.items():
+            if step > 1 and (step - 1) % table.evict_every == 0:
                 maps = state.maps | {name: self._evict[name](state.maps[name], state.step)}
                 state = state._replace(maps=maps)
         return state
 
 
-def _evict(feature: FeatureConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
+def _evict(table: TableConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
     """A function of a table's map, which it consumes, and the steps done; compiled once a capacity."""
 
     def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
-        return id_map.evicted(of_table, step, feature.evict_after_steps, feature.evict_below)
+        return id_map.evicted(of_table, step, table.evict_after_steps, table.evict_below)
 
     spec = PartitionSpec(DATA_AXIS)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)

@@ -130,7 +130,7 @@ class ItemSource:
         arrays = {f"ids/{_PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
         if self._config.loss.catalogue_shares:
             arrays[NEGATIVES_SHARE] = self._share_I[chosen]
-        if self._config.loss.log_q:
+        if self._config.loss.corrects:
             arrays[UNIFORM_SHARE] = np.full(self._mesh.size, 1 / self.items, np.float32)
         sharding = batch_sharded(self._mesh)
         with jax.transfer_guard("allow"):

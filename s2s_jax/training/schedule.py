@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from s2s_jax.config import LRConfig, TrainConfig
+from s2s_jax.config import Constant, Linear, LRConfig, TrainConfig
 from s2s_jax.errors import UserError
 
 
@@ -96,38 +96,43 @@ def check_decay(config: LRConfig, clock: Clock) -> None:
     Raises:
       UserError: it is.
     """
-    if config.decay == "constant" or config.decay_steps is not None:
+    if isinstance(config.decay, Constant) or config.decay.steps is not None:
         return
     if clock.whole <= config.warmup_steps:
         raise UserError(
             f"lr.warmup_steps: expected fewer than the run's {clock.whole:,} steps because lr.decay is "
-            f"{config.decay}, found {config.warmup_steps:,}"
+            f"{config.decay.kind}, found {config.warmup_steps:,}"
         )
 
 
 def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then constant, or linear or cosine decay to `final_ratio`.
+    """Linear warm-up from 0 to `peak`, then what `config.decay` says.
 
     Args:
       config: the shape of the rates, in steps of the clock.
       peak: the largest rate.
       clock: of the run. None, as for evaluating, which takes no steps: steps are counted, and a decay
-        that ends with the run (`decay_steps` None) does not begin.
+        that ends with the run (`steps` None) does not begin.
     """
-    warmup, decay_steps = config.warmup_steps, config.decay_steps
-    if decay_steps is None and clock is not None:
-        decay_steps = clock.whole
-    if config.decay == "constant" or decay_steps is None:
-        after = optax.constant_schedule(peak)
-    else:
-        steps, end = decay_steps - warmup, config.final_ratio
-        if config.decay == "linear":
-            after = optax.linear_schedule(peak, peak * end, steps)
-        else:
-            after = optax.cosine_decay_schedule(peak, steps, alpha=end)
+    warmup = config.warmup_steps
+    after = _decay(config, peak, clock)
     schedule = after
     if warmup > 0:
         # The first update already moves: step t of the warm-up has t / warmup of the peak.
         rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
         schedule = optax.join_schedules([rise, after], [warmup])
     return schedule if clock is None else lambda step: schedule(clock.at(step))
+
+
+def _decay(config: LRConfig, peak: float, clock: Clock | None) -> optax.Schedule:
+    """The rates after the warm-up."""
+    decay = config.decay
+    if isinstance(decay, Constant):
+        return optax.constant_schedule(peak)
+    end_step = clock.whole if decay.steps is None and clock is not None else decay.steps
+    if end_step is None:
+        return optax.constant_schedule(peak)
+    steps = end_step - config.warmup_steps
+    if isinstance(decay, Linear):
+        return optax.linear_schedule(peak, peak * decay.final_ratio, steps)
+    return optax.cosine_decay_schedule(peak, steps, alpha=decay.final_ratio)

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
       params: what is learned.
       opt_state: the optimizer's.
       maps: which id has which row, of the tables that grow.
-      stream: how often items came so far; empty unless `loss.log_q_from` is stream.
+      stream: how often items came so far; empty unless `loss.log_q` is stream.
     """
 
     step: jax.Array

@@ -76,10 +76,10 @@ def make_step_functions(
       clock: of the run that takes steps, which learning rates follow.
     """
     seed = config.train.seed
-    tables = ShardedTables(config.features, mesh, capacities, seed)
+    tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)
     # Negatives are looked up with the events.
     in_training = ShardedTables(
-        (*config.features, *negative_features(config)), mesh, capacities, seed
+        (*config.features, *negative_features(config)), config.tables, mesh, capacities, seed
     )
     has_default_rows = any(spec.default_row for spec in tables.specs.values())
     optimizer = make_optimizer(config.lr, has_default_rows, clock)

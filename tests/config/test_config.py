@@ -1,12 +1,23 @@
 import dataclasses
+import inspect
 import json
+import typing
 
 import pytest
 from places import REPO
 
 from s2s_jax import config as configs
 from s2s_jax.cli.train import main
-from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, load, validate
+from s2s_jax.config import (
+    Config,
+    FeatureConfig,
+    Linear,
+    ModelConfig,
+    TableConfig,
+    TrainConfig,
+    load,
+    validate,
+)
 from s2s_jax.errors import UserError
 
 CONFIGS = REPO / "configs"
@@ -95,9 +106,14 @@ def test_overrides_are_typed():
         (["--model.seq_len", "1"], "model.seq_len", ["at least 2"]),
         (["--features.0.hash_bucket_size", "-4"], "features.0.hash_bucket_size", ["found -4"]),
         (["--features.0.hash_bucket_size", "-1"], "features.0.hash_bucket_size", ["row for each id"]),
-        (["--features.0.admit_after", "2"], "features.0.admit_after", ["hash_bucket_size 0"]),
-        (["--features.2.max_capacity", "9"], "features.2.max_capacity", ["capacity (4,096)"]),
-        (["--features.2.evict_after_steps", "0"], "features.2.evict_after_steps", ["at least 1"]),
+        (["--tables.0.admit_after", "2"], "tables.item_id.admit_after", ["hash_bucket_size 0"]),
+        (["--tables.2.max_capacity", "9"], "tables.behavior_id.max_capacity", ["capacity (4,096)"]),
+        (["--tables.behavior_id.evict_after_steps", "0"],
+         "tables.behavior_id.evict_after_steps", ["at least 1"]),
+        (["--tables.item_id.init_std", "-1"], "tables.item_id.init_std", ["at least 0"]),
+        (["--tables.item.capacity", "9"], "tables.item.capacity", ["mean tables.item_id.capacity?"]),
+        (["--tables.2.name", "behaviour"], "tables.4.name", ["behavior_id, time", "'behaviour'"]),
+        (["--features.item_id.emb_dim", "x"], "features.item_id.emb_dim", ["whole", "found x"]),
         (["--features.9.emb_dim", "4"], "features.9.emb_dim", ["no such key"]),
         (["--features.1.shard_name", "item_id"], "features.1.hash_bucket_size", ["2048000"]),
         (["--features.1.name", "item_id"], "features.1.name", ["used once"]),
@@ -106,11 +122,19 @@ def test_overrides_are_typed():
         (["--features.3.column", "item_id", "--features.3.of_next", "True"],
          "features.3.of_next", ["give the event away"]),
         (["--loss.item_feature", "sku"], "loss.item_feature", ["timestamp", "'sku'"]),
-        (["--loss.log_q_from", "stream"], "loss.log_q_from", ["loss.log_q is False", "'stream'"]),
+        (["--loss.log_q", "maybe"], "loss.log_q", ["none, catalogue, stream", "found maybe"]),
         (["--loss.temperature", "0"], "loss.temperature", ["more than 0"]),
         (["--io.batch_size", "0"], "io.batch_size", ["at least 1"]),
-        (["--lr.decay", "cosine", "--lr.decay_steps", "9", "--lr.warmup_steps", "9"],
-         "lr.decay_steps", ["found 9"]),
+        (["--lr.decay", "cosine", "--lr.decay.steps", "9", "--lr.warmup_steps", "9"],
+         "lr.decay.steps", ["found 9"]),
+        (["--lr.decay", "cosine", "--lr.decay.final_ratio", "-1"],
+         "lr.decay.final_ratio", ["at least 0"]),
+        (["--lr.decay", "cosin"], "lr.decay", ["one of constant, linear, cosine", "found cosin"]),
+        (["--lr.decay"], "lr.decay", ["one of constant, linear, cosine", "found nothing"]),
+        (["--lr.decay.steps", "9"], "lr.decay.steps", ["lr.decay is constant", "--lr.decay linear"]),
+        (["--lr.decay", "cosine", "--lr.decay.stesp", "9"], "lr.decay.stesp",
+         ["did you mean lr.decay.steps?"]),
+        (["--lr.decay", "cosine", "--lr.decay.steps", "x"], "lr.decay.steps", ["whole", "found x"]),
         (["--lr.clip_norm", "0"], "lr.clip_norm", ["more than 0"]),
         (["--train.train_epoch", "None"], "train.train_steps", ["train.train_epoch"]),
         (["--train.profile_steps", "5", "2"], "train.profile_steps", ["first <= last"]),
@@ -146,6 +170,22 @@ def write_config(tmp_path, body):
         ("def get_config(): return dataclasses.replace(base, features=('item_id',))",
          ["features.0", "FeatureConfig"]),
         ("def get_config(): return dataclasses.replace(base, features=())", ["features", "one"]),
+        ("def get_config(): return dataclasses.replace(base, tables=('item_id',))",
+         ["tables.0", "TableConfig"]),
+        ("tables = (TableConfig(name='x', capacity=9),)\n"
+         "def get_config(): return dataclasses.replace(base, tables=tables)",
+         ["tables.4.name", "item_id, cate_id, behavior_id, timestamp", "'x'"]),
+        ("def get_config(): return dataclasses.replace(base, tables=2 * base.tables)",
+         ["tables.1.name", "used once"]),
+        ("def get_config(): return dataclasses.replace(base, tables=(TableConfig(name='x', capa=9),))",
+         ["tables.NAME.capa", "did you mean capacity?"]),
+        ("def get_config(): return dataclasses.replace(base, lr=LRConfig(decay='linear'))",
+         ["lr.decay", "Constant(…) or Linear(…) or Cosine(…)", "'linear'"]),
+        ("def get_config(): return dataclasses.replace(base, lr=LRConfig(decay=Linear(stesp=3)))",
+         ["lr.decay.stesp", "did you mean steps?"]),
+        ("def get_config(): return dataclasses.replace(base, lr=base.model)", ["lr", "LRConfig"]),
+        ("def get_config(): return FeatureConfig(name='x')",
+         ["features.N.hash_bucket_size", "found nothing", "FeatureConfig(hash_bucket_size=…)"]),
         ("def get_config(): return 3", ["returned int"]),
         ("x = 1", ["get_config"]),
         ("def get_config(): return 1 / 0", ["ZeroDivisionError"]),
@@ -175,25 +215,29 @@ def test_help_shows_every_key_with_default_and_meaning(capsys):
         f"--{section}.{field.name}"
         for section in ("io", "model", "lr", "loss", "train")
         for field in dataclasses.fields(getattr(config, section))
-    ] + [f"--features.0.{field.name}" for field in dataclasses.fields(FeatureConfig)]
+    ]
+    keys += [f"--features.item_id.{field.name}" for field in dataclasses.fields(FeatureConfig)]
+    keys += [f"--tables.item_id.{field.name}" for field in dataclasses.fields(TableConfig)]
     for key in keys:
         assert key in shown
     flat = " ".join(shown.replace("│", " ").split())
     assert "Attention heads; must divide hidden_size (default: 2)" in flat
 
 
+def dataclasses_in(cls):
+    """A dataclass and all that its fields may be."""
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for each in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(each):
+                yield from dataclasses_in(each)
+
+
 def test_every_key_is_documented():
-    sections = [
-        Config,
-        *(type(getattr(Config(), n)) for n in ("io", "model", "lr", "loss", "train")),
-    ]
-    text = (REPO / "s2s_jax" / "config" / "schema.py").read_text()
-    for section in [*sections[1:], FeatureConfig]:
-        body = (
-            text.split(f"class {section.__name__}:")[1]
-            .split("\n@dataclasses")[0]
-            .split("\ndef ")[0]
-        )
+    classes = list(dataclasses_in(Config))
+    assert {FeatureConfig, TableConfig, ModelConfig, Linear} < set(classes)
+    for section in [*classes[1:], TableConfig]:
+        body = inspect.getsource(section)
         for field in dataclasses.fields(section):
             line = next(li for li in body.splitlines() if li.startswith(f"    {field.name}:"))
             following = body.split(line + "\n")[1].lstrip()

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import types
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from logs import write_log
 import s2s_jax.jobs.train
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, identity, validate
+from s2s_jax.config import (
+    Config,
+    EvalConfig,
+    FeatureConfig,
+    IOConfig,
+    Linear,
+    TableConfig,
+    identity,
+    validate,
+)
 from s2s_jax.config.identity import KEYS, Free
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.cache import StripeCache
@@ -36,9 +46,10 @@ FEATURES = (
     FeatureConfig(name="price", op="bucketize", boundaries=(1.0, 10.0), hash_bucket_size=9),
     FeatureConfig(name="hour", column="time", op="hour_of_day", hash_bucket_size=24),
     FeatureConfig(name="gap", column="when", op="time_gap", hash_bucket_size=30, of_next=True),
-    FeatureConfig(name="grown", hash_bucket_size=0, admit_after=2),
+    FeatureConfig(name="grown", hash_bucket_size=0),
     FeatureConfig(name="time", hash_bucket_size=9),
 )
+TABLES = (TableConfig(name="grown", admit_after=2),)
 SHOWN = ("item_id", "kind", "price")
 
 # Another value of every key that decides something, and of which feature.
@@ -53,7 +64,7 @@ CHANGED = {
     "features.emb_dim": (16, 2),
     "features.hash_type": ("farm", 1),
     "features.hash_bucket_size": (10, 2),
-    "features.unknown": ("default_row", 5),
+    "tables.unknown": ("default_row", "grown"),
     "features.shard_name": (None, 1),
     "features.combiner": ("sum", 1),
     "features.bag_size": (3, 1),
@@ -73,7 +84,6 @@ CHANGED = {
     "model.position": "rope",
     "loss.pairing": "previous",
     "loss.similarity": "dot",
-    "loss.log_q_from": "stream",
     "loss.item_feature": "kind",
     "loss.target_features": ("item_id", "price"),
     "eval.held_out": 2,
@@ -84,7 +94,6 @@ CHANGED = {
 # Keys that make no sense without another one.
 WITH = {
     "io.windows": {"io.packing": 4},
-    "loss.log_q_from": {"loss.log_q": True},
     "eval.held_out": {"eval.split_at": None, "eval.validation_at": None},
 }
 
@@ -94,6 +103,7 @@ def whole(run_dir: Path) -> Config:
     config = dataclasses.replace(
         config,
         features=FEATURES,
+        tables=TABLES,
         loss=dataclasses.replace(config.loss, target_features=SHOWN),
         train=dataclasses.replace(config.train, output_dir=str(run_dir)),
         eval=EvalConfig(split_at="2000-12-01", validation_at="2000-01-01", time_feature="time"),
@@ -124,6 +134,11 @@ def changed(config: Config, key: str) -> tuple[Config, str]:
         if name == "name":
             shown = tuple(value if n == "kind" else n for n in SHOWN)
             config = set_key(config, "loss.target_features", shown)
+    elif key.startswith("tables."):
+        value, table = CHANGED[key]
+        name = key.removeprefix("tables.")
+        path = f"tables.{table}.{name}"
+        config = small.with_table(config, table, **{name: value})
     else:
         for other, value in WITH.get(key, {}).items():
             config = set_key(config, other, value)
@@ -140,8 +155,14 @@ def test_every_key_is_decided_upon():
     """A new key of the configuration has to be given a place in `identity.KEYS`."""
     keys = set()
     for section in dataclasses.fields(Config):
-        of_section = FeatureConfig if section.name == "features" else type(section.default)
-        keys |= {f"{section.name}.{field.name}" for field in dataclasses.fields(of_section)}
+        of_parts = {"features": FeatureConfig, "tables": TableConfig}
+        parts = of_parts[section.name] if section.name in of_parts else type(section.default)
+        for name, hint in typing.get_type_hints(parts).items():
+            keys.add(f"{section.name}.{name}")
+            for each in typing.get_args(hint):
+                if dataclasses.is_dataclass(each):
+                    of_kind = [field.name for field in dataclasses.fields(each)]
+                    keys |= {f"{section.name}.{name}.{key}" for key in of_kind}
     assert set(KEYS) == keys
     assert all(of.reason for of in KEYS.values() if isinstance(of, Free))
     assert set(CHANGED) == {key for key, of in KEYS.items() if not isinstance(of, Free)}
@@ -191,9 +212,10 @@ def test_all_other_keys_may_change(made):
         "io.windows": 2,
         "model.dropout": 0.5,
         "lr.dense_lr": 0.5,
-        "lr.decay": "linear",
+        "lr.decay": Linear(),
+        "loss.log_q": "catalogue",
         "loss.temperature": 0.5,
-        "loss.negatives": "full",
+        "loss.negatives": "mixed",
         "train.seed": 7,
         "eval.max_users": 7,
         "eval.filter_seen": False,
@@ -203,7 +225,7 @@ def test_all_other_keys_may_change(made):
         config = set_key(config, key, value)
     # What a message asks for when a position holds more ids.
     config = with_feature(config, 1, bag_size=3)
-    config = with_feature(config, 5, capacity=2**20, admit_after=5, evict_after_steps=7)
+    config = small.with_table(config, "grown", capacity=2**20, admit_after=5, evict_after_steps=7)
     # A name that stands for itself, said aloud.
     config = with_feature(config, 0, column="item_id", shard_name="item_id")
     config = set_key(config, "loss.target_features", SHOWN[::-1])
@@ -212,14 +234,21 @@ def test_all_other_keys_may_change(made):
 
 
 def test_whether_ids_wait_for_a_row_is_decided_when_a_run_begins(made):
-    config = with_feature(made, 5, admit_after=1)
+    config = small.with_table(made, "grown", admit_after=1)
     words = refusal(config)
-    assert words.startswith("features.5.admit_after: the checkpoints in ")
+    assert words.startswith("tables.grown.admit_after: the checkpoints in ")
     assert "made with more than 1, found 1;" in words
 
 
+def test_whether_items_are_counted_as_they_come_is_decided_when_a_run_begins(made):
+    config = set_key(made, "loss.log_q", "stream")
+    words = refusal(config)
+    assert words.startswith("loss.log_q: the checkpoints in ")
+    assert "made with none or catalogue, found stream;" in words
+
+
 def test_items_that_were_counted_by_their_bags_keep_the_size_of_them(made):
-    counting = set_key(set_key(made, "loss.log_q", True), "loss.log_q_from", "stream")
+    counting = set_key(made, "loss.log_q", "stream")
     wider = with_feature(counting, 0, bag_size=2)
     assert identity.of_run(counting) != identity.of_run(wider)
 
@@ -229,8 +258,10 @@ def test_runs_from_before_keys_existed_have_what_was_the_rule_then(made):
     now = path.read_text()
     saved = json.loads(now)
     for feature in saved["features"]:
-        for name in ("unknown", "utc_offset_hours", "combiner"):
+        for name in ("utc_offset_hours", "combiner"):
             del feature[name]
+    for table in saved["tables"]:
+        del table["unknown"]
     for name in ("position", "input_norm"):
         del saved["model"][name]
     try:

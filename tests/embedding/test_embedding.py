@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2s_jax.cluster.mesh import make_mesh, row_sharded
-from s2s_jax.config import FeatureConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import lookup
 from s2s_jax.embedding.tables import (
     NUM_SEGMENTS,
@@ -44,10 +44,12 @@ def test_small_ids_spread_over_all_devices():
 
 
 def test_features_share_tables_by_shard_name():
-    specs = table_specs(small.config().features)
+    specs = table_specs(small.config().features, small.config().tables)
     assert specs["item_id"].features == ("item_id", "tags")
     assert specs["behavior_id"].features == ("behavior_id",)
-    (own,) = table_specs([FeatureConfig(name="x", hash_bucket_size=5)]).values()
+    (own,) = table_specs(
+        [FeatureConfig(name="x", hash_bucket_size=5)], [TableConfig(name="x")]
+    ).values()
     assert (own.name, own.buckets, own.emb_dim) == ("x", 5, 128)
 
 

@@ -15,20 +15,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from jax.sharding import PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh, row_sharded
-from s2s_jax.config import FeatureConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import id_keys, id_map
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, usable_capacity
 from s2s_jax.training.growth import max_load
 
 WIDTH = 2
-FEATURE = FeatureConfig(name="f", emb_dim=WIDTH, hash_bucket_size=0, capacity=1, init_std=1.0)
-EVICTING = FeatureConfig(
-    name="f", emb_dim=WIDTH, hash_bucket_size=0, capacity=1, max_capacity=1, init_std=1.0
-)
-ADMITTING = FeatureConfig(
-    name="f", emb_dim=WIDTH, hash_bucket_size=0, capacity=1, admit_after=3, init_std=1.0
-)
+FEATURE = FeatureConfig(name="f", emb_dim=WIDTH, hash_bucket_size=0)
+GROWING = TableConfig(name="f", capacity=1, init_std=1.0)
+EVICTING = TableConfig(name="f", capacity=1, max_capacity=1, init_std=1.0)
+ADMITTING = TableConfig(name="f", capacity=1, admit_after=3, init_std=1.0)
 SMALLEST = NUM_SEGMENTS * SLOTS
 
 
@@ -61,8 +58,8 @@ def initial(ids):
 class Table:
     """One growing table on some devices."""
 
-    def __init__(self, feature, devices, capacity=SMALLEST):
-        self.feature, self.step = feature, 0
+    def __init__(self, settings, devices, capacity=SMALLEST):
+        self.settings, self.step = settings, 0
         self._place(devices, capacity)
         values = jnp.zeros((capacity, WIDTH))
         moments = jnp.zeros((capacity, 2 * WIDTH))
@@ -74,7 +71,7 @@ class Table:
         self.devices, self.capacity = devices, capacity
         self.mesh = make_mesh(jax.devices()[:devices])
         self.tables, self._admit, self._look_up, self._evict = functions(
-            self.feature, devices, capacity
+            self.settings, devices, capacity
         )
 
     def move(self, devices):
@@ -133,9 +130,9 @@ def doubling(devices):
 
 
 @functools.cache
-def functions(feature, devices, capacity):
+def functions(settings, devices, capacity):
     mesh = make_mesh(jax.devices()[:devices])
-    tables = ShardedTables((feature,), mesh, {"f": capacity})
+    tables = ShardedTables((FEATURE,), (settings,), mesh, {"f": capacity})
     spec = PartitionSpec(DATA_AXIS)
 
     def answers(found, ids):
@@ -192,7 +189,7 @@ def test_initial_rows_are_a_truncated_normal_of_the_id_alone():
     np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-3)
     correlation = np.corrcoef(rows.T) - np.eye(16)
     assert np.abs(correlation).max() < 0.04
-    table = Table(FEATURE, 2)
+    table = Table(GROWING, 2)
     ids = rng.integers(0, 2**63, 40)
     np.testing.assert_allclose(table.admit(ids)[0], initial(ids), atol=2e-5)
 
@@ -244,7 +241,7 @@ def check_all(table, ids, batch):
 )
 def test_no_id_is_lost_or_shared_while_the_table_grows(kind, count, devices):
     ids = KINDS[kind](count)
-    table = Table(FEATURE, devices, capacity=2**17)
+    table = Table(GROWING, devices, capacity=2**17)
     loads = fill(table, ids, 2**13)
     assert all(load >= 0.85 for load in loads), loads
     assert table.capacity >= count
@@ -257,7 +254,7 @@ def test_rows_do_not_depend_on_the_devices():
     batches = [rng.integers(0, 2**64, 256, dtype=np.uint64) for _ in range(12)]
     maps = []
     for devices in (1, 2, 8):
-        table = Table(FEATURE, devices)
+        table = Table(GROWING, devices)
         for ids in batches:
             table.admit(ids)
         maps.append(jax.device_get(table.stored))
@@ -313,7 +310,7 @@ def test_ids_of_a_step_keep_their_rows_in_whatever_round_they_are_asked_for():
 
 
 def test_ids_that_find_no_place_keep_their_initial_value_and_are_counted():
-    table = Table(FEATURE, 1)
+    table = Table(GROWING, 1)
     count = round(1.1 * SMALLEST / 8) * 8
     ids = np.random.default_rng(0).integers(0, 2**64, count, dtype=np.uint64)
     rows, row = table.admit(ids)
@@ -354,7 +351,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(devices=st.sampled_from([1, 2, 4]))
     def begin(self, devices):
-        self.table = Table(FEATURE, devices)
+        self.table = Table(GROWING, devices)
         self.factor: dict[int, float] = {}
         self.seen: dict[int, int] = {}
 

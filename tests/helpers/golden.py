@@ -37,6 +37,7 @@ def recis_config(golden: dict[str, np.ndarray]) -> Config:
     rate = float(golden["cfg/lr"])
     config = dataclasses.replace(
         recis,
+        tables=(),
         features=tuple(
             FeatureConfig(name=name, emb_dim=int(golden["cfg/emb"]), hash_bucket_size=int(rows))
             for name, rows in zip(FEATURES, golden["cfg/rows"], strict=True)

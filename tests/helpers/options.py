@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.orc
 
-from s2s_jax.config import Config, FeatureConfig, validate
+from s2s_jax.config import Config, Constant, Cosine, FeatureConfig, Linear, TableConfig, validate
 from s2s_jax.errors import UserError
 
 SEQ_LEN = 6
@@ -31,8 +31,8 @@ _SEQUENCES = (
 )
 _LOG_Q = (
     {},
-    {"loss.log_q": True},
-    {"loss.log_q": True, "loss.log_q_from": "stream"},
+    {"loss.log_q": "catalogue"},
+    {"loss.log_q": "stream"},
 )
 _HELD_OUT = (
     {},
@@ -41,7 +41,7 @@ _HELD_OUT = (
     {"eval.split_at": "2000-01-09", "eval.validation_at": "2000-01-08", "eval.every_steps": 2},
     {"eval.split_at": "2000-01-09"},
 )
-_GROWING = {"hash_bucket_size": 0, "capacity": 1}
+_GROWING = {"capacity": 1}
 _TABLES = (
     {},
     _GROWING,
@@ -51,7 +51,7 @@ _TABLES = (
     _GROWING | {"evict_below": 2, "evict_every": 1, "max_capacity": 1},
     _GROWING | {"max_capacity": 1, "on_full": "stop"},
 )
-_TIME = {"column": "timestamp", "emb_dim": 4, "init_std": 0.5, "hash_bucket_size": 28}
+_TIME = {"column": "timestamp", "emb_dim": 4, "hash_bucket_size": 28}
 _FURTHER = (
     None,
     {"op": "time_gap", **_TIME},
@@ -88,7 +88,7 @@ FACTORS: dict[str, tuple] = {
     "model.attention": ("blocked", "xla"),
     "model.remat": ("none", "attention", "full"),
     "model.unroll": ("auto", 1, 2),
-    "lr.decay": ("constant", "linear", "cosine"),
+    "lr.decay": (Constant(), Linear(), Cosine()),
     "lr.warmup_steps": (0, 2),
     "lr.clip_norm": (None, 0.5),
     "loss.pairing": ("next", "previous"),
@@ -114,16 +114,14 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
       UserError: validation forbids it.
     """
     value: dict[str, Any] = {name: FACTORS[name][place] for name, place in row.items()}
-    table = {"hash_type": value["hash_type"], "combiner": value["combiner"], "init_std": 0.5}
-    table |= {"hash_bucket_size": 300} | value["table"]
+    table = {"hash_type": value["hash_type"], "combiner": value["combiner"]}
+    table |= {"hash_bucket_size": 0 if value["table"] else 300}
     features = [
         FeatureConfig(name="item_id", emb_dim=8, bag_size=value["item bag"], **table),
         FeatureConfig(name="tags", emb_dim=8, bag_size=3, shard_name="item_id", **table),
-        FeatureConfig(name="behavior_id", emb_dim=4, hash_bucket_size=9, init_std=0.5),
+        FeatureConfig(name="behavior_id", emb_dim=4, hash_bucket_size=9),
         # The times of a split by time.
-        FeatureConfig(
-            name="timestamp", op="day_of_week", emb_dim=4, hash_bucket_size=7, init_std=0.5
-        ),
+        FeatureConfig(name="timestamp", op="day_of_week", emb_dim=4, hash_bucket_size=7),
     ]
     if value["further feature"] is not None:
         features.append(FeatureConfig(name="further", **value["further feature"]))
@@ -149,7 +147,11 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
     for name in ("sequences", "log_q", "held out"):
         changes |= value[name]
     changes |= {name: x for name, x in value.items() if "." in name}
-    config = dataclasses.replace(Config(), features=tuple(features))
+    names = dict.fromkeys(feature.table_name for feature in features)
+    tables = [
+        TableConfig(name=n, init_std=0.5, **value["table"] if n == "item_id" else {}) for n in names
+    ]
+    config = dataclasses.replace(Config(), features=tuple(features), tables=tuple(tables))
     for path, x in changes.items():
         section, key = path.split(".")
         part = dataclasses.replace(getattr(config, section), **{key: x})

@@ -55,7 +55,7 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
     preds, targets = unit(encoded.preds_ME), unit(encoded.targets_ME)
     pairs = [(b, p) for b in range(len(length)) for p in range(max(length[b], 1) - 1)]
     p_of = dict(zip(known, catalogue.count_I / catalogue.count_I.sum(), strict=True))
-    if config.loss.log_q_from == "stream":
+    if config.loss.log_q == "stream":
         p_of = stream_shares(batches)
     losses = []
     for b, p in pairs:
@@ -72,7 +72,7 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
                 logits.append(preds[b, p] @ vectors[i])
                 q.append(known[i])
         logits = np.array(logits) / config.loss.temperature
-        if config.loss.log_q:
+        if config.loss.log_q != "none":
             often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
             logits -= np.log(often + len(items) / len(known))
         losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])

@@ -7,7 +7,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import orc
 
-from s2s_jax.config import Config, FeatureConfig, LRConfig, ModelConfig, TrainConfig, validate
+from s2s_jax.config import (
+    Config,
+    FeatureConfig,
+    LRConfig,
+    ModelConfig,
+    TableConfig,
+    TrainConfig,
+    validate,
+)
 
 SEQ_LEN = 6
 
@@ -16,16 +24,19 @@ def config(**changes) -> Config:
     """Two tables, one of them shared by two features of which one has bags of three."""
     made = Config(
         features=(
-            FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300, init_std=0.5),
-            FeatureConfig(name="behavior_id", emb_dim=4, hash_bucket_size=9, init_std=0.5),
+            FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),
+            FeatureConfig(name="behavior_id", emb_dim=4, hash_bucket_size=9),
             FeatureConfig(
                 name="tags",
                 emb_dim=8,
                 hash_bucket_size=300,
-                init_std=0.5,
                 bag_size=3,
                 shard_name="item_id",
             ),
+        ),
+        tables=(
+            TableConfig(name="item_id", init_std=0.5),
+            TableConfig(name="behavior_id", init_std=0.5),
         ),
         model=ModelConfig(
             seq_len=SEQ_LEN,
@@ -47,12 +58,19 @@ def config(**changes) -> Config:
 def growing(config: Config, **settings) -> Config:
     """The same with tables that grow for items and tags, which share one."""
     features = tuple(
-        dataclasses.replace(f, hash_bucket_size=0, capacity=1, **settings)
-        if f.table_name == "item_id"
-        else f
+        dataclasses.replace(f, hash_bucket_size=0) if f.table_name == "item_id" else f
         for f in config.features
     )
-    return dataclasses.replace(config, features=features)
+    config = dataclasses.replace(config, features=features)
+    return with_table(config, "item_id", **{"capacity": 1} | settings)
+
+
+def with_table(config: Config, name: str, **settings) -> Config:
+    """The same with other settings of a table."""
+    tables = tuple(
+        dataclasses.replace(t, **settings) if t.name == name else t for t in config.tables
+    )
+    return dataclasses.replace(config, tables=tables)
 
 
 def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ def test_options_together(number, logs, tmp_path):
 
 def test_padding_made_on_the_device_has_a_share_with_a_logarithm():
     config = small.config()
-    loss = dataclasses.replace(config.loss, log_q=True)
+    loss = dataclasses.replace(config.loss, log_q="catalogue")
     config = dataclasses.replace(config, loss=loss)
     values = np.ones((1, 1, 2 * small.SEQ_LEN, 6), np.int32)
     batch = {"length": jnp.array([[2, 0]]), "values": jnp.asarray(values)}

@@ -148,10 +148,9 @@ def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
     first = make_job(log, tmp_path / "run")
     first = dataclasses.replace(first, train=dataclasses.replace(first.train, train_steps=3))
     assert run(first, one_device()) == 0
-    features = tuple(
-        dataclasses.replace(f, capacity=8192) if f.grows else f for f in straight.features
-    )
-    config = dataclasses.replace(make_job(log, tmp_path / "run"), features=features)
+    config = dataclasses.replace(make_job(log, tmp_path / "run"), features=straight.features)
+    config = dataclasses.replace(config, tables=straight.tables)
+    config = small.with_table(config, "item_id", capacity=8192)
     with monkeypatch.context() as patched:
         calls(patched, growth, "doubled", 1)
         assert run(config, one_device()) == EXIT_STOPPED

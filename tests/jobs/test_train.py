@@ -29,7 +29,7 @@ from jobs_of import (
 from places import HELPERS, REPO
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config
+from s2s_jax.config import Config, Linear
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
 from s2s_jax.jobs.train import train
 from s2s_jax.runs.run_dir import locked
@@ -243,8 +243,8 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
         (lambda c: dataclasses.replace(c, loss=dataclasses.replace(c.loss, similarity="dot")),
          ["loss.similarity", "cosine", "dot"]),
         (lambda c: dataclasses.replace(
-            c, loss=dataclasses.replace(c.loss, log_q=True, log_q_from="stream")),
-         ["loss.log_q_from", "catalogue", "stream", "train.output_dir"]),
+            c, loss=dataclasses.replace(c.loss, log_q="stream")),
+         ["loss.log_q", "none or catalogue", "stream", "train.output_dir"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, seed=1)),
          ["io.seed", "42", "now 1"]),
         (lambda c: dataclasses.replace(c, io=dataclasses.replace(c.io, shards=3)),
@@ -271,7 +271,7 @@ def test_other_files_are_refused(straight, tmp_path):
 def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
     def run(name, decay_steps, **changes):
         config = job(log, tmp_path / name, log_steps=1, **changes)
-        lr = dataclasses.replace(config.lr, decay="linear", decay_steps=decay_steps)
+        lr = dataclasses.replace(config.lr, decay=Linear(steps=decay_steps))
         config = dataclasses.replace(config, lr=lr)
         assert not train(config, one_device())
         return config

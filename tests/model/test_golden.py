@@ -18,7 +18,7 @@ def run(config, arrays, steps, devices=1):
     mesh = make_mesh(jax.devices()[:devices])
     functions = make_step_functions(config, mesh)
     state = functions.init()
-    params = golden.params_from(arrays, "w0", table_specs(config.features))
+    params = golden.params_from(arrays, "w0", table_specs(config.features, config.tables))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, state.params)
     state = state._replace(params=params)
@@ -54,14 +54,14 @@ def test_losses_hit_rates_and_weights(name, tolerance, devices):
 
 
 def assert_same_weights(params, arrays, config):
-    expected = golden.params_from(arrays, "w1", table_specs(config.features))
+    expected = golden.params_from(arrays, "w1", table_specs(config.features, config.tables))
     # The true gradient of the key bias is 0: Adam turns rounding noise into steps there.
     hidden = config.model.hidden_size
     for tree in (params, expected):
         bias = np.array(tree["dense"]["transformer"]["layers"]["attn"]["qkv"]["bias"])
         bias[:, hidden : 2 * hidden] = 0
         tree["dense"]["transformer"]["layers"]["attn"]["qkv"]["bias"] = bias
-    for spec in table_specs(config.features).values():
+    for spec in table_specs(config.features, config.tables).values():
         unused = golden.table_from(spec, np.ones((spec.buckets, spec.emb_dim))) == 0
         params["tables"][spec.name] = np.where(unused, 0, params["tables"][spec.name])
     jax.tree.map(

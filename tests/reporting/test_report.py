@@ -315,9 +315,7 @@ def test_tables_that_grow(tmp_path):
         values = {"rows": 100 * step, "capacity": 512 * 2**step, "dropped": dropped, "evicted": 0}
         return {f"table/{name}/{key}": value for key, value in values.items()}
 
-    features = tuple(
-        dataclasses.replace(f, hash_bucket_size=0, capacity=64) for f in small.config().features
-    )
+    features = tuple(dataclasses.replace(f, hash_bucket_size=0) for f in small.config().features)
     config = dataclasses.replace(small.config(), features=features)
     written = [
         training_line(i, **grown(i, "item_id", 7 * i), **grown(i, "behavior_id", 0))
@@ -494,12 +492,10 @@ def trained(log, tmp_path_factory):
     """With a table that grows, evaluated while it trained and afterwards."""
     config = evaluating(log, tmp_path_factory.mktemp("run"), grows=True, every_steps=10)
     # Large enough not to grow, which takes compilations.
-    features = tuple(
-        dataclasses.replace(f, capacity=1024) if f.grows else f for f in config.features
-    )
+    config = small.with_table(config, "item_id", capacity=1024)
     short = dataclasses.replace(config.train, train_steps=20)
     model = dataclasses.replace(config.model, num_layers=1)
-    config = dataclasses.replace(config, features=features, train=short, model=model)
+    config = dataclasses.replace(config, train=short, model=model)
     assert not train(config, one_device())
     return config
 

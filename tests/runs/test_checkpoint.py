@@ -31,7 +31,7 @@ def take_steps(config, functions, mesh, state, steps):
 
 def embeddings_of_all_ids(config, mesh, state):
     """Every bucket of every feature, looked up on a mesh as a batch does."""
-    tables = ShardedTables(config.features, mesh)
+    tables = ShardedTables(config.features, config.tables, mesh)
     ids = {}
     for feature in config.features:
         bucket = np.arange(-(-feature.hash_bucket_size // 8) * 8, dtype=np.int32)

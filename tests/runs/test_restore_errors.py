@@ -188,7 +188,7 @@ def test_tables_of_a_damaged_checkpoint_are_not_shown(saved, tmp_path):
     harm_all(halve)(tmp_path / "run" / "checkpoints" / "5")
     tables = SavedTables(tmp_path / "run")
     with pytest.raises(UserError, match=r"checkpoints/5: is damaged \(.* of step 2$"):
-        tables.values(table_specs(config.features)["item_id"])
+        tables.values(table_specs(config.features, config.tables)["item_id"])
     halve(tmp_path / "run" / "checkpoints" / "5" / "progress" / "metadata")
     with pytest.raises(UserError, match=r"checkpoints/5: is damaged"):
         SavedTables(tmp_path / "run")

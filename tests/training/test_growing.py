@@ -36,10 +36,10 @@ def test_equals_a_table_with_a_row_for_each_id():
     ours, theirs = make_step_functions(config, mesh), make_step_functions(dense, mesh)
     state, other = ours.init(), theirs.init()
     # The dense table starts with the rows that the ids will get.
-    spec = table_specs(dense.features)["item_id"]
+    spec = table_specs(dense.features, dense.tables)["item_id"]
     buckets = np.arange(300, dtype=np.uint32)
     keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
-    tables = ShardedTables(config.features, mesh, seed=config.train.seed)
+    tables = ShardedTables(config.features, config.tables, mesh, seed=config.train.seed)
     row = np.asarray(rows_of_buckets(spec, buckets.astype(np.int32)))
     values = np.zeros((spec.rows, spec.emb_dim), np.float32)
     values[row] = tables._initial(tables.specs["item_id"], keys)
@@ -136,11 +136,9 @@ def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=36))
     assert not train(short, one_device())
     larger = small.growing(job(log, tmp_path, log_steps=1))
-    features = tuple(
-        dataclasses.replace(f, capacity=16 * SMALLEST) if f.grows else f for f in larger.features
-    )
+    larger = small.with_table(larger, "item_id", capacity=16 * SMALLEST)
     io = dataclasses.replace(larger.io, batch_size=2)
-    larger = dataclasses.replace(larger, features=features, io=io)
+    larger = dataclasses.replace(larger, io=io)
     assert not train(larger, make_mesh(jax.devices()[:4]))
     assert "table item_id grows" in capsys.readouterr().err
     last, expected = lines(tmp_path)[-1], lines(Path(straight.train.output_dir))[-1]
@@ -151,7 +149,9 @@ def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_
 
 def test_a_full_table_stops_the_run_saved(log, tmp_path):
     config = small.growing(job(log, tmp_path, log_steps=1), max_capacity=SMALLEST, on_full="stop")
-    with pytest.raises(UserError, match=r"table item_id is full: .* raise its max_capacity"):
+    with pytest.raises(
+        UserError, match=r"table item_id is full: .* raise tables\.item_id\.max_capacity"
+    ):
         train(config, one_device())
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert saved == lines(tmp_path)[-1]["step"] < 40
@@ -218,7 +218,7 @@ def test_moments_are_taken_and_put_back():
 
 def test_config_tells_the_capacity(straight):
     saved = json.loads((Path(straight.train.output_dir) / "config.json").read_text())
-    assert saved["features"][0]["capacity"] == 1
+    assert saved["tables"][0]["capacity"] == 1
 
 
 def test_inspect_tables_shows_what_a_run_holds(straight, log, capsys):

@@ -24,7 +24,7 @@ from s2s_jax.training.batches import put_batch
 from s2s_jax.training.item_stream import counted, empty_stream, item_keys, shares
 from s2s_jax.training.step import make_step_functions
 
-STREAM = {"log_q": True, "log_q_from": "stream"}
+STREAM = {"log_q": "stream"}
 
 
 @pytest.fixture(scope="module")

@@ -31,16 +31,15 @@ def log(tmp_path_factory):
     ("loss", "grows"),
     [
         ({"negatives": "uniform", "num_negatives": 40}, False),
-        ({"negatives": "mixed", "num_negatives": 40, "log_q": True}, True),
+        ({"negatives": "mixed", "num_negatives": 40, "log_q": "catalogue"}, True),
         ({"negatives": "full"}, False),
         # What is of the batch only, "mixed" has too.
-        pytest.param({"log_q": True}, False, marks=pytest.mark.slow),
+        pytest.param({"log_q": "catalogue"}, False, marks=pytest.mark.slow),
         (
             {
                 "negatives": "mixed",
                 "num_negatives": 40,
-                "log_q": True,
-                "log_q_from": "stream",
+                "log_q": "stream",
             },
             True,
         ),
@@ -113,7 +112,7 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
     "loss",
     [
         pytest.param({"negatives": "full"}, marks=pytest.mark.slow),
-        {"negatives": "mixed", "log_q": True},
+        {"negatives": "mixed", "log_q": "catalogue"},
     ],
     ids=["full", "mixed"],
 )
@@ -131,8 +130,8 @@ def test_training_with_the_catalogue(log, tmp_path, loss):
 
 
 def test_log_q_needs_negatives_that_come_up_unevenly(log, tmp_path):
-    with pytest.raises(UserError, match=r"loss\.log_q: expected False with loss\.negatives full"):
-        validate(configured(log, tmp_path, negatives="full", log_q=True))
+    with pytest.raises(UserError, match=r"loss\.log_q: expected none with loss\.negatives full"):
+        validate(configured(log, tmp_path, negatives="full", log_q="catalogue"))
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "mixed"])

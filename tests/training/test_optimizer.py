@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from s2s_jax.config import LRConfig
+from s2s_jax.config import Constant, Cosine, Linear, LRConfig
 from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.training.optimizer import apply_updates, make_optimizer, rows_norm, table_moments
@@ -121,9 +121,13 @@ def test_clipping_uses_the_norm_of_dense_part_and_rows_together():
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4])
-@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(
+    "decay",
+    [Constant(), Linear(steps=20, final_ratio=0.1), Cosine(steps=20, final_ratio=0.1)],
+    ids=lambda decay: decay.kind,
+)
 def test_schedules(warmup, decay):
-    config = LRConfig(warmup_steps=warmup, decay=decay, decay_steps=20, final_ratio=0.1)
+    config = LRConfig(warmup_steps=warmup, decay=decay)
     schedule = learning_rate(config, 2.0)
     for count in range(25):
         if count < warmup:
@@ -134,6 +138,6 @@ def test_schedules(warmup, decay):
                 "constant": 1.0,
                 "linear": 1 - 0.9 * done,
                 "cosine": 0.1 + 0.9 * (1 + np.cos(np.pi * done)) / 2,
-            }[decay]
+            }[decay.kind]
             expected = 2.0 * shape
         np.testing.assert_allclose(schedule(count), expected, rtol=1e-5)

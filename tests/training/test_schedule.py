@@ -9,7 +9,7 @@ import small
 from jobs_of import checkpoints_of
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import LRConfig, TrainConfig
+from s2s_jax.config import Constant, Cosine, Linear, LRConfig, TrainConfig
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.training import optimizer
@@ -25,10 +25,11 @@ def rate_at(share: float, steps: int, lr: LRConfig) -> float:
     count = share * steps
     if count < lr.warmup_steps:
         return PEAK * min(count + 1, lr.warmup_steps) / lr.warmup_steps
-    end = steps if lr.decay_steps is None else lr.decay_steps
+    assert not isinstance(lr.decay, Constant)
+    end = steps if lr.decay.steps is None else lr.decay.steps
     done = min((count - lr.warmup_steps) / (end - lr.warmup_steps), 1)
-    height = {"constant": 1, "linear": 1 - done, "cosine": (1 + np.cos(np.pi * done)) / 2}[lr.decay]
-    return PEAK * (lr.final_ratio + (1 - lr.final_ratio) * height)
+    height = {"linear": 1 - done, "cosine": (1 + np.cos(np.pi * done)) / 2}[lr.decay.kind]
+    return PEAK * (lr.decay.final_ratio + (1 - lr.decay.final_ratio) * height)
 
 
 class Run:
@@ -62,11 +63,11 @@ class Run:
         return found
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("decay", [Linear, Cosine], ids=lambda decay: decay.kind)
 @pytest.mark.parametrize("warmup", [0, 50])
 @pytest.mark.parametrize("decay_steps", [None, 300])
 def test_other_batches_go_on_at_the_rate_of_the_same_share(decay, warmup, decay_steps):
-    lr = LRConfig(warmup_steps=warmup, decay=decay, decay_steps=decay_steps, final_ratio=0.1)
+    lr = LRConfig(warmup_steps=warmup, decay=decay(steps=decay_steps, final_ratio=0.1))
     run, found = Run(lr), []
     # 400 steps of 24 rows, as the run begins; the first change comes amid the warm-up.
     for batch_rows, steps in ((24, 20), (48, 30), (12, 40), (96, 10), (24, None)):
@@ -77,7 +78,7 @@ def test_other_batches_go_on_at_the_rate_of_the_same_share(decay, warmup, decay_
 
 
 def test_a_run_of_so_many_steps_has_the_rates_of_its_steps_whatever_the_batch():
-    lr = LRConfig(warmup_steps=10, decay="linear")
+    lr = LRConfig(warmup_steps=10, decay=Linear())
     run, found = Run(lr), []
     for batch_rows, steps in ((24, 30), (48, 30), (12, None)):
         found += run.go_on(batch_rows, steps, train_steps=100)
@@ -87,7 +88,7 @@ def test_a_run_of_so_many_steps_has_the_rates_of_its_steps_whatever_the_batch():
 
 
 def test_nothing_changes_where_nothing_changed():
-    lr = LRConfig(warmup_steps=10, decay="cosine")
+    lr = LRConfig(warmup_steps=10, decay=Cosine())
     straight, stopped = Run(lr), Run(lr)
     expected = straight.go_on(24, 100, train_epoch=10) + straight.go_on(48, None, train_epoch=10)
     found = []
@@ -109,7 +110,7 @@ def test_nothing_changes_where_nothing_changed():
 @pytest.mark.parametrize("batch_rows", [24, 48])
 def test_a_run_whose_end_is_moved_goes_on_as_one_of_that_length(before, after, steps, batch_rows):
     """Also one that was at its end, where its rate was 0."""
-    lr = LRConfig(warmup_steps=20, decay="linear")
+    lr = LRConfig(warmup_steps=20, decay=Linear())
     run = Run(lr)
     run.go_on(24, 60, **before)
     if batch_rows != 24:
@@ -121,7 +122,7 @@ def test_a_run_whose_end_is_moved_goes_on_as_one_of_that_length(before, after, s
 
 
 def test_checkpoints_without_a_clock_go_on():
-    lr = LRConfig(warmup_steps=10, decay="linear")
+    lr = LRConfig(warmup_steps=10, decay=Linear())
     for batch_rows in (24, 48):
         run = Run(lr)
         run.go_on(24, 200, train_epoch=10)
@@ -135,7 +136,7 @@ def test_a_decay_that_never_begins_is_refused():
     with pytest.raises(
         UserError, match=r"^lr\.warmup_steps: expected fewer than the run's 40 steps"
     ):
-        Run(LRConfig(warmup_steps=40, decay="linear")).go_on(24, 1, train_epoch=1)
+        Run(LRConfig(warmup_steps=40, decay=Linear())).go_on(24, 1, train_epoch=1)
 
 
 def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
         config,
         io=dataclasses.replace(config.io, data_paths=str(tmp_path / "log"), shuffle_rows=32),
         model=dataclasses.replace(config.model, num_layers=1),
-        lr=LRConfig(dense_lr=PEAK, warmup_steps=6, decay="linear"),
+        lr=LRConfig(dense_lr=PEAK, warmup_steps=6, decay=Linear()),
         train=dataclasses.replace(
             config.train,
             output_dir=str(tmp_path / "run"),

@@ -168,7 +168,7 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
     start = jax.device_get(make_step_functions(config, make_mesh(jax.devices()[:1])).init())
     state, _ = run(config)
     moments = table_moments(state.opt_state)
-    for name, spec in table_specs(config.features).items():
+    for name, spec in table_specs(config.features, config.tables).items():
         asked = np.concatenate(
             [
                 small.batch(config, ROWS, s)["ids"][..., id_columns(config.features)[f]].ravel()

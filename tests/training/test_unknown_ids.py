@@ -24,7 +24,7 @@ from jobs_of import checkpoints_of, one_device
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cli import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh, replicated
-from s2s_jax.config import FeatureConfig, LRConfig, validate
+from s2s_jax.config import FeatureConfig, LRConfig, TableConfig, validate
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
@@ -143,7 +143,7 @@ def adamw(value, moments, gradient, t, eps):
 def reference():
     """A table with a row for each id and one that all waiting ids share, and plain dictionaries."""
     start = initial()
-    tables = ShardedTables(CONFIG.features, functions(1)[1], seed=CONFIG.train.seed)
+    tables = ShardedTables(CONFIG.features, CONFIG.tables, functions(1)[1], seed=CONFIG.train.seed)
     buckets = np.arange(IDS, dtype=np.uint32)
     keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
     items = np.zeros((IDS + 1, 8), np.float32)
@@ -211,9 +211,8 @@ def _ids_of(number, feature):
     return x[x >= 0].tolist()
 
 
-FEATURE = FeatureConfig(
-    name="f", emb_dim=2, hash_bucket_size=0, capacity=1, admit_after=2, unknown="default_row"
-)
+FEATURE = FeatureConfig(name="f", emb_dim=2, hash_bucket_size=0)
+TABLE = TableConfig(name="f", capacity=1, admit_after=2, unknown="default_row")
 
 
 def embedded(tables, found, ids, defaults):
@@ -226,7 +225,7 @@ def embedded(tables, found, ids, defaults):
 @functools.cache
 def overfull():
     """Two devices' table after a step with more ids than it has rows: it, embeddings, ids without."""
-    tables = ShardedTables((FEATURE,), make_mesh(jax.devices()[:2]))
+    tables = ShardedTables((FEATURE,), (TABLE,), make_mesh(jax.devices()[:2]))
 
     @jax.jit
     def admit(stored, ids):
@@ -254,7 +253,7 @@ def test_ids_that_found_no_room_have_the_default_row():
 def test_what_stands_for_ids_that_were_never_seen(unknown):
     stored, admitted, without = overfull()
     tables = ShardedTables(
-        (dataclasses.replace(FEATURE, unknown=unknown),), make_mesh(jax.devices()[:2])
+        (FEATURE,), (dataclasses.replace(TABLE, unknown=unknown),), make_mesh(jax.devices()[:2])
     )
     defaults = {"f": jnp.array([7.0, -7.0])} if unknown == "default_row" else {}
 
@@ -335,13 +334,13 @@ def test_a_restored_state_goes_on_bit_for_bit(saved):
 def test_what_stands_for_unknown_ids_is_fixed(saved):
     config = waiting(saved, unknown="zeros")
     with pytest.raises(
-        UserError, match=r"features\.0\.unknown: .* made with default_row, found zer"
+        UserError, match=r"tables\.item_id\.unknown: .* made with default_row, found zer"
     ):
         check_config(Path(config.train.output_dir), config)
     path = Path(saved.train.output_dir) / "config.json"
     before = json.loads(path.read_text())
-    for feature in before["features"]:
-        del feature["unknown"]
+    for table in before["tables"]:
+        del table["unknown"]
     now = path.read_text()
     try:
         path.write_text(json.dumps(before))
@@ -405,22 +404,22 @@ def test_recommend_counts_unknown_events_also_after_an_interruption(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"admit_after": 1}, ["features.0.admit_after", "at least 2", "default_row", "found 1"]),
-        ({"hash_bucket_size": 9, "capacity": 65_536, "admit_after": 1}, ["features.0.unknown"]),
-        ({"unknown": "nothing"}, ["features.0.unknown", "zeros, default_row"]),
+        (
+            {"admit_after": 1},
+            ["tables.item_id.admit_after", "at least 2", "default_row", "found 1"],
+        ),
+        ({"unknown": "nothing"}, ["tables.0.unknown", "zeros, default_row"]),
     ],
 )
 def test_default_rows_that_nothing_would_train_are_refused(changes, words):
-    first, *others = CONFIG.features
-    features = (dataclasses.replace(first, shard_name="x", **changes), *others)
     with pytest.raises(UserError) as caught:
-        validate(dataclasses.replace(CONFIG, features=features))
+        validate(small.with_table(CONFIG, "item_id", **changes))
     for word in words:
         assert word in str(caught.value)
 
 
-def test_features_of_one_table_agree():
-    *others, last = CONFIG.features
-    features = (*others, dataclasses.replace(last, unknown="zeros"))
-    with pytest.raises(UserError, match=r"features\.2\.unknown: expected default_row as in feat"):
-        validate(dataclasses.replace(CONFIG, features=features))
+def test_default_rows_are_for_tables_that_grow():
+    config = dataclasses.replace(small.config(), tables=CONFIG.tables)
+    config = small.with_table(config, "item_id", capacity=65_536, admit_after=1)
+    with pytest.raises(UserError, match=r"tables\.item_id\.unknown: expected zeros, because only"):
+        validate(config)

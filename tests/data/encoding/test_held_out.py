@@ -428,8 +428,9 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("timed") / "log"
     rows = timed_rows(directory)
     config = job(directory, tmp_path_factory.mktemp("run"), train_steps=6, save_steps=6)
-    time = FeatureConfig(name="timestamp", emb_dim=4, hash_bucket_size=1000, init_std=0.5)
+    time = FeatureConfig(name="timestamp", emb_dim=4, hash_bucket_size=1000)
     config = dataclasses.replace(config, features=(*config.features, time))
+    config = small.with_table(config, "timestamp", init_std=0.5)
     config = split_by_time(config, "700", validation_at="500", every_steps=3, batch_size=32)
     assert not train(config, one_device())
     return config, rows

@@ -514,9 +514,9 @@ def test_what_is_held_out_does_not_get_into_training_by_a_file(tmp_path):
     not (DATA / "ml-1m").is_dir(), reason="MovieLens is not at ../shared/data/ml-1m"
 )
 def test_movielens_without_the_last_event_of_each_user():
-    config = load_file(REPO / "configs" / "ml1m.py")
+    config = dataclasses.replace(load_file(REPO / "configs" / "ml1m.py"), tables=())
     config = change(config, "item_id", hash_bucket_size=0, hash_type=None)
-    config = change(config, "cate_id", hash_bucket_size=65_536, capacity=65_536)
+    config = change(config, "cate_id", hash_bucket_size=65_536)
     config = dataclasses.replace(
         config, io=dataclasses.replace(config.io, data_paths=str(DATA / "ml-1m"))
     )

@@ -1,0 +1,47 @@
+"""Keys whose value is one of several kinds, each with keys of its own.
+
+A kind is a frozen dataclass with its name as `kind`; `None`, where a key may have it, is "none".
+JSON has the name beside the keys, `{"kind": "cosine", "steps": null, …}`. On the command line
+`--lr.decay cosine` chooses a kind and `--lr.decay.steps 100` sets a key of it.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+NONE = "none"
+
+
+def kinds(hint: Any) -> dict[str, type | None]:
+    """The dataclasses that a value of this type may be, by the names of their kinds.
+
+    Of a type that is no choice between kinds, nothing.
+    """
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return {}
+    found: dict[str, type | None] = {}
+    for each in typing.get_args(hint):
+        if dataclasses.is_dataclass(each):
+            found[kind_of(each)] = typing.cast(type, each)
+        elif each is not type(None):
+            return {}
+        else:
+            found[NONE] = None
+    return found
+
+
+def kind_of(value: Any) -> str:
+    """The name of the kind of a value, or of its class."""
+    return NONE if value is None else value.kind
+
+
+def required(cls: type) -> list[str]:
+    """The keys of a dataclass that have no default."""
+    return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+
+
+def types_of(cls: type) -> dict[str, Any]:
+    """The types of the fields of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

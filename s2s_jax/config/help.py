@@ -1,0 +1,116 @@
+"""`--help` of the keys of a configuration: all of them, with their values and meanings."""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from s2s_jax.config import choices
+from s2s_jax.config.overrides import NAMED, all_choices, parse
+from s2s_jax.config.schema import Config
+
+
+def print_help(config: Config, prog: str) -> None:
+    """Prints every key with its type, default (the value in `config`) and meaning."""
+    shown = _shown(config)
+    with contextlib.suppress(SystemExit):
+        parse(type(shown), shown, ["--help"], prog)
+
+
+def texts(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            found[field.target.id] = inspect.cleandoc(str(after.value.value))
+    return found
+
+
+class _Field(NamedTuple):
+    """A field of a dataclass that is made for its help alone.
+
+    Attributes:
+      name: on the command line, after that of its section and a dot.
+      hint: its type.
+      value: its default.
+      text: its meaning; None: that of its type.
+    """
+
+    name: str
+    hint: Any
+    value: Any
+    text: str | None = None
+
+
+def _shown(config: Config) -> Any:
+    """The configuration with the keys of all kinds, and with the names of features and tables."""
+    choosing = {path.split(".")[0] for path in all_choices(config)}
+    fields = []
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        if section.name in NAMED:
+            part = _made([_Field(each.name, type(each), each) for each in part], "")
+        elif section.name in choosing:
+            part = _made(list(_flat(part)), inspect.getdoc(type(part)) or "")
+        fields.append(_Field(section.name, type(part), part))
+    return _made(fields, inspect.getdoc(Config) or "")
+
+
+def _flat(part: Any) -> Iterator[_Field]:
+    """The fields of a section; after a key that has several kinds, those of all kinds."""
+    meanings = texts(type(part))
+    for name, hint in choices.types_of(type(part)).items():
+        value, kinds = getattr(part, name), choices.kinds(hint)
+        if not kinds:
+            yield _Field(name, hint, value, meanings[name])
+            continue
+        yield _Field(name, Literal[tuple(kinds)], choices.kind_of(value), meanings[name])
+        keys: dict[str, _Field] = {}
+        for kind, cls in kinds.items():
+            for field in _fields_of_kind(name, kind, cls, value):
+                earlier = keys[field.name].text if field.name in keys else None
+                text = field.text if earlier is None else f"{earlier}. {field.text}"
+                keys[field.name] = field._replace(text=text)
+        yield from keys.values()
+
+
+def _fields_of_kind(path: str, kind: str, cls: type | None, value: Any) -> Iterator[_Field]:
+    if cls is None:
+        return
+    meanings = texts(cls)
+    for field in dataclasses.fields(cls):
+        hint, default = choices.types_of(cls)[field.name], field.default
+        if isinstance(value, cls):
+            default = getattr(value, field.name)
+        elif default is dataclasses.MISSING:
+            hint, default = hint | None, None
+        yield _Field(f"{path}.{field.name}", hint, default, f"Of {kind}: {meanings[field.name]}")
+
+
+def _made(fields: Sequence[_Field], text: str) -> Any:
+    """A dataclass that looks to tyro as if it had these fields, with their values."""
+    hints = [
+        (
+            f"field{number}",
+            Annotated[field.hint, tyro.conf.arg(name=field.name, help=field.text)],
+            dataclasses.field(default=field.value),
+        )
+        for number, field in enumerate(fields)
+    ]
+    cls = dataclasses.make_dataclass(
+        "Shown", hints, namespace={"__doc__": text}, frozen=True, kw_only=True
+    )
+    return typing.cast(Any, cls)()

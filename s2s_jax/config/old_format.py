@@ -1,0 +1,78 @@
+"""Reads the `config.json` of earlier versions.
+
+Format 1 (s2s_jax 0.1, which did not write the number) had the settings of a table on each feature that
+reads it, and pairs of keys where there are kinds now.
+"""
+
+from typing import Any
+
+from s2s_jax.config.features import GROWING_KEYS
+
+# What `Config.to_json` writes.
+FORMAT = 2
+
+_OF_TABLE = ("init_std", *GROWING_KEYS)
+
+_Values = dict[str, Any]
+
+
+def to_present_format(values: _Values) -> _Values:
+    """The JSON object of a `config.json` as the present version writes it, without format and version.
+
+    Raises:
+      ValueError: it is of a later format.
+    """
+    found = values["format"] if "format" in values else 1
+    if found > FORMAT:
+        raise ValueError(
+            f"it is of format {found}, written by s2s_jax {values['s2s_jax']}, and this version knows "
+            f"formats up to {FORMAT}; use that version"
+        )
+    values = {name: each for name, each in values.items() if name not in ("format", "s2s_jax")}
+    return values if found == FORMAT else _from_1(values)
+
+
+def _from_1(values: _Values) -> _Values:
+    values = dict(values)
+    if "features" in values:
+        values["tables"] = _tables(values["features"])
+        values["features"] = [_without(feature, _OF_TABLE) for feature in values["features"]]
+    for section, change in (("lr", _lr), ("loss", _loss)):
+        if section in values:
+            values[section] = change(values[section])
+    return values
+
+
+def _tables(features: list[_Values]) -> list[_Values]:
+    tables: dict[str, _Values] = {}
+    for feature in features:
+        name = _value(feature, "shard_name", None) or feature["name"]
+        settings = {key: feature[key] for key in _OF_TABLE if key in feature}
+        # Features that share a table agree.
+        tables[name] = {"name": name} | settings
+    return list(tables.values())
+
+
+def _lr(lr: _Values) -> _Values:
+    kind = _value(lr, "decay", "constant")
+    decay: _Values = {"kind": kind}
+    if kind != "constant":
+        decay |= {
+            "steps": _value(lr, "decay_steps", None),
+            "final_ratio": _value(lr, "final_ratio", 0.0),
+        }
+    return _without(lr, ("decay_steps", "final_ratio")) | {"decay": decay}
+
+
+def _loss(loss: _Values) -> _Values:
+    log_q = _value(loss, "log_q_from", "catalogue") if _value(loss, "log_q", False) else "none"
+    return _without(loss, ("log_q_from",)) | {"log_q": log_q}
+
+
+def _value(values: _Values, key: str, default: Any) -> Any:
+    """The value of a key, or what stood for it before it existed."""
+    return values[key] if key in values else default
+
+
+def _without(values: _Values, keys: tuple[str, ...]) -> _Values:
+    return {key: value for key, value in values.items() if key not in keys}
