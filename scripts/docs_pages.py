@@ -11,17 +11,16 @@ in a page is replaced by the result of the function with that name in `GENERATED
 is replaced by that file of the repository, with its links adapted to the page.
 """
 
-import ast
 import dataclasses
 import inspect
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from s2s_jax.config import choices, help
 from s2s_jax.config.checks import spell
 from s2s_jax.config.schema import Config
 
@@ -29,7 +28,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 _INCLUDED = re.compile(r"^<!-- included: ([\w./-]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
-# The pages of the site for files of the repository.
+# Where files of the repository stand in the site.
 _PAGE_OF = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -59,50 +58,70 @@ def included(name: str) -> str:
 # ------------------------------------------------------------------------------- configuration
 
 
-class Section(typing.NamedTuple):
-    """A table of keys.
+class Key(NamedTuple):
+    """A key of the configuration.
 
     Attributes:
-      path: prefix of each key, without the dot; a name in capitals is a placeholder.
-      cls: the dataclass with the keys.
+      path: as the command line has it; a name in capitals is to be replaced.
+      kinds: of those kinds that the key before it may have; () if it is always there.
+      hint: its type.
+      default: `dataclasses.MISSING` if it must be given.
+      text: its meaning.
     """
 
     path: str
-    cls: type
-
-
-def sections(cls: type = Config, path: str = "") -> Iterator[Section]:
-    """Every dataclass of a `Config`, in the order of the schema."""
-    hints = typing.get_type_hints(cls)
-    own = [f for f in dataclasses.fields(cls) if not _dataclasses_in(hints[f.name])]
-    if own:
-        yield Section(path, cls)
-    for field in dataclasses.fields(cls):
-        for inner in _dataclasses_in(hints[field.name]):
-            place = f"{path}.{field.name}".lstrip(".")
-            if typing.get_origin(hints[field.name]) is tuple:
-                place += ".NAME"
-            yield from sections(inner, place)
+    kinds: tuple[str, ...]
+    hint: Any
+    default: Any
+    text: str
 
 
 def configuration() -> str:
     """The reference of all keys as Markdown, a table for each section."""
     parts = []
-    for section in sections():
-        parts.append(f"## {section.path}\n\n{_plain(inspect.getdoc(section.cls) or '')}\n")
+    hints = typing.get_type_hints(Config)
+    for section in dataclasses.fields(Config):
+        hint, path = hints[section.name], section.name
+        if typing.get_origin(hint) is tuple:
+            hint, path = typing.get_args(hint)[0], f"{path}.NAME"
+        parts.append(f"## {path}\n\n{_plain(inspect.getdoc(hint) or '')}\n")
         parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-        hints, texts = typing.get_type_hints(section.cls), _docstrings(section.cls)
-        for field in dataclasses.fields(section.cls):
-            if not _dataclasses_in(hints[field.name]):
-                parts.append(_row(section.path, field, hints[field.name], texts[field.name]))
+        parts += [_row(key) for key in keys(hint, path)]
         parts.append("")
     return "\n".join(parts)
 
 
-def _row(path: str, field: dataclasses.Field, hint: Any, text: str) -> str:
-    default = "required" if field.default is dataclasses.MISSING else _code(_shown(field.default))
-    key = f"`{path}.{field.name}`{{ #{path}.{field.name} }}"
-    return f"| {key} | {_type(hint)} | {default} | {_plain(text)} |"
+def keys(cls: type, path: str) -> Iterator[Key]:
+    """The keys of a section; after one that has several kinds, those of its kinds.
+
+    Args:
+      cls: the dataclass of the section.
+      path: of the section.
+    """
+    texts = help.texts(cls)
+    for field in dataclasses.fields(cls):
+        hint, place = choices.types_of(cls)[field.name], f"{path}.{field.name}"
+        kinds = choices.kinds(hint)
+        if not kinds:
+            yield Key(place, (), hint, field.default, texts[field.name])
+            continue
+        default = choices.kind_of(field.default)
+        yield Key(place, (), Literal[tuple(kinds)], default, texts[field.name])
+        of_kinds: dict[str, Key] = {}
+        for kind, inner in kinds.items():
+            for key in () if inner is None else keys(inner, place):
+                earlier = of_kinds[key.path] if key.path in of_kinds else key._replace(text="")
+                text = key.text if key.text in earlier.text else f"{earlier.text} {key.text}"
+                names = (*earlier.kinds, kind)
+                of_kinds[key.path] = key._replace(kinds=names, text=text.strip())
+        yield from of_kinds.values()
+
+
+def _row(key: Key) -> str:
+    default = "required" if key.default is dataclasses.MISSING else _code(_shown(key.default))
+    name = f"`{key.path}`{{ #{key.path} }}"
+    of = f"With {' or '.join(map(_code, key.kinds))}: " if key.kinds else ""
+    return f"| {name} | {_type(key.hint)} | {default} | {of}{_plain(key.text)} |"
 
 
 def _shown(value: Any) -> str:
@@ -118,35 +137,12 @@ def _type(hint: Any) -> str:
     return _code("None") if hint is type(None) else spell(hint)
 
 
-def _dataclasses_in(hint: Any) -> list[type]:
-    """The dataclasses in a type, such as those of a union or a tuple."""
-    if dataclasses.is_dataclass(hint):
-        return [typing.cast(type, hint)]
-    return [cls for arg in typing.get_args(hint) for cls in _dataclasses_in(arg)]
-
-
-def _docstrings(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
-    texts = {}
-    for field, after in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            texts[field.target.id] = inspect.cleandoc(str(after.value.value))
-    return texts
-
-
 def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|") + "`"
 
 
 def _plain(text: str) -> str:
-    """Text of a docstring for a table cell, with characters that are special in Markdown escaped."""
+    """Text of a docstring in a cell of a table: signs that Markdown would read are escaped."""
     parts = text.replace("\n", " ").split("`")
     outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
     inside = [part.replace("|", "\\|") for part in parts[1::2]]
