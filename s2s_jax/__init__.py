@@ -17,12 +17,16 @@ from s2s_jax.version import __version__
 if TYPE_CHECKING:
     from s2s_jax.config import (
         Config,
+        Constant,
+        Cosine,
         EvalConfig,
         FeatureConfig,
         IOConfig,
+        Linear,
         LossConfig,
         LRConfig,
         ModelConfig,
+        TableConfig,
         TrainConfig,
     )
     from s2s_jax.errors import NotFiniteError, UserError
@@ -34,17 +38,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "Constant",
+    "Cosine",
     "EvalConfig",
     "Evaluated",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
+    "Linear",
     "Log",
     "LossConfig",
     "ModelConfig",
     "NotFiniteError",
     "Recommendations",
     "Run",
+    "TableConfig",
     "TrainConfig",
     "UserError",
     "__version__",

@@ -17,6 +17,10 @@ def seconds_of(text: str) -> Fraction:
 
     Raises:
       ValueError: it is no time.
+
+    Examples:
+      >>> seconds_of("1970-01-02") == seconds_of("1970-01-02T01:00+01:00") == seconds_of("86400")
+      True
     """
     if re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII):
         return Fraction(text)

@@ -59,7 +59,13 @@ def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
 
 
 def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
-    """The reverse of `keys_of`: low and high word of ids."""
+    """The reverse of `keys_of`: low and high word of ids.
+
+    Examples:
+      >>> key = keys_of(jnp.array([5], jnp.uint32), jnp.array([0], jnp.uint32))
+      >>> [word.tolist() for word in ids_of(*key)]
+      [[5], [0]]
+    """
     swapped = (second ^ _SHIFT_HIGH[0], first ^ _SHIFT_LOW[0])
     high, low = _feistel(swapped, _ROUND_KEYS[::-1])
     return low, high
@@ -109,7 +115,12 @@ def is_there(keys_U2: jax.Array) -> jax.Array:
 
 
 def rank_among_equals(x_U: jax.Array) -> jax.Array:
-    """int32 `[U]`: how many equal ones stand before each."""
+    """int32 `[U]`: how many equal ones stand before each.
+
+    Examples:
+      >>> rank_among_equals(jnp.array([7, 9, 7, 7])).tolist()
+      [0, 0, 1, 2]
+    """
     number_U = jnp.arange(x_U.size, dtype=jnp.int32)
     sorted_U, from_U = jax.lax.sort((x_U, number_U), num_keys=1, is_stable=True)
     begins_U = jnp.append(True, sorted_U[1:] != sorted_U[:-1])

@@ -91,7 +91,12 @@ def table_specs(
 
 
 def usable_capacity(rows: int) -> int:
-    """The least capacity of at least `rows` that a growing table can have: a power of two buckets."""
+    """The least capacity of at least `rows` that a growing table can have: a power of two buckets.
+
+    Examples:
+      >>> usable_capacity(1), usable_capacity(5000)
+      (4096, 8192)
+    """
     buckets = math.ceil(rows / (NUM_SEGMENTS * SLOTS))
     return NUM_SEGMENTS * SLOTS * 2 ** (buckets - 1).bit_length()
 
@@ -105,6 +110,11 @@ def rows_of_buckets(spec: TableSpec, buckets: jax.Array) -> jax.Array:
 
     Returns:
       int32 rows; `spec.rows`, one past the end, where there is no id.
+
+    Examples:
+      >>> spec = TableSpec("item_id", buckets=300, emb_dim=8, init_std=0.1, features=("item_id",))
+      >>> rows_of_buckets(spec, jnp.array([0, 1, 256, -1])).tolist()  # segments have 2 rows
+      [0, 2, 1, 512]
     """
     rows = buckets % NUM_SEGMENTS * spec.segment_rows + buckets // NUM_SEGMENTS
     return jnp.where(buckets >= 0, rows, spec.rows)

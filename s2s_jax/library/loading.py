@@ -21,11 +21,12 @@ def load(
     Raises:
       UserError: the file cannot be loaded, there is no such key, or a value is impossible.
 
-    >>> config = load("configs/quickstart.py", {"model.num_layers": 1, "lr.clip_norm": None})
-    >>> config.model.num_layers
-    1
-    >>> load("configs/quickstart.py", ["--model.num_layers", "1"]) == config
-    True
+    Examples:
+      >>> config = load("configs/quickstart.py", {"model.num_layers": 1, "lr.clip_norm": None})
+      >>> config.model.num_layers
+      1
+      >>> config == load("configs/quickstart.py", ["--model.num_layers", "1"])
+      True
     """
     if isinstance(overrides, Mapping):
         overrides = [word for key, value in overrides.items() for word in _words(key, value)]

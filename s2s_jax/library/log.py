@@ -12,11 +12,13 @@ from s2s_jax.errors import UserError
 class Log:
     """ORC files with a row for each user, read when asked for.
 
-    >>> log = read_log(example_log)
-    >>> log.rows, log.column_names
-    (90, ['item_id', 'behavior_id', 'tags'])
-    >>> log.head(2).num_rows
-    2
+    Examples:
+      >>> log = read_log("data/quickstart")
+      >>> log
+      Log of 2,000 rows in 4 files: user_id, item_id, cate_id, behavior_id, timestamp
+      >>> histories = log.head(3).to_pylist()
+      >>> sorted(histories[0])
+      ['behavior_id', 'cate_id', 'item_id', 'timestamp', 'user_id']
     """
 
     def __init__(self, files: tuple[orc.OrcFile, ...]):

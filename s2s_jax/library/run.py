@@ -48,17 +48,21 @@ class Run:
     What is only read of files needs no device. The model is restored, and the items are read from the
     log, when they are first asked for.
 
-    >>> run = Run(example_run)
-    >>> run.steps
-    [10, 20]
-    >>> run.metrics().column_names[:3]
-    ['step', 'loss', 'hit_rate']
-    >>> history = {"item_id": [3, 4, 5], "behavior_id": [0, 0, 1], "tags": [[3], [4], [5]]}
-    >>> items, scores = run.recommend([history], k=2)
-    >>> len(items[0]), len(scores[0])
-    (2, 2)
-    >>> run.encode([history]).shape
-    (1, 16)
+    Examples:
+      >>> run = Run("runs/quickstart")
+      >>> run.metrics().column_names[:3]
+      ['step', 'loss', 'hit_rate']
+      >>> history = {
+      ...     "item_id": [17, 4, 4],
+      ...     "cate_id": [3, 1, 1],
+      ...     "behavior_id": ["pv", "pv", "buy"],
+      ...     "timestamp": ["1700000000", "1700000060", "1700000100"],
+      ... }
+      >>> items, scores = run.recommend([history], k=5)
+      >>> len(items[0]), scores[0] == sorted(scores[0], reverse=True)
+      (5, True)
+      >>> run.encode([history]).shape
+      (1, 64)
     """
 
     def __init__(

@@ -39,8 +39,11 @@ def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
         trained is saved.
       NotFiniteError: loss or gradient is not finite; the newest checkpoint is from before.
 
-    >>> config = load("configs/quickstart.py", {"io.data_paths": example_log, ...})  # doctest: +SKIP
-    >>> run = train(config)  # doctest: +SKIP
+    Examples:
+      >>> from s2s_jax.library.loading import load
+      >>> config = load("configs/quickstart.py", {"model.num_layers": 1, "train.train_steps": 2})
+      >>> train(config).steps
+      [2]
     """
     validate(config)
     if jax.process_count() > 1:

@@ -163,7 +163,12 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def sequence_positions(sequence_BL: jax.Array) -> jax.Array:
-    """int32 `[B, L]`: the index of each position within its sequence."""
+    """int32 `[B, L]`: the index of each position within its sequence.
+
+    Examples:
+      >>> sequence_positions(jnp.array([[4, 4, 4, 7, 7]])).tolist()
+      [[0, 1, 2, 0, 1]]
+    """
     index_1L = jnp.arange(sequence_BL.shape[1], dtype=jnp.int32)[None]
     begins_BL = jnp.diff(sequence_BL, axis=1, prepend=sequence_BL[:, :1]) != 0
     return index_1L - jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)

@@ -42,6 +42,11 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
 
     Raises:
       ValueError: a user has no target, or there is no user.
+
+    Examples:
+      >>> values = user_values(np.array([0, 2, 12]), cutoffs=[10])
+      >>> values["hr@10"].tolist(), values["ndcg@10"].tolist()
+      ([1.0, 1.0, 0.0], [1.0, 0.5, 0.0])
     """
     # Ranks of 32 bits come from devices; "no rank" below needs more.
     rank_UT = np.asarray(rank_UT, np.int64)
@@ -194,6 +199,10 @@ def popularity_ranks(
       target_U: int item of each user; the rank of one that is not in the catalogue is I.
       seen: items that do not count. The target is ranked even if it is one of them. None: all items
         count.
+
+    Examples:
+      >>> popularity_ranks(np.array([5, 9, 7, 7]), target_U=np.array([1, 2, -1])).tolist()
+      [0, 2, 4]
     """
     count_I = np.asarray(count_I)
     known_U = (target_U >= 0) & (target_U < count_I.size)

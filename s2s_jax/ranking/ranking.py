@@ -130,6 +130,14 @@ def top_k(
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
+
+    Examples:
+      >>> from s2s_jax.cluster.mesh import make_mesh
+      >>> items = make_catalogue(np.array([[1.0, 0], [0, 1], [0.5, 0]]), make_mesh(jax.devices()[:1]))
+      >>> top_k(np.array([[2.0, 1]]), items, k=2).score_BK.tolist()
+      [[2.0, 1.0]]
+      >>> top_k(np.array([[2.0, 1]]), items, k=2).index_BK.tolist()  # of equals the first
+      [[0, 1]]
     """
     if k < 1:
         raise ValueError(f"expected k of at least 1, found {k}")

@@ -113,6 +113,11 @@ def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> 
       peak: the largest rate.
       clock: of the run. None, as for evaluating, which takes no steps: steps are counted, and a decay
         that ends with the run (`steps` None) does not begin.
+
+    Examples:
+      >>> rate = learning_rate(LRConfig(warmup_steps=4), peak=0.1)
+      >>> [round(float(rate(step)), 3) for step in range(6)]
+      [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
     """
     warmup = config.warmup_steps
     after = _decay(config, peak, clock)

@@ -61,6 +61,12 @@ class Order:
     Attributes:
       rows: N.
       shards: V.
+
+    Examples:
+      >>> order = Order([3, 2], shards=1, block_rows=4, shuffle=True, seed=42)
+      >>> rows = order.block(BlockKey(epoch=0, shard=0, number=0)).order
+      >>> sorted(rows.tolist())
+      [0, 1, 2, 3, 4]
     """
 
     def __init__(
@@ -193,6 +199,10 @@ def draws(size: int, *key: int) -> np.ndarray:
     NumPy's own generators promise no such thing.
 
     Outputs of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+
+    Examples:
+      >>> [hex(x) for x in draws(2)]  # the second and the third of splitmix64 for the seed 0
+      ['0x6e789e6aa1b965f4', '0x6c45d188009454f']
     """
     state = np.uint64(0)
     for part in key:

@@ -31,6 +31,12 @@ def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | N
 
     Returns:
       Numbers of the sequences of each row, None if they do not fit this way.
+
+    Examples:
+      >>> lay_out([3, 2, 4], bins=2, room=5)
+      [[2], [0, 1]]
+      >>> lay_out([3, 3, 3], bins=2, room=5) is None
+      True
     """
     contents: list[list[int]] = [[] for _ in range(bins)]
     # Rows by the room they have left, the fullest first; equal ones by number.

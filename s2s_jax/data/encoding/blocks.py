@@ -33,7 +33,12 @@ class Block(NamedTuple):
 
 
 def starts(lengths: np.ndarray) -> np.ndarray:
-    """`[0, l0, l0 + l1, …]`, int64."""
+    """`[0, l0, l0 + l1, …]`, int64.
+
+    Examples:
+      >>> starts(np.array([3, 0, 2])).tolist()
+      [0, 3, 3, 5]
+    """
     ends = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     return ends
@@ -135,6 +140,10 @@ def padded(values_PC: np.ndarray, length_B: np.ndarray, seq_len: int) -> np.ndar
       values_PC: int32, positions of all rows.
       length_B: positions of each row, at most `seq_len`; a negative one has none.
       seq_len: L.
+
+    Examples:
+      >>> padded(np.array([[7], [8], [9]], np.int32), np.array([2, 1]), 2)[..., 0].tolist()
+      [[7, 8], [9, -1]]
     """
     ids_BLC = np.full((len(length_B), seq_len, values_PC.shape[1]), NO_ID, np.int32)
     real_BL = np.arange(seq_len) < length_B[:, None]

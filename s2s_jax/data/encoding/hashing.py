@@ -37,6 +37,10 @@ def hash_strings(strings: pa.Array, hash_type: HashType) -> np.ndarray:
 
     Returns:
       uint64 array of its length.
+
+    Examples:
+      >>> hash_strings(pa.array(["", "tea"]), "farm")[0] == 0x9AE16A3B2F90404F
+      np.True_
     """
     assert strings.null_count == 0, "drop nulls before hashing"
     if pa.types.is_dictionary(strings.type):
@@ -110,6 +114,10 @@ def to_buckets(ids_T: np.ndarray, buckets: int) -> np.ndarray:
 
     Returns:
       int32 `[T]` in `[0, buckets)`.
+
+    Examples:
+      >>> to_buckets(np.array([3, 12, -1]), 10).tolist()  # -1 is 2^64 - 1
+      [3, 2, 5]
     """
     ids_T, size = ids_T.view(np.uint64), np.uint64(buckets)
     if ids_T.max(initial=0) < size:
@@ -132,6 +140,10 @@ def to_positive_ids(hashes_T: np.ndarray) -> np.ndarray:
 
     Returns:
       int64 `[T]`, never negative.
+
+    Examples:
+      >>> to_positive_ids(np.array([7, 2**63 + 7], np.uint64)).tolist()
+      [7, 7]
     """
     return (hashes_T & np.uint64(2**63 - 1)).view(np.int64)
 

@@ -67,6 +67,11 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 
     Raises:
       NotANumberError: the op needs times, and a text is none.
+
+    Examples:
+      >>> hours = FeatureConfig(name="hour", op="hour_of_day", utc_offset_hours=2, hash_bucket_size=24)
+      >>> to_buckets(pa.array([0, 82_800]), hours).tolist()
+      [2, 1]
     """
     if feature.op == "bucketize":
         numbers_T = values.to_numpy(zero_copy_only=False)
@@ -131,6 +136,12 @@ def time_gaps(
 
     Raises:
       NotANumberError: a text is no time.
+
+    Examples:
+      >>> gap = FeatureConfig(name="gap", op="time_gap", hash_bucket_size=32)
+      >>> there, first = np.array([True] * 4), np.array([True, False, False, True])
+      >>> time_gaps(pa.array([100, 101, 109, 50]), there, first, gap).tolist()
+      [0, 2, 5, 0]
     """
     times_T, per_second = times(values, feature)
     times_P = np.zeros(len(there_P), np.int64)

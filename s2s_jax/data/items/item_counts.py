@@ -264,7 +264,12 @@ def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
 
 
 def codes_of(ids_PW: np.ndarray) -> np.ndarray:
-    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` where there is none in either."""
+    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` where there is none in either.
+
+    Examples:
+      >>> codes_of(np.array([[5, 0], [5, 1], [-1, -1]], np.int32)).tolist()
+      [5, 4294967301, -1]
+    """
     if ids_PW.shape[1] == 1:
         return ids_PW[:, 0].astype(np.int64)
     return np.ascontiguousarray(ids_PW).astype("<i4", copy=False).view("<i8")[:, 0].astype(np.int64)

@@ -29,6 +29,11 @@ def distinct(user_T: np.ndarray, item_T: np.ndarray) -> Seen:
     Args:
       user_T: int users, in any order.
       item_T: int items; pairs with a negative one are left out.
+
+    Examples:
+      >>> user, item = distinct(np.array([1, 0, 1, 1]), np.array([5, 5, 5, -1]))
+      >>> user.tolist(), item.tolist()
+      ([0, 1], [5, 5])
     """
     there_T = item_T >= 0
     pair_T = user_T[there_T].astype(np.int64) << 32 | item_T[there_T].astype(np.int64)

@@ -1,0 +1,40 @@
+"""The examples in docstrings, which are the first that a reader tries, give what they say."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+from places import REPO
+
+MODULES = sorted(
+    ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+    for path in (REPO / "s2s_jax").rglob("*.py")
+    if ">>>" in path.read_text()
+)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A directory like a checkout in which `make quickstart` has run, though not for as long."""
+    import s2s_jax as s2s
+    from s2s_jax.data.logs.synthesize import Settings, synthesize
+
+    directory = tmp_path_factory.mktemp("quickstart")
+    (directory / "configs").symlink_to(REPO / "configs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(directory)
+        synthesize(Settings(out=Path("data/quickstart")))
+        changes = {"train.train_steps": 2, "train.log_steps": 1, "model.num_layers": 1}
+        s2s.train(s2s.load("configs/quickstart.py", changes))
+    return directory
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name, request, monkeypatch):
+    module = importlib.import_module(name)
+    if name.startswith("s2s_jax.library"):
+        monkeypatch.chdir(request.getfixturevalue("place"))
+    failed, attempted = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert attempted > 0
+    assert failed == 0
