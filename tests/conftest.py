@@ -8,31 +8,33 @@ import hypothesis
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile much and compute little: without LLVM's optimizations and XLA's fusion emitters, compiles
-# take a quarter of the time. The last of two equal flags counts, so this tests what users run:
-# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
+# Tests compile a lot and compute little: without LLVM's optimizations and XLA's fusion emitters,
+# compiling takes a quarter of the time. The last of two equal flags counts, so this tests the programs
+# that users run: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
 _FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones have no others.
+if importlib.metadata.version("jaxlib").startswith(
+    "0.10."
+):  # Later versions have no other emitters.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
-# Tests build the same step again and again: compile it once a session, for all workers and in child
-# processes too. Only on one device: for several, XLA:CPU must not load programs (see `training.mesh`).
+# Many tests build the same step: it is compiled once per session, for all workers and child processes.
+# Only for one device: XLA:CPU must not load cached programs for several (see `cluster.mesh`).
 _CACHE = tempfile.TemporaryDirectory(prefix="s2s_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-# How long one example takes says nothing on a machine that is busy with other tests.
+# The time of one example means nothing on a machine that is busy with other tests.
 hypothesis.settings.register_profile("s2s_jax", deadline=None)
 hypothesis.settings.load_profile("s2s_jax")
 
 
 @pytest.fixture(autouse=True)
 def _cache_for_one_device():
-    """Meshes of several devices turn the cache of compiled programs off, for the rest of the process."""
+    """Meshes of several devices turn the compilation cache off for the rest of the process."""
     yield
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -43,7 +45,7 @@ def _cache_for_one_device():
 
 
 def _load_for_one_device_only() -> None:
-    """A test may compile for several devices after another one turned the cache on again."""
+    """A test may compile for several devices after another test turned the cache on again."""
     from jax._src import compiler
 
     read = compiler._cache_read

@@ -1,4 +1,4 @@
-"""Benchmarks that only matter on GPUs: that they run."""
+"""Checks that benchmarks for GPUs run."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from places import REPO
 
 @pytest.mark.slow
 def test_a_step_falls_apart_into_shares():
-    """Of a tiny model; a table that grows would take too long to compile."""
+    """With a tiny model; a growing table would take too long to compile."""
     sizes = {
         "io.batch_size": 2,
         "model.seq_len": 16,
@@ -22,7 +22,7 @@ def test_a_step_falls_apart_into_shares():
     command = [sys.executable, "benchmarks/breakdown.py", "--config", "configs/quickstart.py"]
     command += ["--steps", "1", "--rounds", "1"]
     command += [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
-    # Compiled quickly instead of well.
+    # Compiles quickly instead of well.
     environment = {
         "PYTHONPATH": str(REPO),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",

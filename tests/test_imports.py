@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: imports point one way, and data/ never imports JAX."""
+"""Rules that a reader can rely on: imports go in one direction, and data/ never imports JAX."""
 
 import ast
 import subprocess
@@ -56,7 +56,7 @@ def test_imports_point_one_way():
         for name in imports(path):
             if name.startswith("s2s_jax."):
                 assert ORDER.index(room(name)) <= ORDER.index(here), f"{path} imports {name}"
-    # data has no business with tables and models, nor embedding with models, nor the reverse.
+    # data does not depend on tables or models, embedding not on models, and models not on embedding.
     for path in PACKAGE.glob("embedding/*.py"):
         assert not any(n.startswith("s2s_jax.data.") for n in imports(path))
     for path in PACKAGE.glob("model/*.py"):
@@ -66,7 +66,7 @@ def test_imports_point_one_way():
 
 
 def test_data_room_never_imports_jax():
-    """Grain may, for helpers of its own; files, features and hashing start without it."""
+    """Grain may import JAX for its helpers; files, features and hashing work without it."""
     for path in PACKAGE.glob("data/**/*.py"):
         assert not any(n.split(".")[0] in ("jax", "flax", "optax", "orbax") for n in imports(path))
     modules = "s2s_jax.data.encoding.features, s2s_jax.data.batching.order"

@@ -1,4 +1,4 @@
-"""One number, wherever a person or a program reads it."""
+"""The version is the same everywhere."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Addresses of other stores are refused by name, by every door and for every option and key."""
+"""Every command refuses addresses of other stores by name, for every option and key."""
 
 import dataclasses
 import importlib
@@ -19,7 +19,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 
 DOORS = sorted({*main._MODULES.values(), "s2s_jax.cli.newest_step"})
-# What each must be given besides, none of which is ever looked at.
+# Required arguments of each command; their values are never used.
 NEEDED = {
     "s2s_jax.cli.train": [],
     "s2s_jax.cli.newest_step": [],
@@ -36,11 +36,11 @@ CONFIG = str(REPO / "configs/quickstart.py")
 
 
 class Asked(Exception):
-    """Carries the parser of a door, before it parses."""
+    """Carries the parser of a command, before it parses."""
 
 
 def options_of(door: str, monkeypatch) -> list[str]:
-    """Options that take a text or a path; "" for a positional one."""
+    """Options that take a text or a path; "" for a positional argument."""
     module = importlib.import_module(door)
     if hasattr(module, "Settings"):
         hints = typing.get_type_hints(module.Settings)

@@ -1,4 +1,4 @@
-"""A log of several rows a user, whose ids share rows of the table: each door says what it means."""
+"""A log with several rows per user and ids that share table rows: every command warns about it."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def test_what_each_door_says(tmp_path, capsys):
     )
     out = tmp_path / "evaluation.json"
     assert evaluate.main(["--config", str(file), "--out", str(out)]) == 0
-    # Ids 0 to 9 and 30 to 39 share rows.
+    # Ids 0 to 9 share table rows with ids 30 to 39.
     rows = [[n % 40, n % 7 + 3 * day, 5] for day in range(2) for n in range(40)]
     shared = sum(item < 10 or item >= 30 for row in rows for item in row) / 240
     assert json.loads(out.read_text())["metrics"]["eval/shared_rows"] == shared
@@ -65,7 +65,7 @@ def test_what_each_door_says(tmp_path, capsys):
     assert "10 more ids of the log share a row of the table with an item" in told
     assert "40 (100.0%) of the 40 users looked at have more than one row (column user_id)" in told
 
-    # A log of which no row has a history, or can be read, is no success.
+    # A log without any history, or without any readable row, is an error.
     write_log(tmp_path / "empty.orc", [{"user_id": 1, "item_id": None}], types)
     arguments[3] = str(tmp_path / "empty.orc")
     with pytest.raises(UserError, match=r"^--input: no row of .* has a history that can be read"):

@@ -1,4 +1,4 @@
-"""Jobs of several processes, started for real: `jax.distributed` with CPU devices on this machine."""
+"""Jobs of several real processes: `jax.distributed` with CPU devices on this machine."""
 
 import dataclasses
 import os
@@ -53,7 +53,7 @@ def start(
     pause: float = 0.0,
     directories: tuple[Path, ...] = (),
 ):
-    """Processes 0 to `count` - 1, with `devices` devices each, in `directories` or this one."""
+    """Starts processes 0 to `count` - 1, with `devices` devices each, in `directories` or this one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -83,7 +83,7 @@ def start(
 
 
 def finish(processes, timeout: float = 150) -> list[tuple[int, str]]:
-    """Exit code and messages of each."""
+    """Exit code and messages of each process."""
     deadline, ended = time.monotonic() + timeout, []
     try:
         for process in processes:
@@ -128,7 +128,7 @@ def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     np.testing.assert_allclose(learned(tmp_path / "one"), two, rtol=1e-5)
     moved = tmp_path / "moved"
     first = make_job(log, moved, train_steps=13)
-    # Without threads, batches are laid on the devices where hidden copies are refused.
+    # Without threads, batches are put on the devices where implicit transfers are refused.
     first = dataclasses.replace(first, io=dataclasses.replace(first.io, thread_num=0))
     ended = finish(start(first, tmp_path, 2, 2))
     assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_others_and_the_job_continues(straight, log, t
 
 
 def test_processes_with_other_files_are_refused(log, tmp_path):
-    """The same relative path leads to other files on one of them."""
+    """The same relative path leads to different files on one of them."""
     small.write_log(tmp_path / "other", USERS, seed=3)
     for name, target in (("a", log), ("b", tmp_path / "other")):
         (tmp_path / name).mkdir()
@@ -186,7 +186,7 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
 
 @pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
-    """The log has not arrived on one of them; the other waits for it, and is told."""
+    """The log is missing on one of them; the other one is waiting, and gets to know."""
     for host, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         if host != guilty:
@@ -197,14 +197,14 @@ def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
     assert ended[guilty][0] == EXIT_USER_ERROR, ended
     assert "error: io.data_paths: log does not exist" in ended[guilty][1]
     assert ended[1 - guilty][0] == EXIT_STOPPED, ended
-    # By what that one said, or by the end of its connections.
+    # It knows from the other's message, or from the end of its connections.
     words = f"host {guilty} of the job has ended|another host of the job is gone"
     assert re.search(words, ended[1 - guilty][1]), ended
     assert not any("Traceback" in told for _, told in ended), ended
 
 
 def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
-    """The numbers of all hosts are made up here: this one's and another one's."""
+    """The numbers of both hosts, this one and another one, are made up."""
 
     def of_all(*facts):
         return np.array([facts, other.pop(0)], np.uint32)
@@ -218,7 +218,7 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
     assert next(items) == 1
     with pytest.raises(Stopped, match="another host"):
         next(items)
-    # One of them could not read what the other has next.
+    # One of them could not read what the other one has next.
     other = [(0, same[0]), (0, 0)]
     with pytest.raises(UserError, match="host 1 reads other rows than host 0"):
         list(hosts.in_step([1, 2], lambda item: item))

@@ -15,7 +15,7 @@ from s2s_jax.cluster import hosts
 from s2s_jax.data.logs import synthesize
 from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
 
-# Takes the interpreter's place: serves `-c` and otherwise notes its start and does as it is told.
+# Replaces the interpreter: runs `-c`, otherwise records its start and behaves as instructed.
 STAND_IN = f"""#!/usr/bin/env bash
 if [[ $1 == -c || $2 == s2s_jax.cli.newest_step ]]; then exec {sys.executable} "$@"; fi
 # Before the note, which is what the signal waits for.
@@ -79,11 +79,11 @@ ARGUMENTS = "-m s2s_jax.train --config a.py --io.data_paths a log"
         ("75 0", "0", 75, 1),
         ("2 0", "2", 2, 1),
         ("75 3 0", "5", 3, 2),
-        # What one of them says about a mistake outweighs what the others say about losing it.
+        # The code of a mistake outranks the codes of the others, which lost that process.
         ("75/2 0", "2", 2, 1),
         ("2/75 0", "2", 2, 1),
         ("134/3 0", "2", 3, 1),
-        # A process that was killed, and one that lost it.
+        # A killed process, and one that lost it.
         ("137/75 0", "1", 0, 2),
         ("75/137", "0", 75, 1),
         ("137 137", "1", 137, 2),
@@ -165,7 +165,7 @@ def test_a_signal_reaches_all_and_nothing_starts_again(launch, keys):
         time.sleep(0.05)
     time.sleep(0.2)
     if keys:
-        # What a terminal does at Ctrl-C: all processes in the foreground get it.
+        # Like Ctrl-C in a terminal: all processes in the foreground get it.
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ def test_a_signal_reaches_all_and_nothing_starts_again(launch, keys):
 
 
 def test_flags_for_gpus_are_known_and_those_of_the_user_win(tmp_path):
-    # A flag that this XLA does not know would end every process.
+    # A flag unknown to this XLA would end every process.
     script = 'source launch/gpu_env.sh && exec "$0" -c "$1"'
     code = "import os, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
     mine = "--xla_gpu_enable_latency_hiding_scheduler=false"
@@ -191,7 +191,7 @@ def test_flags_for_gpus_are_known_and_those_of_the_user_win(tmp_path):
     assert len(done.stdout.split()) > 1
 
 
-# SLURM's commands. srun runs two tasks and returns the highest code, as SLURM's does.
+# Replacements of SLURM's commands. Like the real one, srun runs two tasks and returns the highest code.
 SLURM = {
     "srun": """
         while [[ $1 == --* ]]; do shift; done
@@ -212,7 +212,7 @@ SLURM = {
 
 @pytest.fixture
 def submit(tmp_path, stand_in):
-    """Starts a copy of the batch script, as SLURM does, for a user in a directory with a space."""
+    """Starts a copy of the batch script, as SLURM does, in a directory with a space in its name."""
     for name, text in SLURM.items():
         (stand_in.parent / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (stand_in.parent / name).chmod(0o755)
@@ -286,7 +286,7 @@ def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
     codes = "75 75 75 75 75 75 75"
     for _ in range(2):
         assert "queued again" in run(CODES=codes)
-    # A checkpoint of another start does not count, one of this start does.
+    # A checkpoint of an earlier start does not count, one of this start does.
     (stands / "my run" / "checkpoints" / "5").mkdir(parents=True)
     assert "not queued again" in run(CODES=codes)
     assert "queued again" in run(CODES=codes)
@@ -330,7 +330,7 @@ def test_slurm_is_told_at_once_what_cannot_start(submit, tmp_path, more, environ
     assert commands(tmp_path) == []
 
 
-# Takes the interpreter's place for real processes of which the second one has arguments of its own.
+# Replaces the interpreter for real processes; the second one gets other arguments.
 MISTAKEN = f"""#!/usr/bin/env bash
 if [[ ${{S2S_JAX_HOST:-}} == 1 ]]; then set -- "$@" $OF_SECOND; fi
 exec {sys.executable} "$@"
@@ -347,7 +347,7 @@ exec {sys.executable} "$@"
     ],
 )
 def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in, of_second, words):
-    """Though the proxy that the environment names does not exist."""
+    """This works even if the environment names a proxy that does not exist."""
     stand_in.write_text(MISTAKEN)
     synthesize.synthesize(synthesize.Settings(out=tmp_path / "log", users=50))
     arguments = f"--config {REPO}/configs/quickstart.py --io.data_paths log"
@@ -364,7 +364,7 @@ def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in,
     _, told = process.communicate(timeout=240)
     assert process.returncode == 2, told
     assert f"error: {words}" in told
-    # Of which most is the start of Python.
+    # Most of this time is the start of Python.
     assert time.monotonic() - begin < 120
 
 
@@ -380,7 +380,7 @@ def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
 
 @pytest.mark.slow
 def test_a_real_slurm():
-    """Two node daemons on this machine; see the script."""
+    """Uses two node daemons on this machine; see the script."""
     done = subprocess.run(
         [REPO / "scripts/slurm_test.sh"],
         env=os.environ | {"PYTHON": sys.executable},

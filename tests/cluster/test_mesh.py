@@ -1,4 +1,4 @@
-"""What a mesh of several CPU devices keeps JAX from."""
+"""Restrictions on JAX for meshes of several CPU devices."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from s2s_jax.cluster.mesh import make_mesh, row_sharded
 
 @pytest.mark.parametrize(("devices", "asks"), [(1, True), (2, False)])
 def test_programs_for_several_cpu_devices_are_not_taken_from_the_cache(devices, asks):
-    """They would run their collectives in any order (jaxlib 0.10.2)."""
+    """Cached programs would run their collectives in any order (jaxlib 0.10.2)."""
     events = []
     monitoring.register_event_listener(lambda event, **_: events.append(event))
     mesh = make_mesh(jax.devices()[:devices])

@@ -1,4 +1,4 @@
-"""Where a process stands among those of its job: variables of launchers, made up."""
+"""Finding a process's place in its job from the variables of launchers, which are made up here."""
 
 import os
 import subprocess
@@ -36,13 +36,13 @@ def devices(env):
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch):
-    """Device files of this machine do not count."""
+    """Hides the device files of this machine."""
     monkeypatch.setattr("s2s_jax.cluster.place.Path.glob", lambda self, pattern: iter(()))
 
 
 def test_who_is_where():
     assert find_place({}) is None
-    # The batch script of a job, and a step of one task.
+    # The batch script of a job, or a step of one task.
     assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}) is None
     assert find_place(step(tasks=1)) is None
     place = find_place(step(3, tasks=4, nodes=2))
@@ -50,7 +50,7 @@ def test_who_is_where():
     assert (place.host, place.hosts) == (3, 4)
     name, port = place.coordinator.split(":")
     assert name == "n1"
-    # Outside of what Linux hands out, and another one after the job was queued again.
+    # Outside the range from which Linux assigns ports, and different after the job was queued again.
     again = find_place(step(3, tasks=4, nodes=2, SLURM_RESTART_COUNT="1"))
     assert again is not None
     assert int(port) > 60999
@@ -96,7 +96,7 @@ def test_tasks_that_see_the_same_gpus_share_them():
 
 
 def test_tasks_with_two_gpus_of_their_own_drive_both():
-    """In a container each task calls its own 0 and 1."""
+    """In a container, each task numbers its own GPUs 0 and 1."""
     own = {"CUDA_VISIBLE_DEVICES": "0,1"}
     for told in ({"SLURM_GPUS_PER_TASK": "2"}, {"SLURM_GPUS_ON_NODE": "4"}):
         assert [devices(step(k, tasks=2, **own, **told)) for k in range(2)] == [[0, 1], [0, 1]]
@@ -131,10 +131,10 @@ def test_variables_of_our_own_win_and_mpirun_says_who_shares_a_machine():
     assert find_place(ours) == ("a:1", 4, 2, None, True)
     mpi = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     assert devices(ours | mpi | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == [2, 3]
-    # The shell of an interactive job, in which a process a host is started by hand.
+    # The shell of an interactive job, in which one process per host is started by hand.
     shell = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     assert devices(ours | shell | {"CUDA_VISIBLE_DEVICES": "0,1"}) is None
-    # Where a node's name leads nowhere, its address can be given.
+    # If the name of a node cannot be resolved, its address can be given.
     place = find_place(step(1) | {hosts.COORDINATOR: "10.0.0.1:99"})
     assert place is not None
     assert place.coordinator == "10.0.0.1:99"
@@ -195,7 +195,7 @@ run_door(lambda _: hosts.join())
     ],
 )
 def test_a_task_whose_others_do_not_come_ends_with_a_sentence(task, node, words):
-    """In place of JAX's stack trace, and of its five minutes for a name that leads nowhere."""
+    """Instead of JAX's stack trace, and of its five minutes for a name that cannot be resolved."""
     done = subprocess.run(
         [sys.executable, "-c", BOUNDED],
         env=os.environ | step(task, SLURM_STEP_NODELIST=node, SLURM_JOB_ID=str(os.getpid())),

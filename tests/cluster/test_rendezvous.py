@@ -1,4 +1,4 @@
-"""Processes that meet before JAX connects them: threads of this one, on this machine's loopback."""
+"""Processes that meet before JAX connects them; here they are threads on the loopback interface."""
 
 import socket
 import threading
@@ -18,7 +18,7 @@ def port():
 
 
 def run(*places: Place, reach: float = 5, start: float = 5):
-    """What happens to each: an error, or None where it goes on."""
+    """The outcome of each: an error, or None if it continues."""
     with ThreadPoolExecutor(len(places)) as pool:
         return [each.exception() for each in [pool.submit(meet, p, reach, start) for p in places]]
 
@@ -72,7 +72,7 @@ def test_a_port_that_is_taken():
 
 
 def test_what_is_not_ours_is_neither_answered_nor_believed(port, monkeypatch):
-    """A web server at the address, and strangers who knock."""
+    """A web server at the coordinator's address, and connections of other programs."""
     monkeypatch.setattr("s2s_jax.cluster.rendezvous._HELLO_TIMEOUT", 0.5)
     with listen(0) as stranger:
 

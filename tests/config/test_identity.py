@@ -1,4 +1,4 @@
-"""What decides the meaning of a run, key by key: continuing, evaluating, caches and catalogues agree."""
+"""Which keys decide the meaning of a run: continuing, evaluating, caches and catalogues agree."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.loop import Job
 
-# The features of a run that has one of everything; all are item-side.
+# Features of a run with one of everything; all are item-side.
 FEATURES = (
     FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),
     FeatureConfig(name="kind", emb_dim=8, hash_bucket_size=300, shard_name="item_id"),
@@ -52,7 +52,7 @@ FEATURES = (
 TABLES = (TableConfig(name="grown", admit_after=2),)
 SHOWN = ("item_id", "kind", "price")
 
-# Another value of every key that decides something, and of which feature.
+# Another value for every key that decides something, and the feature it belongs to.
 CHANGED = {
     "features.name": ("kinds", 1),
     "features.column": ("other", 1),
@@ -91,7 +91,7 @@ CHANGED = {
     "eval.validation_at": "1999-01-01",
     "eval.time_feature": "hour",
 }
-# Keys that make no sense without another one.
+# Keys that need another key.
 WITH = {
     "io.windows": {"io.packing": 4},
     "eval.held_out": {"eval.split_at": None, "eval.validation_at": None},
@@ -125,7 +125,7 @@ def with_feature(config: Config, number: int, **settings) -> Config:
 
 
 def changed(config: Config, key: str) -> tuple[Config, str]:
-    """A valid configuration with another value of a key, and the path by which it is to be named."""
+    """A valid configuration with another value for a key, and the path that messages should name."""
     if key.startswith("features."):
         value, number = CHANGED[key]
         name = key.removeprefix("features.")
@@ -152,7 +152,7 @@ def concern(*names: str) -> list[str]:
 
 
 def test_every_key_is_decided_upon():
-    """A new key of the configuration has to be given a place in `identity.KEYS`."""
+    """Every new key of the configuration must be added to `identity.KEYS`."""
     keys = set()
     for section in dataclasses.fields(Config):
         of_parts = {"features": FeatureConfig, "tables": TableConfig}
@@ -170,7 +170,7 @@ def test_every_key_is_decided_upon():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The directory of a run that has a checkpoint, as far as its configuration is concerned."""
+    """The directory of a run with a checkpoint, as far as the configuration is concerned."""
     config = whole(tmp_path_factory.mktemp("run"))
     run_dir = Path(config.train.output_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -223,10 +223,10 @@ def test_all_other_keys_may_change(made):
     config = made
     for key, value in free.items():
         config = set_key(config, key, value)
-    # What a message asks for when a position holds more ids.
+    # The remedy of the message about a position with more ids.
     config = with_feature(config, 1, bag_size=3)
     config = small.with_table(config, "grown", capacity=2**20, admit_after=5, evict_after_steps=7)
-    # A name that stands for itself, said aloud.
+    # A name that is the default, given explicitly.
     config = with_feature(config, 0, column="item_id", shard_name="item_id")
     config = set_key(config, "loss.target_features", SHOWN[::-1])
     validate(config)
@@ -288,7 +288,7 @@ def test_a_reading_position_is_not_used_in_another_order(tmp_path, key):
 
 @pytest.mark.parametrize("key", concern("ids", "rows", "split", "decoded"))
 def test_stripes_that_were_decoded_otherwise_are_not_used(made, tmp_path, key):
-    """Of each key's value there is a directory of its own."""
+    """The cache has a separate directory for each value of the key."""
     config, _ = changed(made, key)
     for each in (made, config):
         StripeCache(set_key(each, "io.cache", str(tmp_path)))
@@ -327,7 +327,7 @@ def test_a_catalogue_file_with_other_items_is_like_new_files(made, new_files):
         s2s_jax.jobs.train._check_catalogue(Job(config, nothing, nothing, nothing, items), before)
 
     check(of_file, {"catalogue": "a"}, "a")
-    # From before a catalogue was told of; without one, then or now; collected from the files.
+    # Saved before catalogues were recorded; without a catalogue, then or now; collected from the files.
     check(of_file, {}, "a")
     check(of_file, {"catalogue": None}, "a")
     check(of_file, {"catalogue": "a"}, None)

@@ -1,4 +1,4 @@
-"""Tables and lookup: layout, initial values, unique rows, bags; on 1 to 8 devices."""
+"""Tables and look-up: layout, initial values, unique rows and bags, on 1 to 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +62,14 @@ def test_initial_values_do_not_know_the_devices(devices):
     values = np.asarray(table)
     expected = np.asarray(jax.jit(init_table, static_argnums=0)(made, jax.random.key(3)))
     np.testing.assert_array_equal(values, expected)
-    # A normal truncated at two standard deviations has .8796 of its standard deviation.
+    # A normal distribution truncated at two standard deviations has .8796 of the standard deviation.
     assert np.abs(values).max() <= 2 * 0.02
     np.testing.assert_allclose(values.std(), 0.8796 * 0.02, rtol=0.01)
     np.testing.assert_allclose(values.mean(), 0, atol=1e-4)
 
 
 def test_no_device_ever_makes_a_whole_table():
-    """What a device holds while it makes its shard shrinks with the shard."""
+    """The memory of a device while it makes its shard is proportional to the shard."""
     made = spec(2**20, width=32)
     held = {}
     for devices in (1, 8):

@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec
 from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh
 from s2s_jax.embedding import exchange
 
-# Two of one width share an exchange; the third has its own.
+# Tables of the same width share an exchange; the third has its own.
 ROWS = {"a": 768, "b": 256, "c": 512}
 WIDTH = {"a": 4, "b": 4, "c": 3}
 ASKED = 64
 
 
 def exchanged(devices, rows, tables, gradients):
-    """What each device fetches, the sums that arrive, how often each row is visited, and totals."""
+    """The rows that each device fetches, the sums that arrive, visits of each row, and totals."""
     mesh = make_mesh(jax.devices()[:devices])
     spec = PartitionSpec(DATA_AXIS)
 
@@ -49,7 +49,7 @@ def exchanged(devices, rows, tables, gradients):
 
 
 def check(devices, wanted):
-    """`wanted[name][d]`: rows that device d asks of a table."""
+    """`wanted[name][d]`: the rows that device d requests from a table."""
     rng = np.random.default_rng(0)
     tables = {n: rng.normal(size=(ROWS[n], WIDTH[n])).astype(np.float32) for n in ROWS}
     shape = (devices * ASKED,)
@@ -69,7 +69,7 @@ def check(devices, wanted):
         expected = np.zeros_like(table)
         np.add.at(expected, flat[real], gradients[name][real])
         np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
-        # Gradients of places that are no rows count nowhere, norms included.
+        # Gradients of places without a row count nowhere, not even in norms.
         np.testing.assert_allclose(totals.sum(axis=0), expected.sum(axis=0), rtol=1e-4, atol=1e-4)
         times = np.zeros(ROWS[name])
         times[flat[real]] = 1
@@ -78,7 +78,7 @@ def check(devices, wanted):
 
 @pytest.fixture(autouse=True, params=["one round", "several", "several windows"], scope="module")
 def _slices(request):
-    """As for little data, and as for much."""
+    """The behaviour for little data and for much data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "_FEW_BYTES", 2**30 if request.param == "one round" else 0)
         if request.param == "several windows":
@@ -98,7 +98,7 @@ def test_nothing_is_lost_whatever_the_skew(devices, case):
         if case == "one row":
             return [ROWS[name] - 1]
         if case == "one owner":
-            # One device asks all that it can of one owner, the others a little of everything.
+            # One device requests as much as it can from one owner, the others a little of everything.
             few = rng.integers(0, ROWS[name], 3)
             return np.arange(min(part, ASKED)) if device == devices - 1 else few
         if case == "all of one owner":
@@ -114,7 +114,7 @@ def test_any_rows(data):
     devices = data.draw(st.sampled_from([2, 4]))
     wanted = {}
     for name, size in ROWS.items():
-        # From a narrow range, so that devices share rows, or from all.
+        # From a narrow range, so that devices share rows, or from all rows.
         low = data.draw(st.integers(0, size - 1))
         high = data.draw(st.sampled_from([min(size - 1, low + 40), size - 1]))
         rows = st.lists(st.integers(low, high), max_size=ASKED)

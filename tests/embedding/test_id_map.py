@@ -1,4 +1,4 @@
-"""Growing tables against a dict: nothing lost, nothing shared, on any number of devices."""
+"""Growing tables, compared with a dict: no id is lost or shares a row, on any number of devices."""
 
 import functools
 import statistics
@@ -30,7 +30,7 @@ SMALLEST = NUM_SEGMENTS * SLOTS
 
 
 def initial(ids):
-    """The initial rows of ids, by a transcription to NumPy in float64."""
+    """The initial rows of ids, transcribed to NumPy in float64."""
 
     def scramble(x):
         x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
@@ -56,7 +56,7 @@ def initial(ids):
 
 
 class Table:
-    """One growing table on some devices."""
+    """A growing table on some devices."""
 
     def __init__(self, settings, devices, capacity=SMALLEST):
         self.settings, self.step = settings, 0
@@ -75,7 +75,7 @@ class Table:
         )
 
     def move(self, devices):
-        """As a checkpoint does."""
+        """Moves the table to other devices, as a checkpoint does."""
         stored = jax.device_get(self.stored)
         self._place(devices, self.capacity)
         self.stored = jax.device_put(stored, row_sharded(self.mesh))
@@ -85,7 +85,7 @@ class Table:
         self._place(self.devices, 2 * self.capacity)
 
     def batch(self, ids):
-        """A fixed shape for each number of ids."""
+        """A batch of ids, with a fixed shape for each number of ids."""
         size = -(-len(ids) // 8) * 8
         words = np.full((size, 2), -1, np.int32)
         words[: len(ids)] = small.to_words(np.asarray(ids, np.uint64).view(np.int64))
@@ -136,7 +136,7 @@ def functions(settings, devices, capacity):
     spec = PartitionSpec(DATA_AXIS)
 
     def answers(found, ids):
-        """The embedding of each id and the row that it has in the table, -1 for none."""
+        """The embedding of each id, and its row in the table; -1 if it has none."""
 
         def row_of(rows_U, place):
             row = rows_U[place]
@@ -204,7 +204,7 @@ KINDS = {
 
 
 def fill(table, ids, batch):
-    """Inserts all ids and grows; returns the loads before each growth."""
+    """Inserts all ids and grows; returns the load before each growth."""
     loads = []
     for begin in range(0, len(ids), batch):
         part = ids[begin : begin + batch]
@@ -282,7 +282,7 @@ def test_full_tables_give_the_rows_of_the_oldest_to_new_ids():
 
 
 def test_ids_of_a_step_keep_their_rows_in_whatever_round_they_are_asked_for():
-    """Two devices ask one owner in two rounds: first for new ids, then for old ones of their buckets."""
+    """Two devices ask one owner in two rounds: first for new ids, then for old ids in their buckets."""
     rng = np.random.default_rng(0)
 
     def ids_in(segments, count):
@@ -292,7 +292,7 @@ def test_ids_of_a_step_keep_their_rows_in_whatever_round_they_are_asked_for():
         return low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
 
     table = Table(EVICTING, 4)
-    contested = np.arange(32, 42)  # 16 rows each, all owned by the first device
+    contested = np.arange(32, 42)  # 16 rows each, all owned by the first device.
     old = ids_in(contested, 96)
     table.admit(old)
     table.admit(ids_in(contested, 96))
@@ -345,7 +345,7 @@ def test_ids_are_admitted_after_so_many_sightings():
 
 
 class Machine(RuleBasedStateMachine):
-    """Random calls against a dict of what each id's row was scaled by and when it was seen."""
+    """Random calls, compared with a dict of the scale of each id's row and when the id was seen."""
 
     ids = st.lists(st.integers(0, 200).map(lambda i: (i * 0x9E3779B97F4A7C15) % 2**64), max_size=24)
 
@@ -361,7 +361,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(ids=ids)
     def insert(self, ids):
-        ids = (ids + [2**64 - 1] * 24)[:24]  # Missing ones.
+        ids = (ids + [2**64 - 1] * 24)[:24]  # The rest are missing ids.
         rows, row = self.table.admit(ids)
         for i in ids:
             if i != 2**64 - 1:
@@ -429,13 +429,13 @@ def test_counts_of_dropped_and_evicted_ids_stop_before_they_wrap_around():
     assert set(np.asarray(of_table.dropped_S)) == {most}
     robbed = claim(of_table._replace(evicted_S=near), keys[:SMALLEST] + 1, 2, evict=True)
     assert set(np.asarray(robbed.evicted_S)) == {most}
-    # A count that had wrapped around before.
+    # A count that has wrapped around before.
     swept = id_map.evicted(of_table._replace(evicted_S=-near), jnp.int32(9), 1, 0)
     assert set(np.asarray(swept.evicted_S)) == {most}
 
 
 def test_small_tables_grow_before_a_segment_overflows():
-    """The fullest of 256 segments, simulated, at the load at which a table grows."""
+    """Simulates the fullest of 256 segments, at the load at which a table grows."""
     rng = np.random.default_rng(0)
     for capacity in (SMALLEST, 2**13, 2**14, 2**16, 2**17):
         ids = round(max_load(capacity) * capacity)

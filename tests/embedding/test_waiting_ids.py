@@ -1,4 +1,4 @@
-"""Ids that wait for a row, against a dictionary, and streams of ids that come once."""
+"""Ids that wait for a row, compared with a dictionary, and streams of ids that occur once."""
 
 import functools
 import math
@@ -73,9 +73,9 @@ def test_sightings_survive_growth():
 
 
 def stream(rows, total, batch, again_after=None):
-    """Shares of new ids taken for known ones, and of those that come again that are forgotten.
+    """The share of new ids that are mistaken for known ones, and of repeated ids that are forgotten.
 
-    Batches of ids that come once or, if `again_after` batches are given, once more after as many.
+    Each id occurs in one batch or, if `again_after` is given, once more after this many batches.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -113,7 +113,7 @@ def stream(rows, total, batch, again_after=None):
 
 
 def test_few_of_the_ids_that_come_once_are_taken_for_known():
-    """Sixty times the capacity: a count-min sketch of this size would take nearly all for known."""
+    """Sixty times the capacity: a count-min sketch of this size would mistake nearly all for known."""
     known, _ = stream(ROWS, 64 * ROWS, 1024)
     assert known <= 15 / 2**22 * 4
 
@@ -126,7 +126,7 @@ def test_few_are_taken_for_known_after_hundreds_of_millions():
 
 @pytest.mark.parametrize("capacities", [1, 2, 3])
 def test_how_many_are_forgotten_until_they_come_again(capacities):
-    """Each batch of ids that come again moves them to the front, as new ones do."""
+    """Each batch of repeated ids moves them to the front, like new ones."""
     batch = ROWS // 16
     _, forgotten = stream(ROWS, 48 * ROWS, batch, again_after=8 * capacities)
     mean = 4 * capacities
@@ -135,7 +135,7 @@ def test_how_many_are_forgotten_until_they_come_again(capacities):
 
 
 def test_rows_seen_often_stay_often():
-    """Sightings of a row do not wrap around: a row seen 2^31 times is no rare one."""
+    """Sightings of a row do not wrap around: a row seen 2^31 times does not become rare."""
     of_table = id_map.empty_map(ROWS, 1)
     unique = unique_keys(keys(np.array([5, 5, 6, 6])))
     policy = id_map.Policy(1, False)

@@ -1,4 +1,4 @@
-"""Sources of conversions."""
+"""Sources for conversions."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def write_parquet(path: Path, rows: list[dict], types: dict | None = None) -> Pa
 
 
 def events(**columns) -> list[dict]:
-    """Events with the usual columns, of which some are given."""
+    """Events with the usual columns; `columns` sets some of them."""
     rows = len(next(iter(columns.values())))
     usual = {name: [1] * rows for name in NAMES} | columns
     return [{name: column[i] for name, column in usual.items()} for i in range(rows)]

@@ -1,4 +1,4 @@
-"""Small runs that are evaluated, and their rows."""
+"""Small runs to evaluate, and their rows."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ def evaluating(log, run_dir, grows=False, **settings):
 
 
 def rows_of(log):
-    """Items, behaviours and tags of each user, as they stand in the files."""
+    """Items, behaviours and tags of each user, as stored in the files."""
     tables = [orc.read_table(str(path)) for path in sorted(log.glob("*.orc"))]
     return [row for table in tables for row in table.to_pylist()]
 
 
 def user_vector(config, run, rows, mesh):
-    """Of whole histories, one by one, through `predict`."""
+    """The vector of each user, computed one by one from the whole history with `predict`."""
     vectors = []
     for begin in range(0, len(rows), 8):
         part = rows[begin : begin + 8]
@@ -53,7 +53,7 @@ def cut(row, end):
 
 
 def config_file(config, tmp_path):
-    """A file from which doors load a configuration."""
+    """A config file for commands."""
     path = tmp_path / "config.py"
     path.write_text(
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""The RecIS example as PyTorch ran it (`golden/README.md`), and how its weights map to ours."""
+"""The RecIS example, run in PyTorch (`golden/README.md`), and how its weights map to ours."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def recis_config(golden: dict[str, np.ndarray]) -> Config:
-    """`configs/recis.py` at the sizes of the golden run."""
+    """`configs/recis.py` with the sizes of the golden run."""
     recis = load_file(REPO / "configs" / "recis.py")
     rate = float(golden["cfg/lr"])
     config = dataclasses.replace(
@@ -72,7 +72,7 @@ def batch(golden: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
 
 
 def table_from(spec: TableSpec, by_bucket: np.ndarray) -> np.ndarray:
-    """A table in our layout from one whose row i is bucket i."""
+    """A table in our layout, from one whose row i is bucket i."""
     table = np.zeros((spec.rows, spec.emb_dim), np.float32)
     for bucket, row in enumerate(by_bucket):
         table[bucket % NUM_SEGMENTS * spec.segment_rows + bucket // NUM_SEGMENTS] = row
@@ -80,7 +80,7 @@ def table_from(spec: TableSpec, by_bucket: np.ndarray) -> np.ndarray:
 
 
 def params_from(golden: dict[str, np.ndarray], prefix: str, specs: dict[str, TableSpec]) -> dict:
-    """The weights `prefix/*` as our parameter tree."""
+    """The weights `prefix/*` as a tree of our parameters."""
 
     def weight(name: str) -> np.ndarray:
         return golden[f"{prefix}/{name}"]

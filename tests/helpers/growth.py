@@ -1,4 +1,4 @@
-"""Rows of tables that grow."""
+"""Rows of growing tables."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ SMALLEST = NUM_SEGMENTS * SLOTS
 
 
 def rows_in_map(state, name, ids):
-    """Where ids are in a growing table, found by looking at all keys."""
+    """The rows of ids in a growing table, found by comparing all keys."""
     keys = np.asarray(state.maps[name].keys_R2)
     low, high = id_keys.ids_of(keys[:, 0], keys[:, 1])
     row_of = {(int(a), int(b)): r for r, (a, b) in enumerate(zip(low, high, strict=True))}

@@ -1,4 +1,4 @@
-"""Small jobs, and what their runs hold."""
+"""Small jobs, and the contents of their runs."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def lines(run_dir: Path) -> list[dict]:
 
 
 def learned(run_dir: Path) -> list[tuple]:
-    """What must not depend on when a run was interrupted: all but the speeds."""
+    """All metrics except speeds, which must not depend on interruptions of the run."""
     return [(x["step"], x["loss"], x["hit_rate"], x["grad_norm"]) for x in lines(run_dir)]
 
 

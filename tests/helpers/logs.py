@@ -17,11 +17,11 @@ def write_log(
     """Writes rows (dictionaries with the same keys) as an ORC file.
 
     Args:
-      path: the file; its directory is made.
-      rows: the rows; may be empty where `types` is given.
-      types: types of all columns; by default pyarrow's guess.
-      stripe_rows: rows of a stripe (uncompressed only); by default all are in one.
-      compression: of the file.
+      path: the file; its directory is created.
+      rows: the rows; may be empty if `types` is given.
+      types: types of all columns; by default guessed by pyarrow.
+      stripe_rows: rows per stripe (uncompressed only); by default all rows are in one stripe.
+      compression: compression of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(types) if types is not None else list(rows[0])
@@ -29,8 +29,8 @@ def write_log(
     table = pa.table(
         {name: pa.array(column, types and types[name]) for name, column in columns.items()}
     )
-    # pyarrow ends a stripe after a write if what it has flushed is larger than stripe_size, which
-    # compression would delay.
+    # pyarrow ends a stripe after a write if it has flushed more than stripe_size; compression would
+    # delay that.
     assert stripe_rows is None or compression == "uncompressed"
     step = stripe_rows or max(len(rows), 1)
     with pyarrow.orc.ORCWriter(

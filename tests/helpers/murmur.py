@@ -1,4 +1,4 @@
-"""MurmurHash64A, a byte at a time."""
+"""MurmurHash64A, one byte at a time."""
 
 import struct
 
@@ -6,7 +6,7 @@ MASK = 2**64 - 1
 
 
 def reference(data: bytes, seed: int = 0) -> int:
-    """MurmurHash64A, byte for byte as Austin Appleby's C++."""
+    """MurmurHash64A, which gives the same as Austin Appleby's C++ code."""
     m, r = 0xC6A4A7935BD1E995, 47
     h = seed ^ (len(data) * m & MASK)
     whole = len(data) // 8 * 8

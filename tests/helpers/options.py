@@ -1,4 +1,4 @@
-"""Values of all options, and small configurations in which every pair of values meets."""
+"""Values of all options, and small configurations that cover every pair of values."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from s2s_jax.errors import UserError
 
 SEQ_LEN = 6
 DEVICES = (1, 2, 4)
-# Most configurations that are tried for a pair before it counts as one that validation forbids.
+# A pair counts as forbidden by validation after this many configurations were tried.
 _TRIES = 400
 
 _DAY = 86_400
 _BEGIN = 946_684_800  # 2000-01-01
 
-# How sequences are cut and laid out, which validation couples closely.
+# How sequences are cut and laid out. Validation couples these options closely.
 _SEQUENCES = (
     {},
     {"io.packing": 10},
@@ -61,7 +61,7 @@ _FURTHER = (
     {"op": "bucketize", **_TIME | {"column": "price", "boundaries": (1.0, 10.0)}},
 )
 
-# Values of each factor. Most are values of one key; some are settings of several.
+# Values of each factor. Most factors are one key; some set several keys.
 FACTORS: dict[str, tuple] = {
     "devices": DEVICES,
     "restored at": (1, 2),
@@ -103,12 +103,12 @@ FACTORS: dict[str, tuple] = {
     "train.dense_sharding": ("replicated", "fsdp"),
 }
 
-# One value of each factor, by place in `FACTORS`.
+# One value of each factor, as its index in `FACTORS`.
 Row = dict[str, int]
 
 
 def config_of(row: Row, log: Path, run_dir: Path) -> Config:
-    """The configuration of some values.
+    """The configuration for some values.
 
     Raises:
       UserError: validation forbids it.
@@ -120,7 +120,7 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
         FeatureConfig(name="item_id", emb_dim=8, bag_size=value["item bag"], **table),
         FeatureConfig(name="tags", emb_dim=8, bag_size=3, shard_name="item_id", **table),
         FeatureConfig(name="behavior_id", emb_dim=4, hash_bucket_size=9),
-        # The times of a split by time.
+        # The time of events, for a split by time.
         FeatureConfig(name="timestamp", op="day_of_week", emb_dim=4, hash_bucket_size=7),
     ]
     if value["further feature"] is not None:
@@ -161,7 +161,7 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
 
 
 def is_valid(row: Row) -> bool:
-    """Whether validation allows it."""
+    """Whether validation allows the row."""
     try:
         config_of(row, Path("log"), Path("run"))
     except UserError:
@@ -171,7 +171,7 @@ def is_valid(row: Row) -> bool:
 
 @functools.cache
 def covering_rows(together: int = 2) -> tuple[Row, ...]:
-    """Rows in which all values, so many `together`, that validation allows occur, greedily few."""
+    """A few rows (chosen greedily) that cover every valid combination of `together` values."""
     rng = np.random.default_rng(0)
     values = [[(name, place) for place in range(len(FACTORS[name]))] for name in FACTORS]
     left = {
@@ -198,7 +198,7 @@ def covering_rows(together: int = 2) -> tuple[Row, ...]:
             left.remove(first)
             continue
         best = max(candidates, key=lambda row: len(groups(row) & left))
-        # One factor after the other becomes what covers most.
+        # Sets one factor after the other to the value that covers the most.
         for name, values in FACTORS.items():
             if name in dict(first):
                 continue
@@ -211,7 +211,7 @@ def covering_rows(together: int = 2) -> tuple[Row, ...]:
 
 
 def write_logs(directory: Path, users: int = 70) -> None:
-    """A log, and the same with a file beside it that cannot be read."""
+    """Writes a log, and the same log with an additional unreadable file."""
     rng = np.random.default_rng(0)
     whole = directory / "whole"
     damaged = directory / "damaged"
@@ -222,7 +222,7 @@ def write_logs(directory: Path, users: int = 70) -> None:
             name: [] for name in ("user", "item_id", "tags", "behavior_id", "timestamp", "price")
         }
         for user in range(users // 2):
-            # Some have no event, some one, and some more than all windows hold.
+            # Some rows have no events, some have one, and some have more than fit in all windows.
             length = int(rng.choice([0, 1, 2, 5, 6, 7, 12, 30]))
             items = (int(rng.integers(60)) + np.arange(length)) % 60
             times = _BEGIN + np.sort(rng.integers(0, 10 * _DAY, length))

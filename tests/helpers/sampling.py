@@ -25,7 +25,7 @@ def configured(log, tmp_path, grows=False, **loss):
 
 
 def stream_shares(batches):
-    """Shares of the first column of ids at real positions; in batches with words, the low ones."""
+    """Shares of the first id at real positions; in batches with words, of the low word."""
     events = np.concatenate(
         [batch["ids"][np.arange(small.SEQ_LEN) < batch["length"][:, None], 0] for batch in batches]
     )
@@ -34,9 +34,9 @@ def stream_shares(batches):
 
 
 def expected_loss(config, functions, state, batch, mesh, items, batches=()):
-    """Mean loss in float64, from vectors that `predict` and `item_vectors` give.
+    """Mean loss in float64, from the vectors of `predict` and `item_vectors`.
 
-    With shares from the stream, `batches` are all so far.
+    For shares from the stream, `batches` are all batches so far.
     """
     arrays = jax.tree.map(lambda x: x[0], put_batch(batch, 1, mesh))
     encoded = functions.predict(state, arrays)

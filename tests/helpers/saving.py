@@ -1,4 +1,4 @@
-"""A small configuration whose runs are saved."""
+"""A small configuration of runs that are saved."""
 
 import dataclasses
 

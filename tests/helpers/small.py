@@ -21,7 +21,7 @@ SEQ_LEN = 6
 
 
 def config(**changes) -> Config:
-    """Two tables, one of them shared by two features of which one has bags of three."""
+    """Two tables; one is shared by two features, and one of these has bags of three."""
     made = Config(
         features=(
             FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),
@@ -56,7 +56,7 @@ def config(**changes) -> Config:
 
 
 def growing(config: Config, **settings) -> Config:
-    """The same with tables that grow for items and tags, which share one."""
+    """The same with growing tables for items and tags, which share one."""
     features = tuple(
         dataclasses.replace(f, hash_bucket_size=0) if f.table_name == "item_id" else f
         for f in config.features
@@ -74,7 +74,7 @@ def with_table(config: Config, name: str, **settings) -> Config:
 
 
 def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
-    """A batch of random sequences, the first of them full and the last empty."""
+    """A batch of random sequences; the first one is full, and the last one is empty."""
     rng = np.random.default_rng(seed)
     seq_len = config.model.seq_len
     length = rng.integers(1, seq_len + 1, size=rows).astype(np.int32)
@@ -83,7 +83,7 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
     for feature in config.features:
         shape = (rows, seq_len, feature.bag_size)
         ids = rng.integers(0, feature.hash_bucket_size or 300, size=shape).astype(np.int32)
-        # Bags have 0 to K ids, but for the item, which is always there.
+        # Bags have 0 to K ids; only the item is always there.
         if feature.name != "item_id":
             count = rng.integers(0, feature.bag_size + 1, size=shape[:2])
             ids[np.arange(feature.bag_size) >= count[..., None]] = -1
@@ -95,12 +95,12 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def to_words(ids: np.ndarray) -> np.ndarray:
-    """int32 `[…, 2]`: low and high words of integers."""
+    """The low and high words of integers, int32 `[…, 2]`."""
     return ids.astype("<i8")[..., None].view("<i4")
 
 
 def write_log(directory: Path, users: int, files: int = 2, seed: int = 0) -> None:
-    """ORC files with the columns of `config`, in which item i is mostly followed by i + 1."""
+    """Writes ORC files with the columns of `config`, in which i + 1 mostly follows item i."""
     rng = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
     per_file = -(-users // files)

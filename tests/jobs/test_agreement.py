@@ -1,4 +1,4 @@
-"""What evaluation counts is what recommending gives: items that users had before, short catalogues."""
+"""Evaluation agrees with recommendations, also for items in the history and for small catalogues."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ ITEMS, USERS = 30, 48
 
 
 def write(path, rows):
-    """One stripe a file of rows of items."""
+    """Writes rows of items, one stripe per file."""
     path.mkdir(parents=True)
     columns = {"item_id": rows, "behavior_id": [[0] * len(row) for row in rows], "tags": rows}
     types = pa.list_(pa.list_(pa.int64()))
@@ -51,13 +51,13 @@ def write(path, rows):
 
 
 def as_read(rows):
-    """The order in which commands read what `write` wrote."""
+    """The order in which commands read the rows of `write`."""
     return [row for number in range(3) for row in rows[number::3]]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Half of the users cycle through three items of their own, the others go on to new ones."""
+    """Half of the users cycle through three items of their own, the others go on to new items."""
     rng = np.random.default_rng(0)
     rows = [
         np.tile(rng.permutation(ITEMS)[:3], 3).tolist()
@@ -67,7 +67,7 @@ def trained(tmp_path_factory):
     ]
     directory = tmp_path_factory.mktemp("agreement")
     write(directory / "log", rows)
-    # As they were before the last event.
+    # The rows without their last event.
     write(directory / "before", [row[:-1] for row in rows])
     config = evaluating(directory / "log", directory / "run")
     model = dataclasses.replace(config.model, num_layers=1)
@@ -79,7 +79,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def door(trained, tmp_path, monkeypatch):
-    """Both commands, on the run."""
+    """Runs either command on the run."""
     config, directory, _ = trained
     for job in ("evaluate", "recommend"):
         monkeypatch.setattr(f"s2s_jax.jobs.{job}.make_mesh", one_device)
@@ -99,7 +99,7 @@ def door(trained, tmp_path, monkeypatch):
 
 
 def check_agreement(found, rows, lists):
-    """Metrics are what the lists give, which are as long as can be."""
+    """Checks that metrics agree with the lists, and that lists are as long as possible."""
     for k in (5, 10, 50):
         hits = [row[-1] in items[:k] for row, items in zip(rows, lists, strict=True)]
         assert found[f"eval/hr@{k}"] == np.mean(hits)
@@ -125,7 +125,7 @@ def test_hits_are_what_recommending_gives(trained, door, capsys, filter_seen):
         left = set(range(ITEMS)) - (set(row[:-1]) if filter_seen else set())
         assert set(items) == left, "all that may be recommended, each once"
     check_agreement(found, rows, lists)
-    # No list is long enough for what cannot be recommended.
+    # Items that cannot be recommended are never found, however long the list.
     assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
 
 
@@ -144,7 +144,7 @@ def test_keep_seen_decides_where_it_is_given(trained, door):
 def test_items_of_a_newer_log_are_told_and_ranked_by_choice(
     trained, door, tmp_path, capsys, untrained
 ):
-    """Half of the users go on with one of ten items that training never saw."""
+    """Half of the users continue with one of ten items that training never saw."""
     new = set(range(ITEMS, ITEMS + 10))
     rows = [[*r[:-1], ITEMS + n // 2 % 10 if n % 2 else r[-1]] for n, r in enumerate(trained[2])]
     write(tmp_path / "newer", rows)
@@ -174,7 +174,7 @@ def test_trained_items_are_those_of_the_batches(devices, grows):
     batch = small.batch(small.config(), 8, 0)
     sent = put_batch(small.batch(config, 8, 0), 1, mesh)
     state, _ = functions.train_step(functions.init(), sent)
-    # Items and tags share a table; a row of one event has nothing to learn from.
+    # Items and tags share a table; there is nothing to learn from a row of one event.
     shown = batch["ids"][batch["length"] > 1]
     columns = id_columns(small.config().features)
     ids = np.concatenate([shown[..., columns[name]].ravel() for name in ("item_id", "tags")])
@@ -212,7 +212,7 @@ def test_batches_are_filled_over_stripes(trained, monkeypatch):
     reader = HistoryReader(config, index, numbers, 20)
     assert [b.users for b in reader.read_all(range(3), None)] == [20, 20, 8]
     whole = list(reader.read_all(range(3), None))
-    # Few events fit together: batches are small, and hold the same users in the same order.
+    # Few events fit into a batch: batches are small, but have the same users in the same order.
     monkeypatch.setattr("s2s_jax.data.batching.histories._MOST_POSITIONS", 20)
     small_ones = list(reader.read_all(range(3), None))
     assert {b.users for b in small_ones} == {2}
@@ -236,7 +236,7 @@ def test_batches_are_filled_over_stripes(trained, monkeypatch):
 
 
 def test_one_huge_row_does_not_decide_the_memory(tmp_path):
-    """A rectangle as wide as its history would take a gigabyte here, and 16 bytes an event are 5 MB."""
+    """A rectangle as wide as the history would take 1 GB here; 16 bytes per event are 5 MB."""
     events, rng = 300_000, np.random.default_rng(0)
     rows = [rng.integers(0, ITEMS, 5).tolist() for _ in range(500)]
     items = [*rows[:250], rng.integers(0, 10_000, events).tolist(), *rows[250:]]
@@ -273,7 +273,7 @@ def test_what_cannot_be_recommended_is_worth_nothing():
 
 @pytest.mark.slow
 def test_two_million_events_of_one_user_fit_in_two_gigabytes():
-    """Whole commands, JAX included."""
+    """Whole commands, including JAX."""
     done = subprocess.run(
         [
             sys.executable,
@@ -281,7 +281,7 @@ def test_two_million_events_of_one_user_fit_in_two_gigabytes():
             *("--users", "2000", "--stripes", "2", "--items", "200000", "--huge", "2000000"),
         ],
         cwd=REPO,
-        # One device, as a user has it.
+        # One device, as usual for users.
         env=os.environ | {"PYTHONPATH": str(REPO), "XLA_FLAGS": ""},
         capture_output=True,
         text=True,

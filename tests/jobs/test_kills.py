@@ -1,4 +1,4 @@
-"""Runs that are killed again and again end as one that nobody touched."""
+"""Runs that are killed again and again give the same results as an uninterrupted run."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED
 from s2s_jax.jobs.train import train
 
 STEPS, TIMES = 200, 20
-# Steps wait a little, so that most kills meet them and not the start of the process.
+# Steps wait a little, so that most kills hit a step and not the start of the process.
 RUNNER = """
 from s2s_jax import signals
 signals.answer_while_starting()
@@ -49,7 +49,7 @@ def log(tmp_path_factory):
 
 
 def make_job(log: Path, run_dir: Path) -> Config:
-    """Everything that has to be the same again: growing tables, held-out events, drawn negatives."""
+    """Uses everything that must be reproduced: growing tables, held-out events, sampled negatives."""
     config = job(log, run_dir, train_steps=STEPS, log_steps=1, save_steps=7)
     return dataclasses.replace(
         small.growing(config),
@@ -83,7 +83,7 @@ def lines_of(config: Config) -> list[str]:
 
 
 def file_of(config: Config) -> int | None:
-    """Which file metrics.jsonl is: each start replaces it."""
+    """Identifies the file metrics.jsonl, which each start replaces."""
     path = Path(config.train.output_dir) / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else None
 
@@ -99,7 +99,7 @@ def newest(config: Config) -> int:
 
 
 def written(config: Config) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without the speeds: each step once, each evaluation once."""
+    """Lines of metrics.jsonl without speeds: each step once, each evaluation once."""
     lines = [json.loads(text) for text in lines_of(config)]
     return [{k: v for k, v in line.items() if not k.endswith(("_ms", "_sec"))} for line in lines]
 
@@ -114,7 +114,7 @@ def test_killed_at_random_moments(straight, log, tmp_path, number):
         target = newest(config) + chance.randrange(1, 20)
         process = start(config, tmp_path)
         if chance.random() < 0.2:
-            # Anywhere from its first import to its first step.
+            # Anywhere between its first import and its first step.
             time.sleep(chance.uniform(0.5, 5))
         else:
             deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""Options together: any that validation allows train, go on from a checkpoint bit for bit, and serve."""
+"""Combinations of options: all valid ones train, continue exactly from a checkpoint, and serve."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.batches import ITEM_SHARE, unpack
 
-# Configurations in which every value of every option occurs.
+# Number of configurations that cover every value of every option.
 FEW = 6
 PARTS = 8
 
@@ -37,14 +37,14 @@ def logs(tmp_path_factory):
 
 
 def learned(run_dir: Path) -> list[dict]:
-    """Lines of the metrics without speeds, which no two runs share."""
+    """Lines of the metrics without speeds, which differ between runs."""
     lines = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
     speeds = ("examples_per_sec", "tokens_per_sec", "step_ms", "input_wait_ms")
     return [{k: v for k, v in line.items() if k not in speeds} for line in lines]
 
 
 def check(row: options.Row, logs: Path, directory: Path) -> None:
-    """Trains three steps, goes on from an earlier one, evaluates and recommends."""
+    """Trains three steps, continues from an earlier one, evaluates and recommends."""
     devices = options.FACTORS["devices"][row["devices"]]
     restored_at = options.FACTORS["restored at"][row["restored at"]]
     mesh = make_mesh(jax.devices()[:devices])
@@ -56,7 +56,7 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
     assert [line["step"] for line in losses] == [1, 2, 3]
     assert all(math.isfinite(value) for line in whole for value in line.values())
     assert losses[0]["loss"] > 0
-    # As if it had been killed later than this checkpoint.
+    # As if it had been killed after this checkpoint.
     shutil.copytree(run_dir, again_dir)
     for path in (again_dir / "checkpoints").iterdir():
         if int(path.name) > restored_at:
@@ -117,11 +117,11 @@ def test_every_value_is_tried():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_pair_of_options(part, logs, tmp_path):
-    """All pairs that validation allows: some fifty configurations."""
+    """All valid pairs: about fifty configurations."""
     for number, row in enumerate(options.covering_rows()):
         if number % PARTS == part:
             directory = tmp_path / str(number)
             directory.mkdir()
-            print(row)  # Shown where it fails.
+            print(row)  # Shown if the test fails.
             check(row, logs, directory)
             shutil.rmtree(directory)

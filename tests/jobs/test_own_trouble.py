@@ -1,4 +1,4 @@
-"""What this machine, not the file, keeps from being read is never skipped."""
+"""Data that cannot be read because of this machine, not because of the file, is never skipped."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ def test_a_size_that_no_machine_has_is_damage(skipping, monkeypatch):
 
 
 def test_a_machine_without_time_zones(tmp_path):
-    """The library looks for zones once a process."""
+    """The library looks for time zones only once per process."""
     times = pa.array([[1, 2]], pa.list_(pa.timestamp("ns")))
     pa.orc.write_table(pa.table({"time": times}), str(tmp_path / "a.orc"))
     code = (

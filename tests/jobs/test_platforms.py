@@ -1,4 +1,4 @@
-"""Platforms that are not there, and numbers of devices that cannot work: one sentence."""
+"""Missing platforms and impossible numbers of devices: one sentence."""
 
 import os
 import subprocess

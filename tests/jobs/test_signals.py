@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, whenever they come: answered at once, nothing lost, nothing twice."""
+"""SIGTERM and SIGINT at any time: handled at once, nothing is lost, and nothing happens twice."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ STEPS = 16
 
 
 def tell(number=signal.SIGTERM):
-    """The signal, as a scheduler sends it."""
+    """Sends the signal, as a scheduler does."""
     os.kill(os.getpid(), number)
 
 
@@ -45,7 +45,7 @@ def log(tmp_path_factory):
 
 
 def make_job(log, run_dir, **changes):
-    """Tables grow, validation events are ranked, and nothing is saved but for that, and at the end."""
+    """Tables grow, and validation events are ranked; saves only for that and at the end."""
     config = job(log, run_dir, train_steps=STEPS, log_steps=4, save_steps=1000, **changes)
     return dataclasses.replace(
         small.growing(config),
@@ -72,7 +72,7 @@ def losses(config):
 
 
 def continued_equals(straight, config):
-    """Goes on to the end, and compares all that was learned and told with a run that never stopped."""
+    """Continues to the end, and compares results and metrics with a run that never stopped."""
     assert run(config, one_device()) == 0
     run_dir, other = Path(config.train.output_dir), Path(straight.train.output_dir)
     assert [x["step"] for x in lines(run_dir)] == [x["step"] for x in lines(other)]
@@ -85,7 +85,7 @@ def continued_equals(straight, config):
 
 
 def calls(monkeypatch, of, name, number, before=True):
-    """Sends the signal at call `number` of a function."""
+    """Makes call `number` of a function send the signal."""
     function, count = getattr(of, name), [0]
 
     def wrapped(*arguments, **more):
@@ -106,7 +106,7 @@ def newest(config):
 
 
 def test_told_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
-    """The step was saved before; the evaluation is given up, and done when the run goes on."""
+    """The step was saved before; the evaluation is abandoned, and repeated when the run continues."""
     config = make_job(log, tmp_path / "run")
     with monkeypatch.context() as patched:
         calls(patched, Candidates, "ranks", 8)
@@ -114,7 +114,7 @@ def test_told_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
     assert "stopped by SIGTERM; start the same command again" in capsys.readouterr().err
     assert newest(config) == 12
     assert sorted(evaluations(config)) == [6]
-    # The best so far is known from metrics.jsonl, and what was saved last is not yet evaluated.
+    # The best so far is known from metrics.jsonl, and the last saved step is not evaluated yet.
     continued_equals(straight, config)
 
 
@@ -161,7 +161,7 @@ def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("step", [0, pytest.param(6, marks=pytest.mark.slow)])
 def test_told_while_compiling(straight, log, tmp_path, monkeypatch, step, capsys):
-    """Python would hear of it only after the compiler; it may take longer than the grace."""
+    """Python would handle it only after compiling, which may take longer than the grace period."""
     config = make_job(log, tmp_path / "run")
     end = threading.Event()
     compile_ = jax.stages.Lowered.compile
@@ -199,7 +199,7 @@ def test_a_step_is_saved_before_an_evaluation_that_fails(log, tmp_path, monkeypa
 
 
 def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monkeypatch):
-    """One checkpoint is kept besides the best; values of evaluations are made up."""
+    """Keeps the best and one other checkpoint; the results of evaluations are made up."""
     config = make_job(log, tmp_path / "run", max_to_keep=1)
     eval_ = dataclasses.replace(config.eval, every_steps=2, metric="mrr")
     config = dataclasses.replace(config, eval=eval_)
@@ -217,7 +217,7 @@ def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monk
     monkeypatch.setattr(evaluation.Evaluator, "evaluate", made_up)
     assert run(config, one_device()) == 0
     assert {int(path.name) for path in directory.iterdir()} == {4, 16}
-    # While a step is evaluated, the best one before it is there.
+    # While a step is evaluated, the best earlier one still exists.
     assert all(4 in kept for kept in seen[2:])
 
 
@@ -277,7 +277,7 @@ with StopSignals():
 
 @pytest.mark.parametrize("door", ["train", "evaluate", "recommend"])
 def test_doors_answer_while_they_are_still_importing(door, tmp_path):
-    """A module that is imported late says that it is its turn."""
+    """A module that is imported late reports when its import begins."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Tell:\n"

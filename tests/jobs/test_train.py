@@ -1,4 +1,4 @@
-"""The main job, end to end: what a run directory holds, and how a run stops and continues."""
+"""Training end to end: the contents of a run directory, and how a run stops and continues."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
     columns = [pyarrow.orc.read_table(path)["item_id"] for path in sorted(log.glob("*.orc"))]
     mean = np.mean([len(row) for column in columns for row in column.to_pylist()])
     packing = int(0.85 * 8 * small.SEQ_LEN / mean)
-    assert 1 < packing < 8  # the rows of a batch, which are not to be taken for it
+    assert 1 < packing < 8  # Not the rows of a batch.
     checkpoints = checkpoints_of(config)
     assert checkpoints.progress(2)["reader"]["row"] == 2 * packing
     checkpoints.close()
@@ -108,7 +108,7 @@ run_door(lambda _: run(config, make_mesh(jax.devices()[:1])))
 
 
 def start(config: Config, tmp_path: Path) -> subprocess.Popen:
-    """The job in a process of its own, slowed down so that it can be stopped in mid-run."""
+    """Starts the job in a separate process, slowed down so that it can be stopped in the middle."""
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
     slow = "import s2s_jax.jobs.train as t, time\nnext_ = t.Reader.__next__\n"
     slow += "t.Reader.__next__ = lambda self: (time.sleep(0.05), next_(self))[1]\n"
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path
     process.kill()
     process.communicate(timeout=60)
     with (run_dir / "metrics.jsonl").open("a") as file:
-        # Lines that are none, and a torn one as a kill in mid-write leaves it.
+        # Invalid lines, and a partial one, as after a kill during a write.
         file.write('3\n{"x": 1}\n\n{"step": 30, "lo')
     assert not train(config, one_device())
     assert_same_run(straight, config)
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing_more(log, tmp_path):
 
 
 def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
-    """The steps before the bad stripe are saved; mended, the run goes on as if nothing had been."""
+    """Steps before the bad stripe are saved; after a repair, the run continues as usual."""
     bad = tmp_path / "log"
     shutil.copytree(log, bad)
     config = job(bad, tmp_path / "run", train_epoch=1, train_steps=None)
@@ -276,7 +276,7 @@ def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
         assert not train(config, one_device())
         return config
 
-    # Two epochs, continued in the second one.
+    # Two epochs; the run continues in the second one.
     steps = -(-USERS // 8)
     config = run("epochs", None, train_steps=None, train_epoch=2)
     run("known", 2 * steps, train_steps=2 * steps - 3)
@@ -304,7 +304,7 @@ def test_learning_rates_may_change_also_of_runs_from_before_a_key_existed(straig
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 def test_goes_on_with_other_devices(straight, log, tmp_path, devices):
-    """Saved on one device, continued on several: the same losses up to rounding (no dropout)."""
+    """Saved on one device and continued on several: the same losses up to rounding (no dropout)."""
 
     def on(count, steps, run_dir):
         config = job(log, run_dir, train_steps=steps)
@@ -337,12 +337,12 @@ def test_a_profile_that_spans_the_end_of_a_run_is_written_and_begun_anew(log, tm
     assert not train(config, one_device())
     first = traces()
     assert len(first) == 1
-    time.sleep(1.1)  # A trace is named after the second in which it ends.
+    time.sleep(1.1)  # The name of a trace is the second in which it ends.
     config = job(log, tmp_path, train_steps=6, profile_steps=(2, 5))
     assert not train(config, one_device())
     assert len(traces()) == 2
     assert lines(tmp_path)[-1]["step"] == 5
-    # Its steps lie behind the run.
+    # The profiled steps are already done.
     assert not train(job(log, tmp_path, train_steps=7, profile_steps=(2, 5)), one_device())
     assert len(traces()) == 2
 
@@ -401,7 +401,7 @@ def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
 
 
 def test_a_signal_to_a_door_that_is_done_does_not_change_its_code():
-    """The longest that ending can take: a module is torn down that takes its time."""
+    """A slow exit: a module takes long to be torn down."""
     program = """
 import os, sys, time
 from s2s_jax.errors import run_door
@@ -424,7 +424,7 @@ run_door(lambda _: 0)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
-    """And what it has begun is cleaned up: it unwinds as by any error."""
+    """Unfinished work is also cleaned up, as after any error."""
     begun = tmp_path / "begun"
     program = f"""
 import pathlib, tempfile, time
@@ -450,7 +450,7 @@ run_door(main)
 
 
 def test_the_command_line(log, tmp_path):
-    """The door itself: one sentence and exit code 2 for a mistake, a table at the end otherwise."""
+    """The command: one sentence and exit code 2 for a mistake, otherwise a table at the end."""
     base = [sys.executable, "-m", "s2s_jax.train", "--config", "configs/quickstart.py"]
 
     def call(*arguments):

@@ -21,9 +21,9 @@ from s2s_jax.model.attention import (
 from s2s_jax.model.transformer import Transformer
 
 B, N, H, E = 2, 2, 4, 8
-# Three sequences share the first row, the last of them as padding; the second row is one sequence.
+# Three sequences share the first row (the last one is padding); the second row is one sequence.
 SEGMENT_BL = np.array([[1] * 70 + [2] * 25 + [0] * 35, [1] * 130], np.int32)
-# Where the sequences in the first 100 positions lie: row, begin, end.
+# The sequences in the first 100 positions: row, begin, end.
 PLACES = ((0, 0, 70), (0, 70, 95), (0, 95, 100), (1, 0, 100))
 
 
@@ -32,7 +32,7 @@ def draw(seed, *shape):
 
 
 def reference(q, k, v, d_out, sequence_BL=None):
-    """Output and gradients to queries, keys and values in float64, `[B, L, N, H]`."""
+    """Output and gradients of queries, keys and values in float64, `[B, L, N, H]`."""
     q, k, v, d_out = (np.moveaxis(x.astype(np.float64), 2, 1) for x in (q, k, v, d_out))
     seq_len, scale = q.shape[2], q.shape[-1] ** -0.5
     seen = np.tril(np.ones((seq_len, seq_len), bool))[None, None]
@@ -105,7 +105,7 @@ def test_rotation_is_a_complex_product():
     angle = position_BL[..., None, None] / 10_000.0 ** (2 * np.arange(H // 2) / H)
     turned = (x[..., : H // 2] + 1j * x[..., H // 2 :]) * np.exp(1j * angle)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    # float32 knows the angle 1000 to 6e-5.
+    # float32 has a precision of 6e-5 at an angle of 1000.
     np.testing.assert_allclose(ours, expected, atol=3e-4)
 
 
@@ -136,7 +136,7 @@ def make_transformer(**changes):
     ],
 )
 def test_packed_sequences_are_encoded_as_alone(position, attention):
-    """States, and gradients to events and parameters, are those of each sequence in a row of its own."""
+    """States, and gradients of events and parameters, are the same as with one sequence per row."""
     transformer = make_transformer(position=position, attention=attention)
     graph, params = nnx.split(transformer)
     x_BLE, weight_BLE = draw(0, B, 100, E), draw(1, B, 100, E)
@@ -215,7 +215,7 @@ def test_remat_and_unroll_change_nothing(changes):
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x_ME), forward
 
     (expected, plain), (found, program) = run(), run(**changes)
-    # JAX's name of `jax.checkpoint` in programs.
+    # The name of `jax.checkpoint` in programs.
     assert "remat2[" not in plain
     assert ("remat2[" in program) == ("remat" in changes)
     jax.tree.map(

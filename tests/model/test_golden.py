@@ -1,4 +1,4 @@
-"""Our model, loss and optimizers against the RecIS example run in PyTorch (`golden/README.md`)."""
+"""Our model, loss and optimizers, compared with the RecIS example in PyTorch (`golden/README.md`)."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_losses_hit_rates_and_weights(name, tolerance, devices):
 
 def assert_same_weights(params, arrays, config):
     expected = golden.params_from(arrays, "w1", table_specs(config.features, config.tables))
-    # The true gradient of the key bias is 0: Adam turns rounding noise into steps there.
+    # The true gradient of the key bias is 0, where Adam turns rounding errors into steps.
     hidden = config.model.hidden_size
     for tree in (params, expected):
         bias = np.array(tree["dense"]["transformer"]["layers"]["attn"]["qkv"]["bias"])

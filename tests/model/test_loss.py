@@ -1,4 +1,4 @@
-"""The loss against a float64 NumPy transcription that goes pair by pair."""
+"""The loss, compared with a float64 NumPy transcription that handles one pair at a time."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ B, L, E = 3, 7, 5
 
 
 def reference(config, preds, targets, length, items):
-    """Mean loss and hit rate, in float64, from the definition."""
+    """Mean loss and hit rate in float64, by definition."""
     shift = 1 if config.pairing == "next" else -1
     pairs = []
     for b in range(B):
@@ -106,7 +106,7 @@ def test_ties_count_against_the_positive():
 
 
 def test_padding_has_no_say():
-    """What stands at padded positions changes neither loss nor gradient, and gets no gradient."""
+    """The values at padded positions affect neither loss nor gradient, and get no gradient."""
     preds, targets, length, items = make_batch(1)
 
     def loss(preds, targets):
@@ -150,7 +150,7 @@ def test_narrow_factors_are_rounded_once_and_added_up_in_float32():
     rng, count = np.random.default_rng(0), 40
     queries_NE, positives_NE = rng.normal(size=(2, count, 16)).astype(np.float32)
     valid_N, item_N1 = rng.random(count) < 0.8, rng.integers(0, 9, (count, 1)).astype(np.int32)
-    # A power of two, so that dividing by it rounds nothing.
+    # A power of two, so that dividing by it is exact.
     config = LossConfig(temperature=1 / 16)
 
     def narrow(queries_NE, positives_NE):

@@ -1,4 +1,4 @@
-"""The encoder: causality and padding by gradients, dropout, eval mode."""
+"""The encoder: causality and padding (tested with gradients), dropout and evaluation mode."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def make_model(**model_changes):
 
 
 def test_causality():
-    """The gradient of a position's state is zero at later positions and not at earlier ones."""
+    """The gradient of a position's state is zero at later positions and nonzero at earlier ones."""
     model, embeddings = make_model()
 
     @jax.jit
@@ -68,7 +68,7 @@ def test_targets_show_target_features_only():
     gradients = jax.grad(target)(embeddings)
     assert np.all(np.asarray(gradients["behavior_id"]) == 0)
     assert np.all(np.abs(np.asarray(gradients["item_id"])).max(axis=-1) > 0)
-    # The same projection as events', with hidden features zeroed.
+    # The same projection as for events, with hidden features set to zero.
     zeroed = embeddings | {"behavior_id": jnp.zeros_like(embeddings["behavior_id"])}
     concatenated = jnp.concatenate([zeroed[f] for f in ("item_id", "behavior_id", "tags")], -1)
     expected = concatenated.reshape(B * L, -1) @ model.proj.kernel[...] + model.proj.bias[...]
@@ -98,7 +98,7 @@ def test_scanned_layers_equal_layers_in_turn(position, input_norm):
 
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_what_young_tables_say_is_heard_with_input_norm_only(input_norm):
-    """A fifth of the size of the tables' initial values changes what the layers see, or nothing."""
+    """With initial values a fifth as large, the input of the layers changes, or stays the same."""
     model, embeddings = make_model(input_norm=input_norm)
     bias = model.proj.bias
     assert bias is not None
@@ -116,7 +116,7 @@ def test_dropout_is_a_function_of_its_key(where):
     np.testing.assert_array_equal(one, model(embeddings, jax.random.key(1)).preds_ME)
     assert not np.allclose(one, model(embeddings, jax.random.key(2)).preds_ME)
     assert not np.allclose(one, quiet)
-    # What is to be predicted is whole.
+    # Targets are complete.
     targets = model(embeddings, jax.random.key(1)).targets_ME
     np.testing.assert_array_equal(targets, model(embeddings).targets_ME)
 
@@ -158,7 +158,7 @@ def test_vectors_of_users_and_items_are_what_the_loss_compares(similarity):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_predict_is_eval_mode(devices):
-    """`predict` gives the states, without dropout, whatever the devices."""
+    """`predict` gives the states without dropout, on any number of devices."""
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
     mesh = make_mesh(jax.devices()[:devices])

@@ -1,4 +1,4 @@
-"""The streamed softmax against a dense float64 one in NumPy, on one device and round a ring of several.
+"""The streamed softmax, compared with a dense one in NumPy float64, on one device and round a ring.
 
 Shapes: N pairs of all devices, S sampled candidates of one device, D devices, C = N + D S candidates.
 """
@@ -32,7 +32,7 @@ def few_rows(monkeypatch):
 
 
 class Options(NamedTuple):
-    """What changes the traced program."""
+    """Options that change the traced program."""
 
     negatives: str = "in_batch"
     words: int = 1
@@ -41,7 +41,7 @@ class Options(NamedTuple):
 
 
 def make_batch(options, seed=0, padding=0.2, dtype=np.float32):
-    """What a loss gets by its options, of all devices."""
+    """The inputs of a loss for some options, of all devices."""
     rng = np.random.default_rng(seed)
     sampled = S * (options.devices or 1)
 
@@ -130,7 +130,7 @@ def sums_of(options, vectors, batch, temperature, axis=None):
 @functools.cache
 def compiled(options, x64=False):
     """`(vectors, other arrays, temperature) -> ((loss, sums), gradients)`."""
-    del x64  # traced anew for other types
+    del x64  # Makes the cache trace again for other types.
 
     def loss(vectors, temperature, batch):
         def on_device(vectors, batch, temperature):
@@ -168,7 +168,7 @@ def assert_close(found, expected, tolerance):
 
 
 def tolerance_of(temperature):
-    # A float32 similarity is off by some 1e-7; a logit, and so a probability, by that over temperature.
+    # A float32 similarity has an error of about 1e-7; a logit, or a probability, of 1e-7 / temperature.
     return 1e-5 * max(1.0, 0.1 / temperature)
 
 

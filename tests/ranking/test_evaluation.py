@@ -1,4 +1,4 @@
-"""Evaluation, recommending, and evaluation during training, against plain NumPy over the log's rows."""
+"""Evaluation (also during training) and recommendation, compared with NumPy over the log's rows."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(log, tmp_path_factory):
-    """With a table that grows, and one of buckets."""
+    """Runs with a growing table and with a bucket table."""
     config = evaluating(log, tmp_path_factory.mktemp("run"), grows=True, every_steps=10)
     assert not train(config, one_device())
     return config
@@ -74,7 +74,7 @@ def test_against_numpy(trained, log, split):
     ranks = np.array(ranks)
     assert found.metrics["eval/users"] == len(ranks)
     for k in (5, 10, 50):
-        # Scores that differ by rounding alone may change places.
+        # Scores that only differ by rounding may change places.
         near = {"atol": 2.5 / len(ranks)}
         np.testing.assert_allclose(found.metrics[f"eval/hr@{k}"], (ranks < k).mean(), **near)
         gain = np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean()
@@ -141,7 +141,7 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
             first = max(end - config.model.seq_len, 0)
             own = [b for (b,) in row["behavior_id"]]
             assert ids[:length, place["behavior_id"]].ravel().tolist() == own[first:end]
-            # Of the last event of a row there is none.
+            # The last event of a row has none.
             following = [*own, -1][first + 1 : end + 1]
             assert ids[:length, place["asked"]].ravel().tolist() == following
 
@@ -229,7 +229,7 @@ def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
     config = evaluating(log, tmp_path, every_steps=1, patience=3)
     train_config = dataclasses.replace(config.train, max_to_keep=1, log_steps=1)
     config = dataclasses.replace(config, train=train_config)
-    # Rates that make the model worse with every step.
+    # A learning rate that makes the model worse with every step.
     config = dataclasses.replace(config, lr=dataclasses.replace(config.lr, dense_lr=1.0))
     assert not train(config, one_device())
     written = [line for line in lines(tmp_path) if "eval/ndcg@10" in line]
@@ -253,7 +253,7 @@ def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
         return [line for line in lines(run_dir) if "eval/mrr" in line]
 
     found, whole = evaluated(tmp_path), evaluated(Path(trained.train.output_dir))
-    # A run evaluates its last step too, whichever that is.
+    # A run also evaluates its last step, whatever its number.
     assert [line["step"] for line in found] == [10, 20, 25, 30, 40]
     assert [line for line in found if line["step"] != 25] == whole
 
@@ -275,7 +275,7 @@ def test_the_evaluate_door(trained, tmp_path, capsys, caplog):
 
 @pytest.mark.slow
 def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
-    """Items of behaviour b are the b-th ten: knowing the next behaviour, a tenth are left to choose."""
+    """Behaviour b has the b-th ten items: knowing the next behaviour leaves a tenth of the items."""
     rng = np.random.default_rng(0)
     behavior = [rng.integers(0, 10, 12).tolist() for _ in range(300)]
     item = [[10 * b + int(rng.integers(10)) for b in row] for row in behavior]
@@ -304,7 +304,7 @@ def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
         result = json.loads(result.read_text())
         assert result["known_of_target"] == (["behavior_id"] if known else [])
         hits[known] = result["metrics"]["eval/hr@10"]
-    # By chance a tenth, and all.
+    # By chance, a tenth, or all.
     assert hits[False] < 0.3
     assert hits[True] > 0.8
     recs = ["--input", str(tmp_path / "log"), "--output", str(tmp_path / "recs.parquet")]
@@ -381,7 +381,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             recommend.main(arguments)
     assert done == [0, 1, 1]
-    # As if the run had been trained anew into its directory.
+    # As if a new training had replaced the run in its directory.
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     told = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
     told["init_timestamp_nsecs"] += 1

@@ -1,4 +1,4 @@
-"""Finished stripes of an interrupted command: gone on with only where everything is the same."""
+"""Finished stripes of an interrupted command, which are only reused if everything is the same."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_is_saved_again_is_another_one(tmp_path):
-    """Also with the same weights, in the same directory; a copy of it is the same."""
+    """Even with the same weights in the same directory; only a copy of a checkpoint is the same."""
 
     def save(run_dir):
         checkpoints = Checkpoints(run_dir, newest=None)

@@ -8,7 +8,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.items.seen import of_rows
 from s2s_jax.ranking import metrics, ranking
 
-# Numba tells of its own casts.
+# Numba warns about its own casts.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unsafe cast")]
 USERS, ITEMS, SEEN = 60, 500, 12
 
@@ -19,7 +19,7 @@ def ranx():
 
 
 def evaluate(ranx, targets, scores):
-    """Means by our names; `targets` and `scores` give items of each user."""
+    """Mean metrics, by our names; `targets` and `scores` have the items of each user."""
     qrels = ranx.Qrels({str(u): {str(i): 1 for i in items} for u, items in enumerate(targets)})
     run = ranx.Run(
         {str(u): {str(i): float(x) for i, x in of.items()} for u, of in enumerate(scores)}
@@ -37,7 +37,7 @@ def test_one_target_of_each_user_among_all_unseen_items(ranx):
     items_IE = rng.normal(size=(ITEMS, 16)).astype(np.float32)
     shuffled = np.argsort(rng.random((USERS, ITEMS)), axis=1).astype(np.int32)
     target_U, seen_US = shuffled[:, 0], shuffled[:, 1 : 1 + SEEN]
-    # Better than chance, so that short lists have hits.
+    # Better than chance, so that short lists also have hits.
     users_UE += 0.3 * items_IE[target_U]
     items = ranking.make_catalogue(items_IE, make_mesh(jax.devices()[:2]))
     rank_U = np.asarray(ranking.ranks(users_UE, target_U, items, of_rows(seen_US)))

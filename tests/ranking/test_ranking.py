@@ -1,4 +1,4 @@
-"""Ranking in blocks against plain NumPy: ties, seen items, any block, batch and number of devices."""
+"""Ranking in blocks, compared with NumPy: ties, seen items, any block, batch and number of devices."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def mesh_of(devices):
 
 
 def expected_top_k(users, vectors, k, seen):
-    """Whole numbers, so that any order of adding up is exact."""
+    """The expected result; all values are whole numbers, so that sums are exact in any order."""
     index = np.full((len(users), k), -1)
     score = np.full((len(users), k), -np.inf, np.float32)
     for u, user in enumerate(users):
@@ -43,7 +43,7 @@ def expected_ranks(users, target, vectors, seen):
 
 @pytest.fixture
 def _small_sizes(monkeypatch):
-    """Many tiles, chunks and groups of few items and users."""
+    """Makes tiles, chunks and groups small, so that there are many of them."""
     for name, size in {"_USERS": 4, "_TILE": 16, "_CHUNK": 4, "_LANES": 4}.items():
         monkeypatch.setattr(ranking, name, size)
     monkeypatch.setattr(ranking, "_FEW_CHUNKS", (1, 2))
@@ -57,7 +57,7 @@ def _small_sizes(monkeypatch):
 @st.composite
 def problems(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    # Two sizes once they are padded, so that little is compiled.
+    # Only two sizes after padding, so that little is compiled.
     items = draw(st.integers(1, 16) | st.integers(81, 96))
     users = draw(st.integers(1, 4))
     spread = draw(st.sampled_from([0, 1, 5]))
@@ -88,7 +88,7 @@ def test_any_problem(devices, k, block):
 
 
 def test_bits_do_not_depend_on_devices_blocks_and_batches():
-    """Real sizes and numbers that rounding moves; a third of the items have one vector."""
+    """Realistic sizes and values that get rounded; a third of the items have the same vector."""
     rng = np.random.default_rng(0)
     items, width, users = 9_001, 50, 70
     vectors = rng.normal(size=(items, width)).astype(np.float32)
@@ -107,13 +107,13 @@ def test_bits_do_not_depend_on_devices_blocks_and_batches():
         results, enumerate(map(np.asarray, results[0]))
     ):
         np.testing.assert_array_equal(result[found], first)
-    # The same users in other places of smaller batches.
+    # The same users at other places in smaller batches.
     some = np.asarray([69, 3, 20])
     best = ranking.top_k(queries[some], catalogue, 10, of_rows(seen[some]))
     rank = ranking.ranks(queries[some], target[some], catalogue, of_rows(seen[some]))
     for found, first in zip((*best, rank), results[0], strict=True):
         np.testing.assert_array_equal(found, np.asarray(first)[some])
-    # Items of one vector tie, wherever they stand: whose target is one of them beats none of the others.
+    # Items with the same vector tie, wherever they are: a target among them ranks below all the others.
     seen_of_them = np.isin(seen, same) & (seen != target[:, None])
     others = [len(same) - 1 - len(set(s[m])) for s, m in zip(seen, seen_of_them, strict=True)]
     assert (np.asarray(results[0][2])[:30] >= np.asarray(others)[:30]).all()
@@ -130,11 +130,11 @@ def test_edges():
     best = ranking.top_k(users, catalogue, 5, of_rows(all_seen))
     np.testing.assert_array_equal(best.index_BK, [[-1] * 5, [1, 0, -1, -1, -1]])
     np.testing.assert_array_equal(best.score_BK[0], [-np.inf] * 5)
-    # The target is ranked though it was seen; one outside of the catalogue comes after all.
+    # The target is ranked although it was seen; a target outside the catalogue ranks last.
     np.testing.assert_array_equal(
         ranking.ranks(users, np.asarray([2, 7]), catalogue, of_rows(all_seen)), [0, 3]
     )
-    # A score that is no number is no hit.
+    # A NaN score is not a hit.
     nan = np.full((1, 1), np.nan, np.float32)
     np.testing.assert_array_equal(ranking.ranks(nan, np.asarray([1]), catalogue), [2])
     # -0 and 0 are equal, so the lower index comes first.
@@ -165,7 +165,7 @@ def test_values_against_loops():
                 sum(1 / np.log2(r + 2) for r in hits) / best
             )
         assert values["mrr"][u] == pytest.approx(1 / (min(targets) + 1))
-    # As devices count.
+    # In the integer type of the devices.
     result = metrics.summarize(metrics.user_values(np.asarray([0, 9, 10, 300], np.int32)))
     assert result["eval/hr@10"] == result["eval/recall@10"] == 0.5
     assert result["eval/ndcg@10"] == pytest.approx((1 + 1 / np.log2(11)) / 4)
@@ -184,7 +184,7 @@ def test_intervals(monkeypatch):
         error = 1.96 * value.std() / np.sqrt(value.size)
         assert low == pytest.approx(value.mean() - error, abs=0.25 * error)
         assert high == pytest.approx(value.mean() + error, abs=0.25 * error)
-    # Draws do not depend on how many are held at once.
+    # Resamples do not depend on how many are held in memory at once.
     monkeypatch.setattr(metrics, "_DRAWS", 3 * 400)
     again = metrics.intervals(values)
     for name, pair in found.items():
@@ -192,7 +192,7 @@ def test_intervals(monkeypatch):
 
 
 def test_slices():
-    """Histories of one item are those of the first slice."""
+    """Histories of one item are in the first slice."""
     rank = np.asarray([0, 100, 0, 100, 0, 0])
     values = metrics.user_values(rank, (10,))
     found = metrics.by_length(values, np.asarray([1, 5, 6, 200, 201, 10_000]))
@@ -203,7 +203,7 @@ def test_slices():
         "eval/length_201+/hr@10": 1.0,
     }
     assert found["eval/length_1-5/users"] == 2
-    # Item 2 has half of the events, 0 and 3 the next 40%.
+    # Item 2 has half of the events, items 0 and 3 have the next 40%.
     target = np.asarray([2, 0, 3, 1, 4, 99])
     found = metrics.by_popularity(values, target, np.asarray([25, 10, 50, 15, 0]))
     assert {n: v for n, v in found.items() if "users" in n} == {

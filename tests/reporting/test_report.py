@@ -1,4 +1,4 @@
-"""The report page: it says what the run's files say, and holds together whatever stands in them."""
+"""The report page: it agrees with the run's files, and stays valid whatever they contain."""
 
 import dataclasses
 import html.parser
@@ -40,7 +40,7 @@ VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
 
 
 class Strict(html.parser.HTMLParser):
-    """Reads a page as a browser does; tags must close in order."""
+    """Parses a page as a browser does, but tags must be closed in order."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -67,7 +67,7 @@ class Strict(html.parser.HTMLParser):
 
 
 def checked(page: str) -> ET.Element:
-    """The page as a tree, after checks that hold for every page."""
+    """The page as a tree, after checks that apply to every page."""
     seen = Strict(page)
     assert not seen.tags & {"script", "img", "link", "iframe", "object", "a", "base", "form"}
     assert "url(" not in page
@@ -87,12 +87,12 @@ def number(label: str) -> float:
 
 
 def figures(page: ET.Element) -> dict[str, ET.Element]:
-    """By what stands before the names of curves."""
+    """The figures by title."""
     return {f.find("figcaption").text: f for f in page.iter("figure")}
 
 
 def axis(svg: ET.Element, kind: str, log: bool) -> list[float]:
-    """Slope and start of values (or their logarithms) over places, from the ticks."""
+    """Slope and intercept that turn places into values (or their logarithms), from the ticks."""
     labels = [element for element in svg.iter("text") if element.get("class") == kind]
     values = np.array([number(element.text) for element in labels])
     places = np.array([float(element.get(kind)) for element in labels])
@@ -106,7 +106,7 @@ def axis(svg: ET.Element, kind: str, log: bool) -> list[float]:
 
 
 def drawn(element: ET.Element, log: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of each curve, from where its points lie between the ticks."""
+    """Steps and values of each curve, from the places of its points relative to the ticks."""
     svg = element.find("svg")
     curves = []
     for line in svg.iter("polyline"):
@@ -118,7 +118,7 @@ def drawn(element: ET.Element, log: bool = False) -> list[tuple[np.ndarray, np.n
 
 
 def hovered(element: ET.Element) -> dict[float, dict[str, float]]:
-    """What the pointer is told: of each step, the value of each curve."""
+    """The tooltips: for each step, the value of each curve."""
     found = {}
     for title in element.iter("title"):
         (step, *values) = title.text.replace(",", "").split("\n")
@@ -489,9 +489,9 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(log, tmp_path_factory):
-    """With a table that grows, evaluated while it trained and afterwards."""
+    """A run with a growing table, evaluated during and after training."""
     config = evaluating(log, tmp_path_factory.mktemp("run"), grows=True, every_steps=10)
-    # Large enough not to grow, which takes compilations.
+    # Large enough not to grow, which would need compilations.
     config = small.with_table(config, "item_id", capacity=1024)
     short = dataclasses.replace(config.train, train_steps=20)
     model = dataclasses.replace(config.model, num_layers=1)
@@ -537,7 +537,7 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
 
 
 def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path):
-    """A run that was trained anew into its directory has checkpoints of the same steps."""
+    """A new training in the same directory has checkpoints of the same steps."""
     times = tmp_path / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
     times.parent.mkdir(parents=True)
     times.write_text("1")
@@ -550,7 +550,7 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     record = read_record(tmp_path, Config())
     assert record.saved == []
     assert record.others == ["evaluation_test_20.json (of weights that are no longer there)"]
-    # Older files do not say of which; and checkpoints may be gone.
+    # Older files do not name the checkpoint, and checkpoints may be gone.
     path.write_text(json.dumps(told))
     assert len(read_record(tmp_path, Config()).saved) == 1
     path.write_text(json.dumps(known))
@@ -597,7 +597,7 @@ def test_users_are_ranked_as_in_an_evaluation(trained, log):
         assert user.rank is not None
         assert abs(user.rank - 1 - better) <= 1
         if target in found:
-            # Ties are broken by order in the list, and count against the event in its rank.
+            # Ties are listed in a fixed order, but count against the target in its rank.
             ties = sum(one.score == user.best[found.index(target)].score for one in user.best)
             assert 0 <= user.rank - (found.index(target) + 1) < ties or user.rank >= 10
 

@@ -1,4 +1,4 @@
-"""Checkpoints over other numbers of devices, and what a device holds meanwhile."""
+"""Checkpoints with other numbers of devices, and the memory of a device meanwhile."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def take_steps(config, functions, mesh, state, steps):
 
 
 def embeddings_of_all_ids(config, mesh, state):
-    """Every bucket of every feature, looked up on a mesh as a batch does."""
+    """Every bucket of every feature, looked up on a mesh as for a batch."""
     tables = ShardedTables(config.features, config.tables, mesh)
     ids = {}
     for feature in config.features:
@@ -75,7 +75,7 @@ def test_saved_on_8_devices_and_continued_on_2_and_on_1(tmp_path):
 
 
 class Sampler:
-    """The largest part of an array that a device holds, looked at all the time."""
+    """Continuously samples the largest part of an array that a device holds."""
 
     def __enter__(self):
         self.largest, self._done = 0, threading.Event()
@@ -94,7 +94,7 @@ class Sampler:
 
     def look(self):
         for array in jax.live_arrays():
-            with contextlib.suppress(RuntimeError):  # Deleted meanwhile.
+            with contextlib.suppress(RuntimeError):  # The array was deleted meanwhile.
                 shape = array.sharding.shard_shape(array.shape)
                 self.largest = max(self.largest, int(np.prod(shape)) * array.dtype.itemsize)
 

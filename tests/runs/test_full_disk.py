@@ -1,4 +1,4 @@
-"""Disks that are full: real ones, of a few hundred kilobytes."""
+"""Full disks: real ones, of a few hundred kilobytes."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def log(tmp_path_factory):
 
 
 class Disk:
-    """A file system of its own."""
+    """A separate file system."""
 
     def __init__(self, path):
         self.path = path
@@ -44,7 +44,7 @@ class Disk:
         subprocess.run(command, check=True, capture_output=True)
 
     def fill(self):
-        """Takes all that is left."""
+        """Fills all free space."""
         with contextlib.suppress(OSError), (self.path / "filler").open("ab", buffering=0) as file:
             while True:
                 file.write(b"\0" * 4096)
@@ -116,7 +116,7 @@ def test_no_line_of_metrics_is_lost_or_torn(disk):
         writer.write(line(step + 1))
         assert writer.unwritten == []
     assert [x["step"] for x in lines(run_dir)] == list(range(1, step + 2))
-    # What a checkpoint kept of them comes back.
+    # Lines that were saved in a checkpoint are restored.
     with Writer(run_dir, step, 9, tensorboard=False, unwritten=[line(step)]):
         assert lines(run_dir) == [line(n) for n in range(1, step + 1)]
 
@@ -146,7 +146,7 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
 
 def test_training_goes_on_without_tensorboard(disk, capsys):
     with Writer(disk.path, 0, 9, tensorboard=True) as writer:
-        # Numbers take more room there than in metrics.jsonl, so its last block is full first.
+        # Numbers take more space there than in metrics.jsonl, so its last block is full first.
         many = {f"n{number}": 0.5 for number in range(20)}
         writer.write(line(1) | many)
         disk.fill()

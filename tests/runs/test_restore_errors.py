@@ -1,4 +1,4 @@
-"""Why a checkpoint cannot be restored, provoked for real: only damage is called damage."""
+"""Reasons why a checkpoint cannot be restored, with real causes: only damage is reported as damage."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ def functions(config):
 
 @pytest.fixture(scope="module")
 def saved():
-    """A run directory with checkpoints 2 and 5, where others may come."""
+    """A run directory with checkpoints 2 and 5, to which others may be added."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         config = one_layer(configured(Path(directory) / "connection corrupt"))
@@ -97,7 +97,7 @@ def test_damage_is_told_with_a_way_that_loses_nothing(saved, tmp_path, name):
     aside = tmp_path / "run" / "damaged-5"
     assert f"move it to {aside}" in message
     assert "of step 2" in message
-    # As it says.
+    # Follows the advice of the message.
     (tmp_path / "run" / "checkpoints" / "5").rename(aside)
     restore(config, abstract, tmp_path / "run", 2)
     DAMAGES[name](tmp_path / "run" / "checkpoints" / "2")
@@ -106,7 +106,7 @@ def test_damage_is_told_with_a_way_that_loses_nothing(saved, tmp_path, name):
 
 @contextlib.contextmanager
 def as_nobody():
-    """Root may read everything."""
+    """Changes to another user, since root may read everything."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)
@@ -205,7 +205,7 @@ def test_checkpoints_of_a_later_format_are_refused(saved, tmp_path):
     assert "saved by s2s_jax 1.2.3" in refusal(config, abstract, tmp_path / "run")
     with pytest.raises(UserError, match="found format 2"):
         SavedTables(tmp_path / "run")
-    # Those of 0.1.0, and of before there were formats.
+    # Checkpoints of version 0.1.0, and older ones without a format number.
     del told["s2s_jax"]
     path.write_text(json.dumps(told | {"version": 2}))
     assert "saved by a later version" in refusal(config, abstract, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Operations of a step: the design's figure for base.py, and what XLA counts."""
+"""Operations of a step, compared with a calculation for base.py and with XLA's count."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from s2s_jax.training.step import make_step_functions
 
 
 def test_of_base():
-    """16 x 1,024 positions: 5.00 of matrices, .83 of attention, 1.65 of the loss, in 10^12."""
+    """16 x 1,024 positions: 5.00 for matrices, .83 for attention, 1.65 for the loss, times 10^12."""
     config = load(Path(REPO) / "configs" / "base.py")
     np.testing.assert_allclose(step_flops(config, 1) / 1e12, 7.47, atol=0.01)
     local = dataclasses.replace(
@@ -29,7 +29,7 @@ def test_of_base():
 
 
 def test_against_what_xla_counts():
-    """Of an unrolled model whose matrices dwarf all else; attention that is not blocked does all."""
+    """An unrolled model whose matrices dominate; attention without blocks computes all scores."""
     model = ModelConfig(
         seq_len=64,
         hidden_size=256,
@@ -67,7 +67,7 @@ def test_a_cpu_has_no_known_peak():
     ],
 )
 def test_of_negatives(negatives, items, per_pair, encoded):
-    """Two devices of 32 rows; a device draws 100 items or, where there are fewer, has all of them."""
+    """Two devices with 32 rows each; a device draws 100 items or, if there are fewer, uses all."""
     config = small.config()
     loss = dataclasses.replace(config.loss, negatives=negatives, num_negatives=100)
     io = dataclasses.replace(config.io, batch_size=32)
@@ -97,7 +97,7 @@ def test_attention_of_packed_sequences_against_counting():
         if one[query] == one[key] != -1
     ]
     assert float(attended) == len(sees)
-    # Of each such pair a score and a share of the value, forward once and backward twice.
+    # A score and a weighted value for each such pair, once forward and twice backward.
     of_pair = 3 * 2 * 2 * model.hidden_size * model.num_layers
     assert attention_flops(model, len(sees)) == of_pair * len(sees)
     packed = small.config()

@@ -1,4 +1,4 @@
-"""Training with tables that grow: the same numbers as with a row for each id, and exact to continue."""
+"""Training with growing tables: the same numbers as with one row per id, also when continued."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_equals_a_table_with_a_row_for_each_id():
     mesh = make_mesh(jax.devices()[:devices])
     ours, theirs = make_step_functions(config, mesh), make_step_functions(dense, mesh)
     state, other = ours.init(), theirs.init()
-    # The dense table starts with the rows that the ids will get.
+    # The dense table starts with the initial rows of the growing table.
     spec = table_specs(dense.features, dense.tables)["item_id"]
     buckets = np.arange(300, dtype=np.uint32)
     keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
@@ -70,7 +70,7 @@ def test_equals_a_table_with_a_row_for_each_id():
 
 
 def write_log(directory: Path, users: int) -> None:
-    """Random 64-bit items and tags, nearly all different."""
+    """Random 64-bit items and tags, nearly all distinct."""
     rng = np.random.default_rng(0)
     directory.mkdir()
     lengths = rng.integers(3, 9, users)
@@ -122,7 +122,7 @@ def test_a_table_grows_between_steps(straight):
 
 @pytest.mark.parametrize("steps_before", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, steps_before):
-    """As one that was killed after it grew and before it saved, and starts from its last checkpoint."""
+    """Also after a kill between growing and saving, when it restarts from its last checkpoint."""
     stop = grew_at(straight) - steps_before
     config = small.growing(job(log, tmp_path, log_steps=1))
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=stop))
@@ -182,7 +182,7 @@ def test_growing_frees_what_it_replaces_and_nothing_else():
     after = growth.doubled(state, "item_id", mesh)
     assert before.keys_R2.is_deleted()
     assert state.params["tables"]["item_id"].is_deleted()
-    # Small arrays that stay as they are may be the same in the new state.
+    # The new state may reuse small arrays that did not change.
     assert not before.rows_S.is_deleted()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 

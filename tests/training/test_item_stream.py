@@ -1,4 +1,4 @@
-"""Shares of items counted as batches come: the sketch, whole steps and runs, against NumPy.
+"""Shares of items counted from the batches so far: the sketch, steps and runs, compared with NumPy.
 
 Shapes: M events, U distinct items, K ids of a bag.
 """
@@ -72,10 +72,10 @@ def test_few_items_are_counted_exactly_and_what_is_none_is_not():
 
 
 def test_many_items_are_counted_too_high_at_most_and_seldom_much():
-    """The bounds of the sketch where items crowd: 20,000 in rows of 4,096 cells."""
+    """The error of the sketch with many items: 20,000 in rows of 4,096 cells."""
     rng = np.random.default_rng(1)
     cells = 4096
-    # Ids in a regular pattern, Zipf's frequencies.
+    # Ids in a regular pattern, with Zipf frequencies.
     p_U = 1 / np.arange(1, 20_001)
     batches = [
         (64 * rng.choice(20_000, 20_000, p=p_U / p_U.sum()).astype(np.int32), np.ones(20_000, bool))
@@ -87,12 +87,12 @@ def test_many_items_are_counted_too_high_at_most_and_seldom_much():
     over_U = estimate_U - count_U
     assert over_U.min() > -0.01
     assert np.mean(over_U > np.e / cells * len(events)) < np.exp(-item_stream.ROWS)
-    # Conservative updates: what a sketch without them counts is higher by several times.
+    # Conservative updates: without them, the sketch would overcount several times as much.
     assert 0.01 < over_U.mean() < 0.4 * plain_excess(id_U, count_U, cells).mean()
 
 
 def plain_excess(id_U, count_U, cells):
-    """What others add to the least of the cells of each item, with random cells of NumPy's."""
+    """The excess in the smallest cell of each item, without conservative updates, in NumPy."""
     cell_RU = np.random.default_rng(2).integers(cells, size=(item_stream.ROWS, len(id_U)))
     in_cell = [np.bincount(cell_U, count_U, minlength=cells)[cell_U] for cell_U in cell_RU]
     return np.min(in_cell, axis=0) - count_U
@@ -126,7 +126,7 @@ def test_bags_are_told_apart_by_every_word_and_their_order(words):
 
 
 def two_steps(config, devices, microbatches):
-    """Takes two steps, whose losses must be NumPy's, and returns the stream after them."""
+    """Takes two steps, compares their losses with NumPy, and returns the stream after them."""
     mesh = make_mesh(jax.devices()[:devices])
     functions = make_step_functions(config, mesh)
     state, batches = functions.init(), []
@@ -174,7 +174,7 @@ def test_a_run_reads_no_catalogue_and_goes_on_as_if_never_stopped(log, tmp_path,
         assert not train(config, make_mesh(jax.devices()[:1]))
         return config
 
-    # An epoch, so that every row came once.
+    # An epoch, so that every row was read once.
     run("stopped", 7)
     continued, straight = run("stopped", 12), run("straight", 12)
     assert_same_run(continued, straight, step=12)
@@ -189,7 +189,7 @@ def test_a_run_reads_no_catalogue_and_goes_on_as_if_never_stopped(log, tmp_path,
 
 
 class Before(NamedTuple):
-    """The state of before there was a stream."""
+    """The state in versions without a stream."""
 
     step: Any
     params: Any

@@ -1,4 +1,4 @@
-"""Negatives from the catalogue and log-Q through whole steps, against NumPy."""
+"""Negatives from the catalogue and log-Q in whole steps, compared with NumPy."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def log(tmp_path_factory):
         ({"negatives": "uniform", "num_negatives": 40}, False),
         ({"negatives": "mixed", "num_negatives": 40, "log_q": "catalogue"}, True),
         ({"negatives": "full"}, False),
-        # What is of the batch only, "mixed" has too.
+        # "mixed" also covers in-batch negatives.
         pytest.param({"log_q": "catalogue"}, False, marks=pytest.mark.slow),
         (
             {
@@ -65,7 +65,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     drawn = source.draw(1)
     state = functions.init()
     if grows:
-        # Rows for all ids, so that what `predict` sees is what the step sees.
+        # All ids get rows, so that `predict` sees the same as the step.
         full = ItemSource(configured(log, tmp_path, True, negatives="full"), mesh).draw(1)
         still = dataclasses.replace(config.lr, dense_lr=0.0, sparse_lr=0.0, weight_decay=0.0)
         everything = configured(log, tmp_path, True, negatives="full").loss
@@ -94,7 +94,7 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
         mesh = make_mesh(jax.devices()[:devices])
         functions = make_step_functions(config, mesh)
         batch = put_batch(small.batch(config, ROWS, 0), microbatches, mesh)
-        # Both devices draw the same.
+        # Both devices draw the same items.
         draw = ItemSource(config, make_mesh(jax.devices()[:1])).draw(1)
         source = ItemSource(config, mesh)
         if negatives == "full":
@@ -149,22 +149,22 @@ def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
 
 
 def test_draws_are_uniform_and_of_seed_step_and_device_alone():
-    """Also of no version of NumPy: the numbers themselves stand here."""
+    """They do not depend on NumPy's version either: the expected numbers are written here."""
     assert drawn_items(1000, 5, 42, 7, 1).tolist() == [631, 916, 829, 756, 557]
     items, size = 97, 4096
     keys = [(42, 1, 0), (43, 1, 0), (42, 2, 0), (42, 1, 1), (42, 0, 1), (1, 42, 0)]
     drawn = [drawn_items(items, size, *key) for key in keys]
     np.testing.assert_array_equal(drawn[0], drawn_items(items, size, *keys[0]))
     for one, other in itertools.combinations(drawn, 2):
-        # As many of two independent draws agree.
+        # As many agree as in two independent draws.
         assert abs((one == other).mean() - 1 / items) < 5 / np.sqrt(items * size)
-    # Chi-squared over many steps: its mean is items - 1, its deviation sqrt(2 items).
+    # Chi-squared over many steps: the mean is items - 1, the standard deviation sqrt(2 items).
     many = np.concatenate([drawn_items(items, 64, 42, step, 3) for step in range(1000)])
     count = np.bincount(many, minlength=items)
     assert len(count) == items
     expected = len(many) / items
     assert abs(((count - expected) ** 2 / expected).sum() - items) < 5 * np.sqrt(2 * items)
-    # No two steps of a long run, devices or neighbouring seeds draw the same.
+    # Steps of a long run, devices and neighbouring seeds all draw differently.
     firsts = {
         tuple(drawn_items(10**6, 4, seed, step, device))
         for seed in (0, 1)

@@ -28,7 +28,7 @@ def start(config):
 
 
 def on_one_device(rows):
-    """Where all rows are at hand, one window holds them all."""
+    """On one device, a single window has all rows."""
 
     def reduce(gradients, visit, carry):
         return visit(carry, {name: exchange.Window(rows[name], g) for name, g in gradients.items()})
@@ -62,7 +62,7 @@ def test_fifty_steps_with_repeated_ids_against_numpy():
     m, v = np.zeros((ROWS, WIDTH)), np.zeros((ROWS, WIDTH))
     touched = np.zeros(ROWS, bool)
     for t in range(1, 51):
-        # Few ids, so that they repeat within a batch and between batches; -1 is no id.
+        # Few ids, so that they repeat within and between batches; -1 means no id.
         buckets = rng.integers(-1, 40, size=(30, 1)).astype(np.int32)
         gradient_MD = rng.normal(size=(30, WIDTH)).astype(np.float32)
         params, state = step(params, state, buckets, gradient_MD)

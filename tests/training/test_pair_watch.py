@@ -1,4 +1,4 @@
-"""A run whose steps have nothing to learn from ends with a sentence and no checkpoint of nothing."""
+"""A run whose steps have nothing to learn from ends with a message, without a useless checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -35,7 +35,7 @@ def metrics(pairs: int, examples: int = 4, skipped: int = 0) -> dict[str, float]
 
 
 def test_packing_that_leaves_each_user_one_event(tmp_path):
-    """Whatever the log holds; the same again when the command is started again."""
+    """For any log, and again when the command is started again."""
     small.write_log(tmp_path / "log", 200)
     config = job(tmp_path, packing=4 * small.SEQ_LEN)
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_the_end_of_a_continued_run_may_have_no_pair(tmp_path):
 
 
 def test_padding_alone_is_no_pair(tmp_path):
-    """Where padding is scored, pairs are counted without any event."""
+    """If padding is scored, pairs are counted even without events."""
     watch = PairWatch(job(tmp_path), step=0, steps_per_epoch=2, total_steps=10)
     for step in (1, 2):
         watch.hear(step, metrics(20) | {"tokens": 0})

@@ -1,4 +1,4 @@
-"""Learning rates follow the share of a run that is done, whatever it is continued with."""
+"""Learning rates follow the completed share of a run, also if it continues with other settings."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ PEAK = 2.0
 
 
 def rate_at(share: float, steps: int, lr: LRConfig) -> float:
-    """The rate of the update that is made when a share of a run of so many steps is done."""
+    """The rate of the update at which `share` of a run of `steps` steps is done."""
     count = share * steps
     if count < lr.warmup_steps:
         return PEAK * min(count + 1, lr.warmup_steps) / lr.warmup_steps
@@ -33,13 +33,13 @@ def rate_at(share: float, steps: int, lr: LRConfig) -> float:
 
 
 class Run:
-    """Counts rows as a run does, and asks the schedule in use for the rate of each step."""
+    """Counts rows as a run does, and asks the current schedule for the rate of each step."""
 
     def __init__(self, lr: LRConfig):
         self.lr, self.saved, self.step, self.rows = lr, None, 0, 0
 
     def go_on(self, batch_rows: int, steps: int | None, **ends) -> list[tuple[float, float]]:
-        """Takes some steps, or all that are left; returns the share done before each, and its rate."""
+        """Takes some or all remaining steps; returns the share done before each step, and its rate."""
         settings = TrainConfig(**ends)
 
         def end(step, rows):
@@ -69,7 +69,7 @@ class Run:
 def test_other_batches_go_on_at_the_rate_of_the_same_share(decay, warmup, decay_steps):
     lr = LRConfig(warmup_steps=warmup, decay=decay(steps=decay_steps, final_ratio=0.1))
     run, found = Run(lr), []
-    # 400 steps of 24 rows, as the run begins; the first change comes amid the warm-up.
+    # The run begins with 400 steps of 24 rows; the first change is during the warm-up.
     for batch_rows, steps in ((24, 20), (48, 30), (12, 40), (96, 10), (24, None)):
         found += run.go_on(batch_rows, steps, train_epoch=10)
     assert run.rows == 10 * ROWS
@@ -109,7 +109,7 @@ def test_nothing_changes_where_nothing_changed():
 )
 @pytest.mark.parametrize("batch_rows", [24, 48])
 def test_a_run_whose_end_is_moved_goes_on_as_one_of_that_length(before, after, steps, batch_rows):
-    """Also one that was at its end, where its rate was 0."""
+    """Also a run that was at its end, where its rate was 0."""
     lr = LRConfig(warmup_steps=20, decay=Linear())
     run = Run(lr)
     run.go_on(24, 60, **before)
@@ -140,7 +140,7 @@ def test_a_decay_that_never_begins_is_refused():
 
 
 def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
-    """On one device, then two, then twice the batch, and back; steps are made but not taken."""
+    """On one device, then two, then twice the batch, and back; steps are built but not run."""
     small.write_log(tmp_path / "log", 96)
     config = small.config()
     config = dataclasses.replace(
@@ -165,7 +165,7 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
 
     monkeypatch.setattr(optimizer, "learning_rate", noted)
     found, first, rows = [], 0, 0
-    # 48 steps of 8 rows, as it begins.
+    # It begins with 48 steps of 8 rows.
     for devices, batch_size, steps in ((1, 8, 4), (2, 8, 6), (2, 16, 3), (1, 8, None)):
         io = dataclasses.replace(config.io, batch_size=batch_size)
         here = dataclasses.replace(config, io=io)
@@ -179,7 +179,7 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
         def passed(loop, batch, arrays, waited, steps=steps, taken=taken):
             loop._step += 1
             loop._place = batch.after
-            # Without a pair to learn from nothing would be saved.
+            # Without pairs to learn from, nothing would be saved.
             loop._pairs.none_yet = False
             taken.append(loop._step)
             if len(taken) == steps:

@@ -1,4 +1,4 @@
-"""The train step: accumulation, devices, donation, what it touches."""
+"""The train step: accumulation, devices, donation and updated rows."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def assert_close(one, other):
     for ours, theirs in zip(one[1], other[1], strict=True):
         for name in ours:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
-    # Adam divides by the root of small numbers, so weights feel rounding more than losses.
+    # Adam divides by the root of small numbers, so rounding affects weights more than losses.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
         _without_key_bias(one[0].params),
@@ -47,14 +47,14 @@ def assert_close(one, other):
 
 
 def _without_key_bias(params):
-    # Its true gradient is 0, so Adam turns rounding noise into whole steps.
+    # Its true gradient is 0, so Adam turns rounding errors into full steps.
     params = jax.tree.map(np.array, params)
     bias = params["dense"]["transformer"]["layers"]["attn"]["qkv"]["bias"]
     bias[:, 16:32] = 0
     return params
 
 
-# That accumulation over two devices equals one large batch shows the same, with clipping.
+# The test that accumulation over two devices equals one large batch covers this too, with clipping.
 @pytest.mark.slow
 def test_clipped_steps_do_not_depend_on_the_devices():
     assert_close(run(CLIPPED, devices=4), run(CLIPPED))
@@ -102,7 +102,7 @@ def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, micro
 
 
 def test_local_negatives_are_those_of_the_device():
-    """Two devices that hold the same rows: as one of them alone; with global scope it is not so."""
+    """Two devices with the same rows give the same as one alone; with global scope they do not."""
     half = small.batch(CLIPPED, ROWS, 0)
     twice = {name: np.concatenate([array, array]) for name, array in half.items()}
     loss = dataclasses.replace(CLIPPED.loss, mask_same_item=False)
@@ -118,7 +118,7 @@ def test_local_negatives_are_those_of_the_device():
 
 
 def test_more_padding_changes_nothing():
-    """The same sequences in longer rows: the same loss, gradient norm and updated weights."""
+    """The same sequences in longer rows give the same loss, gradient norm and updated weights."""
     longer = dataclasses.replace(
         CLIPPED, model=dataclasses.replace(CLIPPED.model, seq_len=small.SEQ_LEN + 3)
     )
@@ -208,7 +208,7 @@ def test_devices_that_do_not_divide_the_segments_are_refused():
 
 
 def test_dropout_of_events_needs_no_other_dropout():
-    """Without dropout in the layers, that of events still draws anew in each step."""
+    """Without dropout in the layers, dropout of events is still random in each step."""
     config = small.config()
     assert config.model.dropout == 0
     dropped = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Ids that have no row in a growing table: what stands for them, what it learns, and their counts.
+"""Ids without a row in a growing table: the row that represents them, its training, and counts.
 
 Shapes: B rows, L positions, K ids of a bag, E model width, N pairs, D width of a table.
 """
@@ -44,7 +44,7 @@ LR = LRConfig(dense_lr=1e-2, sparse_lr=3e-3, clip_norm=1.0)
 
 
 def waiting(config, unknown="default_row"):
-    """The same, small, with a table whose ids get a row when they are seen for the second time."""
+    """The small configuration, with a table whose ids get a row at their second sighting."""
     model = dataclasses.replace(config.model, num_layers=1, dropout=0.0)
     config = dataclasses.replace(config, model=model, lr=LR)
     return small.growing(config, admit_after=2, unknown=unknown)
@@ -71,7 +71,7 @@ def initial():
 
 @functools.cache
 def run(devices=1, microbatches=1):
-    """Each step's state and metrics."""
+    """The state and metrics of each step."""
     shardings = jax.tree.map(lambda x: x.sharding, functions(devices)[0].abstract)
     state, found = jax.device_put(initial(), shardings), []
     for number in range(STEPS):
@@ -86,7 +86,7 @@ def moments_of_default(state):
 
 
 class Expected(NamedTuple):
-    """What the reference has after a step."""
+    """The state of the reference after a step."""
 
     loss: float
     grad_norm: float
@@ -96,7 +96,7 @@ class Expected(NamedTuple):
 
 
 def ids_of_batch(number):
-    """int `[B, L, K]` of each feature, and lengths; small ids, so low words are all."""
+    """int `[B, L, K]` ids of each feature, and lengths; ids are small, so high words are 0."""
     batch, columns = small.batch(CONFIG, ROWS, number), id_columns(CONFIG.features)
     ids = {}
     for feature in CONFIG.features:
@@ -106,7 +106,7 @@ def ids_of_batch(number):
 
 
 def plain_loss(graph, params, places, ids, length):
-    """The mean cross-entropy as one writes it down, from whole tables."""
+    """The mean cross-entropy by definition, from whole tables."""
 
     def embedded(name):
         rows = params["items" if name != "behavior_id" else "behaviors"][places[name]]
@@ -131,7 +131,7 @@ def plain_loss(graph, params, places, ids, length):
 
 
 def adamw(value, moments, gradient, t, eps):
-    """A step of AdamW at the rate of tables, in NumPy."""
+    """A step of AdamW with the learning rate of tables, in NumPy."""
     m = LR.beta1 * moments[0] + (1 - LR.beta1) * gradient
     v = LR.beta2 * moments[1] + (1 - LR.beta2) * gradient**2
     corrected = m / (1 - LR.beta1**t), v / (1 - LR.beta2**t)
@@ -141,7 +141,7 @@ def adamw(value, moments, gradient, t, eps):
 
 @functools.cache
 def reference():
-    """A table with a row for each id and one that all waiting ids share, and plain dictionaries."""
+    """The reference: a table with a row per id and one for all waiting ids, and dictionaries."""
     start = initial()
     tables = ShardedTables(CONFIG.features, CONFIG.tables, functions(1)[1], seed=CONFIG.train.seed)
     buckets = np.arange(IDS, dtype=np.uint32)
@@ -173,7 +173,7 @@ def reference():
             used = np.unique([int(p) for f in mine for p in places[f][ids[f] >= 0]])
             of_used = tuple(x[used] for x in moments[name])
             t = number + 1
-            # Rows of tables, as RecIS has it, add it before the correction of the second moment.
+            # As in RecIS, rows of tables add eps before the bias correction of the second moment.
             eps = np.where(used == IDS, 1, 1 / np.sqrt(1 - LR.beta2**t))[:, None] * LR.eps
             new, of_used = adamw(params[name][used], of_used, gradients[name][used], t, eps)
             params[name][used] = new
@@ -216,7 +216,7 @@ TABLE = TableConfig(name="f", capacity=1, admit_after=2, unknown="default_row")
 
 
 def embedded(tables, found, ids, defaults):
-    """Embeddings `[B, L, D]`, and which ids `[B, L, K]` have no row."""
+    """Embeddings `[B, L, D]`, and whether ids `[B, L, K]` have no row."""
     rows = with_default_rows(found.rows, found.unknown, defaults)
     places = jax.tree.map(lambda x: x[0], found.places)
     return tables.embed(rows, places, {"f": ids[0]})["f"], tables.without_row(found, "f")[0]
@@ -224,7 +224,7 @@ def embedded(tables, found, ids, defaults):
 
 @functools.cache
 def overfull():
-    """Two devices' table after a step with more ids than it has rows: it, embeddings, ids without."""
+    """A table of two devices after a step with too many ids, the embeddings, and ids without a row."""
     tables = ShardedTables((FEATURE,), (TABLE,), make_mesh(jax.devices()[:2]))
 
     @jax.jit
@@ -232,7 +232,7 @@ def overfull():
         stored, found = tables.admit(stored, {"f": ids}, jnp.int32(1))
         return stored, *embedded(tables, found, ids, {"f": jnp.array([7.0, -7.0])})
 
-    # Each twice, so that all would be admitted.
+    # Each id occurs twice, so that all would be admitted.
     ids = small.to_words(np.repeat(np.arange(6000), 2)).reshape(1, 8, -1, 1, 2)
     stored = Stored(
         {"f": jnp.zeros((SMALLEST, 2))}, {"f": jnp.zeros((SMALLEST, 4))}, tables.empty_maps()
@@ -356,7 +356,7 @@ def test_inspect_tables_shows_the_default_row(saved, capsys):
 
 
 def unknown_events(log, left_out):
-    """Events of the newest of each history, and those of items without a row, after two steps."""
+    """The newest events of all histories, and those whose item has no row, after two steps."""
     sightings = collections.Counter(i for n in range(2) for f in (0, 2) for i in _ids_of(n, f))
     shown = unknown = 0
     for row in rows_of(log):

@@ -1,4 +1,4 @@
-"""The allocator's settings, where the C library refuses some."""
+"""The settings of the allocator, if the C library refuses some of them."""
 
 import ctypes
 from types import SimpleNamespace
@@ -26,5 +26,5 @@ def test_the_largest_threshold_that_is_accepted(largest, accepted, monkeypatch):
     assert [
         value for parameter, value in settings if parameter == memory._M_MMAP_THRESHOLD
     ] == accepted
-    # Without it, Arrow's own allocator is the better one.
+    # If it is refused, Arrow's own allocator is better.
     assert len(pools) == len(accepted)

@@ -19,7 +19,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def splitmix64(state: int) -> int:
-    """The output of the generator in `state` (Vigna's splitmix64.c)."""
+    """The output of the generator for `state` (Vigna's splitmix64.c)."""
     z = state = (state + GOLDEN) & MASK
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
     z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
@@ -72,7 +72,7 @@ def make(stripe_rows, block_rows=64, shuffle=True, seed=0, shards=16) -> Order:
 
 
 def read(order: Order, epoch: int, begin: int, end: int, first=0, last=2**40) -> list:
-    """(stripe, row in it) of the asked rows of a batch, in its order."""
+    """(stripe, row in the stripe) of the requested rows of a batch, in the batch's order."""
     rows = []
     for key, start, stop in order.parts(epoch, begin, end, first, last):
         assert start < stop
@@ -84,7 +84,7 @@ def read(order: Order, epoch: int, begin: int, end: int, first=0, last=2**40) ->
 
 
 def line(order: Order, epoch: int) -> list[tuple[int, int]]:
-    """(stripe, row in it) of all rows of an epoch in order."""
+    """(stripe, row in the stripe) of all rows of an epoch, in order."""
     return [row for at in range(order.rows) for row in read(order, epoch, at, at + 1)]
 
 
@@ -111,7 +111,7 @@ def test_each_row_once_an_epoch_whatever_the_batches(
     assert sorted(found) == all_rows
     if not shuffle:
         assert found == all_rows
-    # Any batch holds the rows of its part of the line; hosts' parts of it follow each other.
+    # Every batch has the rows of its part of the line; the parts of hosts follow each other.
     begin = data.draw(st.integers(0, len(all_rows)))
     end = data.draw(st.integers(begin, len(all_rows)))
     batch = read(order, epoch, begin, end)
@@ -124,7 +124,7 @@ def test_each_row_once_an_epoch_whatever_the_batches(
 @given(STRIPES, st.integers(1, 50), st.integers(1, 9), st.integers(0, 2**32))
 @settings(max_examples=60)
 def test_shuffle_blocks_follow_each_other(stripe_rows, block_rows, shards, seed):
-    """`after` walks through every shuffle block of a shard, and they end where stripes or shards do."""
+    """`after` visits every shuffle block of a shard, and blocks end where stripes or shards end."""
     order = make(stripe_rows, block_rows, True, seed, shards)
     least = -(-block_rows // order.shards)
     sizes = []
@@ -159,7 +159,7 @@ def test_a_batch_draws_from_all_shards_alike():
         for key, start, stop in order.parts(0, begin, begin + 8, 0, 8):
             rows[key.shard] += stop - start
         assert rows == dict.fromkeys(range(4), 2)
-    # A host that reads the second half of each batch needs the second half of the shards only.
+    # A host that reads the second half of each batch only needs the second half of the shards.
     assert {part.key.shard for part in order.parts(0, 8, 16, 4, 8)} == {2, 3}
 
 
@@ -179,7 +179,7 @@ def test_rows_move_between_shuffle_blocks_and_inside_them():
     blocks = [BlockKey(0, shard, 0) for shard in range(order.shards)]
     inside = {tuple(order.block(key).order.tolist()) for key in blocks}
     assert len(inside) == order.shards == 2
-    # A log of a single shuffle block has nothing but the order inside it.
+    # In a log of a single shuffle block, only the order inside the block changes.
     single = make((64,), seed=3)
     assert len({tuple(line(single, epoch)) for epoch in range(10)}) == 10
 

@@ -39,7 +39,7 @@ def test_windows_predict_every_event_but_the_first_once(lengths, seq_len, newest
         assert sorted(predicted) == list(range(1, length))
         assert len(found[row]) == max(-(-(length - 1) // (seq_len - 1)), int(length > 0))
         if length:
-            # The newest window comes first and is whole, or the oldest is.
+            # The newest window comes first and is full, or the oldest one is.
             assert found[row] == sorted(found[row], reverse=True)
             whole = (max(length - seq_len, 0), length) if newest else (0, min(seq_len, length))
             assert whole in found[row]
@@ -49,8 +49,8 @@ def test_windows_predict_every_event_but_the_first_once(lengths, seq_len, newest
 def test_layout_uses_each_sequence_once_and_fails_only_where_rows_are_full(lengths, bins):
     contents = lay_out(lengths, bins, 12)
     if contents is None:
-        # Best fit leaves a sequence over only if it is longer than what each row has left, so rows
-        # are, but for at most one, at least half full.
+        # Best fit leaves out a sequence only if it is longer than the free space of each row, so all
+        # rows but at most one are at least half full.
         assert sum(lengths) > bins * 12 / 2
         return
     assert len(contents) == bins
@@ -78,7 +78,7 @@ def packed_config(log, **io):
 
 
 def sequences(batch) -> list[list[tuple]]:
-    """The sequences of a batch, each a list of positions, however they lie in it."""
+    """The sequences of a batch, each a list of positions, regardless of their places in the batch."""
     found = []
     for row, length in enumerate(batch["length"].tolist()):
         ids = batch["ids"][row]
@@ -155,7 +155,7 @@ def test_an_epoch_trains_on_a_run_of_each_history(log, side):
             (begin,) = places
             spare = most - L
             off = spare - begin if side == "left" else begin
-            # Half are drawn, and of these each place is as likely.
+            # Half of the crops are random; for these, every place is equally likely.
             at_end.append((off == 0) - 0.5 - 0.5 / (spare + 1))
             offs += [] if off == 0 else [off / spare - (spare + 1) / 2 / spare]
     assert len(offs) > 200
@@ -293,7 +293,7 @@ def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
     mean = kept[kept > 0].mean()
     packing = with_packing(config, index_files(config)).io.packing
     assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean
-    # A number is left as it is.
+    # A number stays unchanged.
     given = packed_config(log)
     assert with_packing(given, index_files(given)) is given
 
@@ -302,7 +302,7 @@ def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
 
 
 def packed_and_not(config, users, bins, seed):
-    """The same random users a row each, and packed by hand."""
+    """The same random users, once in separate rows and once packed by hand."""
     alone = small.batch(config, users, seed)
     ids, sequence = np.full((bins, *alone["ids"].shape[1:]), NO_ID, np.int32), None
     contents = lay_out(np.maximum(alone["length"], 0).tolist(), bins, L)
@@ -344,7 +344,7 @@ def test_sequences_are_encoded_as_if_alone(position):
         for ours, theirs in ((preds, encode(alone)[0]), (targets, encode(alone)[1])):
             length = alone["length"][user]
             np.testing.assert_allclose(ours[row, at], theirs[user, :length], rtol=1e-5, atol=1e-5)
-    # Another sequence of the row changes, and this one does not, to the last bit.
+    # If another sequence of the row changes, this one stays the same, to the last bit.
     changed = dict(packed, ids=packed["ids"].copy())
     row = next(row for row, at in places.values() if at.start > 0)
     first = packed["sequence"][row] == 0
@@ -380,7 +380,7 @@ def test_a_packed_step_is_the_step_of_single_rows(devices, microbatches, pairing
     (one, metrics), (other, others) = results
     for name in ("loss", "hit_rate", "grad_norm", "tokens"):
         np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5, err_msg=name)
-    # First moments are gradients, a tenth of them: of tables and of the dense part.
+    # First moments are a tenth of the gradients, of tables and of the dense part.
     for ours, theirs in zip(
         jax.tree.leaves(other.opt_state), jax.tree.leaves(one.opt_state), strict=True
     ):

@@ -29,7 +29,7 @@ TYPES = {
 
 
 def make_row(number: int) -> dict:
-    """A row that can be told by its first item; its length is 1 to 4."""
+    """A row that can be identified by its first item; its length is 1 to 4."""
     length = 1 + number % SEQ_LEN
     return {
         "item_id": [[1 + number * 10 + p] for p in range(length)],
@@ -54,7 +54,7 @@ def _shards_of_few_stripes():
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """Three files with stripes of 6 rows; the second has a single row, another has none."""
+    """Three files with stripes of 6 rows; the second file has a single row, another one has none."""
     directory = tmp_path_factory.mktemp("log")
     rows = [make_row(n) for n in range(ROWS)]
     write_log(directory / "a.orc", rows[:20], TYPES, stripe_rows=6)
@@ -81,7 +81,7 @@ def take(reader: Reader, count: int) -> list[dict[str, np.ndarray]]:
 
 
 def row_numbers(batch: dict[str, np.ndarray]) -> list[int]:
-    """The rows of a batch in order, each checked to be whole; padding must come last."""
+    """The rows of a batch in order; checks that each is complete and that padding comes last."""
     numbers = []
     for length, items, tags in zip(
         batch["length"].tolist(),
@@ -109,8 +109,8 @@ def assert_equal(batches, others) -> None:
             np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
-# Batches smaller and larger than shuffle blocks of 8, that end with them and that do not; one of all
-# rows, one of more.
+# Batches smaller and larger than shuffle blocks of 8, aligned with them or not; one of exactly all rows,
+# and one of more.
 @pytest.mark.parametrize("batch_rows", [1, 3, 8, 16, 20, ROWS, 60])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_once_an_epoch_and_padding_after_the_last(log, batch_rows, shuffle):
@@ -144,7 +144,7 @@ def test_without_the_remainder_no_batch_is_partial(log, batch_rows):
         rows = list(itertools.chain.from_iterable(found))
         assert len(set(rows)) == len(rows) == ROWS // batch_rows * batch_rows
         missed.update(set(range(ROWS)) - set(rows))
-    # Other rows are left out in other epochs.
+    # Different epochs leave out different rows.
     assert not missed or max(missed.values()) < 6
 
 
@@ -202,7 +202,7 @@ def test_a_restored_reader_goes_on_where_the_state_was_saved(
     threads = {"thread_num": thread_num, "prefetch": prefetch}
     config = make_config(log, drop_remainder=drop_remainder, **threads)
     saving = Reader(config, 10)
-    # Epochs have 5 or 4 batches; states of three of them, also before the first and at boundaries.
+    # Epochs have 5 or 4 batches; states from three epochs, including the start and the boundaries.
     for step in range(16):
         state = json.loads(json.dumps(saving.get_state()))
         restored = Reader(config, 10)
@@ -277,7 +277,7 @@ def test_changed_files_are_refused(tmp_path):
         return make_config(tmp_path / directory)
 
     state = Reader(write("saved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).get_state()
-    # The same files may lie elsewhere.
+    # The files may have been moved.
     Reader(write("moved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).set_state(state)
     changed = [
         (write("fewer", ("a.orc", 0, 10)), "b.orc is missing"),
@@ -305,7 +305,7 @@ def test_files_listed_in_another_order_are_read_in_the_saved_one(tmp_path):
 
 
 def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
-    """By choice, said so; the epoch that was begun is finished with the files it began with."""
+    """This is optional and reported; the current epoch ends with the files it began with."""
     for name, begin in (("b", 0), ("c", 10)):
         rows = [make_row(n) for n in range(begin, begin + 10)]
         write_log(tmp_path / f"{name}.orc", rows, TYPES, stripe_rows=5)
@@ -323,13 +323,13 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
     assert "epoch 2" in reader.notes[0]
     assert reader.steps_until(3) == 3 + 7
     assert_equal(take(reader, 1), rest[:1])
-    # Saved and restored once more in the epoch that goes without the new file.
+    # Saved and restored again in the epoch without the new file.
     again = Reader(make_config(tmp_path, new_files="next_epoch"), 4)
     again.set_state(reader.get_state())
     assert_equal(take(again, 2), rest[1:])
     epoch = [row_numbers(batch) for batch in take(again, 7)]
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(27))
-    # From here on the new file is one of the files.
+    # From here on, the new file is like any other.
     settled = Reader(make_config(tmp_path), 4)
     settled.set_state(again.get_state())
     assert settled.notes == []
@@ -341,7 +341,7 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory):
-    """65 stripes in 5 files, so that there may be 16 shards."""
+    """65 stripes in 5 files, enough for 16 shards."""
     directory = tmp_path_factory.mktemp("long")
     for file in range(5):
         rows = [make_row(n) for n in range(file * 39, file * 39 + 39)]
@@ -357,7 +357,7 @@ LONG_ROWS = 5 * 39
 def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
     long_log, shards, data
 ):
-    """Stop and resume at random points, on other numbers of hosts and with other batch sizes."""
+    """Stops and resumes at random points, with other numbers of hosts and other batch sizes."""
     config = make_config(long_log, shards=shards, shuffle_rows=16)
     reference = Reader(config, 1)
     expected = [row_numbers(batch)[0] for batch in take(reference, 3 * LONG_ROWS)]
@@ -397,7 +397,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_hosts(long_log, hosts, la
 
 
 def test_hosts_read_only_their_shards(long_log, monkeypatch):
-    """Of 8 shards, each of 4 hosts decodes its two, and at borders a stripe of a neighbour."""
+    """With 8 shards, each of 4 hosts decodes its two shards and, at borders, a stripe of a neighbour."""
     config = make_config(long_log, shards=8)
     read = []
     monkeypatch.setattr(orc, "read_stripe", lambda *a: read.append(a[:2]) or READ_STRIPE(*a))
@@ -412,7 +412,7 @@ READ_STRIPE = orc.read_stripe
 
 
 def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_log, monkeypatch):
-    """Positions come from the footers, which count what is in the files."""
+    """Positions are taken from the statistics of the footers."""
     positions = sum(1 + n % SEQ_LEN for n in range(LONG_ROWS))
     assert sum(f.positions for f in index_files(make_config(long_log)).files) == positions
     assert Reader(make_config(long_log), 4).notes == []
@@ -458,14 +458,14 @@ def test_a_cache_made_for_other_settings_or_files_is_not_used(tmp_path):
             for _ in range(2):
                 assert_equal(take(Reader(config, 5), 4), take(Reader(uncached, 5), 4))
     assert len(list((tmp_path / "cache").iterdir())) == 4
-    # The same name, size of table and number of rows, but other contents.
+    # The same name, table size and number of rows, but other contents.
     write_log(path, [make_row(n) for n in range(20, 40)], TYPES)
     config = make_config(path.parent, cache=cache)
     assert_equal(take(Reader(config, 5), 4), take(Reader(make_config(path.parent), 5), 4))
 
 
 def orders(rows, directory, cache=None):
-    """A log of one uncompressed file, in which only the order of events tells rows from others."""
+    """A log of one uncompressed file; logs of different `rows` only differ in the order of events."""
     path = write_log(directory / "a.orc", rows, {"item_id": TYPES["item_id"]})
     features = (FeatureConfig(name="item_id", hash_bucket_size=99),)
     io = IOConfig(data_paths=str(path), cache=cache, thread_num=0, shuffle=False)
@@ -482,7 +482,7 @@ def shuffled_events(seed):
 
 
 def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
-    """Footers hold sums, least and largest values, which the order of events does not change."""
+    """Footers have sums, minima and maxima, which do not depend on the order of events."""
     rows = [{"item_id": row} for row in shuffled_events(0)]
     back = [{"item_id": row["item_id"][::-1]} for row in rows]
     cache = str(tmp_path / "cache")
@@ -494,12 +494,12 @@ def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
     for _ in range(2):
         for config, of in ((first, rows), (second, back)):
             assert events(config) == [[i for (i,) in row["item_id"]] for row in of]
-    # Written anew in place, at a time that looks the same.
+    # Rewritten in place, with the same time of modification.
     times = os.stat(first.io.data_paths)
     orders(back, tmp_path / "a", cache)
     os.utime(first.io.data_paths, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert events(first) == events(second)
-    # A run goes on, since the file may have been damaged and mended, but says so.
+    # A run continues, since the file may have been damaged and repaired, but it warns.
     state = Reader(orders(rows, tmp_path / "a"), 4).get_state()
     reader = Reader(orders(back, tmp_path / "a"), 4)
     reader.set_state(state)
@@ -518,7 +518,7 @@ def test_a_copy_of_a_log_is_the_same_log(tmp_path):
     os.utime(path, ns=(0, 1))
     moved = dataclasses.replace(config, io=dataclasses.replace(config.io, data_paths=str(path)))
     Reader(moved, 4).set_state(state)
-    # Older checkpoints know names and footers only.
+    # Older checkpoints only have names and footers.
     state["files"] = [each[:2] for each in state["files"]]
     reader = Reader(moved, 4)
     reader.set_state(state)
@@ -534,7 +534,7 @@ def test_a_copy_of_a_log_is_the_same_log(tmp_path):
     ],
 )
 def test_an_id_is_not_read_as_text_here_and_as_a_number_there(tmp_path, hashed, kinds):
-    """It would have two rows."""
+    """Otherwise it would have two table rows."""
     for name, kind in zip("ab", kinds, strict=True):
         value = "12" if kind == pa.string() else 12
         write_log(tmp_path / f"{name}.orc", [{"x": [[value]]}], {"x": pa.list_(pa.list_(kind))})
@@ -663,7 +663,7 @@ def test_a_file_that_vanishes(tmp_path, thread_num, prefetch):
 
 @THREADS
 def test_a_stripe_that_cannot_be_read_is_skipped_by_choice(tmp_path, thread_num, prefetch):
-    """Its rows weigh nothing and are counted; all others come as ever; unreadable files are listed."""
+    """Its rows have no weight and are counted; all others are read; unreadable files are listed."""
     rows = [make_row(n) for n in range(70)]
     rows[33] = {"item_id": [[1], [2]], "tags": [[1]]}
     path = write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=7)

@@ -33,7 +33,7 @@ needs_raw = pytest.mark.skipif(
 
 
 def by_hand(rows: list[dict]) -> dict:
-    """The log of events whose columns are None, a number or a text each."""
+    """The expected log of events; each value of an event is None, a number or a text."""
     kept = {}
     for name in NAMES:
         texts = ["" if row[name] is None else str(row[name]) for row in rows]
@@ -47,8 +47,8 @@ def by_hand(rows: list[dict]) -> dict:
 
 
 def one_form(texts: list[str]) -> list:
-    """Ids as they are written: integers, if all are whole."""
-    # Not str.isdigit: "²" is a digit, too, and int("１") is 1.
+    """Ids as they are written: as integers if all are whole numbers."""
+    # Not str.isdigit: "²" is also a digit, and int("１") is 1.
     known = [text for text in texts if text]
     integers = [t for t in known if re.fullmatch("0|-?[1-9][0-9]*", t)]
     integers = [t for t in integers if -(2**63) <= int(t) < 2**63]
@@ -134,7 +134,7 @@ COLUMNS = st.sampled_from(["integers", "big", "numbers", "any"])
 
 @st.composite
 def logs(draw):
-    """Events in which times tie and ids are missing, some columns with integers only."""
+    """Events with equal times and missing ids; some columns have only integers."""
     rows = draw(st.integers(1, 30))
     some = {
         "integers": st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
@@ -152,7 +152,7 @@ def logs(draw):
 
 
 def as_text(rows: list[dict]) -> list[dict]:
-    """With every value but None as text."""
+    """The same rows with every value except None as text."""
     return [{n: v if v is None else str(v) for n, v in row.items()} for row in rows]
 
 
@@ -160,7 +160,7 @@ def as_text(rows: list[dict]) -> list[dict]:
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=logs(), files=st.integers(1, 3))
 def test_any_log(tmp_path_factory, layout, rows, files):
-    # A key that no object has is taken for a mistake.
+    # A key that no object has counts as a mistake.
     some = [any(row[name] not in (None, "") for row in rows) for name in NAMES]
     assume(layout != "jsonl" or all(some))
     path, changes = tmp_path_factory.mktemp("log"), {}
@@ -444,7 +444,7 @@ def test_sources_are_read_in_order(tmp_path):
         write_csv(tmp_path / name, events(item_id=[10 * i, 10 * i + 1]))
     (tmp_path / "b" / "_SUCCESS").touch()
     (tmp_path / "b" / "README.txt").touch()
-    # Columns in another order, and one more.
+    # Columns in another order, and an additional one.
     write_csv(
         tmp_path / "c.csv", [dict(reversed(e.items())) | {"x": 0} for e in events(item_id=[30])]
     )
@@ -731,7 +731,7 @@ def test_orc_logs_are_written_anew(tmp_path):
     expected = pa.concat_tables([first, pyarrow.orc.read_table(str(tmp_path / "a" / "y.orc"))])
     assert table.equals(expected)
     assert table.num_rows == sum(map(len, before))
-    # In place, and in several files.
+    # In place, and into several files.
     again = Settings(paths=(str(made.out),), out=made.out, overwrite=True, events_per_file=1000)
     done = convert(again)
     assert len(done.paths) == 4
@@ -763,7 +763,7 @@ def test_stripes_of_rewritten_logs(tmp_path):
     assert len(orc.read_footer(tmp_path / "a.orc").stripe_rows) == 1
     done = convert(Settings(paths=(str(tmp_path / "a.orc"),), out=tmp_path / "log"))
     assert done.events == 1_200_000
-    # A row with more entries than any before it begins another file.
+    # A row with more entries than any earlier row begins a new file.
     assert len(done.paths) == 2
     stripes = orc.read_footer(done.paths[0]).stripe_rows
     assert len(stripes) > 40

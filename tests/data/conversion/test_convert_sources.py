@@ -1,4 +1,4 @@
-"""Which files are converted, and which of their columns: what was named, all of it, each thing once."""
+"""Which files and columns are converted: everything that was named, each once."""
 
 import gzip
 import json
@@ -103,7 +103,7 @@ def test_tables_that_keep_deleted_rows_are_refused(tmp_path, sign, kind):
     for path in named:
         with pytest.raises(UserError, match=f"table is a {kind} .*plain Parquet files"):
             run(tmp_path / "out2", path)
-    # What is named itself is read.
+    # A file that is named directly is read.
     assert run(tmp_path / "out2", table / "data" / "day=1" / "a.parquet")
 
 
@@ -115,7 +115,7 @@ def test_directories_that_say_what_files_do_not(tmp_path, suffix):
         (tmp_path / "log" / folder).mkdir(parents=True)
         write(tmp_path / "log" / folder / f"a.{suffix}", events(user_id=[user]))
     found = run(tmp_path / "out", tmp_path / "log", features=("day", "item_id"))
-    # The file's own users, and the directories' days.
+    # Users are from the file, days from the directories.
     assert {user: row["day"] for user, row in found.items()} == {1: [["2015-01"]], 2: [[]]}
 
 
@@ -225,7 +225,7 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
 
 
 def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_path):
-    """Against plain Python, with files named against the order of their days."""
+    """Compares with plain Python; the files' names are not in the order of their days."""
     rng = random.Random(0)
     types = {
         "uid": pa.int64(),

@@ -1,4 +1,4 @@
-"""Conversions that are stopped, killed, or have no room: nothing is lost, and nothing is left behind."""
+"""Conversions that are stopped, killed or run out of space: nothing is lost or left behind."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from s2s_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """A source that takes seconds, most of them inside DuckDB."""
+    """A source whose conversion takes seconds, most of them inside DuckDB."""
     path = tmp_path_factory.mktemp("large") / "a.parquet"
     rng = np.random.default_rng(0)
     count = 2_000_000

@@ -1,4 +1,4 @@
-"""Times of converted logs: what is read, by which format, and what is refused."""
+"""Times of converted logs: which formats are read, and what is refused."""
 
 import datetime
 import json

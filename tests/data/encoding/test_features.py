@@ -39,7 +39,7 @@ def bucket(value, feature: FeatureConfig) -> int:
 
 
 def slow_batch(rows: list[dict], batch_rows: int, config: Config) -> dict[str, np.ndarray]:
-    """What `decode` and `to_dense` should return, in plain Python."""
+    """The expected results of `decode` and `to_dense`, in plain Python."""
     seq_len = config.model.seq_len
     width = sum(feature.bag_size for feature in config.features)
     batch = {
@@ -114,7 +114,7 @@ TEXTS = [pa.string(), pa.large_string()]
 
 @st.composite
 def logs(draw):
-    """Features, their Arrow types, and rows that agree in length."""
+    """Features, their Arrow types, and rows whose columns agree in length."""
     columns, types, values = [], {}, {}
     for i in range(draw(st.integers(1, 3))):
         element = draw(st.sampled_from([*INTEGERS, *TEXTS]))
@@ -129,7 +129,7 @@ def logs(draw):
         bagged = bag_size > 1 or draw(st.booleans())
         value = st.none() | value
         if bagged:
-            # Nulls in a bag do not count, so it may hold more of them.
+            # Nulls in a bag do not count, so there may be more of them.
             bag = st.lists(value, max_size=bag_size) | st.lists(st.none(), max_size=5)
             value = st.none() | bag
         columns.append(
@@ -175,7 +175,7 @@ def test_decode_and_pad_do_as_plain_python(log, seq_len, side, data):
     stop = data.draw(st.integers(start, len(rows)))
     decoded = features.decode(batch.slice(start, stop - start), file_of(batch), start, config)
     rows = rows[start:stop]
-    # pack() asks for each row at most once, as the windows do.
+    # pack() may ask for each row at most once, as windows do.
     chosen = data.draw(st.permutations(range(len(rows))))
     chosen = chosen[: data.draw(st.integers(0, len(rows)))]
     batch_rows = len(chosen) + data.draw(st.integers(0, 2))
@@ -243,7 +243,7 @@ def _as_text(time):
 
 
 def test_time_gaps_of_known_lengths():
-    """One second to a year, in log2; text and a column that two features read."""
+    """From one second to a year, in log2; with times as text, and a column read by two features."""
     times = [100, 100, 101, 103, 163, 3763, 90163, 31626163]
     row = {"timestamp": [[str(t)] for t in times]}
     batch = record_batch([row], {"timestamp": pa.list_(pa.list_(pa.string()))})
@@ -251,7 +251,7 @@ def test_time_gaps_of_known_lengths():
     hour = FeatureConfig(name="hour", column="timestamp", op="hour_of_day", hash_bucket_size=24)
     config = make_config((gap, hour), 8)
     ids = dense(features.decode(batch, file_of(batch), 0, config), 1, config)["ids"][0]
-    # 60 s is between 2^5 and 2^6, an hour between 2^11 and 2^12, a day 2^16 and 2^17, a year 2^24, 2^25.
+    # 60 s is in [2^5, 2^6), an hour in [2^11, 2^12), a day in [2^16, 2^17), and a year in [2^24, 2^25).
     assert ids[:, 0].tolist() == [0, 1, 2, 3, 7, 13, 18, 26]
     assert ids[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
@@ -385,7 +385,7 @@ def test_overfull_bag():
     message = refusal(features.decode, batch, file_of(batch), 5, make_config((A, B), 2))
     assert "row 7, column b" in message
     assert "holds 4 ids, expected at most 2" in message
-    # The positions that are truncated do not count.
+    # Truncated positions do not count.
     config = make_config((A, B), 2, truncate_side="right")
     assert "holds 3 ids" in refusal(features.decode, batch, file_of(batch), 5, config)
     features.decode(batch.slice(0, 2), file_of(batch), 5, config)
@@ -396,13 +396,13 @@ def test_overfull_bag():
 
 
 def test_several_times_where_truncation_drops_them():
-    """Only kept positions are held to bag_size; of those before, the first time counts."""
+    """Only kept positions must respect bag_size; earlier ones are represented by their first time."""
     rows = [{"a": [[1, 9], [5, 7, 8], [], [69]]}, {"a": [[1, 2], [100], [108]]}]
     batch = record_batch(rows, {"a": pa.list_(pa.list_(pa.int64()))})
     feature = FeatureConfig(name="a", op="time_gap", hash_bucket_size=40)
     config = make_config((feature,), 2)
     found = dense(features.decode(batch, file_of(batch), 0, config), 2, config)
-    # Nothing stands before 69; 99 seconds are between 1 and 100, and 8 between it and 108.
+    # Nothing is before 69; 99 seconds are between 1 and 100, and 8 between 100 and 108.
     assert found["ids"][..., 0].tolist() == [[-1, 0], [2 + 6, 2 + 3]]
     message = refusal(features.decode, batch, file_of(batch), 0, make_config((feature,), 3))
     assert "row 0, column a: a position holds 3 ids, expected at most 1" in message
@@ -476,7 +476,7 @@ def test_text_that_is_no_time_is_named():
 
 
 def test_ids_of_tables_that_grow_keep_all_their_64_bits():
-    """Low and high word of each id; of a hash, 63 bits; -1 is no id and becomes another."""
+    """Low and high word of each id; hashes have 63 bits; -1 means no id, so the id -1 is replaced."""
     columns = (
         FeatureConfig(name="item", hash_bucket_size=0, bag_size=2),
         FeatureConfig(name="text", hash_bucket_size=0, hash_type="murmur"),

@@ -25,7 +25,7 @@ def expected(strings, hash_type) -> list[int]:
 
 
 def test_the_reference_is_murmurhash64a():
-    # SMHasher's VerificationTest and its published value for MurmurHash64A.
+    # SMHasher's VerificationTest, with its published value for MurmurHash64A.
     hashes = b"".join(
         reference(bytes(range(i)), seed=256 - i).to_bytes(8, "little") for i in range(256)
     )

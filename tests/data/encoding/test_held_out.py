@@ -1,4 +1,4 @@
-"""The split by time, against plain Python over the rows of the log, and the doors that use it."""
+"""The split by time, compared with plain Python over the rows of the log, and commands that use it."""
 
 import dataclasses
 import datetime
@@ -43,7 +43,7 @@ from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore
 
 DAY = 86_400
-# 1 December 2000, on which some events happen, at midnight as all of this log.
+# 1 December 2000. Some events have this time; all events of this log are at midnight.
 SPLIT = 975_628_800
 VALIDATION = SPLIT - 5 * DAY
 ROWS = 60
@@ -53,7 +53,7 @@ def dated(seconds):
     return datetime.date(1970, 1, 1) + datetime.timedelta(seconds=seconds)
 
 
-# Type of a column's entries, unit of its numbers, what stands there for seconds.
+# Type of a column's entries, unit of its numbers, and conversion from seconds.
 KINDS = {
     "seconds": (pa.int64(), "s", int),
     "short": (pa.int32(), "s", int),
@@ -67,7 +67,7 @@ KINDS = {
 
 
 def make_rows(seed=0):
-    """Rows of 0 to 11 events, most in the order of their times, of which some are missing."""
+    """Rows of 0 to 11 events, mostly sorted by time; some times are missing."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(ROWS):
@@ -81,7 +81,7 @@ def make_rows(seed=0):
             "time": [SPLIT + int(d) * DAY if rng.random() < 0.85 else None for d in days],
         }
         rows.append(row)
-    # Whole columns that a row lacks, and rows on one side of the split.
+    # Rows without some columns, and rows on one side of the split.
     rows[7] = {"event": [700, 701], "item_id": [1, 2], "time": None}
     rows[8] = {"event": [800, 801], "item_id": None, "time": [SPLIT - DAY, SPLIT]}
     rows[9] = {"event": [900, 901], "item_id": [3, 3], "time": [SPLIT - 9 * DAY, SPLIT - 1]}
@@ -91,7 +91,7 @@ def make_rows(seed=0):
 
 
 def write_logs(directory, rows, kind="seconds"):
-    """Two files, of stripes of 4 rows and of one stripe."""
+    """Two files: one with stripes of 4 rows, one with a single stripe."""
     entry, _, stored = KINDS[kind]
     types = {name: pa.list_(pa.int64()) for name in ("event", "item_id")}
     types["time"] = pa.list_(entry)
@@ -105,7 +105,7 @@ def write_logs(directory, rows, kind="seconds"):
 
 
 def make_config(data_paths, kind="seconds", seq_len=5, **io):
-    """The feature has another name than the column."""
+    """A configuration whose time feature has another name than its column."""
     time = FeatureConfig(name="when", column="time", op="day_of_week", hash_bucket_size=7)
     config = Config()
     made = dataclasses.replace(
@@ -138,7 +138,7 @@ def split_by_time(config, split_at="2000-12-01", **settings):
 
 
 def before(row, at):
-    """Events of a row before its first one at the time or later."""
+    """Number of a row's events before its first event at or after the time."""
     for position, time in enumerate(row["time"] or []):
         if time is not None and time >= at:
             return position
@@ -146,7 +146,7 @@ def before(row, at):
 
 
 def told(items):
-    """Items with -1 for those that are missing, as batches have them."""
+    """Items as in batches: -1 for missing ones."""
     return [-1 if item is None else item for item in items]
 
 
@@ -164,7 +164,7 @@ def test_batches_hold_the_events_before_the_split(tmp_path, kind, validation_at)
         for changes in ({}, {"layout": "flat"}, {"cache": str(tmp_path / "cache")}):
             config = make_config(log, kind, seq_len, **changes)
             config = split_by_time(config, validation_at=validation_at)
-            # Twice, since the second time reads what the first one wrote to the cache.
+            # Twice: the second time reads what the first one wrote to the cache.
             for _ in range(2):
                 reader = Reader(config, ROWS)
                 found = next(reader).arrays
@@ -262,7 +262,7 @@ def test_histories_end_at_the_split_and_targets_follow(tmp_path, kind, split):
     assert sum(batch.users for batch in whole) == sum(len(row["event"]) > 0 for row in rows)
 
 
-# Times, events before 10, events before 20.
+# Times, number of events before 10, number of events before 20.
 BY_HAND = [
     ([1, 9, 10, 20], 2, 3),
     ([10, 10, 20, 20], 0, 2),
@@ -290,7 +290,7 @@ def test_rows_are_cut_at_the_first_time_that_is_not_before():
             rows = batch.slice(part.start, size)
             found = cut.kept(rows, lengths[part], file, 0)
             assert found.tolist() == [row[column] for row in BY_HAND[part]]
-    # Where the rows have none of the other columns, there is nothing to keep.
+    # Rows without any of the other columns have nothing to keep.
     assert not cut.kept(batch, 0 * lengths, file, 0).any()
     assert Cut(last=2).kept(batch, lengths, file, 0).tolist() == [2, 2, 0, 0, 0, 3, 2, 5, 0, 1]
 
@@ -405,7 +405,7 @@ def test_a_split_is_read_from_the_command_line():
 
 
 def timed_rows(directory):
-    """The rows of a log with times below 1,000, and some without an item at the end."""
+    """Rows of a log with times below 1,000; some rows end with an event without an item."""
     small.write_log(directory, 90)
     rng = np.random.default_rng(1)
     rows = []
@@ -424,7 +424,7 @@ def timed_rows(directory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A configuration that was trained for a few steps, and the rows of its log."""
+    """The configuration of a run of a few steps, and the rows of its log."""
     directory = tmp_path_factory.mktemp("timed") / "log"
     rows = timed_rows(directory)
     config = job(directory, tmp_path_factory.mktemp("run"), train_steps=6, save_steps=6)
@@ -439,7 +439,7 @@ def run(tmp_path_factory):
 def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
     config, rows = run
     mesh = one_device()
-    # Nothing is compiled again for other devices.
+    # Avoids compiling again for other devices.
     monkeypatch.setattr("s2s_jax.jobs.evaluate.make_mesh", one_device)
     restored = restore(config, mesh, "newest")
     out = tmp_path / "result.json"
@@ -482,7 +482,7 @@ def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
         assert found["eval/users"] == len(ranks) > 10
         assert found["eval/unknown_targets"] == unknown > 0
         assert f"{unknown} more users" in capsys.readouterr().out
-        # Scores that differ by rounding alone may change places.
+        # Scores that only differ by rounding may change places.
         near = {"abs": 2.5 / len(ranks)}
         for k in (5, 10, 50):
             assert found[f"eval/hr@{k}"] == pytest.approx((ranks < k).mean(), **near)

@@ -1,4 +1,4 @@
-"""Logs that give nothing to learn from are refused with the likely reason; odd ones are told of once."""
+"""Logs with nothing to learn from are refused with the likely reason; odd logs cause one warning."""
 
 import dataclasses
 import itertools
@@ -58,7 +58,7 @@ def rows(count: int, length: int, step: int = DAY, start: int = SPRING_2015) -> 
 
 
 def write_stripes(directory: Path, log: list[dict], rows: int) -> None:
-    """A file for each stripe; pyarrow puts small ones together."""
+    """Writes a file for each stripe, since pyarrow would merge small stripes."""
     for number in range(0, len(log), rows):
         write_log(directory / f"{number:04}.orc", log[number : number + rows], TYPES)
 
@@ -115,7 +115,7 @@ def test_no_event_has_an_item(tmp_path):
 
 
 def test_all_events_are_of_one_item(tmp_path):
-    """No event ever competes with another, as with a column of behaviours that are all views."""
+    """There are no negatives, for example in a column of behaviours that are all views."""
     log = [row | {"item_id": [4] * 5} for row in rows(9, 5)]
     write_log(tmp_path / "a.orc", log, TYPES)
     assert "all events are of one item (column item_id)" in refusal(config(tmp_path))
@@ -145,7 +145,7 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
     assert "the year" in message
     assert f"or from 2015-04-01 to 2015-04-05 if it is {unit}" in message
     assert "time_unit of feature timestamp" in message
-    # Without a split it would only make hours wrong.
+    # Without a split, only hours would be wrong.
     (note,) = look(config(tmp_path))
     assert note.startswith("warning: times of column timestamp run from the year")
     assert note.endswith(f"it is likely {unit}")
@@ -153,7 +153,7 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
 
 
 def test_seconds_read_as_milliseconds(tmp_path):
-    """All of it then is before the split, and nothing is held out."""
+    """Then all events are before the split, and nothing is held out."""
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
     notes = look(config(tmp_path, time={"time_unit": "ms"}, split_at="2015-04-04"))
     assert any(
@@ -163,7 +163,7 @@ def test_seconds_read_as_milliseconds(tmp_path):
 
 
 def test_only_the_whole_log_is_refused(tmp_path):
-    """A pair anywhere is enough, however few stripes are looked at otherwise."""
+    """A single pair anywhere is enough, although usually only a few stripes are read."""
     log = rows(60, 1)
     log[33] = rows(34, 3)[33]
     write_stripes(tmp_path, log, 1)
@@ -230,7 +230,7 @@ def test_most_rows_give_nothing(tmp_path):
 
 
 def test_pairs_are_those_that_training_scores(tmp_path):
-    """Against a count of what the loss takes: both events real, and the one that is scored an item."""
+    """Compares with the pairs of the loss: both events are real, and the target has an item."""
     rng = np.random.default_rng(0)
     log = []
     for _ in range(50):
@@ -276,7 +276,7 @@ def test_some_times_step_back(tmp_path):
 
 
 def test_times_that_are_no_feature_are_looked_at_by_name(tmp_path):
-    """Equal times, missing ones and the step from one row to the next are no steps back."""
+    """Equal times, missing times and the border between two rows do not count as steps back."""
     log = rows(9, 5)
     log[0]["timestamp"] = [SPRING_2015, None, SPRING_2015, SPRING_2015 - 0, None]
     write_log(tmp_path / "a.orc", log, TYPES)

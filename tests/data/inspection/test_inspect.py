@@ -49,7 +49,7 @@ def test_counts(tmp_path, capsys):
     ]
     assert cells(output, str(tmp_path / "b.orc"))[1:3] == ["2", "1"]
     assert cells(output, str(tmp_path / "b.orc"))[5] == "zstd"
-    # type, rows, missing rows, lengths of the others, missing positions, largest bag, distinct,
+    # type, rows, missing rows, lengths of the other rows, missing positions, largest bag, distinct,
     # smallest, largest.
     assert cells(output, "user") == [
         *("user", "int32", "5", "1 (20.0%)", "-", "-", "-", "3", "-9", "8")
@@ -200,7 +200,7 @@ def test_values_of_every_type_are_told_apart(values):
     counter.add(values[1:])
     numbers = {pa.date32(): pa.int32(), pa.timestamp("ns"): pa.int64()}
     plain = values.view(numbers[values.type]) if values.type in numbers else values
-    # Zeros and NaNs are one each.
+    # All zeros are one value, and so are all NaNs.
     known = {"nan" if value != value else value for value in plain.to_pylist()}
     assert countable(values.type)
     assert counter.count() == len(known)
@@ -210,7 +210,7 @@ def test_values_of_every_type_are_told_apart(values):
 
 
 def bars(output: str) -> dict[str, tuple[str, int]]:
-    """The histogram: what is written of each bin, and how long its bar is."""
+    """The histogram: the text of each bin, and the length of its bar."""
     lines = output.split("Rows by their number of positions\n")[1].split("\nRows: ")[0].splitlines()
     found = {}
     for line in lines:
@@ -267,7 +267,7 @@ def test_rows_whose_columns_disagree(tmp_path, capsys):
     write_log(tmp_path / "a.orc", rows)
     rows[3] |= {"b": [2, 2]}
     rows[7] |= {"c": [1, 1]}
-    # A missing column, and one that is no feature, do not count.
+    # Missing columns, and columns that cannot be features, do not count.
     rows[5] |= {"c": []}
     rows = [row | {"struct": [{"x": 1}] * 99} for row in rows]
     path = write_log(tmp_path / "b.orc", rows, stripe_rows=2)
@@ -305,19 +305,19 @@ FEW = (
     ("sizes", "rows", "words"),
     [
         ({500_000: 600}, 110, []),
-        # As the writer makes them for a log of a million positions.
+        # The sizes that the writer makes for a log of a million positions.
         ({16_100: 61}, 110, []),
         ({100_000: 1600}, 110, [SMALL]),
         ({900_000: 600}, 110, [LARGE]),
         ({500_000: 600, 1_700_000: 1}, 110, [HUGE]),
         ({500_000: 300}, 110, [FEW]),
-        # So small that smaller stripes would cost more than they give.
+        # So small that even smaller stripes would cost more than they gain.
         ({100_000: 40}, 110, []),
         ({900_000: 300}, 110, ["few stripes (300): ", LARGE]),
     ],
 )
 def test_stripes_are_warned_about(sizes, rows, words):
-    """Sizes are positions of stripes, and how many such stripes there are, each with so many rows."""
+    """`sizes` maps positions of a stripe to the number of such stripes; each has `rows` rows."""
     shape = LogShape()
     for size, count in sizes.items():
         offsets = pa.array(np.linspace(0, size, rows + 1).astype(np.int32))

@@ -1,4 +1,4 @@
-"""What inspect shows and training tells of users with several rows, ids that share rows, and times."""
+"""Facts and warnings about users with several rows, ids that share table rows, and times."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -82,7 +82,7 @@ def test_a_tally_counts_all_or_an_even_sample_of_groups(most):
     assert len(hash_U) <= most
     assert tally.exact == (most > 500)
     assert dict(zip(hash_U.tolist(), count_U.tolist(), strict=True)).items() <= of_hash.items()
-    # A group is there as a whole or not at all.
+    # A group is completely in the sample or not at all.
     chosen = set(group_U.tolist())
     assert len(hash_U) == sum(group in chosen for group in groups.values())
     assert tally.of_all(len(hash_U)) == pytest.approx(len(of_hash), rel=0 if tally.exact else 0.3)
@@ -258,7 +258,7 @@ def test_ranges_as_dates():
     (warning,) = facts(milliseconds).warnings()
     assert "run from the year 52,671 to the year 52,674 if time_unit is s" in warning
     assert "or from 2020-09-13 to 2020-09-14 if it is ms; it is likely ms" in warning
-    # inspect knows no unit and shows the likely one.
+    # Without a configuration, inspect shows the likely unit.
     assert (
         "2020-09-13 to 2020-09-14 if time_unit is ms"
         in facts(milliseconds, unit=None).sentences()[0]

@@ -1,4 +1,4 @@
-"""The catalogue against dictionaries over the rows of the log, in plain Python."""
+"""The catalogue, compared with plain Python dictionaries over the rows of the log."""
 
 import dataclasses
 import os
@@ -38,12 +38,12 @@ CATE = FeatureConfig(name="cate_id", hash_bucket_size=50)
 TAGS = FeatureConfig(name="tags", hash_type="murmur", hash_bucket_size=1000, bag_size=3)
 GROWING_TAGS = FeatureConfig(name="tags", hash_bucket_size=0, bag_size=3)
 TIME = FeatureConfig(name="time", hash_bucket_size=100)
-# Item 17 i: some share a bucket of 40, and some 64-bit ids are negative or have a high word.
+# Items 17 * i, some of which share one of 40 buckets, and 64-bit ids, negative or with a high word.
 IDS = [0, -1, 2**40, -(2**63), 2**63 - 1, *(17 * i for i in range(1, 60))]
 
 
 def make_config(data_paths, item=None, tags=TAGS, target=("item_id", "cate_id", "tags"), **io):
-    """Sequences are shorter than rows, which must not matter."""
+    """A configuration whose sequences are shorter than the rows, which must not matter."""
     config = Config()
     made = dataclasses.replace(
         config,
@@ -58,7 +58,7 @@ def make_config(data_paths, item=None, tags=TAGS, target=("item_id", "cate_id", 
 
 
 def make_rows(count, texts=False, seed=0):
-    """Rows of 0 to 11 events; items, categories and tags are missing now and then."""
+    """Rows of 0 to 11 events; some items, categories and tags are missing."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -71,7 +71,7 @@ def make_rows(count, texts=False, seed=0):
             row["tags"].append([int(t) for t in rng.integers(3, size=rng.integers(4))] or None)
             row["time"].append(int(rng.integers(1000)))
         rows.append(row)
-    # Whole columns that a row lacks.
+    # Rows without some columns.
     rows[1] = rows[1] | {"item_id": None}
     rows[2] = rows[2] | {"tags": [], "cate_id": None}
     return rows
@@ -81,7 +81,7 @@ P_MISSING = [0.85, 0.05, 0.05, 0.05]
 
 
 def write_logs(directory, rows, texts=False):
-    """Two files, of stripes of 3 rows and of one stripe."""
+    """Two files: one with stripes of 3 rows, one with a single stripe."""
     types = TYPES | ({"item_id": TEXTS} if texts else {})
     middle = len(rows) // 2
     write_log(directory / "a.orc", rows[:middle], types, stripe_rows=3)
@@ -93,7 +93,7 @@ def write_logs(directory, rows, texts=False):
 
 
 def encode(entry, feature):
-    """A list of ids of an entry, integers; padded with None."""
+    """The ids of an event, as integers; padded with None."""
     bag = entry if isinstance(entry, list) else [entry]
     found = []
     for value in (v for v in bag if v is not None):
@@ -104,7 +104,7 @@ def encode(entry, feature):
             number = number & (2**63 - 1) if feature.grows else number
         number %= 2**64
         if feature.grows:
-            # All bits set mean that there is none.
+            # All bits set means a missing id.
             number = 0xD6E8FEB86659FD93 if number == 2**64 - 1 else number
         else:
             number %= feature.hash_bucket_size
@@ -113,7 +113,7 @@ def encode(entry, feature):
 
 
 def words(ids, feature):
-    """int32 numbers as a block has them."""
+    """The ids as int32 words, as in a block."""
     if not feature.grows:
         return [-1 if i is None else i for i in ids]
     pairs = ([-1, -1] if i is None else list(np.array([i], "<u8").view("<i4")) for i in ids)
@@ -125,7 +125,7 @@ def signed(number):
 
 
 def by_hand(rows, config, held_out=0):
-    """[(item, count, {feature: ids})], collisions, events of items that stand for several ids."""
+    """[(item, count, {feature: ids})], collisions, and events of items that stand for several ids."""
     shown = [
         f for f in config.features if f.name in (*config.target_features, config.loss.item_feature)
     ]
@@ -142,7 +142,7 @@ def by_hand(rows, config, held_out=0):
             counts[code] += 1
             originals[code].setdefault(original)
             combinations[code][tuple(encode(entries[f.name], f) for f in shown)] += 1
-    # A Counter gives the first of the most common ones.
+    # For ties, Counter.most_common gives the one that occurred first.
     made = [
         (
             next(iter(originals[code])),
@@ -233,7 +233,7 @@ def test_the_file_is_the_same_whatever_the_threads(tmp_path):
 
 
 def test_combinations_are_bounded_and_counts_exact(tmp_path, monkeypatch):
-    """The time makes a combination of each event."""
+    """The time gives each event a different combination."""
     rows = make_rows(200)
     config = make_config(write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=3), target=None)
     monkeypatch.setattr(item_counts, "_SPARE_COMBINATIONS", 10)
@@ -246,7 +246,7 @@ def test_combinations_are_bounded_and_counts_exact(tmp_path, monkeypatch):
     found = as_rows(collect(config))
     expected = by_hand(rows, config)[0]
     assert [row[:2] for row in found] == [row[:2] for row in expected]
-    # Two for each of 64 ids of the log, which may be held twice, 10 to spare, and what a stripe adds.
+    # Two for each of the log's 64 ids, which may be held twice, 10 spare ones, and those of a stripe.
     assert max(held) < 4 * len(IDS) + 10 + 3 * 11 < sum(count for _, count, _ in expected) / 2
     for row, right in zip(found, expected, strict=True):
         assert row[2]["item_id"] == right[2]["item_id"]
@@ -261,7 +261,7 @@ def test_a_saved_catalogue_comes_back(tmp_path):
         config = make_config(write_logs(directory, make_rows(40, texts), texts), of_item, tags)
         made = collect(config)
         save(made, directory / "deep" / "catalogue.parquet", config)
-        # What encoding does not depend on may change.
+        # Settings that do not affect encoding may change.
         other = dataclasses.replace(
             config,
             features=tuple(dataclasses.replace(f, emb_dim=8) for f in config.features[::-1]),
@@ -535,7 +535,7 @@ def test_movielens_without_the_last_event_of_each_user():
     assert list(zip(found.item.to_pylist(), found.count_I.tolist(), strict=True)) == expected
     assert found.ids["item_id"].shape == (3416, 1, 2)
     np.testing.assert_array_equal(found.ids["item_id"][:, 0, 0], found.item.to_numpy())
-    # A movie has one first genre.
+    # A movie has exactly one first genre.
     hashed = {g: encode(g, config.feature("cate_id"))[0] for g in set.union(*categories.values())}
     genres = [hashed[next(iter(categories[one]))] for one in found.item.to_pylist()]
     assert found.ids["cate_id"][:, 0].tolist() == genres

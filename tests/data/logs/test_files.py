@@ -1,4 +1,4 @@
-"""Which files a list of names means: links, files of 0 bytes, what is left out, commas in names."""
+"""Finding the files of a log: links, files of 0 bytes, files left out, commas in names."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_files_of_zero_bytes_have_no_rows(tmp_path, capsys):
 
 
 def test_orc_files_that_a_name_keeps_out_are_told(tmp_path, capsys):
-    """Other files beside a log, such as a README, are no news."""
+    """Other files next to a log, such as a README, are not mentioned."""
     write_log(tmp_path / "000000_0", ROWS)
     (tmp_path / "README.md").write_text("a log")
     assert index_files(config(tmp_path / "000000_0")).notes == ()

@@ -1,6 +1,6 @@
 """ORC files of other writers (Java, Hive, Spark, Presto, C++, Iceberg), sound, odd and broken.
 
-Every one stands in a table: it is read as pyarrow reads it whole, or refused in a sentence.
+Every file is in one of the tables: it is read as pyarrow reads it as a whole, or refused with a message.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ needs_files = pytest.mark.skipif(
     not FOREIGN.is_dir(), reason=f"no ORC files of other writers in {DATA}"
 )
 
-# Stripes and rows of what is read.
+# Stripes and rows of files that are read.
 READ = {
     "TestOrcFile.columnProjection.orc": (5, 21_000),
     "TestOrcFile.emptyFile.orc": (0, 0),
@@ -97,14 +97,14 @@ READ = {
     "over1k_bloom.orc": (2, 2_098),
     "version1999.orc": (0, 0),
 }
-# What is said of files of which nothing can be read.
+# Messages for files that cannot be read at all.
 REFUSED_AT_FOOTER = {
     "TestOrcFile.testTimestamp.orc": "Only ORC files with a top-level struct can be handled",
     "TestOrcFile.testWithoutCompressionBlockSize.orc": (
         "Only ORC files with a top-level struct can be handled"
     ),
 }
-# Stripes, rows, and of each column that cannot be read, what is said of the first stripe.
+# Stripes, rows, and the message for each column that cannot be read, about the first stripe.
 REFUSED_AT_STRIPE = {
     "corrupt_missing_blob_stream_in_string_dict.orc": (
         1, 7_300, {"string_col": "DICTIONARY_DATA stream not found in StringDictionaryColumn"},
@@ -122,7 +122,7 @@ REFUSED_AT_STRIPE = {
         1, 1, {"c1": "is out of range for nanosecond resolution"},
     ),
 }  # fmt: skip
-# The columns that can be features, and the op that takes them. All others are refused.
+# The columns that can be features, and the op that reads them. All others are refused.
 FEATURES = {
     ("complextypes_iceberg.orc", "int_array"): "id",
     ("complextypes_iceberg.orc", "int_array_array"): "id",
@@ -130,7 +130,7 @@ FEATURES = {
     ("orcrust_nested_array_float.orc", "value"): "bucketize",
 }
 ENCRYPTED = {("encrypted_sample1.orc", "ssn"), ("encrypted_sample1.orc", "email")}
-# The same rows from several writers, in several encodings and compressions.
+# Files with the same rows, by several writers, in several encodings and compressions.
 SAME_ROWS = [
     [f"orcrust_alltypes.{kind}.orc" for kind in ("none", "lz4", "lzo", "snappy", "zlib", "zstd")],
     ["demo-11-zlib.orc", "demo-12-zlib.orc"],
@@ -208,7 +208,7 @@ def in_plain_python(rows: list[Any], feature: FeatureConfig, seq_len: int) -> li
 
 @needs_files
 def test_every_file_stands_in_the_table():
-    # zero.orc has no bytes, and so no rows; see test_files.py.
+    # zero.orc has no bytes and therefore no rows; see test_files.py.
     known = [*READ, *REFUSED_AT_FOOTER, *REFUSED_AT_STRIPE, "zero.orc"]
     assert sorted(path.name for path in FOREIGN.glob("*.orc")) == sorted(known)
 
@@ -298,7 +298,7 @@ def test_every_column_becomes_batches_or_is_refused(name):
 
 @needs_files
 def test_lists_of_other_writers_become_the_ids_that_are_written_here():
-    """Plain facts, read off by eye."""
+    """Expected values were read from the files by eye."""
     path = FOREIGN / "orcrust_nested_array.orc"
     (batch,) = read_epoch(make_config(path, make_feature("value"), seq_len=3), 5)
     assert batch.arrays["length"].tolist() == [3, 3, 3, 0, 2]
@@ -316,7 +316,7 @@ def test_lists_of_other_writers_become_the_ids_that_are_written_here():
 
 @needs_files
 def test_columns_inside_structs_are_pointed_at():
-    """Hive's transactional tables."""
+    """As in Hive's transactional tables."""
     path = FOREIGN / "javamr_acid5k.orc"
     assert refusal(Reader, make_config(path, make_feature("i")), 2) == (
         f"{path}: no column i (features.0.column); it has operation, originalTransaction, bucket, "
@@ -353,7 +353,7 @@ def encrypt_in_footer(path: Path, root: int) -> None:
     [(1, ["item"]), (3, ["item"]), (4, ["user"]), (6, ["tags"]), (0, ["item", "user", "tags"])],
 )
 def test_encrypted_columns_are_refused(tmp_path, root, names):
-    """They would be read as their masks, nulls for instance, without a word."""
+    """They would silently be read as their masks, for example nulls."""
     row = {"item": [[1]], "user": 7, "tags": ["a"]}
     path = write_log(tmp_path / "a.orc", [row])
     encrypt_in_footer(path, root)
@@ -382,7 +382,7 @@ def test_names_with_dots_are_read_or_refused(tmp_path):
     path = write_log(tmp_path / "a.orc", [row])
     (batch,) = read_epoch(make_config(path, make_feature("item.id"), seq_len=2), 1)
     assert batch.arrays["ids"][0, :, 0].tolist() == [1, 2]
-    # pyarrow takes the name for that of the struct's field.
+    # pyarrow takes the name for the field of the struct.
     path = write_log(tmp_path / "a.orc", [row | {"item": {"id": [3]}}])
     message = refusal(read_epoch, make_config(path, make_feature("item.id")), 1)
     assert message.startswith(f"{path}: stripe 0 gives no column item.id")
@@ -398,9 +398,9 @@ def test_the_columns_of_a_file_are_told_in_one_line(tmp_path):
 
 
 def damage_stripes(path: Path, *stripes: int) -> None:
-    """Overwrites the stripes' own footers, which begin with the places of their streams."""
+    """Overwrites the footers of stripes, which begin with the places of their streams."""
     content = bytearray(path.read_bytes())
-    # Each names the writer's time zone.
+    # Each of them has the writer's time zone.
     places = [match.start() for match in re.finditer(rb"\x1a\x03GMT", content)]
     assert len(places) == len(orc.read_footer(path).stripe_rows)
     for stripe in stripes:
@@ -439,7 +439,7 @@ def test_damaged_stripes_are_skipped_and_counted(tmp_path, thread_num, shuffle):
 def test_files_of_other_writers_are_skipped_where_they_are_damaged(tmp_path):
     sound = FOREIGN / "complextypes_iceberg.orc"
     content = bytearray(sound.read_bytes())
-    # The stripe's own footer, a zlib block.
+    # The footer of the stripe, a zlib block.
     content[832:900] = b"\xff" * 68
     damaged = tmp_path / "damaged.orc"
     damaged.write_bytes(content)
@@ -509,7 +509,7 @@ def test_a_run_passes_over_what_is_damaged_and_says_so(tmp_path, capsys):
         "rows": None,
         "reason": f"{log / 'b.orc'}: expected an ORC file, but Not an ORC file",
     }
-    # Each once, although both epochs came by.
+    # Each once, although both epochs skipped them.
     assert len(written) == 3
     assert {line["stripe"] for line in written[1:]} == {2, 5}
     for line in written[1:]:
@@ -518,7 +518,7 @@ def test_a_run_passes_over_what_is_damaged_and_says_so(tmp_path, capsys):
         told = message.split(" (")[0]
         assert line["reason"].startswith(told)
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    # 9 batches an epoch, 20 rows of each epoch lost.
+    # 9 batches per epoch; each epoch loses 20 rows.
     assert [(line["step"], line["skipped_rows"]) for line in metrics] == [(9, 20), (18, 40)]
     printed = capsys.readouterr().err
     assert [x for x in printed.splitlines() if x.startswith("skipped: ")] == [

@@ -110,7 +110,7 @@ def test_stripes_and_their_rows(tmp_path):
 
 
 def test_many_stripes_of_large_numbers_of_rows(tmp_path):
-    # Row counts of one, two and three bytes in the footer's encoding.
+    # Row counts that take one, two and three bytes in the footer.
     path = tmp_path / "a.orc"
     sizes = [1, 127, 128, 16_383, 16_384, 20_000]
     with pyarrow.orc.ORCWriter(
@@ -179,8 +179,8 @@ def test_a_file_that_changes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("compression", ["uncompressed", "zstd"])
 def test_a_damaged_footer_is_read_or_refused(tmp_path, compression):
-    # ORC has no checksums, so damage may pass; but it never becomes another exception, not even
-    # later when the names of the columns are looked at.
+    # ORC has no checksums, so damage may go unnoticed; but it never raises another exception, not even
+    # later when the names of the columns are used.
     path = write_log(tmp_path / "a.orc", make_rows(40), compression=compression)
     whole = path.read_bytes()
     with pa.OSFile(str(path)) as source:
@@ -224,7 +224,7 @@ def test_files_of_other_writers_are_read_or_refused():
                 reader = pyarrow.orc.ORCFile(source)
                 expected = reader.nrows if reader.schema is not None else None
         except (pa.ArrowException, OSError, ValueError):
-            # A file of no bytes, as Hive leaves them, has no rows.
+            # A file of 0 bytes, which Hive may write, has no rows.
             expected = 0 if path.stat().st_size == 0 else None
         try:
             file = orc.read_footer(path)

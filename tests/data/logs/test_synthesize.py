@@ -28,7 +28,7 @@ def rows(tmp_path_factory):
 
 
 def successor_share(rows: list[dict]) -> tuple[float, dict[int, int]]:
-    """How often the item that most often follows an item follows it, and which one that is."""
+    """The share of events whose item is the most frequent successor, and the successor of each item."""
     followers = defaultdict(Counter)
     for row in rows:
         items = [item for (item,) in row["item_id"]]
@@ -121,10 +121,10 @@ def test_users_have_favorite_categories(rows):
 def test_successors_follow_as_often_as_asked(tmp_path, share):
     made = Settings(out=tmp_path / "log", successor_share=share, **SMALL)
     found, successor = successor_share(read(synthesize(made)))
-    # Events that do not follow are drawn by popularity, so some hit the successor, too.
+    # Other events are drawn by popularity, so some of them also hit the successor.
     assert share - 0.02 < found <= share + (1 - share) * 0.3
     if share >= 0.6:
-        # Every item has a successor of its own, in the same category.
+        # Every item has a different successor, in the same category.
         assert len(set(successor.values())) == len(successor) == SMALL["items"]
         assert all(item != following for item, following in successor.items())
 
