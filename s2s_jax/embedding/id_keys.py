@@ -131,7 +131,7 @@ def rank_among_equals(x_U: jax.Array) -> jax.Array:
 def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
     """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
     column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
-    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D))
+    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D)[None])
     bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
     # 24 bits, in the middle of their cells, so that neither 0 nor 1 comes.
     uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24

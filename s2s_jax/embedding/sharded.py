@@ -395,7 +395,7 @@ def with_default_rows(rows: Arrays, unknown: Arrays, defaults: Arrays) -> Arrays
       defaults: f32 `[D]` of each table that has a default row.
     """
     filled = {
-        name: jnp.where(unknown[name][:, None], default_D, rows[name])
+        name: jnp.where(unknown[name][:, None], default_D[None], rows[name])
         for name, default_D in defaults.items()
     }
     return rows | filled

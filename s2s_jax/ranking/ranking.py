@@ -277,7 +277,7 @@ def _ranks(
                 users_BE, vectors_XE, block * tiles, tiles, items - begin, _after(left_out, begin)
             )
             # Of a score that is no number it is not known that it is less.
-            at_least_NBT = ~(scores_NBT < score_B[:, None])
+            at_least_NBT = ~(scores_NBT < score_B[None, :, None])
             lanes_NBXL = at_least_NBT.reshape(*at_least_NBT.shape[:2], -1, _LANES)
             return count_BL + jnp.where(lanes_NBXL, 1, 0).sum(axis=(0, 2))
 
@@ -337,7 +337,7 @@ def _score(
         tile_TE = jax.lax.dynamic_slice_in_dim(vectors_XE, row, _TILE)
         scores_GPT = jax.lax.map(lambda users_PE: _product(users_PE, tile_TE), users_GPE)
         real_T = number * _TILE + jnp.arange(_TILE, dtype=jnp.int32) < items
-        return None, jnp.where(real_T, scores_GPT.reshape(users, _TILE), -jnp.inf)
+        return None, jnp.where(real_T[None], scores_GPT.reshape(users, _TILE), -jnp.inf)
 
     scores_NBT = jax.lax.scan(one_tile, None, jnp.arange(tiles, dtype=jnp.int32))[1]
     inside_S = (left_out.item_S >= 0) & (left_out.item_S < tiles * _TILE)
@@ -370,7 +370,8 @@ def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:
         chunk_BM = jnp.sort(jax.lax.top_k(greatest_BX, count)[1], axis=1)
         user_B1 = jnp.arange(users)[:, None]
         found_BMC = chunks_NBXC[chunk_BM // per_tile, user_B1, chunk_BM % per_tile]
-        index_BMC = begin + chunk_BM[..., None] * _CHUNK + jnp.arange(_CHUNK, dtype=jnp.int32)
+        within_C = jnp.arange(_CHUNK, dtype=jnp.int32)
+        index_BMC = begin + chunk_BM[..., None] * _CHUNK + within_C[None, None]
         score = jnp.concatenate([best.score_BK, found_BMC.reshape(users, -1)], axis=1)
         index = jnp.concatenate([best.index_BK, index_BMC.reshape(users, -1)], axis=1)
         score_BK, place_BK = jax.lax.top_k(score, k)

@@ -135,7 +135,7 @@ def count_rows(batch: Batch) -> dict[str, jax.Array]:
 def _attended(length: jax.Array, sequence: jax.Array) -> jax.Array:
     seq_len = sequence.shape[-1]
     seen = sequence_positions(sequence.reshape(-1, seq_len)) + 1
-    real = jnp.arange(seq_len) < length.reshape(-1, 1)
+    real = jnp.arange(seq_len)[None] < length.reshape(-1, 1)
     return jnp.where(real, seen, 0).sum(dtype=jnp.float32)
 
 
@@ -144,7 +144,7 @@ def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:
     seq_len = config.model.seq_len
     length = length.reshape(*outer, groups, -1)
     begins = jnp.cumsum(length, axis=-1) - length
-    position = jnp.arange(seq_len)
+    position = jnp.expand_dims(jnp.arange(seq_len), range(length.ndim))
     real = position < length[..., None]
     index = jnp.minimum(begins[..., None] + position, room - 1)
     flat = index.reshape(*outer, groups, -1, 1)

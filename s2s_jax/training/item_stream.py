@@ -90,7 +90,7 @@ def counted(stream: ItemStream, key_M2: jax.Array, most_events: int = MOST_EVENT
     unique = unique_keys(key_M2)
     there_U = is_there(unique.keys_U2)
     raised_U = _counts(count_RW, unique.keys_U2) + unique.count_U
-    cell_RU = jnp.where(there_U, _cells(count_RW, unique.keys_U2), count_RW.shape[1])
+    cell_RU = jnp.where(there_U[None], _cells(count_RW, unique.keys_U2), count_RW.shape[1])
     count_RW = count_RW.at[jnp.arange(ROWS)[:, None], cell_RU].max(raised_U, mode="drop")
     return ItemStream(count_RW, events + is_there(key_M2).sum(dtype=jnp.int32))
 
@@ -132,7 +132,10 @@ def with_stream_shares(
     feature = config.feature(config.loss.item_feature)
     of_events, of_drawn = split_ids(ids_of(batch))
     there = present(feature, of_events)[..., 0]
-    real = jnp.arange(there.shape[-1]) < batch["length"][..., None]
+    real = (
+        jax.lax.broadcasted_iota(jnp.int32, there.shape, there.ndim - 1)
+        < batch["length"][..., None]
+    )
     keys = item_keys(of_events[feature.name], there & real, feature.id_words)
     everywhere = jax.lax.with_sharding_constraint(keys.reshape(-1, 2), replicated(mesh))
     stream = counted(stream, everywhere)

@@ -31,7 +31,7 @@ def exchanged(devices, rows, tables, gradients):
                 name: (
                     sums.at[windows[name].rows_W].add(windows[name].sums_WD, mode="drop"),
                     visits.at[windows[name].rows_W].add(1, mode="drop"),
-                    total + windows[name].sums_WD.sum(axis=0),
+                    total + windows[name].sums_WD.sum(axis=0, keepdims=True),
                 )
                 for name, (sums, visits, total) in carry.items()
             }

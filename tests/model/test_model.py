@@ -71,7 +71,8 @@ def test_targets_show_target_features_only():
     # The same projection as for events, with hidden features set to zero.
     zeroed = embeddings | {"behavior_id": jnp.zeros_like(embeddings["behavior_id"])}
     concatenated = jnp.concatenate([zeroed[f] for f in ("item_id", "behavior_id", "tags")], -1)
-    expected = concatenated.reshape(B * L, -1) @ model.proj.kernel[...] + model.proj.bias[...]
+    expected = concatenated.reshape(B * L, -1) @ model.proj.kernel[...]
+    expected = expected + model.proj.bias[...][None]
     np.testing.assert_allclose(model(embeddings).targets_ME, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -80,10 +81,10 @@ def test_targets_show_target_features_only():
 def test_scanned_layers_equal_layers_in_turn(position, input_norm):
     model, embeddings = make_model(position=position, input_norm=input_norm)
     graph, stacked = nnx.split(model.transformer.layers)
-    x = model._project(embeddings, ("item_id", "tags")) + model.proj.bias[...]
+    x = model._project(embeddings, ("item_id", "tags")) + model.proj.bias[...][None]
     x = x + model._project(embeddings, ("behavior_id",))
     if position == "learned":
-        x = (x.reshape(B, L, -1) + model.transformer.positions[...]).reshape(x.shape)
+        x = (x.reshape(B, L, -1) + model.transformer.positions[...][None]).reshape(x.shape)
     if input_norm:
         x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     for i in range(2):
