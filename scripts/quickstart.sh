@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes a log, trains on it, stops half-way as a cluster would (SIGTERM), and starts again to continue.
+# Makes a log, trains on it, stops half-way as a cluster would (SIGTERM), starts again to continue, and shows how
+# good the model is and what it recommends.
 # For a shorter run: QUICKSTART_STEPS=100 make quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +8,10 @@ cd "$(dirname "$0")/.."
 steps=${QUICKSTART_STEPS:-400}
 data=data/quickstart
 run=runs/quickstart
-train=(python -m s2s_jax.train --config configs/quickstart.py --train.train_steps "$steps")
+# Training does not see the last two events of a user; the last one tests the model. People come back to items in
+# this log, so items that they had before are ranked, too.
+config=(--config configs/quickstart.py --train.train_steps "$steps" --eval.held_out 2 --eval.filter_seen False)
+train=(s2s train "${config[@]}")
 
 rm -rf "$run"
 echo "== a log of 2,000 users, in $data"
@@ -38,4 +42,18 @@ fi
 echo
 echo "== the same command again: it continues from the checkpoint"
 "${train[@]}"
-echo "everything of this run is in $run: config.json, metrics.jsonl, checkpoints/, tensorboard/"
+
+echo
+echo "== the test: how often the item of the last event is among the first ten (hr@10), and so on"
+s2s evaluate "${config[@]}"
+
+echo
+echo "== what comes next for some users; in this log, lamp 8 follows lamp 7 more often than not"
+s2s recommend "${config[@]}" --input "$data" --output "$run/recommendations.parquet" \
+  --top_k 10 --user_column user_id
+python scripts/show_recommendations.py "$run/recommendations.parquet" "$data" "$data/titles.csv"
+
+echo
+echo "== the same and more, on a page"
+s2s report "$run" --titles "$data/titles.csv"
+echo "everything of this run is in $run: config.json, metrics.jsonl, checkpoints/, tensorboard/, report.html"

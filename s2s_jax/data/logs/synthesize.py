@@ -10,7 +10,9 @@ Shapes: U users of a file, E events of a file, I items, C categories.
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
 
+import csv
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ import tyro
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data.logs import orc_writer
 from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.writing import replacing
 
 _BEHAVIORS = ("pv", "cart", "fav", "buy")
 _CART_SHARE, _FAV_SHARE = 0.06, 0.03
@@ -34,13 +37,23 @@ _DAYS = 30
 _FAVORITES = 3
 _LENGTH_SIGMA = 0.8
 
+# What the categories sell; where there are more categories, the second "lamp" is "lamp (2)".
+# fmt: off
+_GOODS = (
+    "lamp", "chair", "table", "sofa", "bed", "desk", "shelf", "rug", "mirror", "clock", "vase",
+    "kettle", "mug", "plate", "bowl", "pan", "knife", "fork", "spoon", "jug", "towel", "pillow",
+    "blanket", "curtain", "candle", "basket", "broom", "bucket", "hammer", "saw", "drill",
+    "ladder", "shovel", "rake", "hose", "tent", "rope", "bag", "boot", "hat",
+)
+# fmt: on
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to make; the same settings give the same files."""
 
     out: Path
-    """Directory for part-0.orc, part-1.orc …; created if it does not exist"""
+    """Directory for part-0.orc, part-1.orc … and titles.csv; created if it does not exist"""
     users: int = 2000
     """Number of users; each is one row of the log"""
     items: int = 2000
@@ -60,7 +73,7 @@ class Settings:
     seed: int = 0
     """Random seed"""
     overwrite: bool = False
-    """Replace existing part-N.orc files in the directory"""
+    """Replace existing part-N.orc files and titles.csv in the directory"""
 
 
 def synthesize(settings: Settings) -> list[Path]:
@@ -68,10 +81,11 @@ def synthesize(settings: Settings) -> list[Path]:
 
     Columns: `user_id` int64; `item_id` and `cate_id` list<list<int64>>; `behavior_id` (pv, cart, fav,
     buy) and `timestamp` (seconds since 1970, increasing) list<list<string>>. Every position has exactly
-    one id; the oldest event comes first.
+    one id; the oldest event comes first. Beside the files, `titles.csv` names the items for people: the
+    successor of "lamp 7" is "lamp 8".
 
     Returns:
-      The files, `part-0.orc` first.
+      The ORC files, `part-0.orc` first.
 
     Raises:
       UserError: a setting is impossible, or the directory cannot be written or holds other ORC files.
@@ -259,11 +273,28 @@ def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
 # ------------------------------------------------------------------------------------- the files
 
 
+def _write_titles(path: Path, shop: _Shop) -> None:
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["item_id", "title"])
+        for category, (first, end) in enumerate(itertools.pairwise(shop.first_C)):
+            turn, good = divmod(category, len(_GOODS))
+            name = _GOODS[good] if turn == 0 else f"{_GOODS[good]} ({turn + 1})"
+            ids = shop.item_id_I[first:end].tolist()
+            rows.writerows((item, f"{name} {number}") for number, item in enumerate(ids, 1))
+
+
 def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
     """Writes the files and yields each with its number of events; files appear once all are written."""
     refuse_addresses_in(settings, "--")
     _check(settings)
+    titles = settings.out / "titles.csv"
     with orc_writer.open_log(settings.out, settings.overwrite) as log:
+        if titles.exists() and not settings.overwrite:
+            raise UserError(
+                f"--out: {settings.out} already holds {titles.name}; give another directory or "
+                f"--overwrite True"
+            )
         shop = _make_shop(settings)
         for file in range(settings.files):
             first = settings.users * file // settings.files
@@ -272,6 +303,7 @@ def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
             log.write(_make_users(settings, shop, file, first, last - first))
             log.end_file()
             yield log.paths[-1], log.positions - before
+    _write_titles(titles, shop)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs.synthesize import Settings, main, synthesize
 from s2s_jax.errors import UserError
+from s2s_jax.reporting.titles import read_titles
 
 SMALL = {"users": 600, "items": 120, "categories": 6, "files": 3, "mean_length": 30.0}
 
@@ -44,7 +45,7 @@ def successor_share(rows: list[dict]) -> tuple[float, dict[int, int]]:
 def test_files_columns_and_types(tmp_path):
     paths = synthesize(Settings(out=tmp_path / "a" / "b", **SMALL))
     assert paths == [tmp_path / "a" / "b" / f"part-{i}.orc" for i in range(3)]
-    assert sorted((tmp_path / "a" / "b").iterdir()) == paths
+    assert sorted((tmp_path / "a" / "b").iterdir()) == [*paths, tmp_path / "a" / "b" / "titles.csv"]
     ids, texts = pa.list_(pa.list_(pa.int64())), pa.list_(pa.list_(pa.string()))
     for path in paths:
         table = pyarrow.orc.read_table(str(path))
@@ -56,6 +57,44 @@ def test_files_columns_and_types(tmp_path):
             "behavior_id": texts,
             "timestamp": texts,
         }
+
+
+def test_titles_tell_what_follows_and_the_category(tmp_path, rows):
+    """Of "lamp 7", the item that most often follows it in the log is "lamp 8"."""
+    synthesize(Settings(out=tmp_path, **SMALL))
+    titles = read_titles(tmp_path / "titles.csv")
+    _, follower = successor_share(rows)
+    ends = 0
+    for item, following in follower.items():
+        good, number = titles[str(item)].rsplit(" ", 1)
+        next_good, next_number = titles[str(following)].rsplit(" ", 1)
+        assert next_good == good
+        ends += int(next_number) != int(number) + 1
+        assert int(next_number) in (1, int(number) + 1)
+    # After the last of a category comes its first.
+    assert ends <= SMALL["categories"]
+    names = defaultdict(set)
+    for row in rows:
+        for (item,), (category,) in zip(row["item_id"], row["cate_id"], strict=True):
+            names[category].add(titles[str(item)].rsplit(" ", 1)[0])
+    assert all(len(found) == 1 for found in names.values())
+    assert len(set().union(*names.values())) == SMALL["categories"]
+
+
+def test_titles_are_not_replaced_without_being_asked(tmp_path):
+    (tmp_path / "titles.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"already holds titles.csv.*--overwrite True"):
+        synthesize(Settings(out=tmp_path, **SMALL))
+    assert [path.name for path in tmp_path.iterdir()] == ["titles.csv"]
+    synthesize(Settings(out=tmp_path, overwrite=True, **SMALL))
+    assert (tmp_path / "titles.csv").read_text().startswith("item_id,title\n")
+
+
+def test_more_categories_than_goods_have_titles_of_their_own(tmp_path):
+    synthesize(Settings(out=tmp_path, users=5, items=200, categories=100, files=1))
+    titles = read_titles(tmp_path / "titles.csv").values()
+    assert len(set(titles)) == 201
+    assert len({title.rsplit(" ", 1)[0] for title in titles}) == 101
 
 
 def test_rows_are_whole(rows):
@@ -222,7 +261,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 def test_the_command_line(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "log"), "--users", "20", "--files", "2"]
     assert main([*arguments, "--items", "100", "--mean_length", "5"]) == 0
-    rows = read(sorted((tmp_path / "log").iterdir()))
+    rows = read(sorted((tmp_path / "log").glob("*.orc")))
     events = sum(len(row["item_id"]) for row in rows)
     printed = capsys.readouterr().out
     assert printed == f"wrote 2 files with 20 users and {events} events to {tmp_path / 'log'}\n"
