@@ -1,1 +1,1 @@
-"""From ORC files to padded NumPy batches. Nothing in this room imports JAX."""
+"""From ORC files to padded NumPy batches. Nothing here imports JAX."""

@@ -1,1 +1,1 @@
-"""Which rows a batch has, and how they lie in it."""
+"""Order of rows, windows, packing and reading: which rows a batch has, and how they are arranged."""

@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next stripe, instead of giving it back to the system page by page."""
+"""Keeps freed memory for the next stripe, instead of returning it to the operating system."""
 
 import ctypes
 import functools
@@ -9,17 +9,17 @@ import pyarrow as pa
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST = 2**31 - 1
-# Blocks below it are kept; old versions of glibc refuse more than 32 MiB.
+# Blocks smaller than this are kept; old versions of glibc refuse more than 32 MiB.
 _THRESHOLDS = (2**30, 2**25)
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Sets the C library's allocator, and lets Arrow use it; does nothing where that is not glibc.
+    """Tunes the C library's allocator and makes Arrow use it; does nothing without glibc.
 
-    A decoded stripe is some megabytes, which allocators fetch from the system anew for each: its pages
-    are then zeroed one by one, at their first use, for a tenth to a third of the time of decoding. It
-    is a setting of the whole process, so only commands make it.
+    A decoded stripe takes some megabytes, which allocators would get from the system again for each
+    stripe. The kernel zeroes their pages at first use, which takes 10% to 33% of the time of decoding.
+    This is a setting of the whole process, so only commands make it.
     """
     if not sys.platform.startswith("linux"):
         return

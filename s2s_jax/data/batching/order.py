@@ -1,10 +1,10 @@
-"""The order of an epoch: which row stands where, as a pure function of (stripes, settings, epoch).
+"""The order of rows in an epoch, as a pure function of (stripes, settings, epoch).
 
-Stripes are permuted and laid on a line of N rows. Shard v of V owns N/V rows of the line that follow
-each other. A shard is cut into shuffle blocks: pieces of stripes that are decoded together, and whose
-rows are permuted. The epoch takes one row of each shard in turn: row g of the epoch is row g // V of
-shard g mod V. So a batch of any size, at any place, draws from all shards alike; and whoever owns some
-of a batch's rows reads the shards that they come from, no others.
+Stripes are permuted and put on a line of N rows. Shard v of V owns N/V consecutive rows of the line.
+Each shard is cut into shuffle blocks: pieces of stripes that are decoded together, with their rows
+permuted. The epoch takes rows of the shards in turn: row g of the epoch is row g // V of shard g mod V.
+So a batch of any size, at any place, draws from all shards equally, and a host that owns some rows of a
+batch only reads the shards of these rows.
 """
 
 import bisect
@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A stripe that two shards share is read by both, so there are far fewer shards than stripes.
+# A stripe shared by two shards is read twice, so there are far fewer shards than stripes.
 STRIPES_PER_SHARD = 32
 
 
 class Piece(NamedTuple):
-    """Rows `start … stop - 1` of stripe number `stripe` (an index into all stripes)."""
+    """Rows `start … stop - 1` of stripe `stripe` (an index into all stripes)."""
 
     stripe: int
     start: int
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 class BlockKey(NamedTuple):
-    """Which shuffle block: number `number` of a shard in an epoch."""
+    """Identifies a shuffle block: number `number` of a shard in an epoch."""
 
     epoch: int
     shard: int
@@ -36,11 +36,11 @@ class BlockKey(NamedTuple):
 
 
 class ShuffleBlock(NamedTuple):
-    """Rows decoded together.
+    """Rows that are decoded and permuted together.
 
     Attributes:
-      pieces: where they are, in the order in which they are laid on the line.
-      order: int64; `order[i]` says which of the pieces' rows, counted through, comes i-th.
+      pieces: pieces of stripes with these rows, in the order of the line.
+      order: int64; the i-th row of the block is row `order[i]` of the concatenated pieces.
     """
 
     pieces: tuple[Piece, ...]
@@ -59,8 +59,8 @@ class Order:
     """The order of rows in every epoch.
 
     Attributes:
-      rows: N.
-      shards: V.
+      rows: N, the number of rows of an epoch.
+      shards: V, the number of shards.
 
     Examples:
       >>> order = Order([3, 2], shards=1, block_rows=4, shuffle=True, seed=42)
@@ -75,11 +75,11 @@ class Order:
         """Describes an order.
 
         Args:
-          stripe_rows: rows of each stripe, at least one.
-          shards: V, at most; there is never more than one for 32 stripes, and one without `shuffle`.
-          block_rows: least rows of the shuffle blocks of all shards together.
-          shuffle: permute, or keep the order of the files.
-          seed: of the permutations.
+          stripe_rows: rows of each stripe, each at least one.
+          shards: the maximum of V; there is at most one shard per 32 stripes, and one without `shuffle`.
+          block_rows: minimum number of rows of the shuffle blocks of all shards, one block each.
+          shuffle: whether rows are permuted, or keep the order of the files.
+          seed: seed of the permutations.
         """
         self.rows = sum(stripe_rows)
         self.shards = max(1, min(shards, len(stripe_rows) // STRIPES_PER_SHARD)) if shuffle else 1
@@ -91,17 +91,17 @@ class Order:
         self._lock = threading.Lock()
 
     def parts(self, epoch: int, begin: int, end: int, first: int, last: int) -> list[Part]:
-        """Where the rows of a batch are.
+        """Finds some rows of a batch.
 
-        The batch is rows `begin … end - 1` of the epoch, arranged by shard, in each by place. Its rows
-        `first … last - 1` in that arrangement are looked for.
+        The batch has rows `begin … end - 1` of the epoch, sorted by shard, then by place in the shard.
+        Returns the parts with rows `first … last - 1` of the sorted batch.
         """
         assert 0 <= begin <= end <= self.rows
         plan, found, at = self._plan(epoch), [], 0
         for shard in range(self.shards):
             start, stop = (-(-(bound - shard) // self.shards) for bound in (begin, end))
             size = stop - start
-            # Only what lies between first and last.
+            # Clips to first and last.
             low, high = start + max(first - at, 0), start + min(last - at, size)
             at += size
             while low < high:
@@ -113,7 +113,7 @@ class Order:
         return found
 
     def block(self, key: BlockKey) -> ShuffleBlock:
-        """The rows of a shuffle block."""
+        """The shuffle block with some key."""
         pieces = self._plan(key.epoch).pieces[key.shard][key.number]
         rows = sum(piece.stop - piece.start for piece in pieces)
         order = np.arange(rows)
@@ -122,13 +122,13 @@ class Order:
         return ShuffleBlock(pieces, order)
 
     def draws(self, key: BlockKey) -> np.ndarray:
-        """uint64: a random number for each row of a shuffle block, in its order."""
+        """uint64: a random number for each row of a shuffle block, in the block's order."""
         rows = self._plan(key.epoch).rows(key)
-        # Negative: apart from the permutations of shards.
+        # Negative, so that the key differs from those of the permutations of shards.
         return draws(rows, self._seed, key.epoch, -1 - key.shard, key.number)
 
     def after(self, key: BlockKey) -> BlockKey:
-        """The shuffle block that the shard needs next."""
+        """The key of the shuffle block that the shard needs next."""
         if key.number + 1 < len(self._plan(key.epoch).pieces[key.shard]):
             return key._replace(number=key.number + 1)
         return BlockKey(key.epoch + 1, key.shard, 0)
@@ -136,7 +136,7 @@ class Order:
     def _plan(self, epoch: int) -> "_Plan":
         with self._lock:
             if epoch not in self._plans:
-                # An epoch and the next are in use; threads may be at both.
+                # An epoch and the next one may be in use at the same time, by several threads.
                 while len(self._plans) >= 4:
                     del self._plans[min(self._plans)]
                 self._plans[epoch] = self._make_plan(epoch)
@@ -148,7 +148,7 @@ class Order:
             stripes = permutation(len(stripes), self._seed, epoch, 0)
         shards, rows = self.shards, self.rows
         least = -(-self._block_rows // shards)
-        # The first N mod V shards have one row more, so that taking them in turn ends evenly.
+        # The first N mod V shards have one row more, so that taking turns ends evenly.
         borders = [v * (rows // shards) + min(v, rows % shards) for v in range(1, shards + 1)]
         pieces: list[list[tuple[Piece, ...]]] = [[] for _ in range(shards)]
         shard, line, held = 0, 0, 0
@@ -175,30 +175,29 @@ class _Plan(NamedTuple):
     """The shuffle blocks of an epoch.
 
     Attributes:
-      pieces: those of each block of each shard.
-      ends: for each shard, how many of its rows stand before the end of each block.
+      pieces: pieces of each block, for each shard.
+      ends: for each shard, the number of its rows up to the end of each block.
     """
 
     pieces: tuple[tuple[tuple[Piece, ...], ...], ...]
     ends: tuple[tuple[int, ...], ...]
 
     def rows(self, key: BlockKey) -> int:
-        """Of a shuffle block."""
+        """Number of rows of a shuffle block."""
         ends = self.ends[key.shard]
         return ends[key.number] - (ends[key.number - 1] if key.number else 0)
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
-    """A permutation of `0 … size - 1`, made from `key`: sorts `draws`, ties in order."""
+    """A permutation of `0 … size - 1` determined by `key`: a stable sort of `draws`."""
     return np.argsort(draws(size, *key), kind="stable")
 
 
 def draws(size: int, *key: int) -> np.ndarray:
-    """uint64 `[size]`: random numbers, made from `key`, that no NumPy version changes.
+    """uint64 `[size]`: random numbers determined by `key`, the same with all versions of NumPy.
 
-    NumPy's own generators promise no such thing.
-
-    Outputs of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+    NumPy's own generators do not guarantee this. The numbers are outputs of splitmix64 (Steele, Lea,
+    Flood, "Fast splittable pseudorandom number generators", 2014).
 
     Examples:
       >>> [hex(x) for x in draws(2)]  # the second and the third of splitmix64 for the seed 0
@@ -212,9 +211,9 @@ def draws(size: int, *key: int) -> np.ndarray:
 
 
 def integers(below: int, size: int, *key: int) -> np.ndarray:
-    """int64 `[size]`: numbers from 0 to `below - 1`, drawn with replacement as `draws` says.
+    """int64 `[size]`: numbers from 0 to `below - 1`, drawn with replacement from `draws`.
 
-    The remainder of 64 bits favours none by more than `below / 2^64`.
+    Taking the remainder of 64 bits favours some numbers, but by at most `below / 2^64`.
     """
     return (draws(size, *key) % np.uint64(below)).astype(np.int64)
 

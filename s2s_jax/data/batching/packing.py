@@ -1,7 +1,7 @@
-"""Several sequences in one row of a batch: windows of long rows and whole short rows lie side by side.
+"""Packing: puts several sequences, short rows or windows of long rows, into one row of a batch.
 
-A device gets a fixed number of rows of the log in each batch, so that batches stay a function of their
-place; what their positions do not fill is padding, and what does not fit is cut from the longest.
+Each device gets a fixed number of rows of the log in each batch, so that batches only depend on their
+place. Unfilled positions are padding; if rows do not fit, the longest ones are cut.
 
 Shapes: R rows of the log, W windows, P positions, C columns of ids, B rows of a batch, L positions of
 one of these.
@@ -17,20 +17,20 @@ from s2s_jax.data.batching.windows import Windows, cut_windows
 from s2s_jax.data.encoding import blocks
 from s2s_jax.data.encoding.blocks import Block
 
-# Number of the sequence that padding belongs to.
+# The sequence number of padding.
 NO_SEQUENCE = -1
 
 
 def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | None:
-    """Which sequences lie in which row of a batch: best fit, the longest first.
+    """Assigns sequences to rows of a batch: best fit, longest first.
 
     Args:
-      lengths: of the sequences, none longer than `room`.
-      bins: rows.
+      lengths: lengths of the sequences, none longer than `room`.
+      bins: number of rows.
       room: positions of a row.
 
     Returns:
-      Numbers of the sequences of each row, None if they do not fit this way.
+      The numbers of the sequences in each row; None if they do not fit this way.
 
     Examples:
       >>> lay_out([3, 2, 4], bins=2, room=5)
@@ -39,7 +39,7 @@ def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | N
       True
     """
     contents: list[list[int]] = [[] for _ in range(bins)]
-    # Rows by the room they have left, the fullest first; equal ones by number.
+    # Rows sorted by free positions, the fullest first, then by number.
     left = [(room, number) for number in range(bins)]
     for sequence in sorted(range(len(lengths)), key=lambda s: (-lengths[s], s)):
         at = bisect.bisect_left(left, (lengths[sequence], -1))
@@ -52,13 +52,13 @@ def lay_out(lengths: Sequence[int], bins: int, room: int) -> list[list[int]] | N
 
 
 class DeviceRows(NamedTuple):
-    """What lies in the rows of a batch that one device gets.
+    """The layout of the batch rows of one device.
 
     Attributes:
-      begins_W: int64 first position of each sequence, row of the batch after row.
-      lengths_W: int64 positions of each.
-      bin_W: int64 row of the batch that each lies in.
-      cut: positions that did not fit.
+      begins_W: int64, first position of each sequence; sequences are sorted by row of the batch.
+      lengths_W: int64, positions of each sequence.
+      bin_W: int64, row of the batch of each sequence.
+      cut: number of positions that did not fit.
     """
 
     begins_W: np.ndarray
@@ -68,21 +68,21 @@ class DeviceRows(NamedTuple):
 
 
 def lay_rows(log: Block, bins: int, seq_len: int, keep_newest: bool) -> DeviceRows:
-    """Lays rows of the log into `bins` rows of a batch.
+    """Packs rows of the log into `bins` rows of a batch.
 
-    Where they do not fit, the longest rows are cut, all to the same length: the greatest that fits.
+    If they do not fit, the longest rows are cut, all to the same length, which is as large as possible.
 
     Args:
-      log: rows of the log, no more than `bins * seq_len` that have positions.
-      bins: rows of the batch.
+      log: rows of the log; at most `bins * seq_len` of them may have positions.
+      bins: number of rows of the batch.
       seq_len: L.
-      keep_newest: which end of a row is kept, and see `cut_windows`.
+      keep_newest: whether the newest or the oldest events of a row are kept; see also `cut_windows`.
     """
     lengths_R = np.maximum(log.lengths_N, 0)
     longest = int(lengths_R.max(initial=0))
     found = _try(lengths_R, longest, bins, seq_len, keep_newest)
     if found is None:
-        # Single positions fit; the greatest length that does is somewhere above.
+        # Bisection: a length of one position fits; finds the largest length that does.
         low, high = 0, longest
         while high - low > 1:
             middle = (low + high) // 2
@@ -105,7 +105,7 @@ def lay_rows(log: Block, bins: int, seq_len: int, keep_newest: bool) -> DeviceRo
 def _try(
     lengths_R: np.ndarray, longest: int, bins: int, seq_len: int, keep_newest: bool
 ) -> tuple[Windows, list[list[int]]] | None:
-    """Windows of rows cut to `longest` positions, and where they lie, None if they do not fit."""
+    """Windows of rows cut to `longest` positions, and their layout; None if they do not fit."""
     windows = cut_windows(np.minimum(lengths_R, longest), seq_len, keep_newest)
     if windows.lengths_W.sum() > bins * seq_len:
         return None
@@ -116,22 +116,22 @@ def _try(
 def to_packed(
     parts: Sequence[Block], groups: int, group_rows: int, bins: int, seq_len: int, keep_newest: bool
 ) -> dict[str, np.ndarray]:
-    """Packs rows of the log into rows of fixed length, device by device.
+    """Packs rows of the log into rows of fixed length, separately for each device.
 
     Args:
-      parts: parts of packed blocks, at most `groups * group_rows` rows in all.
-      groups: of rows that lie on one device.
-      group_rows: R, rows of the log of a group.
-      bins: B, rows of the batch of a group.
+      parts: parts of packed blocks, at most `groups * group_rows` rows in total.
+      groups: number of groups; the rows of a group are on the same device.
+      group_rows: R, rows of the log per group.
+      bins: B, rows of the batch per group.
       seq_len: L.
       keep_newest: see `lay_rows`.
 
     Returns:
-      int32 arrays of the caller's own: `length` `[groups * B]`, real positions of each row, which come
-      first; `ids` `[groups * B, L, C]`, `NO_ID` where there is none; `sequence` `[groups * B, L]`, which
-      sequence of its row a position belongs to, `NO_SEQUENCE` for padding; and three that count in the
-      first row of each group: `examples` its rows of the log that have positions, `skipped` those that
-      could not be read, and `cut` its positions that did not fit.
+      New int32 arrays: `length` `[groups * B]`, real positions of each row, which come first; `ids`
+      `[groups * B, L, C]`, `NO_ID` for missing ids; `sequence` `[groups * B, L]`, which sequence of its
+      row a position belongs to, `NO_SEQUENCE` for padding. Three more arrays have counts in the first
+      row of each group: `examples`, rows of the log that have positions; `skipped`, rows that could not
+      be read; and `cut`, positions that did not fit.
     """
     values_PC, length_R = blocks.gather(parts, groups * group_rows)
     log = blocks.packed_block(values_PC, length_R.astype(np.int64))

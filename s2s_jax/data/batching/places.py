@@ -1,10 +1,10 @@
-"""Places in the order of all epochs, and which of them batches begin at."""
+"""Places in the order of all epochs, and the places at which batches begin."""
 
 from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """A row in the order of all epochs."""
+    """A place in the order of all epochs: an epoch, and a row of its order."""
 
     epoch: int
     row: int
@@ -18,9 +18,9 @@ class BatchPlaces(NamedTuple):
 
     Attributes:
       batch_rows: rows of the log in a global batch.
-      drop_remainder: whether the last, partial batch of an epoch is left out.
+      drop_remainder: whether the last batch of an epoch is left out if it is not full.
       start: place of batch 0.
-      first_rows: rows of the epoch that `start` is in.
+      first_rows: rows of the epoch of `start`.
       rows: rows of every later epoch.
     """
 
@@ -31,18 +31,18 @@ class BatchPlaces(NamedTuple):
     rows: int
 
     def batches(self, rows: int) -> int:
-        """Batches that `rows` rows to the end of an epoch make."""
+        """Number of batches from the last `rows` rows of an epoch."""
         return rows // self.batch_rows if self.drop_remainder else -(-rows // self.batch_rows)
 
     def until(self, epoch: int) -> int:
-        """Batches before the first one of `epoch`."""
+        """Number of batches before the first one of `epoch`."""
         if epoch <= self.start.epoch:
             return 0
         between = epoch - self.start.epoch - 1
         return self._in_first_epoch + between * self.batches(self.rows)
 
     def of(self, number: int) -> Place:
-        """Where batch `number` begins."""
+        """The place at which batch `number` begins."""
         first = self._in_first_epoch
         if number < first:
             return self.start._replace(row=self.start.row + number * self.batch_rows)

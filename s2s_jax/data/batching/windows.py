@@ -1,4 +1,4 @@
-"""Windows of a row: the parts of a long one that are trained on as sequences of their own.
+"""Windows: parts of long rows that are trained on as separate sequences.
 
 Shapes: R rows of the log, W windows, N rows of a block.
 """
@@ -12,12 +12,12 @@ from s2s_jax.data.encoding.blocks import Block
 
 
 class Windows(NamedTuple):
-    """Parts of rows that are encoded as sequences of their own, those of a row from new to old.
+    """Parts of rows that are encoded as separate sequences; those of the same row, newest first.
 
     Attributes:
-      row_W: int64, the row that each is of.
-      begins_W: int64, its first position in the row.
-      lengths_W: int64 positions.
+      row_W: int64, the row of each window.
+      begins_W: int64, the window's first position in the row.
+      lengths_W: int64, number of positions.
     """
 
     row_W: np.ndarray
@@ -28,13 +28,13 @@ class Windows(NamedTuple):
 def cut_windows(lengths_R: np.ndarray, seq_len: int, keep_newest: bool) -> Windows:
     """Cuts rows into windows of at most `seq_len` positions.
 
-    Windows that follow each other share one position, the last of the older and the first of the newer
-    one. So each event but the first of a row is predicted exactly once, from those of its window.
+    Consecutive windows share one position: the last of the older and the first of the newer window. So
+    every event except the first of a row is predicted exactly once, from earlier events of its window.
 
     Args:
-      lengths_R: int64 positions of rows.
+      lengths_R: int64, positions of each row.
       seq_len: L, at least 2.
-      keep_newest: whole windows stand at the end of a row and the rest at its beginning; otherwise the
+      keep_newest: whether full windows are at the end of a row and the rest at its beginning, or the
         other way round.
     """
     count_R = np.maximum(-(-(lengths_R - 1) // (seq_len - 1)), lengths_R > 0).astype(np.int64)
@@ -51,15 +51,16 @@ def cut_windows(lengths_R: np.ndarray, seq_len: int, keep_newest: bool) -> Windo
 
 
 def random_run(block: Block, most: int, newest: bool, draws_N: np.ndarray) -> Block:
-    """Keeps a run of at most `most` positions of each row, without copying.
+    """Keeps a run of at most `most` consecutive positions of each row, without copying.
 
-    Half of the runs are at the end of their row, so that what is recommended from, the newest events,
-    is trained on in every other epoch however long the row is; the others begin anywhere.
+    Half of the runs are at a fixed end of their row. So the newest events, which recommendations are
+    based on, are trained on in every other epoch, however long the row is. The other runs begin
+    anywhere.
 
     Args:
       block: the rows.
-      most: positions.
-      newest: runs that are not drawn are at the end, otherwise at the beginning.
+      most: maximum number of positions.
+      newest: whether the fixed end is the end of the row, or its beginning.
       draws_N: uint64 random numbers.
     """
     kept_N = np.minimum(block.lengths_N, most)

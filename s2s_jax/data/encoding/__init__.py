@@ -1,1 +1,1 @@
-"""What stands in a log → ids and blocks, as the features say."""
+"""Columns of a log → encoded ids in blocks, according to the features."""

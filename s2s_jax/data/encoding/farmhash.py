@@ -1,14 +1,14 @@
 """FarmHash Fingerprint64 (Google, 2014), vectorised: the hash behind "farm" in RecIS.
 
-All functions take the bytes of T strings as little-endian uint64 words and, for each string, its first
-byte and its number of bytes; `hashing` prepares them. Arithmetic is modulo 2^64 throughout.
+All functions take the bytes of T strings as little-endian uint64 words, and the first byte and the
+number of bytes of each string; `hashing` prepares them. All arithmetic is modulo 2^64.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-# The 64-bit integer at each byte position, which need not be aligned.
+# Gives the 64-bit integer at each byte position, which need not be aligned.
 Load = Callable[[np.ndarray], np.ndarray]
 
 _K0 = np.uint64(0xC3A5C85C97CB3127)
@@ -22,9 +22,9 @@ def fingerprint64(load: Load, begins_T: np.ndarray, lengths_T: np.ndarray) -> np
     """Fingerprint64 of each string.
 
     Args:
-      load: gives the uint64 at byte positions.
-      begins_T: int64, first byte of each string.
-      lengths_T: int64, bytes of each string.
+      load: returns the uint64 at byte positions.
+      begins_T: int64, position of the first byte of each string.
+      lengths_T: int64, number of bytes of each string.
 
     Returns:
       uint64 `[T]`.
@@ -127,7 +127,7 @@ def _round(
     w: np.ndarray,
     tail: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Takes in 64 bytes; the last round weighs some terms by 9."""
+    """Mixes in 64 bytes; the last round weights some terms by 9."""
     weight = np.uint64(9 if tail else 1)
     x = _rotate(x + y + v[0] + load(at + 8), 37) * multiplier
     y = _rotate(y + v[1] + load(at + 48), 42) * multiplier

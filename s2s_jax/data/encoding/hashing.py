@@ -1,4 +1,4 @@
-"""Ids to 64-bit hashes and buckets, vectorised over Arrow and NumPy buffers.
+"""Ids → 64-bit hashes and buckets, vectorised over Arrow and NumPy buffers.
 
 Shapes: T strings or integers.
 """
@@ -19,9 +19,9 @@ _SEED = 0
 HashType = Literal["murmur", "farm"]
 _Hash = Callable[[farmhash.Load, np.ndarray, np.ndarray], np.ndarray]
 
-# Strings hashed together: their intermediate arrays stay in the processor's cache.
+# Strings hashed together, few enough that intermediate arrays stay in the processor's cache.
 _CHUNK = 16_384
-# Bytes after the last string, so that a word may be read anywhere before its end.
+# Bytes after the last string, so that a whole word can be read at any byte of it.
 _PADDING = 16
 # Masks that keep the lowest 0 to 7 bytes of a word.
 _LOW_BYTES = np.array([(1 << 8 * i) - 1 for i in range(8)], np.uint64)
@@ -32,11 +32,11 @@ def hash_strings(strings: pa.Array, hash_type: HashType) -> np.ndarray:
 
     Args:
       strings: `string`, `large_string`, `binary` or `large_binary` array without nulls, or a
-        dictionary of them; it may be a slice of another array.
+        dictionary array of these types; may be a slice of another array.
       hash_type: "murmur" (MurmurHash64A, seed 0) or "farm" (FarmHash Fingerprint64).
 
     Returns:
-      uint64 array of its length.
+      uint64 array of the same length.
 
     Examples:
       >>> hash_strings(pa.array(["", "tea"]), "farm")[0] == 0x9AE16A3B2F90404F
@@ -67,12 +67,12 @@ def hash_strings(strings: pa.Array, hash_type: HashType) -> np.ndarray:
 
 
 def _hash_chunk(text: np.ndarray, ends: np.ndarray, hash_: "_Hash") -> np.ndarray:
-    """Hashes the strings `text[ends[i] : ends[i + 1]]`; `_PADDING` bytes follow the last."""
+    """Hashes the strings `text[ends[i] : ends[i + 1]]`; `_PADDING` bytes must follow the last one."""
     begins_T, lengths_T = ends[:-1], np.diff(ends)
     words = np.ndarray((len(text) - 7,), np.dtype("<u8"), text, strides=(1,))
     length = int(lengths_T[0])
     if (lengths_T == length).all():
-        # Strings of one length stand at even distances, so that slices with a stride load them.
+        # Strings of the same length have equal distances, so strided slices can load them.
         def load_even(at: np.ndarray) -> np.ndarray:
             return words[at[0] :: max(length, 1)][: len(at)].astype(np.uint64)
 
@@ -85,7 +85,7 @@ def hash_integers(values_T: np.ndarray, hash_type: HashType) -> np.ndarray:
 
     Args:
       values_T: int64 or uint64.
-      hash_type: as for `hash_strings`.
+      hash_type: see `hash_strings`.
 
     Returns:
       uint64 `[T]`.
@@ -106,7 +106,7 @@ def hash_integers(values_T: np.ndarray, hash_type: HashType) -> np.ndarray:
 
 
 def to_buckets(ids_T: np.ndarray, buckets: int) -> np.ndarray:
-    """`ids_T mod buckets` as unsigned 64-bit numbers.
+    """`ids_T mod buckets`, computed with unsigned 64-bit numbers.
 
     Args:
       ids_T: int64 or uint64 ids or hashes.
@@ -133,7 +133,7 @@ def to_buckets(ids_T: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def to_positive_ids(hashes_T: np.ndarray) -> np.ndarray:
-    """Hashes as ids of a table without buckets: the low 63 bits, as RecIS keeps them.
+    """Turns hashes into ids of growing tables: keeps the low 63 bits, as RecIS does.
 
     Args:
       hashes_T: uint64.
@@ -174,7 +174,7 @@ def _murmur(load: farmhash.Load, begins_T: np.ndarray, lengths_T: np.ndarray) ->
             block ^= hashes_T
             block *= _MULTIPLIER
             if shortest < longest:
-                # Strings of whole words have no tail to take in.
+                # Strings of whole words have no tail.
                 np.copyto(block, hashes_T, where=tail_T == 0)
             hashes_T = block
         return _finish(hashes_T)
@@ -189,7 +189,7 @@ def _scramble(block: np.ndarray) -> np.ndarray:
 
 
 def _finish(hashes: np.ndarray) -> np.ndarray:
-    """The last mixing, in place."""
+    """The final mixing, in place."""
     hashes ^= hashes >> _SHIFT
     hashes *= _MULTIPLIER
     hashes ^= hashes >> _SHIFT

@@ -1,4 +1,4 @@
-"""Entries of a column → bucket numbers, by the feature's `op`.
+"""Entries of a column → buckets or 64-bit ids, according to the feature's `op`.
 
 Shapes: T entries, P positions.
 """
@@ -12,8 +12,8 @@ from s2s_jax.data.encoding.blocks import NO_ID
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400
-# The one id of a table without buckets that both words mark as none; it takes the place of another that
-# hardly occurs.
+# The only 64-bit id whose words both equal `NO_ID`. It is replaced by another id that hardly ever
+# occurs.
 _RESERVED = np.uint64(2**64 - 1)
 _INSTEAD = np.uint64(0xD6E8FEB86659FD93)
 # 1 January 1970 was a Thursday; weeks begin on Monday.
@@ -21,22 +21,22 @@ _WEEKDAY_OF_DAY_0 = 3
 
 
 class NotANumberError(ValueError):
-    """Text that should be a whole number is none.
+    """Text is not a whole number.
 
     Attributes:
-      index: of the first such entry.
+      index: index of the first such entry.
       text: the entry.
     """
 
     def __init__(self, index: int, text: str):
-        """Args: index and text of the first such entry."""
+        """Args: the index and the text of the first such entry."""
         super().__init__(text)
         self.index = index
         self.text = text
 
 
 def is_text(data_type: pa.DataType) -> bool:
-    """Strings or bytes, also as a dictionary."""
+    """Whether the type is strings or bytes, or a dictionary of these."""
     if pa.types.is_dictionary(data_type):
         return is_text(data_type.value_type)
     return (
@@ -48,7 +48,7 @@ def is_text(data_type: pa.DataType) -> bool:
 
 
 def accepted(data_type: pa.DataType, op: str) -> bool:
-    """Whether `op` can be done with entries of `data_type`."""
+    """Whether `op` can be applied to entries of `data_type`."""
     if op == "bucketize":
         return pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
     time = pa.types.is_timestamp(data_type) or pa.types.is_date(data_type)
@@ -56,17 +56,17 @@ def accepted(data_type: pa.DataType, op: str) -> bool:
 
 
 def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
-    """Bucket of each entry, for every op but time_gap.
+    """The bucket of each entry, for every op except time_gap.
 
     Args:
-      values: entries without nulls and, for bucketize, without NaN, of an `accepted` type.
-      feature: says the op and its settings.
+      values: entries of an `accepted` type, without nulls and, for bucketize, without NaN.
+      feature: gives the op and its settings.
 
     Returns:
       int32 `[T]` in `[0, hash_bucket_size)`.
 
     Raises:
-      NotANumberError: the op needs times, and a text is none.
+      NotANumberError: the op needs times, and a text is not a time.
 
     Examples:
       >>> hours = FeatureConfig(name="hour", op="hour_of_day", utc_offset_hours=2, hash_bucket_size=24)
@@ -88,14 +88,14 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 
 
 def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
-    """64-bit ids of a table without buckets: the entries themselves, or 63 bits of their hashes.
+    """64-bit ids for growing tables: the entries themselves, or 63 bits of their hashes.
 
     Args:
-      values: entries without nulls, of an `accepted` type.
-      feature: says the hash.
+      values: entries of an `accepted` type, without nulls.
+      feature: gives the hash function.
 
     Returns:
-      int32 `[T, 2]`, low and high word; never both `NO_ID`.
+      int32 `[T, 2]`, the low and the high word of each id; never both `NO_ID`.
     """
     ids_T = _hashed(values, feature)
     if feature.hash_type is not None:
@@ -122,20 +122,20 @@ def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 def time_gaps(
     values: pa.Array, there_P: np.ndarray, first_P: np.ndarray, feature: FeatureConfig
 ) -> np.ndarray:
-    """Bucket of the time between each position and the one before it.
+    """The bucket of the time between each position and the one before it.
 
     Args:
-      values: times, without nulls, of the positions where `there_P`.
+      values: times of the positions where `there_P`, without nulls.
       there_P: bool, whether a position has a time.
       first_P: bool, whether a position is the first of its row.
-      feature: says unit and number of buckets.
+      feature: gives the unit and the number of buckets.
 
     Returns:
-      int32 `[P]`: `NO_ID` without a time, 0 without one before it, 1 for less than a second (or a step
+      int32 `[P]`: `NO_ID` without a time, 0 without a previous time, 1 for less than a second (or a step
       back), else 2 + floor(log2(whole seconds)), at most `hash_bucket_size - 1`.
 
     Raises:
-      NotANumberError: a text is no time.
+      NotANumberError: a text is not a time.
 
     Examples:
       >>> gap = FeatureConfig(name="gap", op="time_gap", hash_bucket_size=32)
@@ -148,7 +148,7 @@ def time_gaps(
     times_P[there_P] = times_T
     gaps_P = np.zeros(len(there_P), np.int64)
     gaps_P[1:] = (times_P[1:] - times_P[:-1]) // per_second
-    # Only the highest bit is kept, which a float holds exactly.
+    # Keeps only the highest bit, which a float represents exactly.
     for shift in (1, 2, 4, 8, 16, 32):
         gaps_P |= gaps_P >> shift
     buckets_P = np.frexp((gaps_P ^ (gaps_P >> 1)).astype(np.float64))[1] + 1
@@ -162,7 +162,7 @@ def time_gaps(
 
 
 def _integers(values: pa.Array) -> np.ndarray:
-    """Integers, or times in the unit of their type, as int64 or uint64."""
+    """Integers, or times in the unit of their type, as int64 or uint64 arrays."""
     if not pa.types.is_integer(values.type):
         values = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
         values = values.cast(pa.int64())
@@ -172,14 +172,14 @@ def _integers(values: pa.Array) -> np.ndarray:
 
 
 def times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
-    """Times since 1970 as int64, and how many of their units a second has.
+    """Times since 1970 as int64, and the number of their units per second.
 
     Args:
-      values: entries without nulls, of a type that `accepted` allows for times.
-      feature: says the unit of numbers and text.
+      values: entries of a type that `accepted` allows for times, without nulls.
+      feature: gives the unit of numbers and text.
 
     Raises:
-      NotANumberError: a text is no time.
+      NotANumberError: a text is not a time.
     """
     if pa.types.is_date(values.type):
         values = values.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())

@@ -1,1 +1,1 @@
-"""The items of a log: counted, listed, seen."""
+"""The items of a log: their counts, the catalogue, and the items that users have seen."""

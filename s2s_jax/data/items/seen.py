@@ -1,7 +1,7 @@
-"""Which items some users had, without room for the items that they did not have.
+"""The items in the histories of users, stored sparsely.
 
-One user may have a million times as many items as another, so they are kept as pairs and never as a
-rectangle that is as wide as the longest history.
+Some users have a million times as many items as others. So items are stored as pairs, never as a
+rectangle as wide as the longest history.
 
 Shapes: T pairs, U users, S places of a row.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Seen(NamedTuple):
-    """Pairs of a user and an item, each once, by user and then by item.
+    """Distinct pairs of a user and an item, sorted by user, then item.
 
     Attributes:
       user_T: int32, from 0.
@@ -24,11 +24,11 @@ class Seen(NamedTuple):
 
 
 def distinct(user_T: np.ndarray, item_T: np.ndarray) -> Seen:
-    """Each pair once.
+    """The distinct pairs.
 
     Args:
       user_T: int users, in any order.
-      item_T: int items; pairs with a negative one are left out.
+      item_T: int items; pairs with a negative item are left out.
 
     Examples:
       >>> user, item = distinct(np.array([1, 0, 1, 1]), np.array([5, 5, 5, -1]))
