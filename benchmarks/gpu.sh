@@ -73,14 +73,14 @@ part loss 60 env XLA_PYTHON_CLIENT_MEM_FRACTION=0.5 "$python" benchmarks/loss.py
   --pairs 16384 32768 --width 256 1024 --dtype bfloat16
 
 # 300 steps of a tiny model from its log, as a user would take them.
-part quickstart_log 30 "$python" -m s2s_jax synthesize --out "$WORK/quickstart_log"
+part quickstart_log 30 "$python" -m s2s_jax synthesize --output "$WORK/quickstart_log"
 part quickstart 60 "$python" -m s2s_jax.train --config configs/quickstart.py \
   --io.data_paths "$WORK/quickstart_log" --train.output_dir "$WORK/quickstart" --train.train_steps 300
 
 part id_map 90 "$python" benchmarks/id_map.py --width 128 --load 0.5 --rounds 8
 
 # base.py from a log, with a profile. The checkpoint at the end, of 7 GB, may take longer than the rest.
-part base_log 40 "$python" -m s2s_jax synthesize --out "$WORK/base_log" --users 1500 \
+part base_log 40 "$python" -m s2s_jax synthesize --output "$WORK/base_log" --users 1500 \
   --mean_length 900
 part base 110 "$python" -m s2s_jax.train "${base[@]}" --io.data_paths "$WORK/base_log" \
   --train.output_dir "$WORK/base" --train.train_epoch None --train.train_steps 60 \

@@ -51,7 +51,9 @@ def main() -> None:
         log = arguments.log or Path(scratch) / "log"
         if not log.exists():
             users = arguments.positions // arguments.mean_length
-            synthesize(Settings(out=log, users=users, mean_length=arguments.mean_length, files=4))
+            synthesize(
+                Settings(output=log, users=users, mean_length=arguments.mean_length, files=4)
+            )
         integers = Path(scratch) / "integers"
         positions = write_integers(log, integers)
         for name, directory, texts in (("two texts", log, TEXT), ("integers", integers, ())):

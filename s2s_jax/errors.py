@@ -1,14 +1,7 @@
 """Errors that a user can fix, and the exit codes of the commands."""
 
-import atexit
-import contextlib
 import errno
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
@@ -88,57 +81,3 @@ def explain(error: BaseException) -> int:
         )
         return EXIT_USER_ERROR
     raise error
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGINT raise `Stopped`, unless the program handles them itself.
-
-    `Stopped` may be raised anywhere. This is harmless, because files are moved into place only once they
-    are complete.
-    """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def run_door(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits with its exit code; a `UserError` prints one line.
-
-    Exits quietly if stdout is closed early (SIGPIPE).
-    """
-    try:
-        try:
-            with _stopped_by_signals():
-                code = main(sys.argv[1:])
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Otherwise Python would try to write the rest on exit, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    except (Exception, Stopped) as error:
-        code = explain(error)
-    if code == EXIT_STOPPED:
-        # Everything is saved and written, so other threads (for example a compilation) need not finish.
-        sys.stderr.flush()
-        os._exit(code)
-    # Python resets signal handlers while it exits, so a late signal would change the exit code.
-    atexit.register(_ignore_signals)
-    sys.exit(code)
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

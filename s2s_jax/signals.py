@@ -23,14 +23,15 @@ def answer_while_starting() -> None:
 
     Commands call it before imports that take seconds, when no work has begun.
     """
-
-    def end(number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        os.write(2, f"stopped by {name} before anything was done; start again\n".encode())
-        os._exit(EXIT_STOPPED)
-
     for number in _SIGNALS:
-        signal.signal(number, end)
+        signal.signal(number, end_before_start)
+
+
+def end_before_start(number: int, _: FrameType | None) -> None:
+    """Answers a signal while the program starts: says so and ends it."""
+    name = signal.Signals(number).name
+    os.write(2, f"stopped by {name} before anything was done; start again\n".encode())
+    os._exit(EXIT_STOPPED)
 
 
 class Stop:

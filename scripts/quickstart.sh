@@ -15,7 +15,7 @@ train=(s2s train "${config[@]}")
 
 rm -rf "$run"
 echo "== a log of 2,000 users, in $data"
-s2s synthesize --out "$data" --overwrite True
+s2s synthesize --output "$data" --overwrite True
 s2s inspect "$data" --rows 1
 
 echo

@@ -141,7 +141,7 @@ unset PYTHONPATH
 # Like a user: in their own directory, with relative paths that contain a space.
 cd "runs and logs"
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}" PYTHON=$python
-PYTHONPATH=$home "$python" -m s2s_jax synthesize --out "a log" --users 400 >/dev/null
+PYTHONPATH=$home "$python" -m s2s_jax synthesize --output "a log" --users 400 >/dev/null
 cat >mine.py <<EOF
 import dataclasses
 from s2s_jax.config import load_file

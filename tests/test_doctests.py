@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     (directory / "configs").symlink_to(REPO / "configs")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(directory)
-        synthesize(Settings(out=Path("data/quickstart")))
+        synthesize(Settings(output=Path("data/quickstart")))
         changes = {"train.train_steps": 2, "train.log_steps": 1, "model.num_layers": 1}
         s2s.train(s2s.load("configs/quickstart.py", changes))
     return directory

@@ -6,16 +6,19 @@ and, where the table of items grows, which share of the events that the model wa
 Writes the same as JSON into the run directory.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from s2s_jax import signals
+from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.config import Config
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
@@ -30,11 +33,25 @@ _UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left
 _MANY_RETURN = 0.01
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(WithConfig):
+    """Ranks every user's held-out event among the items of the log. Prints hit rate, NDCG, MRR and
+    coverage beside those of recommending what is popular, and writes them as JSON.
+    """
+
+    checkpoint: str = "best"
+    """best (by eval.metric), newest, or a step"""
+    split: Literal["test", "validation"] = "test"
+    """Which of the held-out events"""
+    output: Path | None = None
+    """JSON file to write; None: evaluation_SPLIT_STEP.json in the run directory"""
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: see `exit.run_door`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
     hosts.join()
@@ -46,19 +63,13 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> None:
-    parser = ConfigParser("s2s evaluate", "--config configs/ml1m.py")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
-    )
-    parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--out", type=Path, help="JSON file; default: in the run directory")
-    read = parser.read(argv)
-    if read is None:
+    given = parse_with_config(Arguments, argv, "evaluate", {"out": "output"})
+    if given is None:
         return
-    arguments, config = read
+    arguments, config = given
     done = evaluate(config, arguments.checkpoint, arguments.split)
     if hosts.is_first():
-        out = arguments.out
+        out = arguments.output
         if out is None:
             out = Path(config.train.output_dir) / f"evaluation_{done.split}_{done.step}.json"
         intervals = done.evaluation.intervals()

@@ -1,22 +1,26 @@
 """One command: `s2s COMMAND …`, the same as `python -m s2s_jax COMMAND …`."""
 
+import difflib
 import importlib
+import sys
+from collections.abc import Callable, Sequence
 
 from s2s_jax import signals
-from s2s_jax.errors import UserError, run_door
+from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.exit import run_door
+from s2s_jax.errors import EXIT_DONE, UserError
+from s2s_jax.version import __version__
 
-# Command → the module whose `main(argv) -> int` it runs, imported when it is asked for.
-_MODULES = {
-    "train": "s2s_jax.cli.train",
-    "evaluate": "s2s_jax.cli.evaluate",
-    "recommend": "s2s_jax.cli.recommend",
-    "report": "s2s_jax.cli.report",
-    "convert": "s2s_jax.data.conversion.convert",
-    "inspect": "s2s_jax.data.inspection.inspect",
-    "catalogue": "s2s_jax.data.items.catalogue",
-    "synthesize": "s2s_jax.data.logs.synthesize",
-    "tables": "s2s_jax.cli.tables",
-}
+_HELP = """usage: s2s COMMAND [ARGUMENTS]
+
+Sequence models of user behaviour, from event logs to recommendations.
+
+commands:
+{commands}
+
+s2s COMMAND --help lists the arguments of a command and, where it takes --config FILE, all keys of FILE.
+A flag that is True or False may be given as --flag, --no_flag, --flag True or --flag False.
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -25,17 +29,39 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: there is no such command; else as the command does.
     """
-    commands = " ".join(_MODULES)
     if argv[:1] in (["-h"], ["--help"]):
-        print(f"usage: s2s COMMAND …\n\nCommands: {commands}")
-        return 0
-    if not argv or argv[0] not in _MODULES:
-        found = argv[0] if argv else "nothing"
-        raise UserError(f"s2s: expected one of {commands}, found {found}")
-    return importlib.import_module(_MODULES[argv[0]]).main(argv[1:])
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+        print(_HELP.format(commands="\n".join(lines)), end="")
+        return EXIT_DONE
+    if argv[:1] == ["--version"]:
+        print(f"s2s_jax {__version__}")
+        return EXIT_DONE
+    command = _main_of(argv)
+    if command is None:
+        raise UserError(_no_command(argv))
+    return command(argv[1:])
 
 
 def run() -> None:
     """Runs the command line of this process."""
     signals.answer_while_starting()
+    # What takes seconds to import is there before a signal may interrupt it.
+    _main_of(sys.argv[1:])
     run_door(main)
+
+
+def _main_of(argv: Sequence[str]) -> Callable[[list[str]], int] | None:
+    """The function that runs the command; None if there is none of that name."""
+    if not argv or argv[0] not in COMMANDS:
+        return None
+    return importlib.import_module(f"s2s_jax.cli.{argv[0]}").main
+
+
+def _no_command(argv: Sequence[str]) -> str:
+    expected = f"s2s: expected a command ({', '.join(COMMANDS)})"
+    if not argv:
+        return f"{expected}, found nothing; s2s --help says what each does"
+    close = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.5)
+    remedy = f"did you mean {close[0]}?" if close else "s2s --help says what each does"
+    return f"{expected}, found {argv[0]}; {remedy}"

@@ -6,15 +6,39 @@ that was interrupted goes on where it stopped. Events of items that are not in t
 and those of items that have no row in a table that grows.
 """
 
-import argparse
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
 
 from s2s_jax import signals
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.cli.parsing import WithConfig, parse_with_config
+from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.recommend import Recommended, Request, recommend
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(WithConfig):
+    """Ranks the items of a catalogue for each row, whose events are the history. A command that was
+    interrupted goes on where it stopped, if weights, configuration, catalogue and logs are the
+    same.
+    """
+
+    input: str
+    """Logs: ORC files and directories, with commas between them"""
+    output: Path
+    """Parquet file to write"""
+    top_k: int = 100
+    """Items for each row"""
+    user_column: str | None = None
+    """Column of the logs that names the user; None: rows are named by their file and number"""
+    catalogue: str | None = None
+    """File of s2s catalogue, whose items are ranked; None: the items of io.data_paths"""
+    checkpoint: str = "best"
+    """best (by eval.metric), newest, or a step"""
+    keep_seen: bool | None = None
+    """Also recommend items of the history; None: unless eval.filter_seen"""
 
 
 def main(argv: list[str]) -> int:
@@ -39,24 +63,10 @@ def main(argv: list[str]) -> int:
 
 
 def _recommend(argv: list[str]) -> None:
-    parser = ConfigParser("s2s recommend", "--config FILE --input LOGS --output FILE")
-    parser.add_argument("--input", required=True, help="ORC files and directories, comma-separated")
-    parser.add_argument("--output", required=True, type=Path, help="Parquet file")
-    parser.add_argument("--top_k", type=int, default=100, help="items for each row")
-    parser.add_argument("--user_column", help="column of the logs that names the user")
-    parser.add_argument("--catalogue", help="Parquet of data.catalogue; default: made from the log")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by eval.metric), newest, or a step"
-    )
-    parser.add_argument(
-        "--keep_seen",
-        action=argparse.BooleanOptionalAction,
-        help="also recommend items of the history; default: unless eval.filter_seen",
-    )
-    read = parser.read(argv)
-    if read is None:
+    given = parse_with_config(Arguments, argv, "recommend", {"out": "output"})
+    if given is None:
         return
-    arguments, config = read
+    arguments, config = given
     request = Request(
         input=arguments.input,
         output=arguments.output,

@@ -1,49 +1,66 @@
-"""What is in the tables of a run: `s2s tables RUN_DIR [--step N] …`.
+"""What is in the tables of a run: `s2s tables RUN_DIR [--checkpoint STEP] …`.
 
 Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how long its rows
 and its default row are; looks ids up; and lists the ids that a table lost since an earlier checkpoint.
 Ids of tables with a `hash_type` are hashes.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
+from s2s_jax.cli.parsing import parse
 from s2s_jax.cluster.mesh import all_devices
-from s2s_jax.config import Config, Parser, load_json
+from s2s_jax.config import Config, load_json
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import TableSpec, table_specs
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.runs.saved_tables import SavedTables
+from s2s_jax.runs.steps import whole_steps
 from s2s_jax.training.growth import GrowthPlan
+from s2s_jax.training.validation import chosen_step
 
 _PERCENTILES = (1, 50, 99)
 # Rows whose norms are computed at once.
 _ROWS = 2**18
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how
+    long its rows and its default row are; or looks ids up; or lists the ids that tables lost. Ids
+    of tables with a hash_type are hashes.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Directory of a run, its train.output_dir"""
+    checkpoint: str = "newest"
+    """best (by eval.metric), newest, or a step"""
+    look_up: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLE ID …")] = ()
+    """A growing table, and ids to look up in it"""
+    evicted_since: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None
+    """List the ids that were lost since the checkpoint of this step, a line each"""
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: see `exit.run_door`.
     """
-    parser = Parser("s2s tables", "RUN_DIR")
-    parser.add_argument("run_dir", type=Path, help="directory of a run, train.output_dir")
-    parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
-    parser.add_argument(
-        "--look_up", nargs="+", metavar=("TABLE", "ID"), help="a growing table and ids to look up"
-    )
-    parser.add_argument(
-        "--evicted_since", type=int, metavar="STEP", help="list ids lost since this checkpoint"
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parse(Arguments, argv, "tables", {"step": "checkpoint"})
+    if arguments is None:
+        return EXIT_DONE
     config = load_json(arguments.run_dir / "config.json")
     all_devices()  # Refuses a platform that is not there.
-    saved = SavedTables(arguments.run_dir, arguments.step)
+    steps = whole_steps(arguments.run_dir)
+    step = chosen_step(arguments.checkpoint, steps, arguments.run_dir, config.eval)
+    saved = SavedTables(arguments.run_dir, step)
     specs = _specs(config, saved)
     console = Console()
     if arguments.look_up:
@@ -149,7 +166,3 @@ def _print_evicted(saved: SavedTables, earlier: SavedTables, specs: dict[str, Ta
             now = set(_ids(saved.id_map(spec).keys_R2)[1])
             for i in sorted(set(_ids(earlier.id_map(spec).keys_R2)[1]) - now):
                 print(f"{name}\t{i}")
-
-
-if __name__ == "__main__":
-    run_door(main)

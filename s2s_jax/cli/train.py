@@ -1,15 +1,13 @@
-"""The main job: `s2s train --config configs/base.py [--section.key value …]`.
+"""The main job: `s2s train --config configs/base.py [--section.key value …]`."""
 
-Exit codes: 0 done, 2 a mistake to mend, 3 loss or gradient not finite, 75 stopped by SIGTERM or SIGINT
-and saved.
-"""
-
+import dataclasses
 from pathlib import Path
 
 from jax.sharding import Mesh
 
+from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
-from s2s_jax.config import Config, ConfigParser
+from s2s_jax.config import Config
 from s2s_jax.data.batching.memory import keep_freed_memory
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.train import train
@@ -17,19 +15,27 @@ from s2s_jax.runs.summary import print_summary
 from s2s_jax.signals import StopSignals
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(WithConfig):
+    """Ends with code 0 when it is done, 2 at a mistake to mend, 3 where loss or gradient are not
+    finite, and 75 when SIGTERM or SIGINT stopped it; it saves before that, and the same command
+    goes on from there.
+    """
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError, NotFiniteError: see `errors.run_door`.
+      UserError, NotFiniteError: see `exit.run_door`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
     hosts.join()
     with hosts.ending_together():
-        read = ConfigParser("s2s train", "--config configs/base.py").read(argv)
-    if read is None:
+        given = parse_with_config(Arguments, argv, "train")
+    if given is None:
         return EXIT_DONE
-    _, config = read
+    _, config = given
     keep_freed_memory()
     code = run(config)
     hosts.leave()

@@ -1,7 +1,6 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
 from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
-from s2s_jax.config.command_line import ConfigParser, Parser
 from s2s_jax.config.decay import Constant, Cosine, Linear
 from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.loading import load, load_file, load_json, parse_json
@@ -18,7 +17,6 @@ from s2s_jax.config.validation import validate
 
 __all__ = [
     "Config",
-    "ConfigParser",
     "Constant",
     "Cosine",
     "EvalConfig",
@@ -28,7 +26,6 @@ __all__ = [
     "Linear",
     "LossConfig",
     "ModelConfig",
-    "Parser",
     "TableConfig",
     "TrainConfig",
     "load",

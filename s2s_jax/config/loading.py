@@ -62,11 +62,19 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
       UserError: an unknown key or an impossible value, named by its dotted path.
     """
-    config = load_file(path)
-    if overrides:
-        config = override(config, overrides)
+    config = read(path, overrides)
     validate(config)
     return config
+
+
+def read(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """As `load`, not validated.
+
+    Raises:
+      UserError: an unknown key or a value of another type, named by its dotted path.
+    """
+    config = load_file(path)
+    return override(config, overrides) if overrides else config
 
 
 def load_json(path: Path) -> Config:

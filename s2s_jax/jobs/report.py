@@ -17,13 +17,13 @@ from s2s_jax.reporting.titles import read_titles
 
 
 def report(
-    run_dir: Path, out: Path | None = None, users: int = 5, titles: Path | None = None
+    run_dir: Path, output: Path | None = None, users: int = 5, titles: Path | None = None
 ) -> Path:
     """Writes the page of a run.
 
     Args:
       run_dir: directory of the run.
-      out: HTML file; by default report.html in the run's directory.
+      output: HTML file; by default report.html in the run's directory.
       users: users that are shown; 0: none.
       titles: CSV or Parquet of item ids and titles, or MovieLens' movies.dat.
 
@@ -37,9 +37,9 @@ def report(
     title_of = {} if titles is None else read_titles(titles)
     record = read_record(run_dir, config)
     shown = _shown(config, run_dir, users)
-    out = run_dir / "report.html" if out is None else out
-    _write(out, make_page(record, shown, title_of))
-    return out
+    output = run_dir / "report.html" if output is None else output
+    _write(output, make_page(record, shown, title_of))
+    return output
 
 
 def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
@@ -59,7 +59,9 @@ def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
 
 def _write(out: Path, page: str) -> None:
     if out.is_dir():
-        raise UserError(f"--out: {out} is a directory; give a file such as {out / 'report.html'}")
+        raise UserError(
+            f"--output: {out} is a directory; give a file such as {out / 'report.html'}"
+        )
     # A page that is half written, and one that is read at the same time, are never seen.
     unfinished = out.with_name(f".{out.name}.tmp")
     try:
@@ -69,5 +71,5 @@ def _write(out: Path, page: str) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise UserError(
-            f"--out: {out} cannot be written ({error}); give a file in a directory that exists"
+            f"--output: {out} cannot be written ({error}); give a file in a directory that exists"
         ) from error

@@ -12,7 +12,7 @@ from s2s_jax.runs.compatibility import check_config
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.state import TrainState
 from s2s_jax.training.step import StepFunctions, make_step_functions
-from s2s_jax.training.validation import best_step
+from s2s_jax.training.validation import chosen_step
 
 
 class Restored(NamedTuple):
@@ -55,7 +55,7 @@ def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
     try:
         if checkpoints.newest_step is not None:
             check_config(run_dir, config)
-        step = _choose(checkpoints.steps, run_dir, config, checkpoint)
+        step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
         plan = GrowthPlan(config)
         saved = checkpoints.progress(step)
         plan.set_state(saved["growth"])
@@ -67,19 +67,3 @@ def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
         return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
     finally:
         checkpoints.close()
-
-
-def _choose(steps: list[int], run_dir: Path, config: Config, checkpoint: str) -> int:
-    if not steps:
-        raise UserError(f"train.output_dir: {run_dir} has no whole checkpoint; train first")
-    if checkpoint == "newest":
-        return steps[-1]
-    if checkpoint == "best":
-        best = best_step(run_dir, config.eval, steps)
-        return steps[-1] if best is None else best
-    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
-        listed = ", ".join(map(str, steps))
-        raise UserError(
-            f"--checkpoint: expected best, newest or one of {listed}, found {checkpoint}"
-        )
-    return int(checkpoint)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s2s_jax.config import EvalConfig
+from s2s_jax.errors import UserError
 from s2s_jax.runs.metrics_file import read_lines
 
 # Evaluations of a run whose `every_steps` is auto.
@@ -61,3 +62,30 @@ def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int 
     """Of some checkpoints, that whose evaluation in metrics.jsonl was best; None if none has any."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
     return Progress(settings, lines).best_step
+
+
+def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: EvalConfig) -> int:
+    """The step of the checkpoint that `--checkpoint` names.
+
+    Args:
+      checkpoint: best (by `eval.metric`; the newest where nothing was evaluated), newest, or a step.
+      steps: of the whole checkpoints, rising.
+      run_dir: of the run.
+      settings: of the run.
+
+    Raises:
+      UserError: there is none, or none of that step.
+    """
+    if not steps:
+        raise UserError(f"train.output_dir: {run_dir} has no whole checkpoint; train first")
+    if checkpoint == "newest":
+        return steps[-1]
+    if checkpoint == "best":
+        best = best_step(run_dir, settings, steps)
+        return steps[-1] if best is None else best
+    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
+        listed = ", ".join(map(str, steps))
+        raise UserError(
+            f"--checkpoint: expected best, newest or one of {listed}, found {checkpoint}"
+        )
+    return int(checkpoint)

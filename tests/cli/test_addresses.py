@@ -11,70 +11,56 @@ import small
 from places import REPO
 
 from s2s_jax import config as configs
-from s2s_jax.cli import main
+from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.parsing import Argument, arguments_of
 from s2s_jax.config import Config, FeatureConfig, refuse_addresses, validate
-from s2s_jax.config.command_line import ConfigParser, Parser
 from s2s_jax.data.logs.files import find
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 
-DOORS = sorted({*main._MODULES.values(), "s2s_jax.cli.newest_step"})
+DOORS = sorted([*COMMANDS, "newest_step"])
 # Required arguments of each command; their values are never used.
 NEEDED = {
-    "s2s_jax.cli.train": [],
-    "s2s_jax.cli.newest_step": [],
-    "s2s_jax.cli.evaluate": [],
-    "s2s_jax.cli.recommend": ["--input", "log", "--output", "out"],
-    "s2s_jax.cli.report": ["run"],
-    "s2s_jax.cli.tables": ["run"],
-    "s2s_jax.data.items.catalogue": ["--out", "out"],
-    "s2s_jax.data.conversion.convert": ["log", "--out", "out"],
-    "s2s_jax.data.inspection.inspect": ["log"],
-    "s2s_jax.data.logs.synthesize": ["--out", "out"],
+    "train": [],
+    "newest_step": [],
+    "evaluate": [],
+    "recommend": ["--input", "log", "--output", "out"],
+    "report": ["run"],
+    "tables": ["run"],
+    "catalogue": ["--output", "out"],
+    "convert": ["log", "--output", "out"],
+    "inspect": ["log"],
+    "synthesize": ["--output", "out"],
+    "config": [],
 }
 CONFIG = str(REPO / "configs/quickstart.py")
 
 
-class Asked(Exception):
-    """Carries the parser of a command, before it parses."""
+def arguments_of_door(door: str) -> dict[str, Argument]:
+    module = importlib.import_module(f"s2s_jax.cli.{door}")
+    names = [name for name in ("Arguments", "Settings", "WithConfig") if name in vars(module)]
+    return arguments_of(vars(module)[names[0]])
 
 
-def options_of(door: str, monkeypatch) -> list[str]:
-    """Options that take a text or a path; "" for a positional argument."""
-    module = importlib.import_module(door)
-    if hasattr(module, "Settings"):
-        hints = typing.get_type_hints(module.Settings)
-        return [
-            "" if field.name == "paths" else f"--{field.name}"
-            for field in dataclasses.fields(module.Settings)
-            if re.search(r"\bstr\b|Path", str(hints[field.name]))
-        ]
-
-    def ask(self, *_: object):
-        raise Asked(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Parser, "parse_known_args", ask)
-        with pytest.raises(Asked) as asked:
-            module.main([])
-    (parser,) = asked.value.args
-    taking = [a for a in parser._actions if a.nargs != 0 and a.type is not int and not a.choices]
-    return [a.option_strings[0] if a.option_strings else "" for a in taking]
+def options_of(door: str) -> list[Argument]:
+    """Those that take a text or a path."""
+    return [a for a in arguments_of_door(door).values() if re.search(r"\bstr\b|Path", str(a.kind))]
 
 
-def run(door: str, option: str, value: str) -> UserError:
-    module, needed = importlib.import_module(door), list(NEEDED[door])
-    if option == "":
+def run(door: str, option: Argument, value: str) -> UserError:
+    needed = list(NEEDED[door])
+    flag = f"--{option.name}"
+    if option.positional:
         needed = [value, *needed[1:]]
-    elif option in needed:
-        needed[needed.index(option) + 1] = value
+    elif flag in needed:
+        needed[needed.index(flag) + 1] = value
     else:
-        needed += [option, value]
-    takes_config = not hasattr(module, "Settings") and "ConfigParser" in vars(module)
-    if takes_config and option != "--config":
+        needed += [flag, value]
+    arguments = arguments_of_door(door)
+    if "config" in arguments and option.name != "config" and arguments["config"].required:
         needed = ["--config", CONFIG, *needed]
     with pytest.raises(UserError) as caught:
-        module.main(needed)
+        importlib.import_module(f"s2s_jax.cli.{door}").main(needed)
     return caught.value
 
 
@@ -85,12 +71,11 @@ def test_the_doors_are_known():
 @pytest.mark.parametrize("door", DOORS)
 def test_every_option_of_every_door_refuses_them(door, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = options_of(door, monkeypatch)
+    options = options_of(door)
     assert options
     for option in options:
         told = str(run(door, option, "gs://bucket/a"))
-        name = option or ("paths" if ".data." in door else "RUN_DIR")
-        assert told.startswith(f"{name}: "), told
+        assert told.startswith(f"{option.place}: "), told
         assert "gs://bucket/a" in told
         assert "mount" in told
     assert list(tmp_path.iterdir()) == []
@@ -101,7 +86,7 @@ def text_keys() -> list[str]:
     return [
         f"{section.name}.{key.name}"
         for section in dataclasses.fields(config)
-        if section.name != "features"
+        if section.name not in ("features", "tables")
         for key in dataclasses.fields(getattr(config, section.name))
         if re.search(
             r"\bstr\b|Path",
@@ -203,4 +188,3 @@ def test_a_program_that_calls_train_is_told_too(tmp_path, monkeypatch):
         )
     with pytest.raises(UserError, match="--config"):
         configs.load_file("gs://bucket/config.py")
-    assert issubclass(ConfigParser, Parser)

@@ -23,6 +23,7 @@ def config(tmp_path: Path) -> Config:
         base,
         io=dataclasses.replace(base.io, data_paths=str(tmp_path / "log"), batch_size=8),
         features=(FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=30),),
+        tables=(),
         model=dataclasses.replace(base.model, num_layers=1),
         loss=dataclasses.replace(base.loss, target_features=("item_id",)),
         train=dataclasses.replace(base.train, output_dir=str(tmp_path / "run"), tensorboard=False),

@@ -31,7 +31,7 @@ RUNNER = """
 import pickle, sys, time
 import s2s_jax.jobs.train as t
 from s2s_jax.cli.train import run
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster import hosts
 config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
 next_ = t.Reader.__next__

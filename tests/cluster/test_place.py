@@ -180,7 +180,7 @@ def test_jax_is_told_the_devices_and_guesses_nothing(task, monkeypatch):
 
 BOUNDED = """
 import sys
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster import hosts
 hosts._REACH_TIMEOUT, hosts._START_TIMEOUT = 1, 1
 run_door(lambda _: hosts.join())

@@ -18,7 +18,7 @@ NAMES = ("user_id", *FEATURES, "timestamp")
 
 def run(out: Path, *paths: Path, **changes) -> dict:
     """Converts, and returns the lists of each user in the order of the log."""
-    done = convert(Settings(paths=tuple(map(str, paths)), out=out, **changes))
+    done = convert(Settings(paths=tuple(map(str, paths)), output=out, **changes))
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in done.paths)
     rows = [row for path in done.paths for row in pyarrow.orc.read_table(str(path)).to_pylist()]
     assert len(rows) == done.rows

@@ -30,7 +30,7 @@ from s2s_jax import signals
 signals.answer_while_starting()
 import pickle, sys, time
 import jax
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cli.train import run
 from s2s_jax.jobs.train import Reader
 from s2s_jax.cluster.mesh import make_mesh

@@ -304,12 +304,11 @@ def test_doors_answer_while_they_are_still_importing(door, tmp_path):
 DOOR = """
 import os, pickle, signal, sys, threading
 import s2s_jax.cli.{door} as door
-from s2s_jax.config import ConfigParser
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 from s2s_jax.ranking import ranking
 config = pickle.load(open(sys.argv.pop(1), "rb"))
-read = ConfigParser.read
-ConfigParser.read = lambda self, argv: (read(self, argv)[0], config)
+parse = door.parse_with_config
+door.parse_with_config = lambda *arguments: (parse(*arguments)[0], config)
 ranks = ranking.{name}
 def told(*arguments, **more):
     os.kill(os.getpid(), signal.SIGTERM)

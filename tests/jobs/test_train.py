@@ -28,9 +28,10 @@ from jobs_of import (
 )
 from places import HELPERS, REPO
 
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, Linear
-from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError, run_door
+from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.runs.run_dir import locked
 
@@ -98,7 +99,7 @@ def test_interrupted_and_continued_equals_straight(straight, log, tmp_path, caps
 RUNNER = """
 import pickle, sys, jax
 import small
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cli.train import run
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.cluster.mesh import make_mesh
@@ -388,7 +389,7 @@ def test_exit_codes_of_errors(error, code, capsys):
 
 @pytest.mark.parametrize("words", ["print('much') or 0", "sys.exit(print('much'))"])
 def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
-    program = f"import sys\nfrom s2s_jax.errors import run_door\nrun_door(lambda _: {words})"
+    program = f"import sys\nfrom s2s_jax.cli.exit import run_door\nrun_door(lambda _: {words})"
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -404,7 +405,7 @@ def test_a_signal_to_a_door_that_is_done_does_not_change_its_code():
     """A slow exit: a module takes long to be torn down."""
     program = """
 import os, sys, time
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 class Slow:
     def __del__(self, sleep=time.sleep, write=os.write):
         write(1, b"ending")
@@ -428,7 +429,7 @@ def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
     begun = tmp_path / "begun"
     program = f"""
 import pathlib, tempfile, time
-from s2s_jax.errors import run_door
+from s2s_jax.cli.exit import run_door
 def main(_):
     with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
         pathlib.Path({str(begun)!r}).touch()

@@ -20,10 +20,11 @@ from jobs_of import lines, one_device
 from pyarrow import orc
 
 from s2s_jax.cli import report
+from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.data.items.catalogue import collect, item_text
-from s2s_jax.errors import UserError, run_door
+from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore
@@ -357,8 +358,11 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
         ([str(run_dir), "--users", "-1"], ["--users", "from 0 on"]),
         ([str(run_dir), "--users", "few"], ["--users", "few"]),
         ([str(run_dir), "--titles", str(tmp_path / "none.csv")], ["--titles", "none.csv"]),
-        ([str(run_dir), "--out", str(tmp_path)], ["--out", "is a directory"]),
-        ([str(run_dir), "--out", str(tmp_path / "no" / "r.html")], ["--out", "a directory that"]),
+        ([str(run_dir), "--output", str(tmp_path)], ["--output", "is a directory"]),
+        (
+            [str(run_dir), "--output", str(tmp_path / "no" / "r.html")],
+            ["--output", "a directory that"],
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["report", *arguments])
         with pytest.raises(SystemExit) as ended:

@@ -11,10 +11,11 @@ import pytest
 import small
 from jobs_of import job, learned, lines, one_device
 
+from s2s_jax.cli.exit import run_door
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import catalogue
 from s2s_jax.data.logs.index import Skipped
-from s2s_jax.errors import EXIT_USER_ERROR, UserError, run_door
+from s2s_jax.errors import EXIT_USER_ERROR, UserError
 from s2s_jax.jobs import report
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.parts import Parts

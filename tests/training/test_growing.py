@@ -259,7 +259,7 @@ def test_inspect_tables_lists_ids_that_left(evicting, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--step", "7"], ["step 7", "10, 20, 30, 40"]),
+        (["--step", "7"], ["--checkpoint", "10, 20, 30, 40", "found 7"]),
         (["--look_up", "behavior_id", "1"], ["item_id", "behavior_id"]),
         (["--look_up", "item_id", "x"], ["whole numbers", "x"]),
     ],

@@ -33,7 +33,7 @@ def advice(
 
 def remedy(paths: str) -> str:
     """The command that mends stripes; `paths` as a shell takes them."""
-    return f"rewrite the log: s2s convert {paths} --layout orc --out DIR"
+    return f"rewrite the log: s2s convert {paths} --format orc --output DIR"
 
 
 def _too_few(

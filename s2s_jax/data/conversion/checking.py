@@ -42,7 +42,7 @@ class Events(NamedTuple):
     def source(self, column: str) -> tuple[str, str]:
         """Which column of the files a column comes from, and the flag that says so."""
         if column == "u":
-            return self.selection.user, "--user"
+            return self.selection.user, "--user_column"
         return self.selection.features[int(column[1:])].column, "--features"
 
 
@@ -79,8 +79,8 @@ def check(events: Events, skip: bool) -> Checked:
     good = found["rows"] - no_user - no_time
     if good == 0:
         raise UserError(
-            f"{first}: none of its events has both a user (--user {events.selection.user}) and a time "
-            f"(--time {events.selection.time}); name other columns; {_OTHER_FORMAT}"
+            f"{first}: none of its events has both a user (--user_column {events.selection.user}) and a "
+            f"time (--time_column {events.selection.time}); name other columns; {_OTHER_FORMAT}"
         )
     if events.is_json:
         _refuse_unknown_keys(events, found)
@@ -132,7 +132,7 @@ def _make_view(events: Events, found: Mapping) -> str:
             kind = max(times.text_counts("t"), key=lambda kind: found[kind])
             time = times.of_text("t", kind)
         if "times" in found:
-            where = f"{events.firsts[0][1]}: column {events.selection.time} (--time)"
+            where = f"{events.firsts[0][1]}: column {events.selection.time} (--time_column)"
             times.refuse_digit_dates(where, found)
     values = ["rowid AS place", f"{shown} AS t", f"{time} AS time"]
     for column, kept in events.kept.items():

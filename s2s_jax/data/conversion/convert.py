@@ -1,4 +1,4 @@
-"""Turns event logs into logs for training: `s2s convert FILE_OR_DIR… --out DIR`.
+"""Turns event logs into logs for training: `s2s convert FILE_OR_DIR… --output DIR`.
 
 Sources have one row an event, or lists of events: CSV, Parquet, JSON, or MovieLens. The log is ORC with
 one row a user: `user_id` and, for each feature and `timestamp`, a list over the user's events, oldest
@@ -8,7 +8,6 @@ first. Logs that are already ORC are rewritten unchanged, in stripes of a good s
 import codecs
 import contextlib
 import dataclasses
-import shlex
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +27,23 @@ from s2s_jax.data.conversion.reading.sources import Layout
 from s2s_jax.data.conversion.reading.text_files import CsvFormat, default_delimiter, read_header
 from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.logs import orc, orc_writer
-from s2s_jax.errors import EXIT_DONE, MachineError, UserError, run_door
-from s2s_jax.signals import StopSignals
+from s2s_jax.errors import MachineError, UserError
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # Flags that only some layouts use, and those layouts.
 _APPLIES = {
     **dict.fromkeys(("columns", "delimiter", "quote", "escape", "encoding"), _CSV),
     **dict.fromkeys(
-        ("user", "time", "time_format", "features", "bags", "bag_separator", "missing"), _EVENTS
+        (
+            "user_column",
+            "time_column",
+            "time_format",
+            "features",
+            "bags",
+            "bag_separator",
+            "missing",
+        ),
+        _EVENTS,
     ),
     **dict.fromkeys(("min_events", "memory_limit", "temp_dir"), (*_EVENTS, "movielens")),
 }
@@ -52,14 +59,14 @@ class Settings:
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
     """Files, directories and glob patterns; events of one time keep their order in and over files"""
-    out: Path
+    output: Path
     """Directory for part-0.orc, part-1.orc …; made where it does not exist"""
-    layout: Literal["auto", "csv", "parquet", "jsonl", "movielens", "orc"] = "auto"
+    format: Literal["auto", "csv", "parquet", "jsonl", "movielens", "orc"] = "auto"
     """Of the sources; auto: as their names tell. movielens: a directory with ratings.dat or ratings.csv
     and, for genres as cate_id, movies. orc: a log to be written anew, with all its columns and rows"""
-    user: str = "user_id"
+    user_column: str = "user_id"
     """Column of users, written as user_id"""
-    time: str = "timestamp"
+    time_column: str = "timestamp"
     """Column of times, written as timestamp: numbers (without their fractions), or dates and times (as
     seconds since 1970; in UTC unless they name a zone). none: the order of lines is the order of
     events, and their places are the times"""
@@ -86,7 +93,7 @@ class Settings:
     """Texts that mean that there is no value, besides the empty one, such as NULL or \\N"""
     merge: bool = False
     """Make one row of all rows of a user of ORC logs, with events in the order of time. Columns that
-    --user, --time and --features do not name are found by names and types"""
+    --user_column, --time_column and --features do not name are found by names and types"""
     min_events: int = 1
     """Users with fewer events are left out, and counted"""
     on_error: Literal["stop", "skip"] = "stop"
@@ -99,7 +106,7 @@ class Settings:
     memory_limit: str | None = None
     """Memory for sorting, such as 4GB; by default 80% of all"""
     temp_dir: Path | None = None
-    """Directory on a disk that holds the events once or twice while they are sorted; by default --out"""
+    """Directory on a disk that holds the events once or twice while they are sorted; None: --output"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,13 +142,13 @@ def convert(settings: Settings) -> Converted:
     """
     refuse_addresses_in(settings, "--", positional=("paths",))
     _check_numbers(settings)
-    chosen = None if settings.layout == "auto" else settings.layout
-    found = sources.find(settings.paths, chosen, settings.out)
+    chosen = None if settings.format == "auto" else settings.format
+    found = sources.find(settings.paths, chosen, settings.output)
     _check_encoding(settings.encoding)
     times.check_formats(settings.time_format)
     layout, files = found.layout, found.files
     if settings.merge and layout != "orc":
-        raise UserError(f"--merge: means nothing for sources of layout {layout}; leave it out")
+        raise UserError(f"--merge: means nothing for sources of format {layout}; leave it out")
     # Merged logs are read the same way as events.
     _check_flags(settings, "parquet" if settings.merge else layout)
     notes = found.notes
@@ -155,8 +162,8 @@ def convert(settings: Settings) -> Converted:
     else:
         features = parse(settings.features, settings.bags, settings.bag_separator)
         selection = Selection(
-            user=settings.user,
-            time=None if settings.time == times.NO_COLUMN else settings.time,
+            user=settings.user_column,
+            time=None if settings.time_column == times.NO_COLUMN else settings.time_column,
             features=features,
             missing=settings.missing,
             time_formats=settings.time_format,
@@ -167,43 +174,13 @@ def convert(settings: Settings) -> Converted:
 
 def _columns_found(settings: Settings, path: Path) -> tuple[Settings, list[str]]:
     """The settings with the columns of an ORC log, and what is left out of it, in a sentence."""
-    found = merging.columns_of(path, settings.user, settings.time)
-    settings = dataclasses.replace(settings, user=found.user, time=found.time)
+    found = merging.columns_of(path, settings.user_column, settings.time_column)
+    settings = dataclasses.replace(settings, user_column=found.user, time_column=found.time)
     if settings.features != Settings.features:
         return settings, []
     settings = dataclasses.replace(settings, features=found.features)
     names = ", ".join(found.left_out)
     return settings, [f"left out columns without an entry an event: {names}"] if names else []
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
-
-    Raises:
-      UserError: see `convert`.
-      Stopped: SIGTERM or SIGINT came; nothing is left of what was written.
-    """
-    settings = tyro.cli(
-        Settings,
-        args=argv,
-        prog="s2s convert",
-        description="Turns event logs into the ORC logs that training reads.",
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
-    with StopSignals() as signals, signals.at_once():
-        done = convert(settings)
-    for note in done.notes:
-        print(note)
-    left_out = ", ".join(done.skipped) or "nothing"
-    print(
-        f"wrote {_count(len(done.paths), 'file')} with {_count(done.rows, 'user')} and "
-        f"{_count(done.events, 'event')} to {settings.out}; left out {left_out}"
-    )
-    for name, most in done.bags.items():
-        print(f"an event has up to {most:,} ids in {name}: give its feature bag_size={most}")
-    print(f"look at it with: s2s inspect {shlex.quote(str(settings.out))}")
-    return EXIT_DONE
 
 
 def _count(number: int, noun: str, rest: str = "") -> str:
@@ -232,8 +209,8 @@ def _check_flags(settings: Settings, layout: Layout) -> None:
             continue
         if getattr(settings, field.name) != field.default:
             raise UserError(
-                f"--{field.name}: means nothing for sources of layout {layout}; leave it out, or choose "
-                f"another --layout"
+                f"--{field.name}: means nothing for sources of format {layout}; leave it out, or choose "
+                f"another --format"
             )
 
 
@@ -254,7 +231,7 @@ def _sort(
     skip = settings.on_error == "skip"
     grouping = Grouping(settings.min_events)
     with (
-        orc_writer.open_log(settings.out, settings.overwrite, settings.events_per_file) as log,
+        orc_writer.open_log(settings.output, settings.overwrite, settings.events_per_file) as log,
         _temp_dir(settings) as directory,
         EventStore(selection, directory, settings.memory_limit) as store,
     ):
@@ -322,7 +299,7 @@ def _scan_csv(path: Path, settings: Settings, layout: Layout, directory: Path) -
 
 @contextlib.contextmanager
 def _temp_dir(settings: Settings) -> Iterator[Path]:
-    parent = settings.temp_dir or settings.out
+    parent = settings.temp_dir or settings.output
     with contextlib.suppress(OSError):
         for left in parent.glob(f"{orc_writer.SORTING}*"):
             print(f"warning: {left} is of a conversion that runs, or was killed; if so, remove it")
@@ -344,7 +321,7 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
         raise UserError(f"{paths[0]}: expected rows, found none; name other files")
     skipped: list[str] = []
     with (
-        orc_writer.open_log(settings.out, settings.overwrite, settings.events_per_file) as log,
+        orc_writer.open_log(settings.output, settings.overwrite, settings.events_per_file) as log,
         _bar("rewriting", lambda: read / rows),
     ):
         for file, stripe in ((f, i) for f in files for i in range(len(f.stripe_rows))):
@@ -400,7 +377,3 @@ def _bar(task: str, share: Callable[[], float]) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
-
-
-if __name__ == "__main__":
-    run_door(main)

@@ -135,9 +135,10 @@ class EventStore:
         for column, flag in self._selection.columns.items():
             if column not in scan.columns:
                 remedy = ""
-                if flag == "--time":
+                if flag == "--time_column":
                     remedy = (
-                        f"; if the order of lines is the order of events: --time {times.NO_COLUMN}"
+                        f"; if the order of lines is the order of events: "
+                        f"--time_column {times.NO_COLUMN}"
                     )
                 elif len(scan.columns) == 1 and any(
                     sign in next(iter(scan.columns)) for sign in ",;|\t"
@@ -187,7 +188,7 @@ class EventStore:
         for column, flag in self._selection.columns.items():
             aggregate = sql.rounded(scan.columns[column])
             # Times as float64 are exact enough in any unit.
-            is_time = flag == "--time" and scan.columns[column].type != "FLOAT"
+            is_time = flag == "--time_column" and scan.columns[column].type != "FLOAT"
             if aggregate is not None and not is_time:
                 asked[column] = aggregate
         for column, value in self._database.ask(asked, scan.sql, str(scan.path)).items():

@@ -46,14 +46,14 @@ def columns_of(path: Path, user: str, time: str) -> Columns:
     users = user if user in schema.names else user_rows.user_column(schema)
     if users is None:
         raise UserError(
-            f"--user: {path} has no column {user}, and no other name tells which one is of users; it "
-            f"has {listed}"
+            f"--user_column: {path} has no column {user}, and no other name tells which one is of "
+            f"users; it has {listed}"
         )
     known = [time] if time in schema.names else list(time_columns(schema, None))
     if len(known) != 1:
         raise UserError(
-            f"--time: {path} has no column {time}; expected one that holds the times of events, found "
-            f"{' and '.join(known) or 'none'} in {listed}"
+            f"--time_column: {path} has no column {time}; expected one that holds the times of events, "
+            f"found {' and '.join(known) or 'none'} in {listed}"
         )
     lists = [field.name for field in schema if is_list(field.type)]
     return Columns(

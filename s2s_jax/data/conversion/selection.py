@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from s2s_jax.errors import UserError
 
 # Columns that every log has, and the flags that name their source.
-_ALWAYS = {"user_id": "--user", "timestamp": "--time"}
+_ALWAYS = {"user_id": "--user_column", "timestamp": "--time_column"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class Selection:
     def columns(self) -> dict[str, str]:
         """The flag that asks for each column of the source."""
         flags = dict.fromkeys((feature.column for feature in self.features), "--features")
-        first = {self.user: "--user"}
+        first = {self.user: "--user_column"}
         if self.time is not None:
-            first[self.time] = "--time"
+            first[self.time] = "--time_column"
         return first | flags | first
 
 

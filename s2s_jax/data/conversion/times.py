@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from s2s_jax.data.conversion.reading.sql import FLOATS, INTEGERS, TIMES, seconds, text
 from s2s_jax.errors import UserError
 
-# For `--time`: the order of lines is the order of events.
+# For `--time_column`: the order of lines is the order of events.
 NO_COLUMN = "none"
 # For `--time_format`: read numbers as numbers, even if they look like dates.
 NUMBER = "number"

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2s_jax.config import Config, ModelConfig, load_file, refuse_addresses_in, validate
+from s2s_jax.config import Config, ModelConfig, validate
 from s2s_jax.data.encoding import features
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable
@@ -26,16 +26,14 @@ from s2s_jax.data.inspection.log_facts import LogFacts
 from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.data.logs import files, orc
 from s2s_jax.data.logs.arrow import is_list
-from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, run_door
+from s2s_jax.errors import UserError
 
-# Width of output that does not go to a terminal; a terminal's lines are wrapped at its width.
-_PIPE_WIDTH = 240
 _POSITIONS_SHOWN = 4
 _CHARACTERS_SHOWN = 100
 _TYPE_SHOWN = 40
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to show."""
 
@@ -45,26 +43,21 @@ class Settings:
     """Number of first rows to show"""
     seq_len: int | None = None
     """Length of sequences, to count truncated rows; by default the model.seq_len of --config"""
-    config: Path | None = None
-    """Config file, to check how its features read the columns: time units, ids that share table rows"""
     user_column: str | None = None
     """Column with user ids, to find users with several rows; by default user_id or a similar name"""
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code: 2 if anything could not be read.
+def inspect(settings: Settings, config: Config | None, console: Console) -> bool:
+    """Prints what ORC files hold; returns whether all of it could be read.
+
+    Args:
+      settings: which files, and what to show.
+      config: whose features take the columns, if one is given.
+      console: to print on.
 
     Raises:
-      UserError: no file is given, or one does not exist.
+      UserError: no file is given, or one does not exist; or a setting is impossible.
     """
-    settings = tyro.cli(
-        Settings,
-        args=argv,
-        prog="s2s inspect",
-        description="Shows what ORC files hold.",
-        use_underscores=True,
-    )
-    refuse_addresses_in(settings, "--", positional=("paths",))
     if settings.rows < 0:
         raise UserError(f"--rows: expected at least 0, found {settings.rows}")
     if settings.seq_len is not None and settings.seq_len < 1:
@@ -73,18 +66,13 @@ def main(argv: list[str]) -> int:
         found = files.find(settings.paths)
     except UserError as error:
         raise UserError(str(error).removeprefix("io.data_paths: ")) from error
-    config = None
-    if settings.config is not None:
-        config = load_file(settings.config)
+    if config is not None:
         # Messages should name the inspected log, not the one of the configuration.
         io = dataclasses.replace(config.io, data_paths=",".join(settings.paths))
         # Validation requires an end of training, which does not matter here.
         run = dataclasses.replace(config.train, train_steps=config.train.train_steps or 1)
         config = dataclasses.replace(config, io=io, train=run)
         validate(config)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
     report = _Report(settings, config)
     for path in found.files:
         report.add_file(path)
@@ -96,7 +84,7 @@ def main(argv: list[str]) -> int:
         )
     for note in found.notes():
         console.print(Text(note), soft_wrap=True)
-    return EXIT_USER_ERROR if report.failed else EXIT_DONE
+    return not report.failed
 
 
 class _Report:
@@ -314,7 +302,3 @@ def _type_name(data_type: pa.DataType) -> str:
 
 def _shorten(text: str, characters: int) -> str:
     return text if len(text) <= characters else text[: characters - 1] + "…"
-
-
-if __name__ == "__main__":
-    run_door(main)

@@ -16,7 +16,7 @@ from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.logs import arrow
 
 _UNITS = ("s", "ms", "us", "ns")
-_SORT = "s2s convert LOG --layout orc --merge True --out DIR"
+_SORT = "s2s convert LOG --format orc --merge --output DIR"
 _TIME_OPS = ("time_gap", "hour_of_day", "day_of_week")
 _NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)(_?(s|ms|us|ns|utc|unix))?$|_at$", re.I)
 # 1990: events are rarely older, and times read in a wrong unit are rarely newer.

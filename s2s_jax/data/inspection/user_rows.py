@@ -59,7 +59,7 @@ class UserRows:
             f"warning: {about}{share(self._tally.of_all(several), users)} of the {users:,} users "
             f"looked at have more than one row (column {self._column}): each row is treated as a "
             f"separate user in training, evaluation and recommendation; give each user one row with "
-            f"s2s convert LOG --layout orc --merge True --out DIR"
+            f"s2s convert LOG --format orc --merge --output DIR"
         ]
 
 

@@ -1,4 +1,4 @@
-"""The items of a log: `s2s catalogue --config FILE --out catalogue.parquet`.
+"""The items of a log: `s2s catalogue --config FILE --output catalogue.parquet`.
 
 An item is what `loss.item_feature` becomes in training: a bucket, or a 64-bit id. With it go the id that
 stands in the log, how many events it has, and the ids of the features that scored events show
@@ -24,17 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from s2s_jax.config import Config, ConfigParser, FeatureConfig, identity, refuse_addresses
+from s2s_jax.config import Config, FeatureConfig, identity, refuse_addresses
 from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.cache import DECODING_VERSION
 from s2s_jax.data.encoding.held_out import Cut, training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.item_counts import code_words, count_items, whole_sequences
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import UserError
 
 _METADATA = b"s2s_jax.catalogue"
 _REMEDY = "make it anew with s2s catalogue"
-_TOP = 5
 
 
 class Catalogue(NamedTuple):
@@ -179,7 +178,7 @@ def load(path: str | Path, config: Config) -> Catalogue:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: the catalogue cannot be read ({reason}); {_REMEDY} --out {path}"
+            f"{path}: the catalogue cannot be read ({reason}); {_REMEDY} --output {path}"
         ) from error
     metadata = table.schema.metadata or {}
     if _METADATA not in metadata:
@@ -272,47 +271,3 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
             ) from error
         for key, value in settings.items():
             refuse(f"{key} of feature {name}", before[key], value)
-
-
-# -------------------------------------------------------------------------------------- door
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
-
-    Raises:
-      UserError: see `collect` and `save`; or the command line is wrong.
-    """
-    parser = ConfigParser("s2s catalogue", "--config configs/base.py --out FILE")
-    parser.add_argument("--out", required=True, metavar="PARQUET", help="file to write")
-    read = parser.read(argv)
-    if read is None:
-        return EXIT_DONE
-    arguments, config = read
-    # As training does that collects its own: what is held out has no say in it.
-    catalogue = collect(config, config.eval.held_out)
-    save(catalogue, arguments.out, config)
-    _print_summary(catalogue, config, arguments.out)
-    return EXIT_DONE
-
-
-def _print_summary(catalogue: Catalogue, config: Config, out: str) -> None:
-    print(f"{len(catalogue.item):,} items of {catalogue.count_I.sum():,} events in {out}")
-    top = [
-        f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
-        for i in range(min(_TOP, len(catalogue.item)))
-    ]
-    print(f"most frequent: {', '.join(top)}")
-    name = config.loss.item_feature
-    sharing = catalogue.sharing()
-    if sharing is not None:
-        print(
-            f"{sharing}; raise hash_bucket_size of feature {name} "
-            f"({config.feature(name).hash_bucket_size:,})"
-        )
-    else:
-        print("no two ids share a bucket")
-
-
-if __name__ == "__main__":
-    run_door(main)

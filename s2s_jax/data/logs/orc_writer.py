@@ -56,7 +56,7 @@ def open_log(
 
     Raises:
       UserError: the directory cannot be written or holds other ORC files. Messages refer to the flags
-        `--out` and `--overwrite`.
+        `--output` and `--overwrite`.
     """
     try:
         made = not out.exists()
@@ -75,7 +75,7 @@ def open_log(
                         out.rmdir()
                 raise
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error})") from error
+        raise UserError(f"--output: {out} cannot be written ({error})") from error
 
 
 class LogWriter:
@@ -177,7 +177,7 @@ class LogWriter:
             self._sink.check()
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise UserError(
-                f"--out: pyarrow cannot write these columns as ORC "
+                f"--output: pyarrow cannot write these columns as ORC "
                 f"({' '.join(str(error).split())}); they are {_columns(table.schema)}"
             ) from error
 
@@ -204,19 +204,19 @@ class LogWriter:
 def _prepare(out: Path, overwrite: bool) -> list[Path]:
     """Creates the directory and returns the files of an earlier log that will be replaced."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: expected a directory, found the file {out}; give another name")
+        raise UserError(f"--output: expected a directory, found the file {out}; give another name")
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(p for p in out.rglob("*.orc") if p.name[0] not in "._")
     own = [p for p in there if p.parent == out and re.fullmatch(r"part-\d+\.orc", p.name)]
     others = [p for p in there if p not in own]
     if own and not overwrite:
         raise UserError(
-            f"--out: {out} already holds {own[0].name}, which new files would mix with; "
+            f"--output: {out} already holds {own[0].name}, which new files would mix with; "
             f"give another directory or --overwrite True"
         )
     if others:
         raise UserError(
-            f"--out: {out} holds {others[0].relative_to(out)}, which new files would mix with; "
+            f"--output: {out} holds {others[0].relative_to(out)}, which new files would mix with; "
             f"give another directory"
         )
     return own
@@ -231,7 +231,7 @@ def _alone(out: Path) -> Iterator[None]:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--out: another program is writing a log to {out}; wait for it, or give another "
+                f"--output: another program is writing a log to {out}; wait for it, or give another "
                 f"directory"
             ) from error
         except OSError as error:

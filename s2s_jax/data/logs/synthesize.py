@@ -1,4 +1,4 @@
-"""Makes a synthetic log to try things out: `s2s synthesize --out DIR [--users N …]`.
+"""Makes a synthetic log to try things out: `s2s synthesize --output DIR [--users N …]`.
 
 The log resembles that of a shop (skewed popularity, sessions, a few favourite categories per user,
 purchases that depend on the item) and can be learned: every item has one fixed successor, which is the
@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data.logs import orc_writer
-from s2s_jax.errors import EXIT_DONE, UserError, run_door
+from s2s_jax.errors import UserError
 from s2s_jax.writing import replacing
 
 _BEHAVIORS = ("pv", "cart", "fav", "buy")
@@ -50,9 +49,11 @@ _GOODS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to make; the same settings give the same files."""
+    """The log resembles that of a shop and can be learned: every item has one fixed successor. The same
+    settings give the same files.
+    """
 
-    out: Path
+    output: Path
     """Directory for part-0.orc, part-1.orc … and titles.csv; created if it does not exist"""
     users: int = 2000
     """Number of users; each is one row of the log"""
@@ -90,30 +91,7 @@ def synthesize(settings: Settings) -> list[Path]:
     Raises:
       UserError: a setting is impossible, or the directory cannot be written or holds other ORC files.
     """
-    return [path for path, _ in _write_files(settings)]
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command line `argv` and returns the exit code.
-
-    Raises:
-      UserError: see `synthesize`.
-    """
-    settings = tyro.cli(
-        Settings,
-        args=argv,
-        prog="s2s synthesize",
-        description="Makes a synthetic log to try things out.",
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
-    written = list(_write_files(settings))
-    events = sum(events for _, events in written)
-    print(
-        f"wrote {len(written):,} files with {settings.users:,} users and {events:,} events "
-        f"to {settings.out}"
-    )
-    return EXIT_DONE
+    return [path for path, _ in write_files(settings)]
 
 
 def _check(settings: Settings) -> None:
@@ -284,15 +262,19 @@ def _write_titles(path: Path, shop: _Shop) -> None:
             rows.writerows((item, f"{name} {number}") for number, item in enumerate(ids, 1))
 
 
-def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """Writes the files and yields each with its number of events; files appear once all are written."""
+def write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
+    """Writes the files and yields each with its number of events; files appear once all are written.
+
+    Raises:
+      UserError: see `synthesize`.
+    """
     refuse_addresses_in(settings, "--")
     _check(settings)
-    titles = settings.out / "titles.csv"
-    with orc_writer.open_log(settings.out, settings.overwrite) as log:
+    titles = settings.output / "titles.csv"
+    with orc_writer.open_log(settings.output, settings.overwrite) as log:
         if titles.exists() and not settings.overwrite:
             raise UserError(
-                f"--out: {settings.out} already holds {titles.name}; give another directory or "
+                f"--output: {settings.output} already holds {titles.name}; give another directory or "
                 f"--overwrite True"
             )
         shop = _make_shop(settings)
@@ -304,7 +286,3 @@ def _write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
             log.end_file()
             yield log.paths[-1], log.positions - before
     _write_titles(titles, shop)
-
-
-if __name__ == "__main__":
-    run_door(main)

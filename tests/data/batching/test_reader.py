@@ -419,7 +419,7 @@ def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_l
     monkeypatch.setattr(stripes, "_ERRATIC_POSITIONS", 5)
     (note,) = Reader(make_config(long_log), 4).notes
     assert "huge stripes: " in note
-    assert note.endswith(f"s2s convert {long_log} --layout orc --out DIR")
+    assert note.endswith(f"s2s convert {long_log} --format orc --output DIR")
 
 
 def test_the_memory_that_is_stated_bounds_what_is_held(long_log):

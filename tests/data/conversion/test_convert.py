@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from logs import write_log
 from places import DATA, REPO
 
+from s2s_jax.cli.convert import main
 from s2s_jax.config import load_file
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.conversion.convert import Settings, convert, main
+from s2s_jax.data.conversion.convert import Settings, convert
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.logs import orc
@@ -91,11 +92,11 @@ def test_movielens_as_downloaded(tmp_path):
 @needs_raw
 def test_taobao_whose_last_line_is_cut_short(tmp_path):
     path = DATA / "raw" / "taobao" / "UserBehavior.csv"
-    made = Settings(paths=(str(path),), columns=NAMES, out=tmp_path / "log")
+    made = Settings(paths=(str(path),), columns=NAMES, output=tmp_path / "log")
     with pytest.raises(UserError, match=r"UserBehavior\.csv: line 84476 .*--on_error skip$"):
         convert(made)
-    assert not made.out.exists()
-    found = run(made.out, path, columns=NAMES, on_error="skip")
+    assert not made.output.exists()
+    found = run(made.output, path, columns=NAMES, on_error="skip")
     with path.open(newline="") as file:
         rows = [dict(zip(NAMES, row, strict=True)) for row in csv.reader(file) if len(row) == 5]
     assert found == by_hand(rows)
@@ -251,7 +252,9 @@ def test_numbers_that_lost_digits_are_refused(tmp_path, kind):
     if kind == "float64":
         assert run(tmp_path / "log", path)[1]["timestamp"] == [[1_600_000_000]]
         return
-    with pytest.raises(UserError, match=r"column timestamp \(--time\) has 1600000000 as float32"):
+    with pytest.raises(
+        UserError, match=r"column timestamp \(--time_column\) has 1600000000 as float32"
+    ):
         run(tmp_path / "log", path)
 
 
@@ -284,7 +287,7 @@ def test_bags_in_lists(tmp_path, layout):
     rows = events(item_id=[[3, 2**60 + 1], [], None], cate_id=[["a", None, ""], ["b"], ["c", "d"]])
     path = tmp_path / f"a.{layout}"
     write_jsonl(path, rows) if layout == "jsonl" else write_parquet(path, rows)
-    done = convert(Settings(paths=(str(path),), out=tmp_path / "log"))
+    done = convert(Settings(paths=(str(path),), output=tmp_path / "log"))
     assert done.bags == {"item_id": 2, "cate_id": 2}
     (found,) = run(tmp_path / "again", path).values()
     assert found["item_id"] == [[3, 2**60 + 1], [], []]
@@ -310,16 +313,16 @@ def test_objects_may_lack_keys_and_mix_kinds(tmp_path):
 def test_delimiters_quotes_and_compression(tmp_path):
     lines = "1::7::it's 5\"::x::3\r\n1::8::b::y::2\r\n"
     (tmp_path / "a.log").write_text(lines, newline="")
-    made = {"columns": NAMES, "delimiter": "::", "quote": "", "layout": "csv"}
+    made = {"columns": NAMES, "delimiter": "::", "quote": "", "format": "csv"}
     (found,) = run(tmp_path / "1", tmp_path / "a.log", **made).values()
     assert found["cate_id"] == [["b"], ["it's 5\""]]
     assert found["timestamp"] == [[2], [3]]
     text = "\ufefftimestamp\tuser\titem_id\n3\t1\t5\n2\t1\t'a\tb'\n"
     (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(text.encode()))
-    made = {"quote": "'", "user": "user", "features": ("item_id",)}
+    made = {"quote": "'", "user_column": "user", "features": ("item_id",)}
     (found,) = run(tmp_path / "2", tmp_path / "b.tsv.gz", **made).values()
     assert found == {"item_id": [["a\tb"], ["5"]], "timestamp": [[2], [3]]}
-    made |= {"delimiter": r"\t", "layout": "csv"}
+    made |= {"delimiter": r"\t", "format": "csv"}
     assert list(run(tmp_path / "3", tmp_path / "b.tsv.gz", **made).values()) == [found]
 
 
@@ -489,7 +492,10 @@ def test_more_events_than_memory_holds(tmp_path):
     made = {"features": ("item_id", "cate_id"), "memory_limit": "100MB", "temp_dir": tmp_path}
     done = convert(
         Settings(
-            paths=(f"{tmp_path}/*.parquet",), out=tmp_path / "log", events_per_file=300_000, **made
+            paths=(f"{tmp_path}/*.parquet",),
+            output=tmp_path / "log",
+            events_per_file=300_000,
+            **made,
         )
     )
     assert (len(done.paths), done.rows, done.events) == (4, 5000, count)
@@ -562,21 +568,29 @@ GOOD = "user_id,timestamp,item_id,cate_id,behavior_id\n1,2,3,4,5\n"
         (GOOD[:46], {}, "a.csv: expected events, found none"),
         (
             GOOD,
-            {"user": "uid"},
-            r"a.csv: no column uid \(--user\); it has user_id, timestamp, item_id",
+            {"user_column": "uid"},
+            r"a.csv: no column uid \(--user_column\); it has user_id, timestamp, item_id",
         ),
         (GOOD, {"features": ("x=y",)}, r"a.csv: no column y \(--features\); it has user_id"),
         (GOOD, {"features": ("x=",)}, "--features: expected NAME=COLUMN or NAME, found x="),
         (GOOD, {"features": ("x=item_id", "x=cate_id")}, "--features: x is given twice"),
-        (GOOD, {"features": ("timestamp",)}, "--features: timestamp is always written.*--time"),
+        (
+            GOOD,
+            {"features": ("timestamp",)},
+            "--features: timestamp is always written.*--time_column",
+        ),
         (GOOD, {"bags": ("x",)}, "--bags: expected names of --features .*found x"),
         (GOOD, {"bags": ("item_id",), "bag_separator": ""}, "--bag_separator: expected at least"),
         (GOOD, {"columns": ("a", "b")}, "a.csv: no column user_id"),
-        (GOOD, {"layout": "parquet"}, "--columns|a.csv: DuckDB failed"),
-        (GOOD, {"layout": "orc"}, "a.csv: expected an ORC file"),
-        (GOOD, {"layout": "jsonl"}, "a.csv: row 1, column user_id: expected a JSON obj"),
-        (GOOD, {"layout": "movielens"}, "--layout: movielens is one directory with ratings.dat"),
-        (GOOD, {"layout": "orc", "user": "x"}, "--user: means nothing for sources of layout orc"),
+        (GOOD, {"format": "parquet"}, "--columns|a.csv: DuckDB failed"),
+        (GOOD, {"format": "orc"}, "a.csv: expected an ORC file"),
+        (GOOD, {"format": "jsonl"}, "a.csv: row 1, column user_id: expected a JSON obj"),
+        (GOOD, {"format": "movielens"}, "--format: movielens is one directory with ratings.dat"),
+        (
+            GOOD,
+            {"format": "orc", "user_column": "x"},
+            "--user_column: means nothing for sources of format orc",
+        ),
         (GOOD, {"min_events": 0}, "--min_events: expected at least 1, found 0"),
         (GOOD, {"min_events": 2}, "--min_events: no user has 2 events; lower the number"),
         (GOOD, {"events_per_file": 0}, "--events_per_file: expected at least 1, found 0"),
@@ -588,7 +602,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path, text, changes, message):
     path = tmp_path / "a.csv"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError, match=message) as caught:
-        convert(Settings(paths=(str(path),), out=tmp_path / "log", **changes))
+        convert(Settings(paths=(str(path),), output=tmp_path / "log", **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "log").exists()
 
@@ -596,7 +610,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path, text, changes, message):
 def test_mistakes_in_names_of_files(tmp_path):
     def refused(message: str, *paths: Path, **changes) -> None:
         with pytest.raises(UserError, match=message) as caught:
-            convert(Settings(paths=tuple(map(str, paths)), out=tmp_path / "log", **changes))
+            convert(Settings(paths=tuple(map(str, paths)), output=tmp_path / "log", **changes))
         assert "\n" not in str(caught.value)
 
     refused("expected files or directories with events, found none")
@@ -604,12 +618,12 @@ def test_mistakes_in_names_of_files(tmp_path):
     refused("x.csv does not exist", tmp_path / "*x.csv")
     refused("holds no files whose names end in .csv, .tsv, .parquet", tmp_path)
     (tmp_path / "a.log").touch()
-    refused("a.log: its name tells no layout; give one with --layout", tmp_path / "a.log")
+    refused("a.log: its name tells no format; give one with --format", tmp_path / "a.log")
     path = write_csv(tmp_path / "a.csv", events(item_id=[1]))
     refused("a.csv is named twice", path, tmp_path)
     write_jsonl(tmp_path / "a.json", events(item_id=[1]))
-    refused("expected files of one layout, found .*csv and .*json; ", tmp_path)
-    assert list(run(tmp_path / "1", tmp_path, layout="jsonl")) == [1]
+    refused("expected files of one format, found .*csv and .*json; ", tmp_path)
+    assert list(run(tmp_path / "1", tmp_path, format="jsonl")) == [1]
     refused(r"a.json: expected objects with the key x", tmp_path / "a.json", features=("x",))
     (tmp_path / "a.parquet").write_text("nothing")
     refused("a.parquet: DuckDB failed: ", tmp_path / "a.parquet")
@@ -626,11 +640,11 @@ def test_mistakes_in_names_of_files(tmp_path):
 def test_a_failed_conversion_leaves_the_log_before_it(tmp_path):
     path = write_csv(tmp_path / "a.csv", events(item_id=[1]))
     before = run(tmp_path / "log", path)
-    with pytest.raises(UserError, match=r"^--out: .*part-0\.orc.*--overwrite True"):
-        convert(Settings(paths=(str(path),), out=tmp_path / "log"))
+    with pytest.raises(UserError, match=r"^--output: .*part-0\.orc.*--overwrite True"):
+        convert(Settings(paths=(str(path),), output=tmp_path / "log"))
     path.write_text(path.read_text() + "1\n")
     with pytest.raises(UserError, match="line 3"):
-        convert(Settings(paths=(str(path),), out=tmp_path / "log", overwrite=True))
+        convert(Settings(paths=(str(path),), output=tmp_path / "log", overwrite=True))
     assert [p.name for p in (tmp_path / "log").iterdir()] == ["part-0.orc"]
     assert run(tmp_path / "log", path, overwrite=True, on_error="skip") == before
 
@@ -640,7 +654,8 @@ def test_the_doors(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "s2s_jax.data.conversion.convert",
+        "s2s_jax",
+        "convert",
         str(path),
         "--out",
         str(tmp_path / "log"),
@@ -648,15 +663,15 @@ def test_the_doors(tmp_path):
     done = subprocess.run([*command, "--user", "x"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {path}: no column x (--user); it has "
+        f"error: {path}: no column x (--user_column); it has "
         f"user_id, item_id, cate_id, behavior_id, timestamp\n"
     )
     code = (
-        "import sys; sys.modules['duckdb'] = None; from s2s_jax.data.conversion.convert import main\n"
-        "from s2s_jax.errors import run_door; assert 'jax' not in sys.modules; run_door(main)"
+        "import sys; sys.modules['duckdb'] = None; from s2s_jax.cli.convert import main\n"
+        "from s2s_jax.cli.exit import run_door; assert 'jax' not in sys.modules; run_door(main)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *command[3:]], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *command[4:]], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (
@@ -666,7 +681,9 @@ def test_the_doors(tmp_path):
 
 def test_the_summary(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", events(item_id=[[1, 2], [3]]))
-    assert main([str(path), "--out", str(tmp_path / "my log"), "--features", "item=item_id"]) == 0
+    assert (
+        main([str(path), "--output", str(tmp_path / "my log"), "--features", "item=item_id"]) == 0
+    )
     assert capsys.readouterr().out.splitlines() == [
         f"wrote 1 file with 1 user and 2 events to {tmp_path / 'my log'}; left out nothing",
         "an event has up to 2 ids in item: give its feature bag_size=2",
@@ -722,7 +739,7 @@ def test_orc_logs_are_written_anew(tmp_path):
     write_log(tmp_path / "a" / "x.orc", orc_rows(300), TYPES, stripe_rows=7)
     write_log(tmp_path / "a" / "y.orc", orc_rows(200, 300), TYPES, stripe_rows=50)
     before = [orc_rows(300), orc_rows(200, 300)]
-    made = Settings(paths=(str(tmp_path / "a"),), out=tmp_path / "log")
+    made = Settings(paths=(str(tmp_path / "a"),), output=tmp_path / "log")
     done = convert(made)
     assert (len(done.paths), done.rows) == (1, 500)
     table = pyarrow.orc.read_table(str(done.paths[0]))
@@ -732,18 +749,20 @@ def test_orc_logs_are_written_anew(tmp_path):
     assert table.equals(expected)
     assert table.num_rows == sum(map(len, before))
     # In place, and into several files.
-    again = Settings(paths=(str(made.out),), out=made.out, overwrite=True, events_per_file=1000)
+    again = Settings(
+        paths=(str(made.output),), output=made.output, overwrite=True, events_per_file=1000
+    )
     done = convert(again)
     assert len(done.paths) == 4
     tables = [pyarrow.orc.read_table(str(path)) for path in done.paths]
     assert pa.concat_tables(tables).equals(expected)
-    assert sorted(made.out.iterdir()) == done.paths
+    assert sorted(made.output.iterdir()) == done.paths
 
 
 def test_other_columns_begin_another_file(tmp_path):
     write_log(tmp_path / "a" / "0.orc", [{"id": [[1]]}])
     write_log(tmp_path / "a" / "1.orc", [{"id": [["x"]]}])
-    done = convert(Settings(paths=(str(tmp_path / "a"),), out=tmp_path / "log"))
+    done = convert(Settings(paths=(str(tmp_path / "a"),), output=tmp_path / "log"))
     tables = [pyarrow.orc.read_table(str(path)).to_pylist() for path in done.paths]
     assert tables == [[{"id": [[1]]}], [{"id": [["x"]]}]]
 
@@ -761,7 +780,7 @@ def test_stripes_of_rewritten_logs(tmp_path):
     with pyarrow.orc.ORCWriter(str(tmp_path / "a.orc"), batch_size=2**22) as writer:
         writer.write(table)
     assert len(orc.read_footer(tmp_path / "a.orc").stripe_rows) == 1
-    done = convert(Settings(paths=(str(tmp_path / "a.orc"),), out=tmp_path / "log"))
+    done = convert(Settings(paths=(str(tmp_path / "a.orc"),), output=tmp_path / "log"))
     assert done.events == 1_200_000
     # A row with more entries than any earlier row begins a new file.
     assert len(done.paths) == 2
@@ -779,15 +798,15 @@ def test_stripes_that_cannot_be_read(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 200] = b"\xa5" * 200
     path.write_bytes(content)
-    made = Settings(paths=(str(tmp_path / "a"),), out=tmp_path / "log")
+    made = Settings(paths=(str(tmp_path / "a"),), output=tmp_path / "log")
     with pytest.raises(UserError, match=r"0\.orc: stripe 0 cannot be read .*--on_error skip$"):
         convert(made)
-    assert not made.out.exists()
+    assert not made.output.exists()
     done = convert(dataclasses.replace(made, on_error="skip"))
     assert (done.rows, done.skipped) == (400, (f"400 rows of stripe 0 of {path}",))
     assert pyarrow.orc.read_table(str(done.paths[0])).to_pylist() == rows
     with pytest.raises(UserError, match=r"0\.orc: none of its stripes can be read"):
-        convert(Settings(paths=(str(path),), out=tmp_path / "2", on_error="skip"))
+        convert(Settings(paths=(str(path),), output=tmp_path / "2", on_error="skip"))
     empty = write_log(tmp_path / "empty.orc", [], TYPES)
     with pytest.raises(UserError, match=r"empty\.orc: expected rows, found none"):
-        convert(Settings(paths=(str(empty),), out=tmp_path / "2"))
+        convert(Settings(paths=(str(empty),), output=tmp_path / "2"))

@@ -18,7 +18,7 @@ from s2s_jax.errors import UserError
 
 
 def notes(out: Path, *paths: Path, **changes) -> str:
-    made = Settings(paths=tuple(map(str, paths)), out=out, overwrite=True, **changes)
+    made = Settings(paths=tuple(map(str, paths)), output=out, overwrite=True, **changes)
     return " / ".join(convert(made).notes)
 
 
@@ -65,9 +65,9 @@ def test_what_the_rule_of_a_directory_leaves_out_is_told(tmp_path):
     assert "2 files (" in notes(tmp_path / "out", log)
     assert "left out because of the name" in notes(tmp_path / "out", log)
     (log / "a.csv").unlink()
-    assert list(run(tmp_path / "2", log, layout="csv")) == [2]
+    assert list(run(tmp_path / "2", log, format="csv")) == [2]
     write_csv(log / "_old" / "b.csv", events(user_id=[2]))
-    assert "b.csv) is left out" in notes(tmp_path / "2", log, layout="csv")
+    assert "b.csv) is left out" in notes(tmp_path / "2", log, format="csv")
 
 
 def test_the_log_inside_the_directory_of_the_sources(tmp_path):
@@ -75,8 +75,8 @@ def test_the_log_inside_the_directory_of_the_sources(tmp_path):
     for _ in range(2):
         assert "files of one" not in notes(tmp_path / "log", tmp_path)
     orc = tmp_path / "log"
-    assert notes(orc / "again", orc, layout="orc") == ""
-    assert "left out, being in --out" in notes(orc / "again", orc, layout="orc")
+    assert notes(orc / "again", orc, format="orc") == ""
+    assert "left out, being in --output" in notes(orc / "again", orc, format="orc")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,9 @@ def test_directories_that_say_what_files_do_not(tmp_path, suffix):
 def test_columns_of_one_name(tmp_path):
     text = "user_id,Item_id,item_id,timestamp,timestamp\n1,2,3,4,5\n"
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(UserError, match=r"a\.csv: timestamp \(--time\) is the name of several"):
+    with pytest.raises(
+        UserError, match=r"a\.csv: timestamp \(--time_column\) is the name of several"
+    ):
         run(tmp_path / "out", tmp_path, features=("item_id",))
     (tmp_path / "a.csv").write_text(text.replace(",timestamp\n", ",x\n"))
     columns = [pa.array([i]) for i in (2, 3, 1, 4)]
@@ -168,12 +170,12 @@ def test_objects_in_objects_and_arrays(tmp_path):
     ]
     write_jsonl(tmp_path / "lines.jsonl", rows)
     (tmp_path / "array.json").write_text(json.dumps(rows, indent=1))
-    changes = {"user": "user.id", "features": ("item_id", "x=a.b")}
+    changes = {"user_column": "user.id", "features": ("item_id", "x=a.b")}
     for name in ("lines.jsonl", "array.json"):
         (found,) = run(tmp_path / f"{name}.out", tmp_path / name, **changes).values()
         assert found["item_id"] == [["1", "x"], []]
         assert found["x"] == [[str(2**70)], ["7"]]
-        for key in ({"user": "user"}, {"features": ("a",)}):
+        for key in ({"user_column": "user"}, {"features": ("a",)}):
             with pytest.raises(UserError, match=r"expected numbers, texts .*as (user|a)\.KEY"):
                 run(tmp_path / "out", tmp_path / name, **(changes | key))
 
@@ -203,7 +205,7 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
     for day, rows in enumerate(days):
         write_log(tmp_path / "log" / f"{day}.orc", rows)
     (tmp_path / "log" / "2.orc").touch()
-    changes = {"user": "user", "features": ("item_id", "x"), "merge": True}
+    changes = {"user_column": "user", "features": ("item_id", "x"), "merge": True}
     assert run(tmp_path / "out", tmp_path / "log", **changes) == {
         1: {
             "item_id": [[1], [4], [2, 3], []],
@@ -217,7 +219,7 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
         tmp_path / "out2", tmp_path / "log", **changes
     )
     write_csv(tmp_path / "a.csv", events(user_id=[1]))
-    with pytest.raises(UserError, match="--merge: means nothing for sources of layout csv"):
+    with pytest.raises(UserError, match="--merge: means nothing for sources of format csv"):
         run(tmp_path / "out3", tmp_path / "a.csv", merge=True)
     (tmp_path / "a.csv").write_text("user_id;item_id;timestamp\n1;2;3\n")
     with pytest.raises(UserError, match="; say with --delimiter"):
@@ -249,7 +251,9 @@ def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_pat
                 made["tags"] += tags or [[]] * length
                 made["timestamp"] += [[time] for time in times]
         write_log(tmp_path / "log" / f"{9 - day}.orc", rows, types)
-    made = Settings(paths=(str(tmp_path / "log"),), out=tmp_path / "out", layout="orc", merge=True)
+    made = Settings(
+        paths=(str(tmp_path / "log"),), output=tmp_path / "out", format="orc", merge=True
+    )
     assert "left out columns without an entry an event: day" in convert(made).notes
     found = pyarrow.orc.read_table(str(tmp_path / "out" / "part-0.orc")).to_pylist()
     assert {row.pop("user_id"): row for row in found} == expected
@@ -258,8 +262,8 @@ def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_pat
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"item_id": [1], "ts": [1]}, "--user: .* has no column user_id"),
-        ({"user_id": 1, "item_id": [1]}, "--time: .* found none in user_id, item_id"),
+        ({"item_id": [1], "ts": [1]}, "--user_column: .* has no column user_id"),
+        ({"user_id": 1, "item_id": [1]}, "--time_column: .* found none in user_id, item_id"),
         ({"user_id": 1, "item_id": [1], "ts": [1], "date": [1]}, "found ts and date"),
         ({"user_id": 1, "item_id": [1, 2], "ts": [1]}, "1 entries in ts but 2 in item_id"),
     ],
@@ -267,5 +271,5 @@ def test_merging_finds_the_columns_and_takes_what_is_missing_for_missing(tmp_pat
 def test_what_cannot_be_merged(tmp_path, row, words):
     path = write_log(tmp_path / "a.orc", [row])
     with pytest.raises(UserError, match=words):
-        convert(Settings(paths=(str(path),), out=tmp_path / "out", merge=True))
+        convert(Settings(paths=(str(path),), output=tmp_path / "out", merge=True))
     assert not list((tmp_path / "out").glob("*.orc"))

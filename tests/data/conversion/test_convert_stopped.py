@@ -33,7 +33,8 @@ def start(source: Path, out: Path, *flags: str) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "s2s_jax.data.conversion.convert",
+        "s2s_jax",
+        "convert",
         str(source),
         "--out",
         str(out),
@@ -64,7 +65,7 @@ def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path, large):
     process = start(large, out)
     wait_for_sorting(process, out)
     with pytest.raises(UserError, match="another program is writing a log to"):
-        convert(Settings(paths=(str(source),), out=out))
+        convert(Settings(paths=(str(source),), output=out))
     assert list(out.glob(".sorting_*"))
     process.kill()
     process.communicate()

@@ -102,9 +102,11 @@ def test_the_order_of_lines_is_the_order(tmp_path):
     for i in range(2):
         write_csv(tmp_path / f"{i}.csv", [{n: r[n] for n in NAMES[:2]} for r in rows])
     made = {"features": ("item_id",)}
-    with pytest.raises(UserError, match=r"no column timestamp .* order of events: --time none"):
+    with pytest.raises(
+        UserError, match=r"no column timestamp .* order of events: --time_column none"
+    ):
         run(tmp_path / "log", tmp_path, **made)
-    assert run(tmp_path / "log", tmp_path, time="none", **made) == {
+    assert run(tmp_path / "log", tmp_path, time_column="none", **made) == {
         1: {"item_id": [[7], [9], [7], [9]], "timestamp": [[0], [2], [3], [5]]},
         2: {"item_id": [[8], [8]], "timestamp": [[1], [4]]},
     }
@@ -163,6 +165,6 @@ def test_one_event_of_each_user_with_a_list_is_told(tmp_path):
     path = write_parquet(
         tmp_path / "a.parquet", rows, dict.fromkeys(NAMES, pa.int64()) | {"item_id": None}
     )
-    done = convert(Settings(paths=(str(path),), out=tmp_path / "log"))
+    done = convert(Settings(paths=(str(path),), output=tmp_path / "log"))
     (note,) = done.notes
     assert note.startswith("warning: every user has one event")

@@ -19,6 +19,7 @@ from places import REPO
 from pyarrow import orc
 
 from s2s_jax.cli import evaluate
+from s2s_jax.cli.exit import run_door
 from s2s_jax.config import (
     Config,
     FeatureConfig,
@@ -37,7 +38,7 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect, save
 from s2s_jax.data.items.catalogue import load as load_catalogue
 from s2s_jax.data.logs.orc import OrcFile
-from s2s_jax.errors import UserError, run_door
+from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
 from s2s_jax.ranking.restored import restore

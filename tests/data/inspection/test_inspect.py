@@ -11,9 +11,9 @@ import pytest
 from logs import write_log
 from places import DATA
 
+from s2s_jax.cli.inspect import main
 from s2s_jax.data.batching.order import Order
 from s2s_jax.data.inspection.distinct import DistinctCounter, countable
-from s2s_jax.data.inspection.inspect import main
 from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.errors import UserError
 
@@ -138,7 +138,7 @@ def test_values_that_python_cannot_hold(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "found none"),
+        ([], "FILE_OR_DIR …: .*found nothing"),
         (["nowhere.orc"], "nowhere.orc does not exist"),
         (["x.orc", "--rows", "-1"], "--rows: expected at least 0"),
         (["x.orc", "--seq_len", "0"], "--seq_len: expected at least 1"),
@@ -152,7 +152,7 @@ def test_commands_that_make_no_sense(arguments, words):
 
 def test_the_door_in_a_pipe(tmp_path):
     path = write_log(tmp_path / "a.orc", ROWS, TYPES)
-    command = [sys.executable, "-m", "s2s_jax.data.inspection.inspect", str(path)]
+    command = [sys.executable, "-m", "s2s_jax", "inspect", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
@@ -328,7 +328,7 @@ def test_stripes_are_warned_about(sizes, rows, words):
     warnings = shape.warnings(["the log", "b"])
     for warning, beginning in zip(warnings, words, strict=True):
         assert warning.startswith(f"warning: {beginning}")
-        command = "s2s convert 'the log' b --layout orc --out DIR"
+        command = "s2s convert 'the log' b --format orc --output DIR"
         assert warning.endswith(f"; rewrite the log: {command}")
 
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from logs import write_log
 
+from s2s_jax.cli.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.encoding import hashing
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.inspection.hash_tally import HashTally
-from s2s_jax.data.inspection.inspect import main as inspect
 from s2s_jax.data.inspection.row_sharing import RowSharing
 from s2s_jax.data.inspection.time_facts import TimeFacts
 from s2s_jax.data.inspection.user_rows import UserRows, user_column

@@ -15,6 +15,7 @@ from logs import write_log
 from murmur import reference as murmur
 from places import DATA, REPO
 
+from s2s_jax.cli.catalogue import main
 from s2s_jax.config import (
     Config,
     EvalConfig,
@@ -25,7 +26,7 @@ from s2s_jax.config import (
     validate,
 )
 from s2s_jax.data.items import item_counts
-from s2s_jax.data.items.catalogue import collect, load, main, save
+from s2s_jax.data.items.catalogue import collect, load, save
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
@@ -469,9 +470,9 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_mistakes_of_the_command_line_are_one_line(tmp_path):
     for argv, what in (
-        ([], "the following arguments are required: --config, --out; give "),
-        (["--config"], "argument --config: expected one argument; give "),
-        (["--config", "x.py"], "the following arguments are required: --out; give "),
+        ([], "--config: expected a path, found nothing; give "),
+        (["--config"], "--config: expected a path, found nothing"),
+        (["--config", "x.py"], "--output: expected a path, found nothing; give "),
     ):
         with pytest.raises(UserError, match=f"^{what}"):
             main(argv)
@@ -479,7 +480,8 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
     door = [
         sys.executable,
         "-m",
-        "s2s_jax.data.items.catalogue",
+        "s2s_jax",
+        "catalogue",
         "--config",
         "config.py",
         "--out",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from logs import write_log
 
+from s2s_jax.cli.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.inspection.inspect import main as inspect
 from s2s_jax.data.logs import files
 from s2s_jax.errors import UserError
 

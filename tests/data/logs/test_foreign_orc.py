@@ -19,11 +19,11 @@ import small
 from logs import write_log
 from places import DATA
 
+from s2s_jax.cli.inspect import main
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.dataset import HostBatch
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.inspection.inspect import main
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train

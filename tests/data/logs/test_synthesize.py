@@ -10,9 +10,10 @@ import pyarrow.orc
 import pytest
 from logs import write_log
 
+from s2s_jax.cli.synthesize import main
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.logs.synthesize import Settings, main, synthesize
+from s2s_jax.data.logs.synthesize import Settings, synthesize
 from s2s_jax.errors import UserError
 from s2s_jax.reporting.titles import read_titles
 
@@ -25,7 +26,7 @@ def read(paths: list[Path]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    return read(synthesize(Settings(out=tmp_path_factory.mktemp("log") / "new", **SMALL)))
+    return read(synthesize(Settings(output=tmp_path_factory.mktemp("log") / "new", **SMALL)))
 
 
 def successor_share(rows: list[dict]) -> tuple[float, dict[int, int]]:
@@ -43,7 +44,7 @@ def successor_share(rows: list[dict]) -> tuple[float, dict[int, int]]:
 
 
 def test_files_columns_and_types(tmp_path):
-    paths = synthesize(Settings(out=tmp_path / "a" / "b", **SMALL))
+    paths = synthesize(Settings(output=tmp_path / "a" / "b", **SMALL))
     assert paths == [tmp_path / "a" / "b" / f"part-{i}.orc" for i in range(3)]
     assert sorted((tmp_path / "a" / "b").iterdir()) == [*paths, tmp_path / "a" / "b" / "titles.csv"]
     ids, texts = pa.list_(pa.list_(pa.int64())), pa.list_(pa.list_(pa.string()))
@@ -158,7 +159,7 @@ def test_users_have_favorite_categories(rows):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_successors_follow_as_often_as_asked(tmp_path, share):
-    made = Settings(out=tmp_path / "log", successor_share=share, **SMALL)
+    made = Settings(output=tmp_path / "log", successor_share=share, **SMALL)
     found, successor = successor_share(read(synthesize(made)))
     # Other events are drawn by popularity, so some of them also hit the successor.
     assert share - 0.02 < found <= share + (1 - share) * 0.3
@@ -171,7 +172,7 @@ def test_successors_follow_as_often_as_asked(tmp_path, share):
 def test_the_same_settings_make_the_same_files(tmp_path):
     def content(name: str, **changes) -> list[bytes]:
         return [
-            p.read_bytes() for p in synthesize(Settings(out=tmp_path / name, **SMALL | changes))
+            p.read_bytes() for p in synthesize(Settings(output=tmp_path / name, **SMALL | changes))
         ]
 
     first = content("first")
@@ -181,7 +182,7 @@ def test_the_same_settings_make_the_same_files(tmp_path):
 
 
 def test_training_can_read_it(tmp_path):
-    synthesize(Settings(out=tmp_path / "log", **SMALL))
+    synthesize(Settings(output=tmp_path / "log", **SMALL))
     config = Config(
         io=IOConfig(data_paths=str(tmp_path / "log")),
         features=(
@@ -221,7 +222,7 @@ def test_training_can_read_it(tmp_path):
 )
 def test_impossible_settings_are_refused_by_flag(tmp_path, changes, flag):
     with pytest.raises(UserError) as caught:
-        synthesize(Settings(out=tmp_path / "log", **SMALL | changes))
+        synthesize(Settings(output=tmp_path / "log", **SMALL | changes))
     assert str(caught.value).startswith(f"{flag}: expected ")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "log").exists()
@@ -229,7 +230,7 @@ def test_impossible_settings_are_refused_by_flag(tmp_path, changes, flag):
 
 def test_the_smallest_log(tmp_path):
     (path,) = synthesize(
-        Settings(out=tmp_path, users=1, items=2, categories=1, files=1, mean_length=2.0)
+        Settings(output=tmp_path, users=1, items=2, categories=1, files=1, mean_length=2.0)
     )
     (row,) = read([path])
     assert len(row["item_id"]) == 2
@@ -237,16 +238,16 @@ def test_the_smallest_log(tmp_path):
 
 def test_other_orc_files_are_not_mixed_with(tmp_path):
     few = SMALL | {"users": 5}
-    first = synthesize(Settings(out=tmp_path, **few))
+    first = synthesize(Settings(output=tmp_path, **few))
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"^--out: .*part-0\.orc.*--overwrite True"):
-        synthesize(Settings(out=tmp_path, **few))
-    second = synthesize(Settings(out=tmp_path, overwrite=True, **few | {"files": 2}))
+    with pytest.raises(UserError, match=r"^--output: .*part-0\.orc.*--overwrite True"):
+        synthesize(Settings(output=tmp_path, **few))
+    second = synthesize(Settings(output=tmp_path, overwrite=True, **few | {"files": 2}))
     assert second == first[:2]
     assert sorted(tmp_path.glob("*.orc")) == second
     other = write_log(tmp_path / "below" / "mine.orc", [{"item_id": [[1]]}])
-    with pytest.raises(UserError, match=r"^--out: .*mine\.orc"):
-        synthesize(Settings(out=tmp_path, overwrite=True, **few))
+    with pytest.raises(UserError, match=r"^--output: .*mine\.orc"):
+        synthesize(Settings(output=tmp_path, overwrite=True, **few))
     assert other.exists()
     assert sorted(tmp_path.glob("*.orc")) == second
 
@@ -254,8 +255,8 @@ def test_other_orc_files_are_not_mixed_with(tmp_path):
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"^--out: "):
-            synthesize(Settings(out=out, **SMALL))
+        with pytest.raises(UserError, match=r"^--output: "):
+            synthesize(Settings(output=out, **SMALL))
 
 
 def test_the_command_line(tmp_path, capsys):
@@ -269,11 +270,11 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_the_door_refuses_in_one_line_without_jax(tmp_path):
-    command = [sys.executable, "-m", "s2s_jax.data.logs.synthesize", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "s2s_jax", "synthesize", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--users", "0"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --users: expected at least 1, found 0\n"
-    modules = "s2s_jax.data.logs.synthesize, s2s_jax.data.inspection.inspect"
+    modules = "s2s_jax.cli.synthesize, s2s_jax.cli.inspect, s2s_jax.cli.convert"
     code = f"import sys, {modules}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -57,7 +57,7 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
       out: where the log is written.
 
     Raises:
-      UserError: nothing is named or found, a file is named twice, the layout is unclear, or a
+      UserError: nothing is named or found, a file is named twice, the format is unclear, or a
         directory belongs to a table that keeps deleted rows.
     """
     if not paths:
@@ -67,8 +67,8 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
     if layout == "movielens":
         if ratings is None:
             raise UserError(
-                f"--layout: movielens is one directory with {' or '.join(movielens.RATINGS)}, found "
-                f"{', '.join(paths)}; name such a directory or another layout"
+                f"--format: movielens is one directory with {' or '.join(movielens.RATINGS)}, found "
+                f"{', '.join(paths)}; name such a directory or another format"
             )
         return Sources("movielens", [ratings], movielens.notes(ratings))
     if layout is None and ratings is not None and movielens.is_movielens(ratings):
@@ -136,14 +136,14 @@ def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) 
         raise UserError(
             f"{directory} holds no files whose names end in "
             f"{', '.join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)}; name the "
-            f"files, or their layout with --layout"
+            f"files, or their format with --format"
         )
     left_out = [path for path in inside if path not in set(found)]
     left_out += [p for p in everything if _hidden(p, directory) and _layout_of(p) is not None]
     if left_out:
         notes.append(
             f"warning: {count(left_out, 'file')} left out because of the name; name such files one by "
-            f"one, or with --layout, to read them"
+            f"one, or with --format, to read them"
         )
     if circles:
         notes.append(
@@ -159,7 +159,7 @@ def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) ->
         return files
     own = {path for path in files if os.path.realpath(path).startswith(real + os.sep)}
     if own:
-        notes.append(f"{count(sorted(own), 'file')} left out, being in --out")
+        notes.append(f"{count(sorted(own), 'file')} left out, being in --output")
     return [path for path in files if path not in own]
 
 
@@ -221,13 +221,13 @@ def _tell_layout(files: Sequence[Path]) -> Layout:
     for path in files:
         layout = _layout_of(path)
         if layout is None:
-            raise UserError(f"{path}: its name tells no layout; give one with --layout")
+            raise UserError(f"{path}: its name tells no format; give one with --format")
         layouts[layout] = path
     if len(layouts) > 1:
         first, second = list(layouts.values())[:2]
         raise UserError(
-            f"expected files of one layout, found {first} and {second}; name fewer, or choose with "
-            f"--layout"
+            f"expected files of one format, found {first} and {second}; name fewer, or choose with "
+            f"--format"
         )
     return next(iter(layouts))
 

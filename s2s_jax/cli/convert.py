@@ -1,0 +1,39 @@
+"""Event logs into logs for training: `s2s convert FILE_OR_DIR… --output DIR`."""
+
+import shlex
+
+from s2s_jax.cli.parsing import parse
+from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.errors import EXIT_DONE
+from s2s_jax.signals import StopSignals
+
+_OLD_NAMES = {"out": "output", "layout": "format", "user": "user_column", "time": "time_column"}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code.
+
+    Raises:
+      UserError: see `exit.run_door`.
+      Stopped: SIGTERM or SIGINT came; nothing is left of what was written.
+    """
+    settings = parse(Settings, argv, "convert", _OLD_NAMES)
+    if settings is None:
+        return EXIT_DONE
+    with StopSignals() as signals, signals.at_once():
+        done = convert(settings)
+    for note in done.notes:
+        print(note)
+    left_out = ", ".join(done.skipped) or "nothing"
+    print(
+        f"wrote {_count(len(done.paths), 'file')} with {_count(done.rows, 'user')} and "
+        f"{_count(done.events, 'event')} to {settings.output}; left out {left_out}"
+    )
+    for name, most in done.bags.items():
+        print(f"an event has up to {most:,} ids in {name}: give its feature bag_size={most}")
+    print(f"look at it with: s2s inspect {shlex.quote(str(settings.output))}")
+    return EXIT_DONE
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

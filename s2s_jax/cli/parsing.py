@@ -1,0 +1,371 @@
+"""Command lines: a command's arguments as a dataclass, and overrides of a configuration's keys.
+
+tyro reads values and prints help. What comes before it is here: a mistake is one sentence, with a
+suggestion for a misspelt flag; names of earlier versions are taken; and `--flag`, `--no_flag` and
+`--flag True` mean what they look like, in every command.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import tyro
+
+from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
+from s2s_jax.config.checks import spell
+from s2s_jax.config.help import print_help
+from s2s_jax.errors import UserError
+
+S = TypeVar("S")
+C = TypeVar("C", bound="WithConfig")
+
+_HELP = ("-h", "--help")
+_BOOLEANS = {"true": "True", "false": "False"}
+# A flag of one letter, which no command has, or a flag that lacks a hyphen; not a negative number.
+_SHORT = re.compile(r"-[A-Za-z]\w*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithConfig:
+    """Arguments of a command that reads a configuration."""
+
+    config: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """Config file, such as configs/base.py. Any of its keys may be overridden: --section.key VALUE"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfConfig(WithConfig):
+    """Arguments of a command that is about a configuration."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """Config file, such as configs/base.py. Any of its keys may be overridden: --section.key VALUE"""
+
+
+def parse(
+    cls: type[S], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
+) -> S | None:
+    """The arguments of a command; None: help was asked for, and is printed.
+
+    Args:
+      cls: dataclass of the arguments, whose docstrings are the help.
+      argv: the command line after the command.
+      command: its name.
+      old_names: names that earlier versions had for arguments, and those of now.
+
+    Raises:
+      UserError: an argument is missing, unknown or wrong, or is the address of another store.
+    """
+    if _asks_for_help(argv):
+        _print_own_help(cls, command)
+        return None
+    return _read(cls, command, _split(cls, argv, command, old_names or {}, with_keys=False))
+
+
+def parse_with_config(
+    cls: type[C], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
+) -> tuple[C, Config] | None:
+    """The arguments of a command and the configuration; None: help was asked for, and is printed.
+
+    Args:
+      cls: see `parse`.
+      argv: see `parse`; arguments with a dot override keys of the configuration.
+      command: see `parse`.
+      old_names: see `parse`.
+
+    Raises:
+      UserError: see `parse`; or a key is unknown or has an impossible value.
+    """
+    given = parse_with_overrides(cls, argv, command, old_names)
+    if given is None:
+        return None
+    arguments, overrides = given
+    return arguments, load(arguments.config, overrides)
+
+
+def parse_with_overrides(
+    cls: type[S], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
+) -> tuple[S, list[str]] | None:
+    """The arguments of a command that may take a configuration, and the overrides of its keys.
+
+    Args:
+      cls: see `parse`; with a field `config`.
+      argv: see `parse_with_config`.
+      command: see `parse`.
+      old_names: see `parse`.
+
+    Returns:
+      None: help was asked for, and is printed.
+
+    Raises:
+      UserError: see `parse`; or there are overrides but no configuration.
+    """
+    if _asks_for_help(argv):
+        _print_own_help(cls, command)
+        file = _config_among(cls, argv, command)
+        # A configuration must have a feature.
+        example = Config(features=(FeatureConfig(name="item_id", hash_bucket_size=1_000_000),))
+        print_help(example if file is None else load_file(file), f"s2s {command}")
+        return None
+    words = _split(cls, argv, command, old_names or {}, with_keys=True)
+    arguments = _read(cls, command, words)
+    if words.overrides and vars(arguments)["config"] is None:
+        raise UserError(
+            f"{words.overrides[0]}: expected --config FILE with it, found none; give one"
+        )
+    return arguments, words.overrides
+
+
+class Argument(NamedTuple):
+    """A field of a command's arguments.
+
+    Attributes:
+      name: of the field; its flag is `--name`.
+      hint: its type, with what tyro is told of it.
+      kind: its type alone, without None.
+      positional: whether it is given without a flag.
+      required: whether it must be given.
+      shown: what stands for a value in help.
+    """
+
+    name: str
+    hint: Any
+    kind: Any
+    positional: bool
+    required: bool
+    shown: str
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether it takes any number of values."""
+        return typing.get_origin(self.kind) is tuple
+
+    @property
+    def place(self) -> str:
+        """The argument for messages."""
+        return self.shown if self.positional else f"--{self.name}"
+
+
+def arguments_of(cls: type) -> dict[str, Argument]:
+    """The arguments of a command by name.
+
+    Args:
+      cls: their dataclass.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        told = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
+        metavars = [each.metavar for each in told if getattr(each, "metavar", None)]
+        found[field.name] = Argument(
+            name=field.name,
+            hint=hint,
+            kind=_without_none(typing.get_type_hints(cls)[field.name]),
+            positional=tyro.conf.Positional in told,
+            required=field.default is dataclasses.MISSING,
+            shown=metavars[0] if metavars else field.name.upper(),
+        )
+    return found
+
+
+class _Words(NamedTuple):
+    """A command line, taken apart.
+
+    Attributes:
+      of_flag: the values of each flag that was given.
+      positional: values without a flag.
+      overrides: flags with a dot, and their values.
+    """
+
+    of_flag: dict[str, list[str]]
+    positional: list[str]
+    overrides: list[str]
+
+
+def _split(
+    cls: type, argv: Sequence[str], command: str, old_names: Mapping[str, str], with_keys: bool
+) -> _Words:
+    known = arguments_of(cls)
+    words = _Words({}, [], [])
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            if _SHORT.fullmatch(word):
+                raise UserError(_no_such_option(word, known, command, with_keys))
+            words.positional.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        if with_keys and "." in flag:
+            words.overrides.append(word)
+            words.overrides.extend(_values(left))
+            continue
+        name = flag[2:].replace("-", "_")
+        name = old_names[name] if name in old_names else name
+        denied = name.removeprefix("no_")
+        if name not in known and denied in known and known[denied].kind is bool and not equals:
+            words.of_flag[denied] = ["False"]
+        elif name not in known:
+            raise UserError(_no_such_option(flag, known, command, with_keys))
+        elif equals:
+            words.of_flag[name] = [value]
+        elif known[name].kind is bool:
+            stated = bool(left) and left[0].lower() in _BOOLEANS
+            words.of_flag[name] = [left.pop(0) if stated else "True"]
+        elif known[name].takes_many:
+            words.of_flag[name] = _values(left)
+        else:
+            words.of_flag[name] = [left.pop(0)] if left and not left[0].startswith("--") else []
+    return words
+
+
+def _values(left: list[str]) -> list[str]:
+    """Takes the values of a flag that takes many from the words that are left."""
+    count = next((n for n, word in enumerate(left) if word.startswith("--")), len(left))
+    values = left[:count]
+    del left[:count]
+    return values
+
+
+def _read(cls: type[S], command: str, words: _Words) -> S:
+    known = arguments_of(cls)
+    given = {name: list(values) for name, values in words.of_flag.items()}
+    positional = list(words.positional)
+    for argument in known.values():
+        if argument.positional and positional and argument.name not in given:
+            count = len(positional) if argument.takes_many else 1
+            given[argument.name], positional = positional[:count], positional[count:]
+    example = _example(known, command)
+    if positional:
+        raise UserError(f"{positional[0]}: expected a flag before it; give {example}")
+    for name, values in given.items():
+        if known[name].kind is bool:
+            given[name] = [_BOOLEANS[v.lower()] if v.lower() in _BOOLEANS else v for v in values]
+        if not _is_read(known[name], given[name]):
+            found = " ".join(values) or "nothing"
+            raise UserError(
+                f"{known[name].place}: expected {_spell(known[name].kind)}, found {found}"
+            )
+    for argument in known.values():
+        if argument.required and argument.name not in given:
+            raise UserError(
+                f"{argument.place}: expected {_spell(argument.kind)}, found nothing; give {example}"
+            )
+    for name, values in given.items():
+        refuse_addresses(known[name].place, values)
+    # Positional ones first: a flag before them that takes many values would take them, too.
+    names = sorted(given, key=lambda name: not known[name].positional)
+    in_order = [word for name in names for word in _words(known[name], given[name])]
+    return tyro.cli(cls, args=in_order, **_TYRO)
+
+
+def _is_read(argument: Argument, values: Sequence[str]) -> bool:
+    """Whether tyro takes the values of an argument."""
+    if not values or (argument.kind is Path and values == [""]):
+        return False
+    alone = dataclasses.make_dataclass("Alone", [(argument.name, argument.hint)])
+    silence = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
+            tyro.cli(alone, args=_words(argument, values), **_TYRO)
+    except SystemExit:
+        return False
+    return True
+
+
+def _words(argument: Argument, values: Sequence[str]) -> list[str]:
+    """An argument as tyro takes it."""
+    if argument.positional:
+        return list(values)
+    # So a value may begin with a hyphen.
+    flag = f"--{argument.name}"
+    return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *values]
+
+
+_TYRO: dict[str, Any] = {"config": (tyro.conf.FlagConversionOff,), "use_underscores": True}
+
+
+# ---------------------------------------------------------------------------------------- words
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(word in _HELP for word in argv)
+
+
+def _print_own_help(cls: type, command: str) -> None:
+    text = f"{COMMANDS[command]}\n\n{inspect.getdoc(cls)}"
+    with contextlib.suppress(SystemExit):
+        tyro.cli(cls, args=["--help"], prog=f"s2s {command}", description=text, **_TYRO)
+
+
+def _config_among(cls: type, argv: Sequence[str], command: str) -> str | None:
+    """The config file on a command line that asks for help, whatever else is wrong there."""
+    try:
+        words = _split(cls, [word for word in argv if word not in _HELP], command, {}, True)
+    except UserError:
+        return None
+    if arguments_of(cls)["config"].positional:
+        return next(iter(words.positional), None)
+    return next(iter(words.of_flag["config"]), None) if "config" in words.of_flag else None
+
+
+def _example(known: Mapping[str, Argument], command: str) -> str:
+    """What must be given at least."""
+    words = [
+        each.shown if each.positional else f"--{each.name} {each.shown}"
+        for each in sorted(known.values(), key=lambda each: not each.positional)
+        if each.required
+    ]
+    return " ".join(["s2s", command, *words])
+
+
+def _no_such_option(flag: str, known: Mapping[str, Argument], command: str, with_keys: bool) -> str:
+    name = flag.lstrip("-").replace("-", "_")
+    names = ["help", *(each for each, argument in known.items() if not argument.positional)]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if with_keys and (not close or name in _SECTIONS_OF):
+        # Perhaps a key without its section.
+        keys = difflib.get_close_matches(name, _SECTIONS_OF, n=1, cutoff=0.8)
+        close = [f"{_SECTIONS_OF[key]}.{key}" for key in keys] or close
+    if close:
+        return f"{flag}: no such option; did you mean --{close[0]}?"
+    return f"{flag}: no such option; s2s {command} --help lists all"
+
+
+def _sections_of_keys() -> dict[str, str]:
+    """For each key of a configuration the first section that has it."""
+    sections = {field.name: getattr(Config(), field.name) for field in dataclasses.fields(Config)}
+    return {
+        key.name: name
+        for name, section in reversed(sections.items())
+        if dataclasses.is_dataclass(section)
+        for key in dataclasses.fields(section)
+    }
+
+
+_SECTIONS_OF = _sections_of_keys()
+
+
+def _spell(kind: Any) -> str:
+    """A type in words a user knows."""
+    if kind is Path:
+        return "a path"
+    if typing.get_origin(kind) is tuple:
+        return f"one or more values, each {spell(typing.get_args(kind)[0])}"
+    return spell(kind)
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (kind,) = (each for each in typing.get_args(hint) if each is not type(None))
+        return kind
+    return hint
