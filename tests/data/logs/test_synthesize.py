@@ -62,7 +62,7 @@ def test_files_columns_and_types(tmp_path):
 
 def test_titles_tell_what_follows_and_the_category(tmp_path, rows):
     """Of "lamp 7", the item that most often follows it in the log is "lamp 8"."""
-    synthesize(Settings(out=tmp_path, **SMALL))
+    synthesize(Settings(output=tmp_path, **SMALL))
     titles = read_titles(tmp_path / "titles.csv")
     _, follower = successor_share(rows)
     ends = 0
@@ -85,14 +85,14 @@ def test_titles_tell_what_follows_and_the_category(tmp_path, rows):
 def test_titles_are_not_replaced_without_being_asked(tmp_path):
     (tmp_path / "titles.csv").write_text("mine")
     with pytest.raises(UserError, match=r"already holds titles.csv.*--overwrite True"):
-        synthesize(Settings(out=tmp_path, **SMALL))
+        synthesize(Settings(output=tmp_path, **SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["titles.csv"]
-    synthesize(Settings(out=tmp_path, overwrite=True, **SMALL))
+    synthesize(Settings(output=tmp_path, overwrite=True, **SMALL))
     assert (tmp_path / "titles.csv").read_text().startswith("item_id,title\n")
 
 
 def test_more_categories_than_goods_have_titles_of_their_own(tmp_path):
-    synthesize(Settings(out=tmp_path, users=5, items=200, categories=100, files=1))
+    synthesize(Settings(output=tmp_path, users=5, items=200, categories=100, files=1))
     titles = read_titles(tmp_path / "titles.csv").values()
     assert len(set(titles)) == 201
     assert len({title.rsplit(" ", 1)[0] for title in titles}) == 101
