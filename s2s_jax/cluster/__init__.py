@@ -1,1 +1,1 @@
-"""Devices and hosts."""
+"""Devices, and the hosts of a job."""

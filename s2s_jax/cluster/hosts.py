@@ -1,7 +1,7 @@
-"""The processes of a job: how they find each other, agree, and notice that one is gone.
+"""The processes of a job: how they connect, agree, and notice that one of them is gone.
 
-Every process runs the same program on its own devices; `jax.distributed` connects them. Process 0
-("host 0") alone writes metrics, configuration and messages; checkpoints are written by all.
+Every process runs the same program on its own devices; `jax.distributed` connects them. Only process 0
+("host 0") writes metrics, configuration and messages; all processes write checkpoints.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from s2s_jax.cluster.rendezvous import listen, meet
 from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
 from s2s_jax.signals import Stop
 
-# Seconds without a sign of life after which a process counts as gone.
+# A process counts as gone after this many seconds without a heartbeat.
 _HEARTBEAT_TIMEOUT = 40
-# Seconds until the others must be there; until process 0 must answer, which all others need first.
+# Seconds within which all processes must connect, and within which process 0 must answer.
 _START_TIMEOUT, _REACH_TIMEOUT = 300, 45
 
 T = TypeVar("T")
@@ -41,12 +41,12 @@ T = TypeVar("T")
 def join() -> None:
     """Connects this process with the others of its job, if the environment says that there are any.
 
-    Must run before JAX touches a device. Looks for `S2S_JAX_COORDINATOR` (host:port of process 0),
-    `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, then for SLURM's variables of a step with several tasks.
+    Must run before JAX uses a device. Reads `S2S_JAX_COORDINATOR` (host:port of process 0),
+    `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, or else SLURM's variables of a step with several tasks.
 
     Raises:
       UserError: the variables are incomplete or wrong.
-      LostHostError: the others do not come.
+      LostHostError: the other processes do not connect.
     """
     place = find_place(os.environ)
     if place is None:
@@ -66,9 +66,9 @@ def join() -> None:
                 place.hosts,
                 place.host,
                 local_device_ids=place.devices,
-                # JAX's own reading of launchers' variables.
+                # Turns off JAX's own interpretation of launchers' variables.
                 cluster_detection_method="deactivate",
-                # JAX aborts the process when this is over; `_bounded` comes before.
+                # JAX aborts the process after this time; `_bounded` ends it earlier.
                 initialization_timeout=2 * _START_TIMEOUT,
                 heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             )
@@ -81,20 +81,20 @@ def join() -> None:
 
 
 def _bypass_proxies(name: str) -> None:
-    """Lets connections to the host `name` go straight where a proxy is set for others."""
-    # gRPC reads these in small letters only, and the second only where the first is not set.
+    """Lets connections to the host `name` bypass a proxy."""
+    # gRPC only reads these in lower case, and the second one only if the first one is not set.
     ours, others = "no_grpc_proxy", "no_proxy"
     before = os.environ.get(ours) or os.environ.get(others)
     os.environ[ours] = name if not before else f"{before},{name}"
-    # Says on every host that proxies may be a problem.
+    # Otherwise JAX warns on every host that proxies may be a problem.
     jax.config.update("jax_check_proxy_envs", False)
 
 
 @contextlib.contextmanager
 def _bounded(place: Place) -> Iterator[None]:
-    """Ends the process with a sentence if it takes too long to meet the others.
+    """Ends the process with a message if connecting takes too long.
 
-    JAX itself would abort with a stack trace, and wait as long for a name that does not exist.
+    JAX itself would abort with a stack trace, and wait just as long for a name that does not exist.
     """
     connected = threading.Event()
 
@@ -107,7 +107,7 @@ def _bounded(place: Place) -> Iterator[None]:
         elif connected.wait(_START_TIMEOUT):
             return
         else:
-            found = f"not all of the {place.hosts} hosts came within {_START_TIMEOUT} s"
+            found = f"not all of the {place.hosts} hosts connected within {_START_TIMEOUT} s"
         if not connected.is_set():
             told = f"host {place.host}: {found}; check that all were started with the same {COORDINATOR}"
             explain(LostHostError(told))
@@ -121,7 +121,7 @@ def _bounded(place: Place) -> Iterator[None]:
 
 
 def _try_to_reach(coordinator: str, connected: threading.Event) -> str | None:
-    """Tries to connect until that works or it is no longer of interest; returns what keeps failing."""
+    """Tries to connect until it succeeds or `connected` is set; returns the reason for failures."""
     address, trouble = split_address(coordinator), ""
     deadline = time.monotonic() + _REACH_TIMEOUT
     while time.monotonic() < deadline:
@@ -136,27 +136,27 @@ def _try_to_reach(coordinator: str, connected: threading.Event) -> str | None:
 
 
 def is_first() -> bool:
-    """Whether this process writes for all."""
+    """Whether this process is host 0, which writes for all."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Tells the user something, once."""
+    """Prints a message for the user, on host 0 only."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process is here."""
+    """Returns once every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """Refuses processes that see different things, such as files that have not arrived everywhere.
+    """Refuses to continue if processes see different facts, such as different files.
 
     Raises:
-      UserError: naming the first of `facts` that is not the same text on all processes.
+      UserError: names the first of `facts` that is not the same text on all processes.
     """
     if jax.process_count() == 1:
         return
@@ -165,13 +165,13 @@ def check_same(facts: Mapping[str, str]) -> None:
         differs = np.nonzero(all_PF[:, number] != all_PF[0, number])[0]
         if len(differs):
             raise UserError(
-                f"{name}: host {differs[0]} sees something else than host 0; start all with the same "
-                f"configuration and the same files"
+                f"{name}: host {differs[0]} sees something else than host 0; start all hosts with the "
+                f"same configuration and the same files"
             )
 
 
 def any_told(told: bool) -> bool:
-    """Whether any process was told to stop; all call it at the same point of their work."""
+    """Whether any process was told to stop; all processes must call it at the same point."""
     return bool(_of_all(told).any())
 
 
@@ -186,15 +186,15 @@ class InStep(Protocol):
 def in_step(
     items: Iterable[T], fact_of: Callable[[T], int], stop: Stop | None = None
 ) -> Iterator[T]:
-    """Items that all processes work on together, one after the other.
+    """Yields items that all processes work on together, one after the other.
 
     Args:
-      items: of this process.
-      fact_of: a number that is the same for the same item.
-      stop: is looked at before each item.
+      items: the items of this process.
+      fact_of: gives a number that must be the same on all processes.
+      stop: checked before each item.
 
     Raises:
-      Stopped: a process was told to stop; all of them leave before the same item.
+      Stopped: a process was told to stop; all processes stop before the same item.
       UserError: processes have different items.
     """
     for item in itertools.chain(items, [None]):
@@ -206,8 +206,8 @@ def in_step(
         differs = np.nonzero(all_PF[:, 1] != all_PF[0, 1])[0]
         if len(differs):
             raise UserError(
-                f"io.data_paths: host {differs[0]} reads other rows than host 0 does, so one of them "
-                f"could not read a stripe; see that all hosts reach the files, and start again"
+                f"io.data_paths: host {differs[0]} reads other rows than host 0, so one of them could "
+                f"not read a stripe; check that all hosts can read the files, and start again"
             )
         if item is None:
             return
@@ -215,7 +215,7 @@ def in_step(
 
 
 def _of_all(*facts: int) -> np.ndarray:
-    """uint32 `[processes, facts]`."""
+    """The facts of all processes, uint32 `[processes, facts]`."""
     mine = np.array(facts, np.uint32)
     if jax.process_count() == 1:
         return mine[None]
@@ -225,10 +225,11 @@ def _of_all(*facts: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends a process of several at once when its part fails or is stopped, and the others with it.
+    """If this process fails or is stopped, ends it at once, and the other processes too.
 
-    They wait for it in the next step or save, and it would wait for them in an orderly exit. So it tells
-    them, see `_watch_others`. What is seen of a process that could not say a word is explained.
+    The others would wait for it in the next step or save, and it would wait for them in an orderly
+    exit. So it notifies them, see `_watch_others`. If a process died without notifying the others, the
+    resulting errors are explained.
     """
     try:
         yield
@@ -247,10 +248,10 @@ def ending_together() -> Iterator[None]:
             os._exit(code)
 
 
-# Where a process that ends early says so, in the store that all processes share.
+# The key under which a process that ends early says so, in the store shared by all processes.
 _ENDED = "s2s_jax/ended"
-# Seconds between looks at it; and that a process that ends gives the others to look, which matters where
-# it is the one that holds the store.
+# Seconds between checks of this key, and the time that an ending process gives the others to check it,
+# which matters if it is the one that holds the store.
 _LOOK_EVERY, _TIME_TO_LOOK = 1, 4
 # Set when this process itself ends early.
 _ending = threading.Event()
@@ -269,34 +270,34 @@ def _tell_others() -> None:
     client = distributed.global_state.client
     if client is None:
         return
-    # Somebody may have said so before, or nobody may be there any more.
+    # Another process may have done so before, or all others may be gone.
     with contextlib.suppress(Exception):
         client.key_value_set(_ENDED, str(_number()))
     _give_time_to_look()
 
 
 def _give_time_to_look() -> None:
-    # JAX aborts those that are still there when the store is gone, and with them their exit codes.
+    # When the store is gone, JAX aborts the remaining processes, which would lose their exit codes.
     if _number() == 0:
         time.sleep(_TIME_TO_LOOK)
 
 
 def _watch_others() -> None:
-    """Ends this process, in a thread of its own, when another one says that it ended early."""
+    """Starts a thread that ends this process when another one says that it ended early."""
 
     def watch() -> None:
         client = distributed.global_state.client
         while client is not None and not _ending.wait(_LOOK_EVERY):
             try:
                 host = client.key_value_try_get(_ENDED)
-            except Exception:  # Nobody has said anything.
+            except Exception:  # The key is not set.
                 continue
             if not _ending.is_set():
                 explain(
                     LostHostError(
-                        f"host {host} of the job has ended, and so does host {_number()}; see "
-                        f"what that one said, and start the job again to continue from its newest "
-                        f"checkpoint"
+                        f"host {host} of the job has ended, and so does host {_number()}; see the "
+                        f"messages of host {host}, and start the job again to continue from its "
+                        f"newest checkpoint"
                     )
                 )
                 _give_time_to_look()
@@ -310,13 +311,13 @@ def _explained(error: BaseException) -> BaseException:
     if isinstance(error, UserError | NotFiniteError | Stopped) or not re.search(words, str(error)):
         return error
     return LostHostError(
-        f"another host of the job is gone, as host {_number()} sees by "
-        f"{_first_line(error)!r}; start the job again to continue from its newest checkpoint"
+        f"another host of the job is gone (host {_number()} got {_first_line(error)!r}); start the "
+        f"job again to continue from its newest checkpoint"
     )
 
 
 def leave() -> None:
-    """Ends the connection after a whole run; waits for the others."""
+    """Disconnects after a complete run; waits for the others."""
     _ending.set()
     if _count() > 1:
         jax.distributed.shutdown()

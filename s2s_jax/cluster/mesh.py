@@ -1,4 +1,4 @@
-"""The mesh of devices, and where each array of a run lives on it."""
+"""The mesh of devices, and the sharding of a run's arrays."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from s2s_jax.embedding.tables import NUM_SEGMENTS
 from s2s_jax.errors import UserError
 
-# The one axis: batches are split along it, and tables by rows.
+# The only axis: batches and the rows of tables are split along it.
 DATA_AXIS = "data"
 
-# Where fsdp cuts an array of the dense part, by its path in the tree; the first pattern that is found
-# wins. Layers are stacked along a first axis that the scan over them walks along, so they are cut along
-# the second: each step of the scan then gathers the weights of one layer.
+# The dimension along which fsdp shards an array of the dense part, by its path in the tree; the first
+# matching pattern wins. Layers are stacked along a first axis, over which they are scanned, so they are
+# sharded along the second: each step of the scan then gathers the weights of one layer.
 _FSDP_RULES = (
     (r"/layers/", PartitionSpec(None, DATA_AXIS)),
     (r"/kernel$", PartitionSpec(DATA_AXIS)),
@@ -27,17 +27,17 @@ _FSDP_RULES = (
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `devices`, by default all.
+    """A mesh of `devices`, by default all devices.
 
     Raises:
-      UserError: there are none of the platform that is asked for, or their number does not divide the
+      UserError: the requested platform has no devices, or their number does not divide the number of
         segments of a table.
     """
     devices = all_devices() if devices is None else devices
     if NUM_SEGMENTS % len(devices):
         raise UserError(
             f"{len(devices)} devices: expected a power of two up to {NUM_SEGMENTS}, so that every "
-            f"device owns as many table segments; start with fewer or more devices"
+            f"device owns equally many table segments; start with fewer or more devices"
         )
     if len(devices) > 1 and devices[0].platform == "cpu":
         _compile_anew()
@@ -45,11 +45,11 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _compile_anew() -> None:
-    """Keeps JAX from loading what was compiled before, if JAX_COMPILATION_CACHE_DIR asks for it.
+    """Turns off the compilation cache (JAX_COMPILATION_CACHE_DIR).
 
-    Programs for several CPU devices that XLA loads from there have lost the order of their collectives
-    (seen with jaxlib 0.10.2). Exchanges that do not depend on each other then run at the same time and
-    take each other's data: gradients come out wrong, or the process aborts.
+    Programs for several CPU devices that XLA loads from the cache lose the order of their collectives
+    (seen with jaxlib 0.10.2). Independent exchanges then run at the same time and receive each other's
+    data: gradients are wrong, or the process aborts.
     """
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -59,11 +59,11 @@ def all_devices() -> Sequence[Any]:
     """The devices of all processes.
 
     Raises:
-      UserError: there are none of the platform that is asked for.
+      UserError: the requested platform has no devices.
     """
     try:
         return jax.devices()
-    # JAX asserts where its plugin for GPUs is not installed.
+    # JAX raises AssertionError if its GPU plugin is not installed.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")
         reason = (str(error).splitlines() or ["JAX has no plugin for it"])[0]
@@ -77,15 +77,15 @@ def all_devices() -> Sequence[Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all: the dense part."""
+    """Every device has the whole array, as for the dense part."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def fsdp_sharded(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """How fsdp shards an array of the dense part; on every device where that does not divide it.
+    """How fsdp shards an array of the dense part; replicated if its size is not divisible.
 
     Args:
-      path: names on the way to it, such as "dense/transformer/layers/ffn/up/kernel".
+      path: path of the array, such as "dense/transformer/layers/ffn/up/kernel".
       shape: its shape.
       mesh: the devices.
     """
@@ -98,10 +98,10 @@ def fsdp_sharded(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
 
 def row_sharded(mesh: Mesh) -> NamedSharding:
-    """Each device holds a contiguous share of the rows: tables and their moments."""
+    """Each device has a contiguous share of the rows, as for tables and their moments."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Each device holds its rows of each accumulated microbatch: axes (microbatch, row, …)."""
+    """Each device has its rows of each accumulated microbatch: axes (microbatch, row, …)."""
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))

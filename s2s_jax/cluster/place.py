@@ -1,8 +1,8 @@
-"""Where a process stands among those of its job, as its launcher's variables say.
+"""Finds the place of a process in its job from the variables of its launcher.
 
-Launchers are `S2S_JAX_*` set by hand or by launch/, and SLURM's `srun`. JAX would guess from the same
-variables that task k of a machine drives GPU k, which is wrong where each task sees only its own GPU,
-and where one task drives all of them.
+These are `S2S_JAX_*`, set by hand or by the scripts in launch/, or those of SLURM's `srun`. From the
+same variables, JAX would guess that task k of a machine uses GPU k, which is wrong if each task sees
+only its own GPU, or if one task uses all of them.
 """
 
 import itertools
@@ -14,21 +14,21 @@ from typing import NamedTuple
 from s2s_jax.errors import UserError
 
 COORDINATOR, NUM_HOSTS, HOST = "S2S_JAX_COORDINATOR", "S2S_JAX_NUM_HOSTS", "S2S_JAX_HOST"
-# Each that is set narrows the GPUs that a process sees; SLURM sets several at once, to the same.
+# Each of these, if set, restricts the GPUs that a process sees; SLURM sets several of them to the same.
 _VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-# Ports above those that Linux hands out by itself.
+# Ports above the range from which Linux assigns ports.
 _FIRST_PORT, _PORTS = 61440, 4096
 
 
 class Place(NamedTuple):
-    """One of several processes.
+    """The place of a process in its job.
 
     Attributes:
       coordinator: host:port of process 0.
       hosts: number of processes.
-      host: number of this one.
-      devices: which of the GPUs that it sees are its own; None: all, or there are none.
-      by_hand: whether the numbers are from `S2S_JAX_*` variables, so that they may be wrong.
+      host: number of this process.
+      devices: indices of its own GPUs, among those that it sees; None: all, or there are none.
+      by_hand: whether the numbers are from `S2S_JAX_*` variables, and so may be wrong.
     """
 
     coordinator: str
@@ -39,10 +39,10 @@ class Place(NamedTuple):
 
 
 def find_place(env: Mapping[str, str]) -> Place | None:
-    """Where the process with the environment `env` stands; None: it is alone.
+    """The place of a process with the environment `env`; None: it is the only process.
 
     Raises:
-      UserError: variables are missing, are no numbers, or contradict each other.
+      UserError: variables are missing, are not numbers, or contradict each other.
     """
     ours = [name for name in (COORDINATOR, NUM_HOSTS, HOST) if name in env]
     in_step = _in_slurm_step(env)
@@ -68,7 +68,7 @@ def find_place(env: Mapping[str, str]) -> Place | None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Name and port of `host:port`; an IPv6 address stands in brackets.
+    """Name and port of `host:port`; an IPv6 address must be in brackets.
 
     Raises:
       UserError: it is not of this form.
@@ -99,11 +99,12 @@ def _in_slurm_step(env: Mapping[str, str]) -> bool:
 
 
 def _slurm_coordinator(env: Mapping[str, str]) -> str:
-    """A port of the first node that steps of other jobs, and the next start of this one, do not use."""
+    """The first node, and a port that other jobs and the next start of this job do not use."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
     if not nodes:
         raise UserError("SLURM_STEP_NODELIST is not set, though SLURM sets it; start with srun")
-    # The later two are not set outside of a job that was queued again, and by old versions.
+    # SLURM_RESTART_COUNT is only set after the job was queued again, and old versions may lack the last
+    # two.
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, restarts = (_number(env, name) if env.get(name) else 0 for name in names)
     port = _FIRST_PORT + (job + 61 * step + 379 * restarts) % _PORTS
@@ -118,10 +119,10 @@ def _first_node(nodes: str) -> str:
 
 
 def _own_devices(env: Mapping[str, str]) -> list[int] | None:
-    """Positions, among the GPUs that this process sees, of those that it drives.
+    """Indices of this process's own GPUs among those that it sees.
 
-    Where a launcher gave each process of a machine its own, these are all that it sees. Where all see
-    the same, each takes its share.
+    If the launcher gave each process its own GPUs, these are all that it sees. If all processes of a
+    machine see the same GPUs, each takes its share.
     """
     if "JAX_LOCAL_DEVICE_IDS" in env:
         return None
@@ -137,20 +138,20 @@ def _own_devices(env: Mapping[str, str]) -> list[int] | None:
     if seen % tasks:
         raise UserError(
             f"{tasks} processes on one machine see the same {seen} GPUs, which cannot be shared evenly; "
-            f"start 1 or {seen} a machine, or give each its own (srun --gpus-per-task=1)"
+            f"start 1 or {seen} per machine, or give each its own (srun --gpus-per-task=1)"
         )
     share = seen // tasks
     return list(range(rank * share, (rank + 1) * share))
 
 
 def _among_local(env: Mapping[str, str]) -> tuple[int, int] | None:
-    """Number of this process among those of its machine, and their number, if a launcher tells."""
+    """Number of this process on its machine, and the number of processes there, if known."""
     if _in_slurm_step(env):
         rank = _number(env, "SLURM_LOCALID")
         node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
         told = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
         if not told:
-            # All on one machine, unless the list names several.
+            # All processes are on one machine, unless there are several nodes.
             nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
             return rank, -(-_number(env, "SLURM_STEP_NUM_TASKS") // nodes)
         return rank, _tasks_of_node(told, node)
@@ -173,8 +174,8 @@ def _tasks_of_node(told: str, node: int) -> int:
 
 
 def _count_visible(env: Mapping[str, str]) -> int | None:
-    """How many GPUs this process sees; None: no variable and no device file tells."""
-    # CUDA ends a list at the first entry that is none; SLURM writes NoDevFiles for no GPU.
+    """Number of GPUs that this process sees; None: unknown from variables and device files."""
+    # CUDA ignores a list from its first invalid entry on; SLURM writes NoDevFiles for no GPU.
     is_device = re.compile(r"\d+|GPU-.+|MIG-.+").fullmatch
     counts = [
         len(list(itertools.takewhile(is_device, map(str.strip, env[name].split(",")))))
@@ -187,9 +188,9 @@ def _count_visible(env: Mapping[str, str]) -> int | None:
 
 
 def _bound_to_task(env: Mapping[str, str], seen: int, tasks: int) -> bool:
-    """Whether SLURM gave each task of this node GPUs of its own.
+    """Whether SLURM gave each task of this node its own GPUs.
 
-    Each may call its own by the same numbers, from 0 on, so that the numbers do not tell.
+    The GPUs' numbers do not tell, since each task may number its own GPUs from 0.
     """
     if env.get("SLURM_GPUS_PER_TASK") or "gres/gpu" in env.get("SLURM_TRES_PER_TASK", ""):
         return True

@@ -1,8 +1,9 @@
-"""The processes of a job meet before JAX connects them, so that what keeps them apart is one sentence.
+"""The processes of a job meet before JAX connects them, so that problems give one clear message.
 
-JAX aborts with a stack trace, or waits for minutes, where two processes have one number, each expects
-another number of processes, one does not come, or something else answers at the coordinator's address.
-So process 0 listens there first. Each other one says who it is, and all go on when all are there.
+JAX aborts with a stack trace, or waits for minutes, if two processes have the same number, they expect
+different numbers of processes, one is missing, or another program answers at the coordinator's address.
+So process 0 first listens at this address, all others report to it, and all continue once everyone is
+there.
 """
 
 import contextlib
@@ -12,25 +13,25 @@ import time
 from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS, Place, split_address
 from s2s_jax.errors import LostHostError, UserError
 
-# Begins each line, so that nobody else's is taken for one.
+# Begins each line, to recognise our own messages.
 _MARK = "s2s_jax"
 _HERE, _GO = "here", "go"
-# Seconds for what both ends say at once.
+# Timeout in seconds for messages that both sides send immediately.
 _HELLO_TIMEOUT = 5
 
 
 def meet(place: Place, reach_timeout: float, start_timeout: float) -> None:
-    """Returns when all processes are there.
+    """Returns once all processes are there.
 
     Args:
-      place: of this process.
-      reach_timeout: seconds in which process 0 must answer.
-      start_timeout: seconds after that in which all must come.
+      place: place of this process.
+      reach_timeout: seconds within which process 0 must answer.
+      start_timeout: seconds after that within which all processes must report.
 
     Raises:
-      UserError: two have the same number, or they do not agree how many there are, or the port cannot be
-        used.
-      LostHostError: process 0 does not answer, or others do not come.
+      UserError: two processes have the same number, they expect different numbers of processes, or the
+        port cannot be used.
+      LostHostError: process 0 does not answer, or other processes are missing.
     """
     if place.host == 0:
         _receive(place, reach_timeout, start_timeout)
@@ -42,8 +43,8 @@ def listen(port: int) -> socket.socket:
     """A socket at `port` of this machine's addresses.
 
     Raises:
-      UserError: someone else listens there (JAX would share it with another job of this user), or it is
-        reserved.
+      UserError: another program uses the port (JAX would share it with another job of this user), or it
+        is reserved.
     """
     try:
         if socket.has_dualstack_ipv6():
@@ -51,13 +52,13 @@ def listen(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise UserError(
-            f"port {port} of this machine, at which the processes of the job are to meet, cannot be "
-            f"used ({error.strerror}); set {COORDINATOR} to HOST:PORT with another port, for all of them"
+            f"port {port} of this machine, where the processes of the job should meet, cannot be used "
+            f"({error.strerror}); set {COORDINATOR} to HOST:PORT with another port, for all of them"
         ) from error
 
 
 def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
-    """The part of process 0: hears who comes, and tells all to go on, or why not."""
+    """The part of process 0: waits for all others, then tells them to continue, or why not."""
     address = split_address(place.coordinator)
     deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as open_until_end:
@@ -66,7 +67,7 @@ def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
         there: dict[int, socket.socket] = {}
         try:
             while True:
-                # One that has ended since may have been started again.
+                # A process that has ended since then may have been started again.
                 there = {k: each for k, each in there.items() if not _is_closed(each)}
                 if len(there) == place.hosts - 1:
                     break
@@ -124,7 +125,7 @@ def _check(host: int, hosts: int, place: Place, before: socket.socket | None) ->
 
 
 def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
-    """The part of the others: says who this is, and waits to be told to go on."""
+    """The part of the others: reports to process 0, and waits until told to continue."""
     address = split_address(place.coordinator)
     deadline, trouble = time.monotonic() + reach_timeout, ""
     while time.monotonic() < deadline:
@@ -133,7 +134,7 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
                 _say(connection, f"{place.host} {place.hosts}")
                 told = _read_line(connection)
                 if told == _HERE:
-                    # Process 0 gives up earlier, and says so.
+                    # Process 0 gives up earlier, with a message.
                     connection.settimeout(start_timeout + 2 * reach_timeout)
                     told = _read_line(connection)
         except OSError as error:
@@ -146,8 +147,8 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
                 raise UserError(sentence)
             if kind == LostHostError.__name__:
                 raise LostHostError(sentence)
-            # Something else has the port, such as what is left of the start before.
-            trouble = "what answers there is not host 0 of this job, or it ended"
+            # Another program has the port, for example what is left of an earlier start.
+            trouble = "another program answers there, or host 0 has ended"
         time.sleep(0.5)
     raise LostHostError(
         f"host {place.host}: no answer from host 0 at {place.coordinator} ({COORDINATOR}) within "
@@ -156,7 +157,7 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
 
 
 def _hear(connection: socket.socket) -> tuple[int, int] | None:
-    """Number of the process that has connected, and of all that it expects; None: nobody of ours."""
+    """The number of the connected process, and how many it expects; None: it is not one of ours."""
     connection.settimeout(_HELLO_TIMEOUT)
     try:
         host, hosts = map(int, (_read_line(connection) or "").split())
@@ -166,13 +167,13 @@ def _hear(connection: socket.socket) -> tuple[int, int] | None:
 
 
 def _say(connection: socket.socket, text: str) -> None:
-    # One that has gone in the meantime is missed by JAX.
+    # If the process is gone in the meantime, JAX will notice.
     with contextlib.suppress(OSError):
         connection.sendall(f"{_MARK} {' '.join(text.split())}\n".encode())
 
 
 def _read_line(connection: socket.socket) -> str | None:
-    """What follows our mark in a line; None: it is not ours."""
+    """The text after our mark in a line; None: the line is not ours."""
     line = b""
     while not line.endswith(b"\n") and len(line) < 2**16:
         byte = connection.recv(1)
@@ -184,7 +185,7 @@ def _read_line(connection: socket.socket) -> str | None:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Whether the process at the other end has ended, such as one that was started again since."""
+    """Whether the process at the other end has ended, for example because it was started again."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) == b""

@@ -1,1 +1,1 @@
-"""Scoring all items, and how well that does."""
+"""Ranking all items for users, and evaluating the ranking."""

@@ -1,8 +1,8 @@
-"""What a user may be recommended, for recommending and for evaluation alike.
+"""The items that a user may be recommended, both for recommendation and for evaluation.
 
-Both ask here, so a target counts as found only where recommending could have given it: with
-`eval.filter_seen`, an item of the history is never recommended, and a target that is one is missed.
-Items that were never trained are ranked like others, last or not at all (`eval.untrained`).
+Since both use the same candidates, a target only counts as found if it could have been recommended. With
+`eval.filter_seen`, items of the history are never recommended, so a target among them is missed. Items
+that were never trained are ranked like others, last, or not at all (`eval.untrained`).
 
 Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item.
 """
@@ -24,8 +24,8 @@ class Lists(NamedTuple):
     """The best items of each user: see `ranking.Best`.
 
     Attributes:
-      index_UK: int32; -1 where fewer than K items are left.
-      score_UK: f32; -inf there.
+      index_UK: int32; -1 if fewer than K items are left.
+      score_UK: f32; -inf at these places.
     """
 
     index_UK: np.ndarray
@@ -36,9 +36,9 @@ class _Group(NamedTuple):
     """Items that are ranked together.
 
     Attributes:
-      catalogue: their vectors.
-      item_G: int32 items, rising.
-      place_I: int32, where an item is in the group; -1 if it is in none, or another.
+      catalogue: the vectors of the items.
+      item_G: int32 items, ascending.
+      place_I: int32, the index of an item in the group; -1 if it is not in this group.
     """
 
     catalogue: ranking.Catalogue
@@ -51,7 +51,7 @@ class Candidates:
 
     Attributes:
       trained_I: bool, see `StepFunctions.items_trained`.
-      left_out_I: bool, items that nobody is recommended.
+      left_out_I: bool, items that are recommended to nobody.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Candidates:
         """Puts the items on the devices.
 
         Args:
-          vectors_IE: f32, one for each item of the catalogue.
-          trained_I: bool, which of them were ever trained.
+          vectors_IE: f32, the vector of each item of the catalogue.
+          trained_I: bool, whether an item was ever trained.
           mesh: the devices.
           filter_seen: whether items of the history are left out.
           untrained: see `eval.untrained`.
@@ -79,7 +79,7 @@ class Candidates:
         if self.left_out_I.all():
             raise UserError(
                 f"eval.untrained: expected keep or last because none of the {len(trained_I):,} items of "
-                f"the catalogue was ever trained, found drop; or give a catalogue of the log of training"
+                f"the catalogue was ever trained, found drop; or give the catalogue of the training log"
             )
         self._filter_seen = filter_seen
         # In the order in which they are recommended.
@@ -87,17 +87,17 @@ class Candidates:
         self._groups = [_group(vectors_IE, member_I, mesh) for member_I in groups if member_I.any()]
 
     def filtering(self, filter_seen: bool) -> "Candidates":
-        """The same items, for which items of the history are left out or not."""
+        """The same items, with items of the history left out or not."""
         other = copy.copy(self)
         other._filter_seen = filter_seen
         return other
 
     def seen(self, batch: Histories) -> Seen | None:
-        """The items that each user of a batch is not recommended; None: no such items."""
+        """The items that are not recommended to each user of a batch; None: there are none."""
         return batch.seen if self._filter_seen else None
 
     def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
-        """The K best items that each user may be recommended."""
+        """The K best items that may be recommended to each user."""
         found = None
         for group in self._groups:
             best = ranking.top_k(users_UE, group.catalogue, k, _inside(group, self.seen(batch)))
@@ -114,8 +114,8 @@ class Candidates:
     def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
         """int64 `[U]` ranks of the targets among these items, from 0.
 
-        Items that score the same as the target come before it. The rank of a target that cannot be
-        recommended, and of none, is `metrics.MISSED`.
+        Items with the same score as the target rank before it. The rank is `metrics.MISSED` if the
+        target cannot be recommended or there is none.
         """
         rank_U = np.full(len(batch.target_U), metrics.MISSED)
         found_U = self.can_be_found(batch)
@@ -132,7 +132,7 @@ class Candidates:
         return rank_U
 
     def can_be_found(self, batch: Histories) -> np.ndarray:
-        """bool `[U]`: whose target may be recommended."""
+        """bool `[U]`: whether the target of a user may be recommended."""
         found_U = (batch.target_U >= 0) & ~self.left_out_I[batch.target_U]
         return found_U & ~returns(batch) if self._filter_seen else found_U
 
@@ -146,7 +146,7 @@ def _group(vectors_IE: np.ndarray, member_I: np.ndarray, mesh: Mesh) -> _Group:
 
 
 def _inside(group: _Group, seen: Seen | None) -> Seen | None:
-    """The pairs whose item is in the group, by its place there."""
+    """The pairs whose item is in the group, with its index there."""
     if seen is None:
         return None
     place_T = group.place_I[seen.item_T]
@@ -154,7 +154,7 @@ def _inside(group: _Group, seen: Seen | None) -> Seen | None:
 
 
 def _appended(first: Lists, second: Lists) -> Lists:
-    """The second lists after the first, as far as there is room."""
+    """Fills free places of the first lists with the second lists."""
     index = np.concatenate([first.index_UK, second.index_UK], axis=1)
     score = np.concatenate([first.score_UK, second.score_UK], axis=1)
     order = np.argsort(index < 0, axis=1, kind="stable")[:, : first.index_UK.shape[1]]
@@ -162,7 +162,7 @@ def _appended(first: Lists, second: Lists) -> Lists:
 
 
 def returns(batch: Histories) -> np.ndarray:
-    """bool `[U]`: whose target is an item of the history."""
+    """bool `[U]`: whether the target of a user is an item of the history."""
     user_T, item_T = batch.seen
     again_U = np.zeros(len(batch.target_U), bool)
     again_U[user_T[item_T == batch.target_U[user_T]]] = True

@@ -1,6 +1,6 @@
-"""How good a ranking is: means over users of what their targets' ranks are worth, with intervals.
+"""Metrics of rankings: means over users, and bootstrap intervals.
 
-NumPy only. A rank is the number of other items that score at least as much as the target; 0 is best
+Uses only NumPy. A rank is the number of other items with at least the target's score; 0 is best
 (`s2s_jax.ranking.ranking.ranks`). Results are dicts from names such as "eval/hr@10" to numbers.
 
 Shapes: U users, T targets of a user, I items, K items of a top-K list, M values of a user, N resamples.
@@ -13,42 +13,42 @@ import numpy as np
 from s2s_jax.data.batching.order import integers
 from s2s_jax.data.items.seen import Seen
 
-# The rank of a target that cannot be recommended: beyond any list, however short the catalogue is.
+# The rank of a target that cannot be recommended: beyond any list, even of the whole catalogue.
 MISSED = np.iinfo(np.int64).max
 CUTOFFS = (5, 10, 50, 100, 200)
 PREFIX = "eval/"
-# The greatest length of history of each slice but the last, which is open.
+# The maximum length of history of each slice; the last slice has longer ones.
 LENGTH_BINS = (5, 20, 50, 200)
-# Shares of all events that fall on the most popular items: on the head, and on head and middle.
+# Cumulative shares of all events: of the head, of head and middle, and of all items.
 POPULARITY_SHARES = {"head": 0.5, "middle": 0.8, "tail": 1.0}
 _CONFIDENCE = 0.95
 _RESAMPLES = 1000
-# Users drawn whose draws are held at once.
+# Maximum number of drawn users held in memory at once.
 _DRAWS = 2**22
 
 
 def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """What each user adds to the means.
+    """The metrics of each user.
 
     Args:
-      rank_UT: int ranks of each user's targets, from 0; -1 is padding, `MISSED` one that cannot be
-        recommended. `[U]` if each has one target.
-      cutoffs: numbers of best items that are looked at.
+      rank_UT: int ranks of each user's targets, from 0; -1 is padding, `MISSED` a target that cannot be
+        recommended. `[U]` if each user has one target.
+      cutoffs: values of k.
 
     Returns:
-      f64 `[U]` by name: "hr@k", 1 if a target is among the best k; "recall@k", the share of the targets
-      that are; "ndcg@k", the sum of 1 / log2(rank + 2) over these, divided by the greatest possible;
-      "mrr", 1 / (rank + 1) of the best target, 0 if none can be recommended.
+      f64 `[U]` by name: "hr@k", 1 if a target is among the best k; "recall@k", the share of targets
+      among the best k; "ndcg@k", the sum of 1 / log2(rank + 2) over these, divided by the maximum;
+      "mrr", 1 / (rank + 1) of the best target, or 0 if none can be recommended.
 
     Raises:
-      ValueError: a user has no target, or there is no user.
+      ValueError: a user has no target, or there are no users.
 
     Examples:
       >>> values = user_values(np.array([0, 2, 12]), cutoffs=[10])
       >>> values["hr@10"].tolist(), values["ndcg@10"].tolist()
       ([1.0, 1.0, 0.0], [1.0, 0.5, 0.0])
     """
-    # Ranks of 32 bits come from devices; "no rank" below needs more.
+    # Devices give ranks of 32 bits; `MISSED` needs more.
     rank_UT = np.asarray(rank_UT, np.int64)
     rank_UT = rank_UT[:, None] if rank_UT.ndim == 1 else rank_UT
     real_UT = rank_UT >= 0
@@ -57,7 +57,7 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
         raise ValueError("expected at least one user, and at least one target of each")
     found_UT = real_UT & (rank_UT != MISSED)
     gain_UT = np.where(found_UT, 1 / np.log2(np.maximum(rank_UT, 0) + 2.0), 0)
-    # ideal[n]: n targets at the first n places.
+    # ideal[n] is the sum for n targets at the first n places.
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(rank_UT.shape[1]) + 2.0))])
     values: dict[str, np.ndarray] = {}
     for k in cutoffs:
@@ -70,7 +70,7 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
 
 
 def summarize(values: Mapping[str, np.ndarray], prefix: str = PREFIX) -> dict[str, float]:
-    """Means over all users of `user_values`, named with the prefix, and the number of "users"."""
+    """Means of `user_values` over all users, with `prefix` in their names, and the number of "users"."""
     users = len(next(iter(values.values())))
     means = {f"{prefix}{name}": float(value_U.mean()) for name, value_U in values.items()}
     return means | {f"{prefix}users": users}
@@ -82,12 +82,12 @@ def intervals(
     """95% bootstrap intervals of the means: users are drawn with replacement.
 
     Args:
-      values: of `user_values`.
-      seed: of the draws; the same for all values, so that they are drawn together.
+      values: results of `user_values`.
+      seed: seed of the draws; all metrics use the same draws.
       resamples: N.
 
     Returns:
-      The 2.5% and 97.5% quantiles of the N means, under the names that `summarize` gives.
+      The 2.5% and 97.5% quantiles of the N means, with the names of `summarize`.
     """
     value_UM = np.stack(list(values.values()), axis=1)
     users = len(value_UM)
@@ -107,18 +107,18 @@ def intervals(
 
 
 def by_length(values: Mapping[str, np.ndarray], length_U: np.ndarray) -> dict[str, float]:
-    """Means over the users of each length of history, as "eval/length_1-5/hr@10".
+    """Means over users by length of history, such as "eval/length_1-5/hr@10".
 
     Args:
-      values: of `user_values`.
+      values: results of `user_values`.
       length_U: int events before the target.
 
     Returns:
-      As `summarize`, for each slice that has users.
+      The results of `summarize` for each slice that has users.
     """
     bounds = (0, *LENGTH_BINS)
     names = [f"{low + 1}-{high}" for low, high in zip(bounds, LENGTH_BINS, strict=False)]
-    # Users without any history are those of the first slice.
+    # Users without any history belong to the first slice.
     slice_U = np.searchsorted(LENGTH_BINS, length_U)
     return _by_slice(values, slice_U, [f"length_{name}" for name in [*names, f"{bounds[-1] + 1}+"]])
 
@@ -126,25 +126,25 @@ def by_length(values: Mapping[str, np.ndarray], length_U: np.ndarray) -> dict[st
 def by_popularity(
     values: Mapping[str, np.ndarray], target_U: np.ndarray, count_I: np.ndarray
 ) -> dict[str, float]:
-    """Means over the users whose target is popular or not, as "eval/target_tail/hr@10".
+    """Means over users by popularity of the target, such as "eval/target_tail/hr@10".
 
-    The head are the most popular items that have half of all events, the middle those that follow up to
-    80%, the tail all others.
+    The head has the most popular items, with half of all events; the middle the next ones, up to 80%;
+    and the tail all others.
 
     Args:
-      values: of `user_values`, with one target a user.
-      target_U: int item of each user; one that is not in the catalogue is of the tail.
+      values: results of `user_values`, with one target per user.
+      target_U: int target item of each user; an item outside the catalogue belongs to the tail.
       count_I: events of each item in training.
 
     Returns:
-      As `summarize`, for each slice that has users.
+      The results of `summarize` for each slice that has users.
     """
     count_I = np.asarray(count_I)
     order_I = np.argsort(-count_I, kind="stable")
     before_I = np.cumsum(count_I[order_I]) - count_I[order_I]
     shares = list(POPULARITY_SHARES.values())
     slice_I = np.empty(count_I.size, np.int64)
-    # An item belongs to where its first event falls, so the head is never empty.
+    # The first event of an item decides its slice, so the head is never empty.
     slice_I[order_I] = np.searchsorted(shares[:-1], before_I / max(1, count_I.sum()), side="right")
     slice_I[count_I == 0] = len(shares) - 1
     known_U = (target_U >= 0) & (target_U < count_I.size)
@@ -165,26 +165,26 @@ def _by_slice(
 
 
 class Coverage:
-    """Which share of the catalogue is recommended to anybody.
+    """The share of the catalogue that is recommended to at least one user.
 
     Attributes:
-      first_I: int64, the first place of any list at which an item stands.
+      first_I: int64, the best place of an item in any list.
     """
 
     def __init__(self, items: int):
         self.first_I = np.full(items, np.iinfo(np.int64).max)
 
     def add(self, index_UK: np.ndarray) -> None:
-        """Takes in the lists of more users, best first; -1 where a list ends early."""
+        """Adds the lists of more users, best first; -1 where a list ends early."""
         index_UK = np.asarray(index_UK)
         place_UK = np.broadcast_to(np.arange(index_UK.shape[1]), index_UK.shape)
         real_UK = index_UK >= 0
         np.minimum.at(self.first_I, index_UK[real_UK], place_UK[real_UK])
 
     def summarize(self, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-        """The share of items among the first k of any list, as "eval/coverage@10".
+        """The share of items among the first k of any list, such as "eval/coverage@10".
 
-        Lists that are shorter than k count as far as they go.
+        Lists shorter than k count as they are.
         """
         return {f"{PREFIX}coverage@{k}": float((self.first_I < k).mean()) for k in cutoffs}
 
@@ -192,12 +192,12 @@ class Coverage:
 def popularity_ranks(
     count_I: np.ndarray, target_U: np.ndarray, seen: Seen | None = None
 ) -> np.ndarray:
-    """int64 `[U]` ranks of the targets if everybody is recommended the most popular items.
+    """int64 `[U]` ranks of the targets if the most popular items are recommended to everybody.
 
     Args:
       count_I: events of each item in training.
-      target_U: int item of each user; the rank of one that is not in the catalogue is I.
-      seen: items that do not count. The target is ranked even if it is one of them. None: all items
+      target_U: int target item of each user; an item outside the catalogue has rank I.
+      seen: items that do not count; the target is ranked even if it is one of them. None: all items
         count.
 
     Examples:

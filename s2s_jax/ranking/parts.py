@@ -1,7 +1,7 @@
-"""The finished stripes of a command that may be interrupted, as Parquet files beside its output.
+"""Finished parts of an interruptible command, one per stripe, as Parquet files next to its output.
 
-A note beside them says what they were made for. A command for which all of that is the same goes on with
-them; any other one starts anew. Nothing else that lies in their directory is ever removed.
+A note in their directory says what they were made for. A later command reuses them if all of this is the
+same, and starts over otherwise. Other files in the directory are never removed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
 
-# Where a part keeps its counts.
+# The metadata key of a part's counts.
 _COUNTS = b"s2s_jax.counts"
 _NOTE = "made_for.json"
 _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
@@ -31,15 +31,15 @@ class Parts:
     """The parts of one output."""
 
     def __init__(self, output: Path, made_for: Mapping[str, Any]):
-        """Opens the directory of parts of `output`, and empties it if they were made for something else.
+        """Opens the directory of `output`'s parts; removes parts that were made for something else.
 
         Args:
-          output: the file that they will make.
-          made_for: all that they depend on, as JSON.
+          output: the final file.
+          made_for: everything that the parts depend on, as JSON.
 
         Raises:
-          UserError: the directory cannot be written, is not one of parts, or another process writes
-            parts there.
+          UserError: the directory cannot be written or is not a directory of parts, or another process
+            is writing parts there.
         """
         self._output = output
         self._dir = output.with_name(output.name + ".parts")
@@ -51,7 +51,7 @@ class Parts:
             if before is not None and before != now:
                 changed = [key for key in now if key not in before or before[key] != now[key]]
                 print(
-                    f"{self._dir}: its parts were made with another {', '.join(changed)}; starting anew",
+                    f"{self._dir}: its parts were made with another {', '.join(changed)}; starting over",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -64,12 +64,12 @@ class Parts:
         return self._path(number).exists()
 
     def write(self, number: int, table: pa.Table, counts: Mapping[str, int]) -> None:
-        """Keeps a part, and what it counts.
+        """Writes a part and its counts.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the part cannot be written.
         """
-        # In one file, so that they are whole if the command is interrupted.
+        # Both are in one file, so that an interruption cannot separate them.
         table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
         try:
             _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
@@ -77,10 +77,10 @@ class Parts:
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
 
     def join(self) -> Counter[str]:
-        """Makes the output of the parts, one at a time in memory, and removes them.
+        """Joins the parts into the output, with one part at a time in memory, and removes them.
 
         Returns:
-          The sums of their counts.
+          The sums of the parts' counts.
 
         Raises:
           UserError: the output cannot be written.
@@ -109,7 +109,7 @@ class Parts:
         return self._dir / f"{number:08}.parquet"
 
     def _made_for(self) -> dict[str, Any] | None:
-        """What the parts that lie there were made for, None if there are none."""
+        """What the existing parts were made for; None if there are none."""
         names = [path.name for path in self._dir.iterdir()]
         if not names:
             return None
@@ -127,7 +127,7 @@ class Parts:
         return made_for if isinstance(made_for, dict) else {}
 
     def _locked(self) -> int:
-        """A descriptor of the directory that holds a lock until it is closed."""
+        """A file descriptor of the directory, which holds a lock until it is closed."""
         directory = os.open(self._dir, os.O_RDONLY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +142,7 @@ class Parts:
         return directory
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the lock."""
         self._unlock()
 
     def _remove(self) -> bool:
@@ -157,7 +157,7 @@ class Parts:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Writes a file beside its place and then moves it there, so that it is never seen half written."""
+    """Writes a temporary file and then moves it to `path`, so that a partial file is never seen."""
     unfinished = path.with_suffix(".tmp")
     write(unfinished)
     unfinished.replace(path)

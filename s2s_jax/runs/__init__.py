@@ -1,1 +1,1 @@
-"""The directory of a run."""
+"""The directory of a run: configuration, checkpoints and metrics."""

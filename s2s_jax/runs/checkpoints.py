@@ -1,8 +1,8 @@
-"""Checkpoints of a run, written by Orbax: all that a run needs to continue, besides its configuration.
+"""Checkpoints of a run, written by Orbax: all that a run needs to continue, except its configuration.
 
-A checkpoint `checkpoints/<step>/` holds `state` (model, tables, optimizer: sharded arrays) and
-`progress` (JSON: reading position, running means). It is written in the background and renamed into
-place when whole, so one that did not finish is never seen.
+A checkpoint `checkpoints/<step>/` has `state` (model, tables, optimizer: sharded arrays) and `progress`
+(JSON: reading position, running means). It is written in the background and renamed into place once it
+is complete, so an unfinished checkpoint is never seen.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from s2s_jax.runs.preservation import NewestAndBest
 from s2s_jax.runs.restore_errors import explained, total_bytes
 from s2s_jax.writing import trouble_in
 
-# Orbax's mark of a directory that is still being written.
+# Part of the name of a directory that Orbax is still writing.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -40,14 +40,14 @@ def _errors_only(logger_name: str) -> Iterator[None]:
 
 
 class State(Protocol):
-    """What is trained: a `training.state.TrainState`."""
+    """The trained state: a `training.state.TrainState`."""
 
     def saved_parts(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, by name."""
+        """The parts that are saved in a checkpoint, by name."""
         ...
 
     def with_saved_parts(self, parts: Mapping[str, Any]) -> Self:
-        """The same with other values of these parts."""
+        """The same state with other values for these parts."""
         ...
 
 
@@ -58,12 +58,12 @@ class Checkpoints:
     """The checkpoints of a run directory."""
 
     def __init__(self, run_dir: Path, newest: int | None, read_only: bool = False):
-        """Opens the checkpoints of a run; the run may write them while others only read.
+        """Opens the checkpoints of a run; the run may write them while other processes read them.
 
         Args:
           run_dir: the run directory.
-          newest: how many of the newest checkpoints are kept; None: all.
-          read_only: nothing is written or removed.
+          newest: number of newest checkpoints to keep; None: all.
+          read_only: whether nothing may be written or removed.
 
         Raises:
           UserError: the directory cannot be used.
@@ -76,11 +76,11 @@ class Checkpoints:
         self._kept = NewestAndBest(newest)
         self._saving: int | None = None
         self._failed = False
-        # Of a save that fails in the background, others of its writes may fail at any time after.
+        # When a save fails in the background, more of its writes may fail at any later time.
         self._one_error = contextlib.ExitStack()
         self._absl = logging.getLogger("absl")
         self._absl.addFilter(_no_tracebacks)
-        # Orbax warns of all that reading only implies, though it was asked to read only.
+        # Orbax warns about everything that read-only implies, although it was asked for.
         with _errors_only("absl") if read_only else contextlib.nullcontext():
             try:
                 self._manager = ocp.CheckpointManager(
@@ -99,12 +99,12 @@ class Checkpoints:
 
     @property
     def newest_step(self) -> int | None:
-        """Step of the newest whole checkpoint, None if there is none."""
+        """Step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     @property
     def steps(self) -> list[int]:
-        """Steps of all whole checkpoints."""
+        """Steps of all complete checkpoints."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -114,21 +114,21 @@ class Checkpoints:
         progress: dict[str, Any],
         evaluations: Mapping[int, float] | None = None,
     ) -> None:
-        """Saves in the background; the arrays are copied before it returns, so they may be donated.
+        """Saves in the background. Arrays are copied before it returns, so they may be donated.
 
-        Besides the newest checkpoints, the best is kept of those that have been evaluated.
+        Keeps the newest checkpoints, and the best of those that have been evaluated.
 
         Args:
-          step: its number.
-          state: of the devices.
-          progress: all else that a run needs to continue.
-          evaluations: by step, how good states were so far; more is better.
+          step: number of the step.
+          state: the state on the devices.
+          progress: everything else that a run needs to continue.
+          evaluations: the quality of earlier states, by step; higher is better.
 
         Raises:
-          UserError: this checkpoint, or the one before it, cannot be written.
+          UserError: this checkpoint, or the previous one, cannot be written.
         """
         self._kept.evaluations = {} if evaluations is None else evaluations
-        # What went wrong with the one before would be taken for a failure of this one.
+        # Otherwise a failure of the previous save would be taken for a failure of this one.
         self.wait()
         self._saving = step
         self._one_error.enter_context(one_error())
@@ -142,30 +142,30 @@ class Checkpoints:
             )
 
     def restore(self, step: int, abstract: _State) -> _State:
-        """Restores the state of `step` into the shapes and shardings of `abstract`.
+        """Restores the state of `step` with the shapes and shardings of `abstract`.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: the checkpoint cannot be read.
         """
         wanted = abstract.saved_parts()
         saved = self._restore(step, wanted, state=ocp.args.StandardRestore(wanted))
         return abstract.with_saved_parts(saved)
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of `step`.
+        """The progress that was saved with the state of `step`.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: the checkpoint cannot be read.
         """
         saved = self._restore(step, None, progress=ocp.args.JsonRestore())
         return of_known_format(saved, self._directory / str(step))
 
     def fingerprint(self, step: int) -> str:
-        """Of the checkpoint of `step`."""
+        """The fingerprint of the checkpoint of `step`, see `checkpoint_fingerprint`."""
         return checkpoint_fingerprint(self._directory.parent, step)
 
     def _restore(self, step: int, wanted: object, **item: ocp.args.CheckpointArgs) -> Any:
-        """Restores one item of a checkpoint, whose arrays are to become those of `wanted`."""
+        """Restores one item of a checkpoint, with arrays like those of `wanted`."""
         ((name, _),) = item.items()
         try:
             with one_error():
@@ -178,23 +178,23 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether a checkpoint could not be written; nothing more is saved then."""
+        """Whether a checkpoint could not be written; then nothing more is saved."""
         return self._failed
 
     def check(self) -> None:
-        """Looks, without waiting, whether what was saved in the background failed.
+        """Checks, without waiting, whether a save in the background has failed.
 
         Raises:
-          UserError: it did.
+          UserError: it has.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the checkpoint cannot be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -205,10 +205,10 @@ class Checkpoints:
         """Waits for saves and frees threads.
 
         Raises:
-          UserError: what was saved cannot be written, and nothing has said so before.
+          UserError: the last save cannot be written, and this has not been raised before.
         """
         try:
-            # Of one failure there is one message.
+            # There is only one message for a failure.
             with contextlib.suppress(Exception) if self._failed else self._explained():
                 self._manager.close()
             if not self._failed:
@@ -218,7 +218,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns a failure of the disk, in whichever wrapping Orbax raises it, into a sentence."""
+        """Turns a failure of the disk, whatever exception Orbax wraps it in, into a `UserError`."""
         try:
             yield
         except Exception as error:
@@ -230,24 +230,26 @@ class Checkpoints:
                 _remove_unfinished(self._directory)
             newest = max((step for step in self.steps if step != self._saving), default=None)
             left = (
-                "there is none yet" if newest is None else f"the newest whole one is of {newest:,}"
+                "there is none yet"
+                if newest is None
+                else f"the newest complete one is of step {newest:,}"
             )
             raise UserError(
                 f"{self._directory}: the checkpoint of step {self._saving:,} cannot be written "
-                f"({reason}); {left}; free space or mend the permission there, and start the same "
+                f"({reason}); {left}; free space or fix the permissions there, and start the same "
                 f"command again"
             ) from error
 
 
 def _no_tracebacks(record: logging.LogRecord) -> bool:
-    """Leaves out Orbax' stack traces of errors, which it raises as well."""
+    """Removes Orbax's stack traces of errors that it also raises."""
     return record.exc_info is None
 
 
 def checkpoint_fingerprint(run_dir: Path, step: int) -> str:
-    """Another one for each checkpoint that was ever saved; a copy of the directory keeps it."""
+    """A fingerprint that is unique for each saved checkpoint, and the same for copies of it."""
     directory = run_dir / "checkpoints" / str(step)
-    # Names of data files are random, and this one tells when they were written.
+    # Names of data files are random, and this file has the time of the save.
     times = directory / "_CHECKPOINT_METADATA"
     digest = hashlib.sha256(times.read_bytes() if times.exists() else b"")
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
@@ -257,10 +259,10 @@ def checkpoint_fingerprint(run_dir: Path, step: int) -> str:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Removes what saves that did not finish left behind.
+    """Removes what unfinished saves left behind.
 
-    Orbax can do it, but in a thread that nothing waits for, and that writes a traceback where the
-    process ends sooner.
+    Orbax can do this, but in a thread that nothing waits for, and that prints a traceback if the process
+    ends first.
     """
     for path in directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run cannot survive: another configuration, or checkpoints of a later format."""
+"""Refuses to continue a run with an incompatible configuration, or from a later checkpoint format."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.run_dir import config_path
 from s2s_jax.version import __version__
 
-# Of what checkpoints hold; raised by one when older programs would misunderstand newer ones.
+# Format of checkpoints; increased by one when older programs would misread newer checkpoints.
 _FORMAT = 1
-# Saved beside each state: the format, under the name that it has had from the start, and who wrote it.
+# Saved with each state: the format, under its original name, and the version of the writer.
 VERSIONS = {"version": _FORMAT, "s2s_jax": __version__}
 
 
 def check_config(run_dir: Path, config: Config) -> None:
-    """Refuses a configuration that the directory's checkpoints cannot be continued with.
+    """Refuses a configuration with which the run in this directory cannot continue.
 
     Raises:
-      UserError: naming the first key that differs.
+      UserError: names the first key that differs.
     """
     run_dir = run_dir.resolve()
     path = config_path(run_dir)
@@ -26,8 +26,8 @@ def check_config(run_dir: Path, config: Config) -> None:
         before = identity.of_run(parse_json(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: expected the configuration that the checkpoints beside it were made with, "
-            f"but it cannot be read ({error}); give another train.output_dir"
+            f"{path}: expected the configuration of the checkpoints in this directory, but it cannot "
+            f"be read ({error}); give another train.output_dir"
         ) from error
     now = identity.of_run(config)
     for key in before | now:
@@ -41,12 +41,12 @@ def check_config(run_dir: Path, config: Config) -> None:
 
 
 def of_known_format(saved: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """What was saved beside a state, without `VERSIONS`.
+    """The progress saved with a state, without `VERSIONS`.
 
     Raises:
-      UserError: it has a later format than this program knows.
+      UserError: the checkpoint has a later format than this program knows.
     """
-    # Without a number, checkpoints have the first format.
+    # Checkpoints without a number have the first format.
     found = saved["version"] if "version" in saved else _FORMAT
     if found > _FORMAT:
         known = "s2s_jax" in saved

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run: a line of numbers for some steps, and for each evaluation."""
+"""A run's `metrics.jsonl`: lines of numbers of steps and of evaluations."""
 
 import contextlib
 import itertools
@@ -11,12 +11,12 @@ from pathlib import Path
 from s2s_jax.writing import explained, replacing
 
 _NAME = "metrics.jsonl"
-# What a step, or an evaluation after it, told: numbers by name, `step` among them.
+# Numbers of a step, or of an evaluation after it, by name; including `step`.
 Line = dict[str, float]
 
 
 def read_lines(run_dir: Path) -> list[Line]:
-    """The whole lines of `metrics.jsonl`; a torn one, as a killed run leaves it, is left out."""
+    """The complete lines of `metrics.jsonl`; a partial line of a killed run is left out."""
     path = run_dir / _NAME
     if not path.exists():
         return []
@@ -33,15 +33,15 @@ class MetricsFile:
     """Appends lines to `metrics.jsonl`."""
 
     def __init__(self, run_dir: Path, step: int, unwritten: Sequence[Line] = ()):
-        """Opens the file of a run that stands at `step`; lines after it are taken out.
+        """Opens the file of a run that is at `step`; removes lines of later steps.
 
         Args:
           run_dir: the run directory.
-          step: steps done, 0 or that of the checkpoint that the run continues from.
+          step: steps done: 0, or the step of the checkpoint from which the run continues.
           unwritten: lines up to `step` that could not be written before.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the file cannot be written.
         """
         self._path = run_dir / _NAME
         found = read_lines(run_dir)
@@ -52,20 +52,20 @@ class MetricsFile:
         with replacing(self._path) as unfinished:
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         with explained(self._path):
-            # Unbuffered, so that it is known what was written.
+            # Unbuffered, so that we know what was written.
             self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[Line] = []
 
     @property
     def unwritten(self) -> list[Line]:
-        """Lines that the file does not have because it could not be written."""
+        """Lines that could not be written to the file."""
         return list(self._unwritten)
 
     def write(self, line: Line) -> None:
-        """Appends a line, after those that could not be written before.
+        """Appends a line, after the lines that could not be written before.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the file cannot be written.
         """
         self._unwritten.append(line)
         text = "".join(json.dumps(line) + "\n" for line in self._unwritten)
@@ -78,7 +78,7 @@ class MetricsFile:
         self._file.close()
 
     def _append(self, data: bytes) -> None:
-        """Writes all of `data` or, as far as that can be undone, nothing."""
+        """Writes all of `data` or, if a partial write can be undone, nothing."""
         before = os.fstat(self._file.fileno()).st_size
         try:
             while data:
@@ -90,14 +90,14 @@ class MetricsFile:
 
 
 def _set_aside(path: Path) -> None:
-    """Keeps the metrics of a run whose checkpoints are gone when another begins in its directory."""
+    """Keeps the metrics of a run without checkpoints when another run begins in its directory."""
     number = next(n for n in itertools.count(1) if not path.with_suffix(f".{n}.jsonl").exists())
     kept = path.with_suffix(f".{number}.jsonl")
     with explained(kept):
         path.rename(kept)
     print(
-        f"{path.parent} has metrics but no checkpoint to go on from: training begins anew, and what "
-        f"{path.name} had is in {kept.name}",
+        f"{path.parent} has metrics but no checkpoint to continue from: training starts from the "
+        f"beginning, and the old {path.name} is now {kept.name}",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What TensorStore and asyncio would write to stderr besides the error that Orbax raises."""
+"""Silences what TensorStore and asyncio write to stderr in addition to the error that Orbax raises."""
 
 import contextlib
 import logging
@@ -9,10 +9,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def one_error() -> Iterator[None]:
-    """Lets nothing but the first error of a restore or a save be heard.
+    """Shows only the first error of a restore or a save.
 
-    The reads and writes that it cuts off would each write a traceback to stderr, some of them after it
-    was raised. So after an error the process stays as it is within.
+    The reads and writes that the error cuts off would each print a traceback to stderr, some of them
+    after it was raised. So after an error, the process stays silenced.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     level = logger.level
@@ -26,16 +26,16 @@ def one_error() -> Iterator[None]:
     sys.unraisablehook = quietly
     logger.setLevel(logging.CRITICAL)
     yield
-    # Not reached where there was an error.
+    # Not reached after an error.
     sys.unraisablehook = hook
     logger.setLevel(level)
 
 
 @contextlib.contextmanager
 def hooks_put_back() -> Iterator[None]:
-    """At its end the process is as before, whatever errors `one_error` met within.
+    """Restores the process's hooks at its end, even if `one_error` saw errors within.
 
-    For programs that go on after an error. Some of what its writes still say may then be heard.
+    For programs that continue after an error. Late messages of its reads and writes may then be shown.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     level = logger.level

@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal."""
+"""The progress of a run on the terminal."""
 
 import sys
 import time
@@ -10,10 +10,10 @@ from s2s_jax.runs.metrics_file import Line
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere a plain line of text for each line of metrics."""
+    """A bar on a terminal; otherwise a plain line of text for each line of metrics."""
 
     def __init__(self, step: int, total_steps: int):
-        """Args: steps done, and those at which the run ends."""
+        """Args: the steps done, and the step at which the run ends."""
         self._total = total_steps
         self._first, self._started = step, 0.0
         self._bar = None
@@ -36,14 +36,14 @@ class ProgressBar:
             self._bar.start()
 
     def stop(self) -> None:
-        """Leaves the terminal to others."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """Moves on to `step`."""
+        """Moves the bar to `step`."""
         if not self._started:
-            # Counted from the first step on, which waited for compilation.
+            # Time counts from the end of the first step, which waited for compilation.
             self._first, self._started = step, time.perf_counter()
         if self._bar is not None:
             self._bar.update(self._task, completed=step)

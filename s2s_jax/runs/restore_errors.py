@@ -1,8 +1,8 @@
-"""Why a checkpoint cannot be restored, in one sentence, and a remedy by which nothing is lost.
+"""Explains in one sentence why a checkpoint cannot be restored, with a remedy that loses nothing.
 
-Orbax and TensorStore raise many types, some of them plain `Exception`, with the status of the operation
-that failed somewhere in the messages of the chain. Only what says that bytes are missing or wrong is
-taken for damage.
+Orbax and TensorStore raise many types, some of them plain `Exception`, with the status of the failed
+operation somewhere in the messages of the chain. Only messages about missing or wrong bytes count as
+damage.
 """
 
 import errno
@@ -29,27 +29,27 @@ _DAMAGE = re.compile(
     "was not found in the checkpoint"
 )
 _DAMAGE_TYPES = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
-# Without these nothing can be read, though Orbax then complains of something else.
+# Nothing can be read without these files, although Orbax then complains about something else.
 _NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "progress/metadata")
 
 
 def explained(
     error: Exception, directory: Path, earlier: int | None, held_bytes: int, devices: int
 ) -> UserError:
-    """What went wrong when the checkpoint in `directory` was restored.
+    """Explains a failure to restore the checkpoint in `directory`.
 
     Args:
-      error: that Orbax raised.
-      directory: of the checkpoint, `checkpoints/<step>` of the run directory.
-      earlier: the step of the checkpoint before it; None: there is none.
-      held_bytes: of the arrays that it was to become, over all devices.
-      devices: how many there are.
+      error: the error raised by Orbax.
+      directory: directory of the checkpoint, `checkpoints/<step>` in the run directory.
+      earlier: step of the previous checkpoint; None: there is none.
+      held_bytes: bytes of the restored arrays, over all devices.
+      devices: number of devices.
     """
     chain = list(_chain(error))
     unreadable = _unreadable(directory)
     chain += [] if unreadable is None else [unreadable]
     words = "\n".join(f"{type(each).__name__}: {each}" for each in chain)
-    # What the user named it says nothing.
+    # The name that the user gave the run must not be mistaken for a reason.
     words = words.replace(str(directory.parent.parent), "")
     reason = _first_words(chain[-1])
     codes = {each.errno for each in chain if isinstance(each, OSError)}
@@ -57,45 +57,47 @@ def explained(
         return UserError(
             f"{directory}: there is too little memory to restore it ({reason}): parameters and "
             f"optimizer state take {held_bytes / 1e9:,.1f} GB, tables shared by {devices} device(s); "
-            f"use more or larger devices, or train.dense_sharding fsdp; the checkpoint is whole"
+            f"use more or larger devices, or train.dense_sharding fsdp; the checkpoint is complete"
         )
     if _PERMISSION.search(words) or codes & {errno.EACCES, errno.EPERM}:
         return UserError(
             f"{directory}: may not be read by this user ({reason}); make its files readable; the "
-            f"checkpoint need not be damaged"
+            f"checkpoint itself may be intact"
         )
     if unreadable is None and _OTHER_ARRAYS.search(words):
         return UserError(
-            f"{directory}: holds other arrays than this configuration asks for ({reason}); use the "
+            f"{directory}: its arrays do not match this configuration ({reason}); use the "
             f"configuration and the version of s2s_jax that it was made with"
         )
     if _DAMAGE.search(words) or _any(chain, *_DAMAGE_TYPES):
         return UserError(f"{directory}: is damaged ({reason}); {_around(directory, earlier)}")
     if _OUT_OF_REACH.search(words) or codes:
         return UserError(
-            f"{directory}: cannot be read at present ({reason}); see that its file system works and "
-            f"start again; the checkpoint need not be damaged"
+            f"{directory}: cannot be read at present ({reason}); check its file system and start "
+            f"again; the checkpoint itself may be intact"
         )
     return UserError(f"{directory}: cannot be restored ({reason}); it was left as it is")
 
 
 def total_bytes(wanted: object) -> int:
-    """Of all arrays of a tree of shapes; None: of none."""
+    """Bytes of all arrays in a tree of shapes; 0 for None."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wanted))
 
 
 def _around(directory: Path, earlier: int | None) -> str:
     if earlier is None:
-        return "bring back a copy of it, or give another train.output_dir; there is none before it"
+        return (
+            "restore a copy of it, or give another train.output_dir; there is no earlier checkpoint"
+        )
     aside = directory.parent.parent / f"damaged-{directory.name}"
     return (
-        f"bring back a copy of it, or move it to {aside}, from where it can be moved back, to use the "
-        f"one before it, of step {earlier}"
+        f"restore a copy of it, or move it to {aside} (you can move it back later) to use the earlier "
+        f"checkpoint of step {earlier}"
     )
 
 
 def _unreadable(directory: Path) -> OSError | None:
-    """What keeps the first of the needed files from being read."""
+    """The error from reading the first needed file that cannot be read."""
     try:
         for name in _NEEDED:
             (directory / name).read_bytes()
@@ -105,7 +107,7 @@ def _unreadable(directory: Path) -> OSError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that led to it."""
+    """An error, and the errors that caused it."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:

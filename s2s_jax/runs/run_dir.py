@@ -1,4 +1,4 @@
-"""A run's directory: `config.json` says what trains in it, and one process at a time does."""
+"""A run's directory: its `config.json`, and the lock that lets only one process train in it."""
 
 import contextlib
 import fcntl
@@ -13,10 +13,10 @@ from s2s_jax.writing import replacing
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Makes `run_dir` where it does not exist and keeps other processes from training in it.
+    """Creates `run_dir` if it does not exist, and keeps other processes from training in it.
 
     Raises:
-      UserError: it cannot be used as a directory, or another process trains in it.
+      UserError: it cannot be used as a directory, or another process is training in it.
     """
     refuse_addresses("train.output_dir", run_dir)
     try:
@@ -29,7 +29,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             yield
             return
         try:
-            # Held until the process ends, however it ends.
+            # Held until the process ends, in whatever way.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
@@ -42,7 +42,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def config_path(run_dir: Path) -> Path:
-    """Where a run's configuration stands."""
+    """The path of a run's configuration."""
     return run_dir / "config.json"
 
 
@@ -50,7 +50,7 @@ def write_config(run_dir: Path, config: Config) -> None:
     """Writes the resolved configuration to `config.json`, in the first process.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     if hosts.is_first():
         with replacing(config_path(run_dir)) as unfinished:

@@ -1,4 +1,4 @@
-"""What a run could not read and passed over, in `skipped.jsonl`."""
+"""Lists the stripes and files that a run skipped, in `skipped.jsonl`."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ from s2s_jax.writing import explained
 
 
 class SkipLog:
-    """`skipped.jsonl`: one line for each stripe or file that could not be read and was passed over.
+    """`skipped.jsonl`: one line for each stripe or file that could not be read and was skipped.
 
-    Of several hosts, each has its own: `skipped.jsonl`, `skipped.1.jsonl` …
+    With several hosts, each has its own file: `skipped.jsonl`, `skipped.1.jsonl` …
     """
 
     def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped], host: int = 0):
@@ -28,7 +28,7 @@ class SkipLog:
         self.add(skipped_files)
 
     def add(self, skipped: Sequence[Skipped]) -> None:
-        """Lists, here and on stderr, what is not listed yet.
+        """Lists skipped parts, in the file and on stderr, unless already listed.
 
         Raises:
           UserError: the file cannot be written.

@@ -1,10 +1,10 @@
-"""Which checkpoints a run directory has, without reading them."""
+"""Lists the checkpoints in a run directory without reading them."""
 
 from pathlib import Path
 
 
 def whole_steps(run_dir: Path) -> list[int]:
-    """Steps of all whole checkpoints of `run_dir`, rising."""
-    # One that is being written has a longer name.
+    """Steps of all complete checkpoints of `run_dir`, ascending."""
+    # A checkpoint that is still being written has a longer name.
     names = (path.name for path in (run_dir / "checkpoints").glob("*"))
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())

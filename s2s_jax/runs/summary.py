@@ -9,7 +9,7 @@ from s2s_jax.runs.metrics_file import read_lines
 
 
 def print_summary(run_dir: Path, rows: int = 6) -> None:
-    """Prints a table of some lines of metrics.jsonl, the first and the last among them."""
+    """Prints a table of some lines of metrics.jsonl, including the first and the last."""
     lines = [line for line in read_lines(run_dir) if "loss" in line]
     if not lines:
         return

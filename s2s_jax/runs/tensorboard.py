@@ -1,7 +1,7 @@
 """Event files for TensorBoard.
 
-Written at once, by the thread that has something to write: TensorBoardX's own writer hands events to a
-thread that a full disk ends unnoticed, after which the queue to it fills up and blocks.
+Events are written immediately, by the calling thread. TensorBoardX's own writer passes them to a thread
+that silently dies when the disk is full, after which its queue fills up and blocks.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-# Classes that protobuf makes when it is imported.
+# Classes that protobuf creates at import.
 _Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 _SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -25,10 +25,10 @@ class EventFile:
     """One event file."""
 
     def __init__(self, directory: Path, step: int):
-        """Makes a file of a run that stands at `step`; what other files have of later steps is void.
+        """Creates a file for a run that is at `step`; later steps in older files become void.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the file cannot be written.
         """
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
@@ -39,7 +39,7 @@ class EventFile:
         self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers of a step.
+        """Writes the numbers of a step.
 
         Raises:
           OSError: they cannot be written.
@@ -49,7 +49,7 @@ class EventFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file; what could not be written is dropped."""
+        """Closes the file; events that could not be written are dropped."""
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a run are written: metrics.jsonl, TensorBoard, the terminal."""
+"""Writes the metrics of a run to metrics.jsonl, TensorBoard and the terminal."""
 
 import contextlib
 import sys
@@ -22,13 +22,13 @@ class Writer:
         tensorboard: bool,
         unwritten: Sequence[Line] = (),
     ):
-        """Opens the files of a run that stands at `step`; lines after it are taken out.
+        """Opens the files of a run that is at `step`; removes lines of later steps.
 
         Args:
           run_dir: the run directory.
-          step: steps done, 0 or that of the checkpoint that the run continues from.
-          total_steps: steps at which it ends.
-          tensorboard: write event files too.
+          step: steps done: 0, or the step of the checkpoint from which the run continues.
+          total_steps: the step at which the run ends.
+          tensorboard: whether to write event files too.
           unwritten: lines up to `step` that could not be written before.
 
         Raises:
@@ -53,7 +53,7 @@ class Writer:
 
     @property
     def unwritten(self) -> list[Line]:
-        """Lines that metrics.jsonl does not have because it could not be written."""
+        """Lines that could not be written to metrics.jsonl."""
         return self._file.unwritten
 
     def advance(self, step: int) -> None:
@@ -64,8 +64,8 @@ class Writer:
         """Writes a line of training metrics or of an evaluation.
 
         Raises:
-          UserError: metrics.jsonl cannot be written. TensorBoard, which has nothing besides, is done
-            without.
+          UserError: metrics.jsonl cannot be written. A failure of TensorBoard, which only has the same
+            numbers, is ignored.
         """
         if self._tensorboard is not None:
             values = {name: value for name, value in line.items() if name != "step"}
@@ -84,8 +84,8 @@ class Writer:
                 self._tensorboard.close()
                 self._tensorboard = None
             print(
-                f"TensorBoard's files cannot be written ({error.strerror or error}); the run goes on "
-                f"without them, metrics.jsonl has the same numbers",
+                f"TensorBoard's files cannot be written ({error.strerror or error}); the run continues "
+                f"without them, and metrics.jsonl has the same numbers",
                 file=sys.stderr,
                 flush=True,
             )

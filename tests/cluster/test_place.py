@@ -191,7 +191,7 @@ run_door(lambda _: hosts.join())
     ("task", "node", "words"),
     [
         (1, "nowhere.invalid", "host 1: no answer from host 0 at nowhere.invalid:"),
-        (0, "localhost", "host 0: not all of the 2 hosts came within 1 s"),
+        (0, "localhost", "host 0: not all of the 2 hosts connected within 1 s"),
     ],
 )
 def test_a_task_whose_others_do_not_come_ends_with_a_sentence(task, node, words):

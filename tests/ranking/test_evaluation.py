@@ -389,7 +389,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert done == [0, 1, 1, 0, 1]
-    assert "made with another checkpoint; starting anew" in capsys.readouterr().err
+    assert "made with another checkpoint; starting over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

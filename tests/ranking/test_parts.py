@@ -46,7 +46,7 @@ def test_another_command_starts_anew_and_says_why(tmp_path, key, capsys):
     Parts(output, MADE_FOR).write(0, table(1), {})
     parts = Parts(output, MADE_FOR | {key: "other"})
     assert 0 not in parts
-    assert f"made with another {key}; starting anew" in capsys.readouterr().err
+    assert f"made with another {key}; starting over" in capsys.readouterr().err
     parts.close()
     Parts(output, MADE_FOR | {key: "other"})
     assert capsys.readouterr().err == ""

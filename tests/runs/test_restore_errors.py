@@ -101,7 +101,7 @@ def test_damage_is_told_with_a_way_that_loses_nothing(saved, tmp_path, name):
     (tmp_path / "run" / "checkpoints" / "5").rename(aside)
     restore(config, abstract, tmp_path / "run", 2)
     DAMAGES[name](tmp_path / "run" / "checkpoints" / "2")
-    assert "there is none before it" in refusal(config, abstract, tmp_path / "run", 2)
+    assert "there is no earlier checkpoint" in refusal(config, abstract, tmp_path / "run", 2)
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def test_arrays_of_another_configuration_are_not_damage(saved):
         model = dataclasses.replace(config.model, **{name: value})
         other = functions(dataclasses.replace(config, model=model)).abstract
         message = refusal(config, other, Path(config.train.output_dir))
-        assert "other arrays than this configuration" in message
+        assert "its arrays do not match this configuration" in message
         assert "move" not in message
 
 
