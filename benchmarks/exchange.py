@@ -72,7 +72,7 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     from s2s_jax.cluster.mesh import make_mesh
     from s2s_jax.config import FeatureConfig, TableConfig
     from s2s_jax.data.encoding import hashing
-    from s2s_jax.embedding import exchange
+    from s2s_jax.embedding import slices
     from s2s_jax.embedding.sharded import ShardedTables
 
     mesh = make_mesh()
@@ -90,14 +90,14 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
     def ours(table, ids, gradient):
         found = tables.look_up({"f": table}, {}, {"f": ids})
 
-        def visit(carry, windows):
+        def visit(carry, summed):
             table, count = carry
-            window = windows["f"]
-            return table.at[window.rows_W].add(window.sums_WD, mode="drop"), count + 1
+            gradients = summed["f"]
+            return table.at[gradients.rows_G].add(gradients.sums_GD, mode="drop"), count + 1
 
         carry = table, jnp.zeros(256, jnp.int32)
-        table, count = tables.reduce(found.asked, {"f": found.rows["f"] * gradient}, visit, carry)
-        return table, count, found.asked["f"].begins_n1
+        table, count = tables.reduce(found.needed, {"f": found.rows["f"] * gradient}, visit, carry)
+        return table, count, found.needed["f"].begins_n1
 
     def automatic(table, ids, gradient):
         rows = table[ids.reshape(-1)]
@@ -116,12 +116,12 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
 
     zeros = jax.jit(lambda: jnp.zeros(table.shape, jnp.float32), out_shardings=by_rows)()
     ones = jax.jit(lambda: jnp.ones(gradient.shape, jnp.float32), out_shardings=by_rows)()
-    _, windows, begins = compiled(zeros, jax.device_put(ids, by_batch), ones)
+    _, visits, begins = compiled(zeros, jax.device_put(ids, by_batch), ones)
     runs = np.diff(np.asarray(begins).reshape(devices, devices + 1), axis=1)
     rows_U = jax.ShapeDtypeStruct((ids_per_device,), jnp.int32)
     values = jax.ShapeDtypeStruct((ids_per_device, width), jnp.float32)
-    rounds_out = -(-runs.max() // exchange._slice_rows(rows_U, values, devices))
-    rounds_back = int(np.asarray(windows).max())
+    rounds_out = -(-runs.max() // slices.slice_rows(rows_U, values, devices))
+    rounds_back = int(np.asarray(visits).max())
 
     hlo = compiled.as_text()
     moved = 0

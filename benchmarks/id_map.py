@@ -27,7 +27,7 @@ from s2s_jax.config import (
     TableConfig,
     TrainConfig,
 )
-from s2s_jax.embedding import id_keys, id_map, lookup
+from s2s_jax.embedding import claiming, id_keys, id_map, lookup
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
 
@@ -48,8 +48,8 @@ def claim(of_table, table, keys, step):
     size = keys.shape[0]
     number = jnp.arange(size, dtype=jnp.int32)
     asked = id_keys.UniqueKeys(keys, jnp.ones(size, jnp.int32), number)
-    policy = id_map.Policy(1, evict=False)
-    claimed = id_map.find_or_claim(of_table, asked, jnp.int32(0), step, policy, table, make_rows)
+    policy = claiming.Policy(1, evict=False)
+    claimed = claiming.find_or_claim(of_table, asked, jnp.int32(0), step, policy, table, make_rows)
     return claimed.id_map, claimed.beside, claimed.row_U
 
 
@@ -60,7 +60,7 @@ def find(of_table, keys):
 
 @jax.jit
 def gather(table, rows):
-    return lookup.gather(table, rows)
+    return lookup.read_rows(table, rows)
 
 
 def clock(function, *arguments):

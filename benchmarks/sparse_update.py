@@ -25,12 +25,12 @@ from s2s_jax.training.optimizer import apply_updates, make_optimizer
 def make_step(spec: TableSpec, optimizer):
     def step(params, opt_state, buckets_M1, gradient_UD):
         rows_U = lookup.deduplicate(spec, {"f": buckets_M1}).rows_U
-        used_UD = lookup.gather(params["tables"]["t"], rows_U)
+        used_UD = lookup.read_rows(params["tables"]["t"], rows_U)
         # The gradient of 0.5·|row|² plus noise, which depends on the rows, as in a model.
         gradients = {"dense": {}, "tables": {"t": used_UD + gradient_UD}}
 
         def reduce(gradients, visit, carry):
-            return visit(carry, {"t": exchange.Window(rows_U, gradients["t"])})
+            return visit(carry, {"t": exchange.RowGradients(rows_U, gradients["t"])})
 
         updates, opt_state = optimizer.update(gradients, opt_state, params, reduce=reduce)
         return apply_updates(params, updates), opt_state

@@ -45,8 +45,8 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
         unpacked = unpack(config, batch)
         return {feature.name: unpacked[f"ids/{feature.name}"] for feature in config.features}
 
-    def ask(stored, batch):
-        return tables.look_up(stored.values, stored.maps, ids_of(batch)).asked
+    def find(stored, batch):
+        return tables.look_up(stored.values, stored.maps, ids_of(batch)).needed
 
     def look_up(stored, batch, step, d_embeddings):
         ids = ids_of(batch)
@@ -84,9 +84,9 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
 
         return jax.value_and_grad(mean)(encoded)
 
-    def update(params, opt_state, gradients, asked):
+    def update(params, opt_state, gradients, needed):
         def reduce(gradients, visit, carry):
-            return tables.reduce(asked, gradients, visit, carry) if asked else visit(carry, {})
+            return tables.reduce(needed, gradients, visit, carry) if needed else visit(carry, {})
 
         norm = optax.tree.norm(gradients["dense"])
         if config.lr.clip_norm is not None:
@@ -101,7 +101,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
     return SimpleNamespace(
         copy=jit(lambda tree: jax.tree.map(jnp.copy, tree)),
         init=jit(optimizer.init),
-        ask=jit(ask),
+        find=jit(find),
         look_up=jit(look_up, donate_argnums=0),
         encode=jit(encode),
         attend=jit(attend),
@@ -128,7 +128,7 @@ class Parts:
         self.of_dense = self.run.init(self.dense)
         self.of_tables = self.run.init({"dense": {}, "tables": {}})
         self.key = self.run.copy(jax.random.key(1)) if model.dropout > 0 else None
-        self.asked = [self.run.ask(self.stored, batch) for batch in self.batches]
+        self.needed = [self.run.find(self.stored, batch) for batch in self.batches]
         rows, dtype = config.io.batch_size, transformer.compute_dtype(model)
         shape = (rows, model.seq_len)
         of_embeddings = {f.name: jnp.zeros((*shape, f.emb_dim)) for f in config.features}
@@ -179,7 +179,7 @@ class Parts:
             {"dense": {}, "tables": x} for x in (self.stored.values, self.d_tables)
         )
         state = optimizers.with_table_moments(self.of_tables, self.stored.moments)
-        params, state, norm = self.run.update(params, state, gradients, self.asked[number])
+        params, state, norm = self.run.update(params, state, gradients, self.needed[number])
         self.of_tables, moments = state, optimizers.table_moments(state)
         self.stored = self.stored._replace(values=params["tables"], moments=moments)
         return norm

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+# Marks a place that holds no id; of an id of two words, both are this.
+NO_ID = -1
 # Sightings of an id without a row that can be told apart.
 MOST_SIGHTINGS = 2**10 - 1
 

@@ -19,7 +19,7 @@ from s2s_jax.embedding.tables import TableSpec, rows_of_buckets
 Arrays = dict[str, jax.Array]
 
 
-class Unique(NamedTuple):
+class UniqueRows(NamedTuple):
     """The rows of one table that a batch uses, each once.
 
     Attributes:
@@ -31,7 +31,7 @@ class Unique(NamedTuple):
     places: dict[str, jax.Array]
 
 
-def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> Unique:
+def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> UniqueRows:
     """Finds the unique rows that the features of a table ask for.
 
     Args:
@@ -45,7 +45,7 @@ def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> Unique:
         fill_value=spec.rows,
         return_inverse=True,
     )
-    # All rows stay distinct, which lets gathers and scatters skip the care for repeats.
+    # All rows stay distinct, which lets reading and writing skip the care for repeats.
     past_end_U = spec.rows + jnp.arange(rows_U.size, dtype=rows_U.dtype)
     rows_U = jnp.where(rows_U < spec.rows, rows_U, past_end_U)
     places, begin = {}, 0
@@ -53,17 +53,17 @@ def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> Unique:
         size = ids[name].size
         places[name] = place_M[begin : begin + size].reshape(ids[name].shape)
         begin += size
-    return Unique(rows_U, places)
+    return UniqueRows(rows_U, places)
 
 
-def gather(table_RD: jax.Array, rows_U: jax.Array) -> jax.Array:
+def read_rows(table_RD: jax.Array, rows_U: jax.Array) -> jax.Array:
     """The rows `rows_U` of a table (or of an optimizer state beside it), `[U, D]`; outside it zeros."""
     return table_RD.at[rows_U].get(
         mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True
     )
 
 
-def scatter_set(table_RD: jax.Array, rows_U: jax.Array, new_UD: jax.Array) -> jax.Array:
+def write_rows(table_RD: jax.Array, rows_U: jax.Array, new_UD: jax.Array) -> jax.Array:
     """Replaces the rows `rows_U` by `new_UD`, leaving out those outside the table."""
     return table_RD.at[rows_U].set(
         new_UD, mode="drop", unique_indices=True, indices_are_sorted=True
@@ -75,7 +75,7 @@ def combine(rows_UD: jax.Array, places: jax.Array, present: jax.Array, combiner:
 
     Args:
       rows_UD: the unique rows.
-      places: int32 `[..., K]`, see `Unique`.
+      places: int32 `[..., K]`, see `UniqueRows`.
       present: bool `[..., K]`, where there is an id.
       combiner: "mean" or "sum" over the ids of a bag.
 

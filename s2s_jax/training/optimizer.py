@@ -4,9 +4,11 @@ Gradients are `Params` in which a table has a row for each of the unique rows th
 `[U, D]` a device. The extra argument `reduce` brings them to the devices that own the rows. Updates of
 tables are the new tables themselves, written in place: nothing of a table's size is ever made beside it.
 
-Shapes: R rows and D width of a table, W rows of a window (see `embedding.exchange`).
+Shapes: R rows and D width of a table, M = 2 D, G rows whose gradients are summed together (see
+`embedding.exchange`).
 """
 
+import functools
 from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar, cast
 
 import jax
@@ -14,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from s2s_jax.config import LRConfig
-from s2s_jax.embedding import exchange, lookup
-from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.exchange import RowGradients, Visit
+from s2s_jax.embedding.lookup import Arrays, read_rows, write_rows
 from s2s_jax.embedding.tables import NUM_SEGMENTS
 from s2s_jax.training.params import Params, Tree
 from s2s_jax.training.schedule import Clock, learning_rate
@@ -30,9 +32,7 @@ _Carry = TypeVar("_Carry")
 class Reduce(Protocol):
     """Gives `visit` the gradients of rows where the rows live, see `exchange.reduce`."""
 
-    def __call__(
-        self, gradients: Arrays, visit: exchange.Visit[_Carry], carry: _Carry, /
-    ) -> _Carry:
+    def __call__(self, gradients: Arrays, visit: Visit[_Carry], carry: _Carry, /) -> _Carry:
         """The last carry; it is a tree of tables and arrays beside them, sharded by rows."""
         ...
 
@@ -111,21 +111,16 @@ def sparse_row_adamw(
         rate = jnp.asarray(learning_rate(state.count))
         step_size = rate * jnp.sqrt(1 - config.beta2**t) / (1 - config.beta1**t)
 
+        stepped = functools.partial(_stepped, config, rate, step_size)
+
         def visit(
-            carry: tuple[Arrays, Arrays, jax.Array], windows: dict[str, exchange.Window]
+            carry: tuple[Arrays, Arrays, jax.Array], summed: dict[str, RowGradients]
         ) -> tuple[Arrays, Arrays, jax.Array]:
             tables, moments, square_norm = carry
-            for name, (rows_W, g_WD) in windows.items():
-                table_WD = lookup.gather(tables[name], rows_W)
-                m_WD, v_WD = jnp.split(lookup.gather(moments[name], rows_W), 2, axis=-1)
-                m_WD = config.beta1 * m_WD + (1 - config.beta1) * g_WD
-                v_WD = config.beta2 * v_WD + (1 - config.beta2) * jnp.square(g_WD)
-                table_WD = (1 - rate * config.weight_decay) * table_WD
-                table_WD -= step_size * m_WD / (jnp.sqrt(v_WD) + config.eps)
-                new_WD2 = jnp.concatenate([m_WD, v_WD], axis=-1)
-                tables = tables | {name: lookup.scatter_set(tables[name], rows_W, table_WD)}
-                moments = moments | {name: lookup.scatter_set(moments[name], rows_W, new_WD2)}
-            return tables, moments, _add_squares(square_norm, windows)
+            for name, of_rows in summed.items():
+                table_RD, moments_RM = stepped(tables[name], moments[name], of_rows)
+                tables, moments = tables | {name: table_RD}, moments | {name: moments_RM}
+            return tables, moments, _add_squares(square_norm, summed)
 
         carry = values["tables"], state.moments["tables"], jnp.zeros(NUM_SEGMENTS)
         tables, moments, square_norm = reduce(gradients["tables"], visit, carry)
@@ -136,17 +131,37 @@ def sparse_row_adamw(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _stepped(
+    config: LRConfig,
+    rate: jax.Array,
+    step_size: jax.Array,
+    table_RD: jax.Array,
+    moments_RM: jax.Array,
+    gradients: RowGradients,
+) -> tuple[jax.Array, jax.Array]:
+    """A table and its moments, written in place where there are gradients."""
+    rows_G, g_GD = gradients
+    values_GD = read_rows(table_RD, rows_G)
+    m_GD, v_GD = jnp.split(read_rows(moments_RM, rows_G), 2, axis=-1)
+    m_GD = config.beta1 * m_GD + (1 - config.beta1) * g_GD
+    v_GD = config.beta2 * v_GD + (1 - config.beta2) * jnp.square(g_GD)
+    values_GD = (1 - rate * config.weight_decay) * values_GD
+    values_GD -= step_size * m_GD / (jnp.sqrt(v_GD) + config.eps)
+    new_GM = jnp.concatenate([m_GD, v_GD], axis=-1)
+    return write_rows(table_RD, rows_G, values_GD), write_rows(moments_RM, rows_G, new_GM)
+
+
 def rows_norm(gradients: Arrays, reduce: Reduce) -> jax.Array:
     """The norm of the gradient of all tables, f32 scalar."""
 
-    def visit(square_norm: jax.Array, windows: dict[str, exchange.Window]) -> jax.Array:
-        return _add_squares(square_norm, windows)
+    def visit(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax.Array:
+        return _add_squares(square_norm, summed)
 
     return jnp.sqrt(reduce(gradients, visit, jnp.zeros(NUM_SEGMENTS)).sum())
 
 
-def _add_squares(square_norm: jax.Array, windows: dict[str, exchange.Window]) -> jax.Array:
-    squares = sum(jnp.square(window.sums_WD).sum() for window in windows.values())
+def _add_squares(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax.Array:
+    squares = sum(jnp.square(each.sums_GD).sum() for each in summed.values())
     return square_norm.at[0].add(squares)
 
 

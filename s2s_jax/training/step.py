@@ -166,7 +166,7 @@ class _Step:
         self, state: TrainState, found: Found, grads: Params
     ) -> tuple[TrainState, jax.Array]:
         """The state with new parameters, and the norm of the gradient."""
-        reduce = functools.partial(self.tables.reduce, found.asked)
+        reduce = functools.partial(self.tables.reduce, found.needed)
         grads["dense"] = jax.lax.with_sharding_constraint(grads["dense"], self.dense_shardings)
         dense_norm = optax.tree.norm((grads["dense"], default_rows(grads)))
         norm = None

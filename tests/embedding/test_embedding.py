@@ -99,7 +99,7 @@ def test_unique_rows_lead_back_to_each_id(data, buckets):
     expected = {b % 256 * made.segment_rows + b // 256 for b in asked.tolist() if b >= 0}
     assert set(inside.tolist()) == expected
     table = np.arange(made.rows * 3, dtype=np.float32).reshape(-1, 3) + 1
-    gathered = np.asarray(lookup.gather(jnp.asarray(table), unique.rows_U))
+    gathered = np.asarray(lookup.read_rows(jnp.asarray(table), unique.rows_U))
     for name, buckets_of in ids.items():
         found = gathered[np.asarray(unique.places[name])]
         row = buckets_of % 256 * made.segment_rows + buckets_of // 256
@@ -129,5 +129,5 @@ def test_bags_against_numpy(combiner, bag):
 def test_scatter_leaves_rows_outside_alone():
     table = jnp.zeros((4, 2))
     rows = jnp.asarray([1, 3, 6, 7])
-    put = lookup.scatter_set(table, rows, 2 * jnp.ones((4, 2)))
+    put = lookup.write_rows(table, rows, 2 * jnp.ones((4, 2)))
     np.testing.assert_array_equal(put[:, 1], [0, 2, 0, 2])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh
-from s2s_jax.embedding import exchange
+from s2s_jax.embedding import exchange, slices
 
 # Tables of the same width share an exchange; the third has its own.
 ROWS = {"a": 768, "b": 256, "c": 512}
@@ -23,15 +23,15 @@ def exchanged(devices, rows, tables, gradients):
     spec = PartitionSpec(DATA_AXIS)
 
     def on_device(rows, tables, gradients):
-        asked = {name: exchange.ask(r, ROWS[name], devices) for name, r in rows.items()}
-        found = exchange.fetch(tables, asked, DATA_AXIS)
+        needed = {name: exchange.by_owner(r, ROWS[name], devices) for name, r in rows.items()}
+        found = exchange.fetch(tables, needed, DATA_AXIS)
 
-        def visit(carry, windows):
+        def visit(carry, summed):
             return {
                 name: (
-                    sums.at[windows[name].rows_W].add(windows[name].sums_WD, mode="drop"),
-                    visits.at[windows[name].rows_W].add(1, mode="drop"),
-                    total + windows[name].sums_WD.sum(axis=0, keepdims=True),
+                    sums.at[summed[name].rows_G].add(summed[name].sums_GD, mode="drop"),
+                    visits.at[summed[name].rows_G].add(1, mode="drop"),
+                    total + summed[name].sums_GD.sum(axis=0, keepdims=True),
                 )
                 for name, (sums, visits, total) in carry.items()
             }
@@ -41,7 +41,7 @@ def exchanged(devices, rows, tables, gradients):
             for name, t in tables.items()
         }
         local_rows = {name: size // devices for name, size in ROWS.items()}
-        return found, exchange.reduce(gradients, asked, local_rows, visit, carry, DATA_AXIS)
+        return found, exchange.reduce(gradients, needed, local_rows, visit, carry, DATA_AXIS)
 
     flat = {name: r.reshape(-1) for name, r in rows.items()}
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)
@@ -76,12 +76,12 @@ def check(devices, wanted):
         np.testing.assert_array_equal(visits, times)
 
 
-@pytest.fixture(autouse=True, params=["one round", "several", "several windows"], scope="module")
+@pytest.fixture(autouse=True, params=["one round", "several", "several visits"], scope="module")
 def _slices(request):
     """The behaviour for little data and for much data."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "_FEW_BYTES", 2**30 if request.param == "one round" else 0)
-        if request.param == "several windows":
+        patch.setattr(slices, "_FEW_BYTES", 2**30 if request.param == "one round" else 0)
+        if request.param == "several visits":
             patch.setattr(exchange, "_ROUNDS", 2)
         yield
 

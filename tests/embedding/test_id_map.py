@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, make_mesh, row_sharded
 from s2s_jax.config import FeatureConfig, TableConfig
-from s2s_jax.embedding import id_keys, id_map
+from s2s_jax.embedding import claiming, id_keys, id_map
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS, usable_capacity
 from s2s_jax.training.growth import max_load
@@ -144,7 +144,7 @@ def functions(settings, devices, capacity):
 
         places = found.places["f"][0]
         row = jax.shard_map(row_of, mesh=mesh, in_specs=spec, out_specs=spec)(
-            found.asked["f"].rows_U, places
+            found.needed["f"].rows_U, places
         )
         rows = tables.embed(found.rows, {"f": places}, {"f": ids["f"][0]})["f"]
         return rows.reshape(-1, WIDTH), row.reshape(-1)
@@ -418,9 +418,9 @@ def test_counts_of_dropped_and_evicted_ids_stop_before_they_wrap_around():
 
     def claim(of_table, part, step, evict):
         unique = id_keys.unique_keys(jnp.asarray(part))
-        policy = id_map.Policy(1, evict)
+        policy = claiming.Policy(1, evict)
         make = lambda beside, *_: beside  # noqa: E731
-        return id_map.find_or_claim(
+        return claiming.find_or_claim(
             of_table, unique, jnp.int32(0), jnp.int32(step), policy, (), make
         ).id_map
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.embedding import id_map, waiting_ids
+from s2s_jax.embedding import claiming, id_map, waiting_ids
 from s2s_jax.embedding.id_keys import is_there, keys_of, segment_of, unique_keys
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS
 
@@ -138,11 +138,11 @@ def test_rows_seen_often_stay_often():
     """Sightings of a row do not wrap around: a row seen 2^31 times does not become rare."""
     of_table = id_map.empty_map(ROWS, 1)
     unique = unique_keys(keys(np.array([5, 5, 6, 6])))
-    policy = id_map.Policy(1, False)
+    policy = claiming.Policy(1, False)
 
     @jax.jit
     def admit(of_table, step):
-        return id_map.find_or_claim(
+        return claiming.find_or_claim(
             of_table, unique, jnp.int32(0), step, policy, (), lambda beside, *_: beside
         )
 

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from s2s_jax.config import Constant, Cosine, Linear, LRConfig
-from s2s_jax.embedding import exchange, lookup
+from s2s_jax.embedding import lookup
+from s2s_jax.embedding.exchange import RowGradients
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.training.optimizer import apply_updates, make_optimizer, rows_norm, table_moments
 from s2s_jax.training.schedule import learning_rate
@@ -28,10 +29,10 @@ def start(config):
 
 
 def on_one_device(rows):
-    """On one device, a single window has all rows."""
+    """On one device, a single visit has all rows."""
 
     def reduce(gradients, visit, carry):
-        return visit(carry, {name: exchange.Window(rows[name], g) for name, g in gradients.items()})
+        return visit(carry, {name: RowGradients(rows[name], g) for name, g in gradients.items()})
 
     return reduce
 
@@ -49,7 +50,7 @@ def test_fifty_steps_with_repeated_ids_against_numpy():
             picked = lookup.combine(rows_UD, unique.places["f"], buckets >= 0, "sum")
             return (picked * gradient_MD).sum()
 
-        rows_UD = lookup.gather(params["tables"]["t"], unique.rows_U)
+        rows_UD = lookup.read_rows(params["tables"]["t"], unique.rows_U)
         gradients = {
             "dense": jax.tree.map(jnp.zeros_like, params["dense"]),
             "tables": {"t": jax.grad(objective)(rows_UD)},

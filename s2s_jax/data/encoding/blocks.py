@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-# Marks a place that holds no id.
-NO_ID = -1
+from s2s_jax.config.features import NO_ID as NO_ID
+
 # Length of a row that could not be read.
 SKIPPED = -1
 

@@ -1,0 +1,243 @@
+"""A table that grows, on a mesh: the rows of the ids of a batch, found or claimed at their owners.
+
+Everything here runs inside `jax.shard_map` over one mesh axis of n devices; shapes are those of one
+device.
+
+Shapes: M places that may hold an id, U = M unique ids of a device, V ids that an owner is asked about,
+C new ids that are placed together, R rows and D width of the table.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2s_jax.embedding import id_keys, id_map
+from s2s_jax.embedding.claiming import Policy, find_or_claim
+from s2s_jax.embedding.id_keys import UniqueKeys
+from s2s_jax.embedding.id_map import NO_ROW, IdMap
+from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.owners import Answer, Held, ask_owners, rounds_of_asking
+from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
+
+
+class FoundRows(NamedTuple):
+    """The rows of the unique ids of a device.
+
+    Attributes:
+      rows_U: int32, ascending and without repeats; ids without a row and unused places count on from R.
+      places: for each feature of the table, int32 `[A, B, L, K]`: where its ids are in `rows_U`.
+      keys_U2: keys of the ids.
+      unknown_U: bool, which of the ids have no row.
+    """
+
+    rows_U: jax.Array
+    places: Arrays
+    keys_U2: jax.Array
+    unknown_U: jax.Array
+
+
+class Rows(NamedTuple):
+    """What lies in the rows of a table.
+
+    Attributes:
+      values_RD: f32, the table.
+      moments_RM: f32, the optimizer's moments, M = 2 D.
+    """
+
+    values_RD: jax.Array
+    moments_RM: jax.Array
+
+
+class _Questions(NamedTuple):
+    """What a device asks, and what it needs to answer itself.
+
+    Attributes:
+      device: int32 scalar, its number.
+      first_segment: int32 scalar, of those that it owns.
+      begins_n1: see `exchange.Needed`, of the ids.
+      asked_U3: uint32 words of the key of each id, and its count.
+    """
+
+    device: jax.Array
+    first_segment: jax.Array
+    begins_n1: jax.Array
+    asked_U3: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowingTable:
+    """Finds the rows of ids, and gives rows to new ones.
+
+    Attributes:
+      spec: the table.
+      policy: what happens to new ids.
+      seed: of initial rows.
+      axis: the mesh axis.
+      devices: n.
+    """
+
+    spec: TableSpec
+    policy: Policy
+    seed: int
+    axis: str
+    devices: int
+
+    def unique_keys(self, ids: Arrays) -> UniqueKeys:
+        """Keys of the ids of all features of the table: int32 words `[…, 2]` by feature."""
+        words_M2 = jnp.concatenate([ids[name].reshape(-1, 2) for name in self.spec.features])
+        words_M2 = jax.lax.bitcast_convert_type(words_M2, jnp.uint32)
+        keys_M2 = jnp.stack(id_keys.keys_of(words_M2[:, 0], words_M2[:, 1]), axis=1)
+        return id_keys.unique_keys(keys_M2)
+
+    def find(self, unique: UniqueKeys, of_table: IdMap) -> jax.Array:
+        """int32 `[U]` row of each key, `NO_ROW` where it has none.
+
+        Args:
+          unique: keys.
+          of_table: this device's part of the map.
+        """
+        return self._find(self._questions(unique), of_table)
+
+    def claim(
+        self, unique: UniqueKeys, of_table: IdMap, rows: Rows, step: jax.Array
+    ) -> tuple[IdMap, Rows, jax.Array]:
+        """The same in training, where new ids get rows first, as the policy says.
+
+        Args:
+          unique: keys.
+          of_table: this device's part of the map.
+          rows: this device's part of the rows.
+          step: int32, this step.
+
+        Returns:
+          The map, the rows, and the row of each key.
+        """
+        questions = self._questions(unique)
+        if self.policy.evict and self.devices > 1:
+            of_table = self._note_all(questions, of_table, step)
+
+        def answer(
+            held: tuple[IdMap, Rows, jax.Array], asked_V3: jax.Array
+        ) -> tuple[tuple[IdMap, Rows, jax.Array], jax.Array]:
+            of_table, rows, moved = held
+            keys_V2, count_V = asked_V3[:, :2], asked_V3[:, 2].astype(jnp.int32)
+            number_V = jnp.arange(count_V.size, dtype=jnp.int32)
+            asked = UniqueKeys(keys_V2, count_V, number_V)
+            if self.devices > 1:
+                asked = id_keys.unique_keys(keys_V2, count_V)
+            claimed = find_or_claim(
+                of_table,
+                asked,
+                questions.first_segment,
+                step,
+                self.policy,
+                rows,
+                self._with_new_rows,
+            )
+            held = claimed.id_map, claimed.beside, moved + claimed.moved
+            return held, self._in_table(claimed.row_U[asked.place_M], questions.device)
+
+        moved = jnp.zeros_like(of_table.rows_S[0])
+        (of_table, rows, moved), row_U = self._ask(questions, answer, (of_table, rows, moved))
+        # Rows that moved may have been found before they did.
+        row_U = jax.lax.cond(
+            jax.lax.psum(moved, self.axis) > 0,
+            lambda: self._find(questions, of_table),
+            lambda: row_U,
+        )
+        return of_table, rows, row_U
+
+    def found_rows(
+        self, unique: UniqueKeys, row_U: jax.Array, ids: Mapping[str, jax.Array]
+    ) -> FoundRows:
+        """The rows that were found for unique keys, in the order in which they can be fetched.
+
+        Args:
+          unique: keys.
+          row_U: int32 row of each, `NO_ROW` where it has none.
+          ids: that the keys are of, see `unique_keys`.
+        """
+        rows = self.spec.rows
+        number_U = jnp.arange(row_U.size, dtype=jnp.int32)
+        rows_U, from_U = jax.lax.sort(
+            (jnp.where(row_U >= 0, row_U, rows + number_U), number_U), num_keys=1
+        )
+        place_U = jnp.zeros_like(number_U).at[from_U].set(number_U, unique_indices=True)
+        place_M = place_U[unique.place_M]
+        places, begin = {}, 0
+        for name in self.spec.features:
+            shape = ids[name].shape[:-1]
+            size = int(np.prod(shape))
+            places[name] = place_M[begin : begin + size].reshape(shape)
+            begin += size
+        keys_U2 = unique.keys_U2[from_U]
+        unknown_U = (rows_U >= rows) & id_keys.is_there(keys_U2)
+        return FoundRows(rows_U, places, keys_U2, unknown_U)
+
+    def initial_rows(self, keys_C2: jax.Array) -> jax.Array:
+        """f32 `[C, D]`: what new ids begin with."""
+        seed = zlib.crc32(f"{self.seed} {self.spec.name}".encode())
+        return id_keys.initial_rows(seed, self.spec.init_std, keys_C2, self.spec.emb_dim)
+
+    def _questions(self, unique: UniqueKeys) -> _Questions:
+        device = jax.lax.axis_index(self.axis)
+        segments = NUM_SEGMENTS // self.devices
+        first_segment = device * segments
+        there_U = id_keys.is_there(unique.keys_U2)
+        segment_U = jnp.where(there_U, id_keys.segment_of(unique.keys_U2), NUM_SEGMENTS)
+        bounds = jnp.arange(self.devices + 1, dtype=jnp.int32) * segments
+        begins_n1 = jnp.searchsorted(segment_U, bounds).astype(jnp.int32)
+        asked_U3 = jnp.concatenate(
+            [unique.keys_U2, unique.count_U[:, None].astype(jnp.uint32)], axis=1
+        )
+        return _Questions(device, first_segment, begins_n1, asked_U3)
+
+    def _ask(
+        self, questions: _Questions, answer: Answer[Held], held: Held
+    ) -> tuple[Held, jax.Array]:
+        return ask_owners(
+            questions.asked_U3, questions.begins_n1, id_keys.EMPTY, answer, held, self.axis
+        )
+
+    def _find(self, questions: _Questions, of_table: IdMap) -> jax.Array:
+        def answer(of_table: IdMap, asked_V3: jax.Array) -> tuple[IdMap, jax.Array]:
+            row_V = id_map.find(of_table, asked_V3[:, :2], questions.first_segment)
+            return of_table, self._in_table(row_V, questions.device)
+
+        return self._ask(questions, answer, of_table)[1]
+
+    def _note_all(self, questions: _Questions, of_table: IdMap, step: jax.Array) -> IdMap:
+        """The map with a note that all ids come in this step, if they are asked for in several rounds.
+
+        New ids of one round must not take the rows of ids that are asked for in the next.
+        """
+
+        def answer(of_table: IdMap, asked_V3: jax.Array) -> tuple[IdMap, jax.Array]:
+            of_table = id_map.seen(of_table, asked_V3[:, :2], questions.first_segment, step)
+            return of_table, jnp.full(len(asked_V3), NO_ROW, jnp.int32)
+
+        size = len(questions.asked_U3)
+        return jax.lax.cond(
+            rounds_of_asking(size, questions.begins_n1, self.axis) > 1,
+            lambda of_table: self._ask(questions, answer, of_table)[0],
+            lambda of_table: of_table,
+            of_table,
+        )
+
+    def _in_table(self, row_V: jax.Array, device: jax.Array) -> jax.Array:
+        """Rows of the whole table, from those of a device's part."""
+        return jnp.where(row_V >= 0, row_V + device * (self.spec.rows // self.devices), NO_ROW)
+
+    def _with_new_rows(self, rows: Rows, rows_C: jax.Array, keys_C2: jax.Array) -> Rows:
+        """Rows with those of new ids, see `claiming.MakeRows`."""
+        new_CD = self.initial_rows(keys_C2)
+        no_CM = jnp.zeros((rows_C.size, rows.moments_RM.shape[1]), rows.moments_RM.dtype)
+        return Rows(
+            rows.values_RD.at[rows_C].set(new_CD, mode="drop", unique_indices=True),
+            rows.moments_RM.at[rows_C].set(no_CM, mode="drop", unique_indices=True),
+        )
