@@ -2,9 +2,10 @@
 
 MkDocs calls `on_page_markdown` for every page (see `hooks` in mkdocs.yml). A line
 
-    <!-- generated: configuration -->
+    <!-- generated: command train -->
 
-in a page is replaced by the result of the function with that name in `GENERATED`, and a line
+in a page is replaced by what the function of that name in `GENERATED` returns: `command("train")`.
+A line
 
     <!-- included: CONTRIBUTING.md -->
 
@@ -12,6 +13,7 @@ is replaced by that file of the repository, with its links adapted to the page.
 """
 
 import dataclasses
+import importlib
 import inspect
 import re
 import types
@@ -20,12 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from s2s_jax.cli import parsing
+from s2s_jax.cli.commands import COMMANDS
 from s2s_jax.config import choices, help
 from s2s_jax.config.checks import spell
 from s2s_jax.config.schema import Config
 
 _ROOT = Path(__file__).resolve().parents[1]
-_GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+_GENERATED = re.compile(r"^<!-- generated: (\w+)((?: \w+)*) -->$", re.MULTILINE)
 _INCLUDED = re.compile(r"^<!-- included: ([\w./-]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 # The pages of the site for files of the repository.
@@ -34,7 +38,9 @@ _PAGE_OF = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs: replaces the markers of a page."""
-    markdown = _GENERATED.sub(lambda found: GENERATED[found.group(1)](), markdown)
+    markdown = _GENERATED.sub(
+        lambda found: GENERATED[found.group(1)](*found.group(2).split()), markdown
+    )
     return _INCLUDED.sub(lambda found: included(found.group(1)), markdown)
 
 
@@ -118,14 +124,17 @@ def keys(cls: type, path: str) -> Iterator[Key]:
 
 
 def _row(key: Key) -> str:
-    default = "required" if key.default is dataclasses.MISSING else _code(_shown(key.default))
     name = f"`{key.path}`{{ #{key.path} }}"
     of = f"With {' or '.join(map(_code, key.kinds))}: " if key.kinds else ""
-    return f"| {name} | {_type(key.hint)} | {default} | {of}{_plain(key.text)} |"
+    return f"| {name} | {_type(key.hint)} | {_default(key.default)} | {of}{_plain(key.text)} |"
 
 
-def _shown(value: Any) -> str:
-    return '""' if value == "" else value if isinstance(value, str) else repr(value)
+def _default(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return "required"
+    if isinstance(value, tuple):
+        return " ".join(map(_default, value)) or "none"
+    return _code('""' if value == "" else value if isinstance(value, str) else repr(value))
 
 
 def _type(hint: Any) -> str:
@@ -134,7 +143,11 @@ def _type(hint: Any) -> str:
         return ", ".join(_code(str(arg)) for arg in args)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(arg) for arg in args)
-    return _code("None") if hint is type(None) else spell(hint)
+    if origin is tuple and args[-1] is ...:
+        return f"one or more: {_type(args[0])}"
+    if hint in (Path, type(None)):
+        return "path" if hint is Path else _code("None")
+    return spell(hint)
 
 
 def _code(text: str) -> str:
@@ -151,4 +164,44 @@ def _plain(text: str) -> str:
     return "`".join(pieces[: len(parts)])
 
 
-GENERATED = {"configuration": configuration}
+# ------------------------------------------------------------------------------------ commands
+
+
+def command(name: str) -> str:
+    """What a command does, and its arguments, as Markdown."""
+    module = importlib.import_module(f"s2s_jax.cli.{name}")
+    cls = module.Arguments if hasattr(module, "Arguments") else module.Settings
+    texts = {key: text for each in reversed(cls.__mro__[:-1]) for key, text in _texts(each).items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    arguments = parsing.arguments_of(cls).values()
+    positional = [each for each in arguments if each.positional]
+    needed = [f"--{each.name} {each.shown}" for each in arguments if _is_flag(each, required=True)]
+    words = [*(each.shown for each in positional), *needed]
+    optional = ["[OPTIONS]"] if any(_is_flag(each, required=False) for each in arguments) else []
+    rows = [
+        f"| `{each.shown if each.positional else f'--{each.name}'}` | {_type(each.kind)} "
+        f"| {_default(defaults[each.name])} | {_plain(texts[each.name])} |"
+        for each in (*positional, *(each for each in arguments if not each.positional))
+    ]
+    parts = [
+        COMMANDS[name],
+        f"```sh\ns2s {' '.join([name, *words, *optional])}\n```",
+        _plain(inspect.getdoc(cls) or ""),
+        "| argument | value | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    if issubclass(cls, parsing.WithConfig):
+        parts.append(
+            "And every key of the [configuration](configuration.md): `--section.key VALUE`."
+        )
+    return "\n\n".join(parts)
+
+
+def _is_flag(argument: parsing.Argument, required: bool) -> bool:
+    return not argument.positional and argument.required == required
+
+
+def _texts(cls: type) -> dict[str, str]:
+    return help.texts(cls) if dataclasses.is_dataclass(cls) else {}
+
+
+GENERATED = {"configuration": configuration, "command": command}
