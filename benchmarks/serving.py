@@ -20,14 +20,14 @@ import pyarrow.orc
 
 CONFIG = """\
 import dataclasses
-from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, ModelConfig, TrainConfig
+from s2s_jax.config import *
 def get_config():
     return Config(
         io=IOConfig(data_paths="{path}/log", batch_size=8, thread_num=0),
         features=(FeatureConfig(name="item_id", emb_dim=64, hash_bucket_size={items}),),
         model=ModelConfig(seq_len=128, hidden_size=64, num_layers=2, nhead=2, dim_feedforward=128),
         loss=dataclasses.replace(Config().loss, target_features=("item_id",)),
-        eval=EvalConfig(held_out=2),
+        eval=EvalConfig(split=LastEvents(events=2)),
         train=TrainConfig(output_dir="{path}/run", train_steps=1, tensorboard=False),
     )
 """

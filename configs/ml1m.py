@@ -17,10 +17,12 @@ from s2s_jax.config import (
     Config,
     EvalConfig,
     FeatureConfig,
+    LastEvents,
     Linear,
     LossConfig,
     LRConfig,
     ModelConfig,
+    Pack,
     TableConfig,
     TrainConfig,
     load_file,
@@ -37,8 +39,7 @@ def get_config() -> Config:
             base.io,
             data_paths=str(data / "ml-1m"),
             batch_size=8,
-            packing="auto",
-            windows=12,
+            sequences=Pack(rows="auto", windows=12),
             thread_num=1,
         ),
         # Ids are hashed to 63 bits and each gets its own row: no collisions, and ids may be text or
@@ -69,7 +70,7 @@ def get_config() -> Config:
         lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay=Linear()),
         # All items, if there are no more than this.
         loss=LossConfig(negatives="uniform", num_negatives=4_096),
-        eval=EvalConfig(held_out=2, every_steps="auto"),
+        eval=EvalConfig(split=LastEvents(events=2), every_steps="auto"),
         train=TrainConfig(
             output_dir="runs/ml1m",
             train_epoch=40,

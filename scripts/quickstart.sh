@@ -10,7 +10,7 @@ data=data/quickstart
 run=runs/quickstart
 # Training does not see the last two events of a user; the last one tests the model. People come back to items in
 # this log, so items that they had before are ranked, too.
-config=(--config configs/quickstart.py --train.train_steps "$steps" --eval.held_out 2 --eval.filter_seen False)
+config=(--config configs/quickstart.py --train.train_steps "$steps" --eval.split last_events --eval.filter_seen False)
 train=(s2s train "${config[@]}")
 
 rm -rf "$run"

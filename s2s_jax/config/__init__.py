@@ -1,8 +1,17 @@
 """Every knob: typed, documented, validated. See `loading` for config files and overrides."""
 
 from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
-from s2s_jax.config.decay import Constant, Cosine, Linear
 from s2s_jax.config.features import FeatureConfig, TableConfig
+from s2s_jax.config.kinds import (
+    ByTime,
+    Constant,
+    Cosine,
+    Crop,
+    LastEvents,
+    Linear,
+    Pack,
+    Truncate,
+)
 from s2s_jax.config.loading import load, load_file, load_json, parse_json
 from s2s_jax.config.schema import (
     Config,
@@ -16,18 +25,23 @@ from s2s_jax.config.schema import (
 from s2s_jax.config.validation import validate
 
 __all__ = [
+    "ByTime",
     "Config",
     "Constant",
     "Cosine",
+    "Crop",
     "EvalConfig",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
+    "LastEvents",
     "Linear",
     "LossConfig",
     "ModelConfig",
+    "Pack",
     "TableConfig",
     "TrainConfig",
+    "Truncate",
     "load",
     "load_file",
     "load_json",

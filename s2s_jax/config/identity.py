@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from s2s_jax.config import choices
 from s2s_jax.config.features import FeatureConfig
+from s2s_jax.config.kinds import ByTime
 from s2s_jax.config.schema import Config
 
 Concern = Literal["ids", "decoded", "rows", "split", "model", "order"]
@@ -54,9 +55,10 @@ KEYS: dict[str, Concern | Free] = {
     "io.seed": "order",
     "io.truncate_side": "rows",
     "io.check_length": "decoded",
-    "io.packing": Free("how many rows make a batch; each keeps its own sequence"),
-    "io.windows": "decoded",
-    "io.windows_per_epoch": Free("chosen from decoded rows, anew in each epoch"),
+    "io.sequences": Free("how many rows make a batch; each keeps its own sequences"),
+    "io.sequences.rows": Free("how many rows make a batch; each keeps its own sequences"),
+    "io.sequences.windows": "decoded",
+    "io.sequences.windows_per_epoch": Free("chosen from decoded rows, anew in each epoch"),
     "io.layout": _SPEED,
     "io.cache": _PLACE,
     "io.on_error": Free("what is read means the same"),
@@ -135,10 +137,11 @@ KEYS: dict[str, Concern | Free] = {
     "train.seed": Free("initial values, and what is drawn anew in each step"),
     "train.tensorboard": _PLACE,
     "train.profile_steps": _PLACE,
-    "eval.held_out": "split",
-    "eval.split_at": "split",
-    "eval.validation_at": "split",
-    "eval.time_feature": "split",
+    "eval.split": "split",
+    "eval.split.events": "split",
+    "eval.split.at": "split",
+    "eval.split.validation_at": "split",
+    "eval.split.feature": "split",
     "eval.filter_seen": _PROTOCOL,
     "eval.untrained": _PROTOCOL,
     "eval.batch_size": _SPEED,
@@ -185,11 +188,11 @@ def of_order(config: Config) -> dict[str, Any]:
 def of_split(config: Config) -> dict[str, Any]:
     """Which events training never sees; of a split by time, also where its times stand."""
     values = _values(config, ("split",))
-    if config.eval.split_at is not None:
-        feature = config.feature(config.eval.time_feature)
+    if isinstance(config.eval.split, ByTime):
+        feature = config.feature(config.eval.split.feature)
         values |= {
-            "column of eval.time_feature": feature.column_name,
-            "time_unit of eval.time_feature": feature.time_unit,
+            "column of eval.split.feature": feature.column_name,
+            "time_unit of eval.split.feature": feature.time_unit,
         }
     return values
 
@@ -214,9 +217,9 @@ def _values(config: Config, concerns: Collection[Concern]) -> dict[str, Any]:
             values |= _of_section(section, getattr(config, section), concerns)
     if "loss.target_features" in values:
         values["loss.target_features"] = list(config.target_features)
-    if config.eval.split_at is None:
-        # Without a split by time these say nothing.
-        values.pop("eval.time_feature", None)
+    if "decoded" in concerns:
+        # Whichever kind says so.
+        values["io.sequences.windows"] = config.io.sequences.windows
     return values
 
 

@@ -12,6 +12,7 @@ from s2s_jax.config.features import GROWING_KEYS
 FORMAT = 2
 
 _OF_TABLE = ("init_std", *GROWING_KEYS)
+_OF_SPLIT = ("held_out", "split_at", "validation_at", "time_feature")
 
 _Values = dict[str, Any]
 
@@ -37,7 +38,7 @@ def _from_1(values: _Values) -> _Values:
     if "features" in values:
         values["tables"] = _tables(values["features"])
         values["features"] = [_without(feature, _OF_TABLE) for feature in values["features"]]
-    for section, change in (("lr", _lr), ("loss", _loss)):
+    for section, change in (("io", _io), ("lr", _lr), ("loss", _loss), ("eval", _eval)):
         if section in values:
             values[section] = change(values[section])
     return values
@@ -51,6 +52,24 @@ def _tables(features: list[_Values]) -> list[_Values]:
         # Features that share a table agree.
         tables[name] = {"name": name} | settings
     return list(tables.values())
+
+
+def _io(io: _Values) -> _Values:
+    rows, windows = _value(io, "packing", None), _value(io, "windows", 1)
+    per_epoch = _value(io, "windows_per_epoch", None)
+    if rows is not None:
+        sequences = {
+            "kind": "pack",
+            "rows": rows,
+            "windows": windows,
+            "windows_per_epoch": per_epoch,
+        }
+    elif windows > 1:
+        # Without packing an epoch trained on one of them.
+        sequences = {"kind": "crop", "windows": windows}
+    else:
+        sequences = {"kind": "truncate"}
+    return _without(io, ("packing", "windows", "windows_per_epoch")) | {"sequences": sequences}
 
 
 def _lr(lr: _Values) -> _Values:
@@ -67,6 +86,41 @@ def _lr(lr: _Values) -> _Values:
 def _loss(loss: _Values) -> _Values:
     log_q = _value(loss, "log_q_from", "catalogue") if _value(loss, "log_q", False) else "none"
     return _without(loss, ("log_q_from",)) | {"log_q": log_q}
+
+
+def _eval(settings: _Values) -> _Values:
+    at, events = _value(settings, "split_at", None), _value(settings, "held_out", 0)
+    split: _Values | None = None
+    if at is not None:
+        split = {
+            "kind": "by_time",
+            "at": at,
+            "validation_at": _value(settings, "validation_at", None),
+            "feature": _value(settings, "time_feature", "timestamp"),
+        }
+    elif events > 0:
+        split = {"kind": "last_events", "events": events}
+    return _without(settings, _OF_SPLIT) | {"split": split}
+
+
+def split_of_catalogue(saved: _Values) -> _Values:
+    """What a catalogue file says of a split, by the keys of the present version."""
+    renamed = {
+        "eval.split_at": "eval.split.at",
+        "eval.validation_at": "eval.split.validation_at",
+        "eval.time_feature": "eval.split.feature",
+        "column of eval.time_feature": "column of eval.split.feature",
+        "time_unit of eval.time_feature": "time_unit of eval.split.feature",
+    }
+    if "eval.held_out" not in saved:
+        return saved
+    if _value(saved, "eval.split_at", None) is not None:
+        by_time = {now: saved[old] for old, now in renamed.items() if old in saved}
+        return {"eval.split": "by_time"} | by_time
+    events = saved["eval.held_out"]
+    if events > 0:
+        return {"eval.split": "last_events", "eval.split.events": events}
+    return {"eval.split": "none"}
 
 
 def _value(values: _Values, key: str, default: Any) -> Any:

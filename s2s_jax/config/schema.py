@@ -4,8 +4,17 @@ import dataclasses
 import json
 from typing import Literal
 
-from s2s_jax.config.decay import Constant, Cosine, Linear
 from s2s_jax.config.features import FeatureConfig, TableConfig, complete
+from s2s_jax.config.kinds import (
+    ByTime,
+    Constant,
+    Cosine,
+    Crop,
+    LastEvents,
+    Linear,
+    Pack,
+    Truncate,
+)
 from s2s_jax.config.old_format import FORMAT
 from s2s_jax.config.plain import to_plain
 from s2s_jax.version import __version__
@@ -44,20 +53,9 @@ class IOConfig:
     """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
     check_length: bool = False
     """Refuse sequences that would be truncated"""
-    packing: int | Literal["auto"] | None = None
-    """Rows of the log (users) of one device in one forward pass, which lie side by side in its
-    batch_size rows, as sequences that know nothing of each other. Where they do not fit, the longest
-    lose positions (cut_positions in the metrics counts these). auto: so many that they fill 85%
-    of batch_size x model.seq_len positions on average, as some stripes of the log tell. None: a user a
-    row"""
-    windows: int = 1
-    """Windows of model.seq_len that a longer sequence is cut into at most, the newest ones (or oldest,
-    see truncate_side); each shares an event with the next, so that every event is predicted once. 1:
-    longer ones are truncated. More needs packing, or windows_per_epoch = 1"""
-    windows_per_epoch: int | None = None
-    """Windows of a longer sequence that an epoch trains on: in half of the epochs those at the end that
-    truncate_side keeps, otherwise as many that begin anywhere. So no user weighs more than so many
-    windows, and epochs cut differently. Fewer than windows; needs shuffle. None: all of them"""
+    sequences: Truncate | Crop | Pack = Truncate()
+    """How rows become sequences of model.seq_len events: truncate, crop (where epochs cut longer rows
+    differently) or pack (several rows lie side by side)"""
     layout: Literal["dense", "flat"] = "dense"
     """How ids travel to the devices: dense, padded to seq_len on the host, or flat, packed, and padded
     on the device, which takes less of the host's processor"""
@@ -72,8 +70,23 @@ class IOConfig:
     the next epoch on"""
 
     @property
+    def packing(self) -> int | Literal["auto"] | None:
+        """Rows of the log that lie in the rows of a device's batch; None: each has its own."""
+        return self.sequences.rows if isinstance(self.sequences, Pack) else None
+
+    @property
+    def windows(self) -> int:
+        """Windows' length of a row of the log that is kept."""
+        return self.sequences.windows
+
+    @property
+    def windows_per_epoch(self) -> int | None:
+        """Windows' length of a row of the log that an epoch trains on; None: all that is kept."""
+        return self.sequences.windows_per_epoch
+
+    @property
     def device_rows(self) -> int:
-        """Rows of the log of one device in one forward pass; packing is a number or None."""
+        """Rows of the log of one device in one forward pass; a number of packed rows is known."""
         assert self.packing != "auto", "the files say how many"
         return self.batch_size if self.packing is None else self.packing
 
@@ -249,20 +262,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Ranking of held-out events among the items of the log: held_out or split_at, not both."""
+    """Ranking of held-out events among the items of the log."""
 
-    held_out: int = 0
-    """Events at the end of every row that training never sees. The last of them is the test, the first
-    the validation: 2 is leave-one-out as papers do it. 0: none"""
-    split_at: str | None = None
-    """Time from which on training never sees events: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds
-    since 1970. The test is each user's first event at this time or later, after all before. None:
-    no split by time"""
-    validation_at: str | None = None
-    """Earlier time, from which on training sees nothing instead. The validation is each user's
-    first event at this time or later that is before split_at. None: no validation"""
-    time_feature: str = "timestamp"
-    """The feature whose column has the times for split_at (in its time_unit)"""
+    split: LastEvents | ByTime | None = None
+    """Which events training never sees, to be found in evaluation: last_events of every row, or by_time
+    what happened from a time on. none: training sees all"""
     filter_seen: bool = True
     """Leave out items that the user had before, in evaluation (where a user who comes back to one is a
     miss) and in recommending"""
@@ -281,6 +285,26 @@ class EvalConfig:
     """What the best checkpoint is best at: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or mrr"""
     patience: int | None = None
     """Training ends after so many evaluations in a row that were no better than the best; None: never"""
+
+    @property
+    def held_out(self) -> int:
+        """Events at the end of every row that are held out; 0 where rows are split by time, or not."""
+        return self.split.events if isinstance(self.split, LastEvents) else 0
+
+    @property
+    def split_at(self) -> str | None:
+        """Time at which rows are split; None: they are not split by time."""
+        return self.split.at if isinstance(self.split, ByTime) else None
+
+    @property
+    def validation_at(self) -> str | None:
+        """Time from which on validation events are; None: there are none, or no split by time."""
+        return self.split.validation_at if isinstance(self.split, ByTime) else None
+
+    @property
+    def time_feature(self) -> str:
+        """The feature that has the times of a split by time."""
+        return self.split.feature if isinstance(self.split, ByTime) else "timestamp"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 from s2s_jax.config import old_keys
 from s2s_jax.config.addresses import refuse_addresses_in
 from s2s_jax.config.checks import fits, require, spell
-from s2s_jax.config.decay import Constant
 from s2s_jax.config.feature_checks import check_features, check_tables
 from s2s_jax.config.features import FeatureConfig, TableConfig
+from s2s_jax.config.kinds import ByTime, Constant, Crop, LastEvents, Pack
 from s2s_jax.config.schema import Config
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
@@ -66,36 +66,47 @@ def _check_addresses(config: Config) -> None:
 
 def _check_io(config: Config) -> None:
     io_ = config.io
-    for name in ("batch_size", "shuffle_rows", "shards", "windows"):
+    for name in ("batch_size", "shuffle_rows", "shards"):
         require(getattr(io_, name) >= 1, f"io.{name}", "at least 1", getattr(io_, name))
     for name in ("thread_num", "prefetch"):
         require(getattr(io_, name) >= 0, f"io.{name}", "at least 0", getattr(io_, name))
-    if io_.windows_per_epoch is not None:
+    sequences = io_.sequences
+    if isinstance(sequences, Crop):
         require(
-            io_.shuffle and 1 <= io_.windows_per_epoch < io_.windows,
-            "io.windows_per_epoch",
-            f"None, or at least 1 and fewer than io.windows ({io_.windows}), with io.shuffle",
-            io_.windows_per_epoch,
+            sequences.windows >= 2,
+            "io.sequences.windows",
+            "at least 2, since io.sequences is crop (truncate keeps one)",
+            sequences.windows,
         )
-    if io_.packing is None:
         require(
-            1 in (io_.windows, io_.windows_per_epoch),
-            "io.windows",
-            "1 unless io.packing lets a user fill rows, or io.windows_per_epoch is 1",
-            io_.windows,
+            io_.shuffle, "io.shuffle", "True, since io.sequences is crop, which draws", io_.shuffle
         )
-        return
+    if isinstance(sequences, Pack):
+        _check_packing(config, sequences)
+
+
+def _check_packing(config: Config, pack: Pack) -> None:
+    io_ = config.io
     most = io_.batch_size * config.model.seq_len
+    require(pack.windows >= 1, "io.sequences.windows", "at least 1", pack.windows)
+    if pack.windows_per_epoch is not None:
+        require(
+            io_.shuffle and 1 <= pack.windows_per_epoch < pack.windows,
+            "io.sequences.windows_per_epoch",
+            f"None, or at least 1 and fewer than io.sequences.windows ({pack.windows}), with "
+            f"io.shuffle",
+            pack.windows_per_epoch,
+        )
     require(
-        io_.packing == "auto" or 1 <= io_.packing <= most,
-        "io.packing",
+        pack.rows == "auto" or 1 <= pack.rows <= most,
+        "io.sequences.rows",
         f"auto or 1 to {most:,}, the positions of a batch (io.batch_size x model.seq_len)",
-        io_.packing,
+        pack.rows,
     )
     require(
         io_.layout == "dense",
         "io.layout",
-        "dense with io.packing, which leaves little padding",
+        "dense, since io.sequences is pack, which leaves little padding",
         io_.layout,
     )
 
@@ -214,42 +225,45 @@ def _check_train(config: Config) -> None:
 
 
 def _check_split(config: Config) -> None:
-    settings = config.eval
-    for name in ("split_at", "validation_at"):
-        text = getattr(settings, name)
+    settings, split = config.eval, config.eval.split
+    if split is None:
+        if settings.every_steps is not None:
+            raise UserError(
+                "eval.split: expected last_events or by_time because eval.every_steps is set, found "
+                "none; hold events out, or set eval.every_steps to None"
+            )
+    elif isinstance(split, LastEvents):
+        require(split.events >= 1, "eval.split.events", "at least 1", split.events)
+    else:
+        _check_split_by_time(config, split)
+
+
+def _check_split_by_time(config: Config, split: ByTime) -> None:
+    for name in ("at", "validation_at"):
+        text = getattr(split, name)
         if text is not None:
             expected = _expected_instead(text)
-            require(expected is None, f"eval.{name}", str(expected), text)
-    split, validation = settings.split_at, settings.validation_at
-    if split is None:
-        require(validation is None, "eval.validation_at", "None without eval.split_at", validation)
-        return
-    require(
-        settings.held_out == 0,
-        "eval.held_out",
-        f"0 because eval.split_at ({split}) holds events out",
-        settings.held_out,
-    )
+            require(expected is None, f"eval.split.{name}", str(expected), text)
     names = [f.name for f in config.features]
     require(
-        settings.time_feature in names,
-        "eval.time_feature",
-        f"a feature ({', '.join(names)}) that has times, because eval.split_at is set",
-        settings.time_feature,
+        split.feature in names,
+        "eval.split.feature",
+        f"a feature ({', '.join(names)}) that has times, because eval.split is by_time",
+        split.feature,
     )
-    if validation is None:
+    if split.validation_at is None:
         require(
-            settings.every_steps is None,
-            "eval.validation_at",
-            f"a time before eval.split_at ({split}) because eval.every_steps is set",
-            validation,
+            config.eval.every_steps is None,
+            "eval.split.validation_at",
+            f"a time before eval.split.at ({split.at}) because eval.every_steps is set",
+            split.validation_at,
         )
     else:
         require(
-            seconds_of(validation) < seconds_of(split),
-            "eval.validation_at",
-            f"a time before eval.split_at ({split})",
-            validation,
+            seconds_of(split.validation_at) < seconds_of(split.at),
+            "eval.split.validation_at",
+            f"a time before eval.split.at ({split.at})",
+            split.validation_at,
         )
 
 
@@ -266,15 +280,7 @@ def _check_eval(config: Config) -> None:
     for name in ("batch_size", "max_users", "every_steps", "patience"):
         value = getattr(settings, name)
         require(value in (None, "auto") or value >= 1, f"eval.{name}", "at least 1", value)
-    require(settings.held_out >= 0, "eval.held_out", "at least 0", settings.held_out)
     _check_split(config)
-    if settings.every_steps is not None and settings.split_at is None:
-        require(
-            settings.held_out >= 1,
-            "eval.held_out",
-            "at least 1 (or a time as eval.split_at) because eval.every_steps is set",
-            settings.held_out,
-        )
     require(
         bool(re.fullmatch(r"mrr|(hr|ndcg|recall)@(5|10|50|100|200)", settings.metric)),
         "eval.metric",

@@ -12,7 +12,12 @@ from logs import write_log
 
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, EvalConfig, FeatureConfig
+from s2s_jax.config import (
+    Config,
+    EvalConfig,
+    FeatureConfig,
+    LastEvents,
+)
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 
@@ -27,7 +32,7 @@ def config(tmp_path: Path) -> Config:
         model=dataclasses.replace(base.model, num_layers=1),
         loss=dataclasses.replace(base.loss, target_features=("item_id",)),
         train=dataclasses.replace(base.train, output_dir=str(tmp_path / "run"), tensorboard=False),
-        eval=EvalConfig(held_out=1, batch_size=16),
+        eval=EvalConfig(split=LastEvents(events=1), batch_size=16),
     )
 
 

@@ -18,11 +18,14 @@ import s2s_jax.jobs.train
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
+    ByTime,
     Config,
     EvalConfig,
     FeatureConfig,
     IOConfig,
+    LastEvents,
     Linear,
+    Pack,
     TableConfig,
     identity,
     validate,
@@ -70,7 +73,7 @@ CHANGED = {
     "features.bag_size": (3, 1),
     "io.truncate_side": "right",
     "io.check_length": True,
-    "io.windows": 2,
+    "io.sequences.windows": 2,
     "io.shuffle": False,
     "io.shuffle_rows": 9,
     "io.shards": 3,
@@ -86,15 +89,16 @@ CHANGED = {
     "loss.similarity": "dot",
     "loss.item_feature": "kind",
     "loss.target_features": ("item_id", "price"),
-    "eval.held_out": 2,
-    "eval.split_at": "2001-01-01",
-    "eval.validation_at": "1999-01-01",
-    "eval.time_feature": "hour",
+    "eval.split": None,
+    "eval.split.events": 1,
+    "eval.split.at": "2001-01-01",
+    "eval.split.validation_at": "1999-01-01",
+    "eval.split.feature": "hour",
 }
-# Keys that need another key.
-WITH = {
-    "io.windows": {"io.packing": 4},
-    "eval.held_out": {"eval.split_at": None, "eval.validation_at": None},
+# Keys of another kind than that of `whole`; this one is there, before and after.
+OF_KIND = {
+    "io.sequences.windows": {"io.sequences": Pack(rows=4)},
+    "eval.split.events": {"eval.split": LastEvents(events=2)},
 }
 
 
@@ -106,16 +110,26 @@ def whole(run_dir: Path) -> Config:
         tables=TABLES,
         loss=dataclasses.replace(config.loss, target_features=SHOWN),
         train=dataclasses.replace(config.train, output_dir=str(run_dir)),
-        eval=EvalConfig(split_at="2000-12-01", validation_at="2000-01-01", time_feature="time"),
+        eval=EvalConfig(split=ByTime(at="2000-12-01", validation_at="2000-01-01", feature="time")),
     )
     validate(config)
     return config
 
 
 def set_key(config: Config, key: str, value) -> Config:
-    section, name = key.split(".")
-    changed = dataclasses.replace(getattr(config, section), **{name: value})
+    section, *names = key.split(".")
+    part = getattr(config, section)
+    if len(names) > 1:
+        value = dataclasses.replace(getattr(part, names[0]), **{names[1]: value})
+    changed = dataclasses.replace(part, **{names[0]: value})
     return dataclasses.replace(config, **{section: changed})
+
+
+def having(config: Config, key: str) -> Config:
+    """The same with the kind that has a key."""
+    for other, value in (OF_KIND[key] if key in OF_KIND else {}).items():
+        config = set_key(config, other, value)
+    return config
 
 
 def with_feature(config: Config, number: int, **settings) -> Config:
@@ -140,9 +154,7 @@ def changed(config: Config, key: str) -> tuple[Config, str]:
         path = f"tables.{table}.{name}"
         config = small.with_table(config, table, **{name: value})
     else:
-        for other, value in WITH.get(key, {}).items():
-            config = set_key(config, other, value)
-        config, path = set_key(config, key, CHANGED[key]), key
+        config, path = set_key(having(config, key), key, CHANGED[key]), key
     validate(config)
     return config, path
 
@@ -187,8 +199,10 @@ def refusal(config: Config) -> str:
 
 
 @pytest.mark.parametrize("key", concern("ids", "rows", "split", "model"))
-def test_a_run_is_not_continued_nor_used_with_another_value(made, key):
-    config, path = changed(made, key)
+def test_a_run_is_not_continued_nor_used_with_another_value(made, key, tmp_path):
+    before = set_key(having(made, key), "train.output_dir", str(tmp_path))
+    write_config(tmp_path, before)
+    config, path = changed(before, key)
     words = refusal(config)
     assert words.startswith(f"{path}: the checkpoints in ")
     assert "\n" not in words
@@ -208,8 +222,7 @@ def test_all_other_keys_may_change(made):
         "io.data_paths": "elsewhere",
         "io.batch_size": 3,
         "io.seed": 7,
-        "io.packing": 8,
-        "io.windows": 2,
+        "io.sequences": Pack(rows=8, windows=2),
         "model.dropout": 0.5,
         "lr.dense_lr": 0.5,
         "lr.decay": Linear(),
@@ -290,7 +303,7 @@ def test_a_reading_position_is_not_used_in_another_order(tmp_path, key):
 def test_stripes_that_were_decoded_otherwise_are_not_used(made, tmp_path, key):
     """The cache has a separate directory for each value of the key."""
     config, _ = changed(made, key)
-    for each in (made, config):
+    for each in (having(made, key), config):
         StripeCache(set_key(each, "io.cache", str(tmp_path)))
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -310,6 +323,7 @@ CATALOGUE_KEYS = [
 @pytest.mark.parametrize("key", CATALOGUE_KEYS)
 def test_a_catalogue_is_not_used_with_another_value(made, key):
     made = set_key(made, "loss.target_features", ("item_id", "kind", "price", "hour"))
+    made = having(made, key)
     config, _ = changed(made, key)
     saved = json.loads(json.dumps(catalogue._made_for(made)))
     catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(made))
@@ -350,7 +364,7 @@ def test_programs_refuse_what_would_read_the_same_weights_otherwise(tmp_path):
         train=dataclasses.replace(
             config.train, output_dir=str(tmp_path / "run"), tensorboard=False
         ),
-        eval=EvalConfig(held_out=1),
+        eval=EvalConfig(split=LastEvents(events=1)),
     )
     assert not train(config, make_mesh(jax.devices()[:1]))
     shutil.copytree(tmp_path / "run", tmp_path / "moved")

@@ -5,8 +5,25 @@ import json
 import pytest
 from helpers.golden import REPO
 
-from s2s_jax.config import Cosine, Linear, TableConfig, identity, load, load_json, parse_json
+from s2s_jax.config import (
+    ByTime,
+    Config,
+    Cosine,
+    Crop,
+    EvalConfig,
+    FeatureConfig,
+    LastEvents,
+    Linear,
+    Pack,
+    TableConfig,
+    Truncate,
+    identity,
+    load,
+    load_json,
+    parse_json,
+)
 from s2s_jax.config.features import GROWING_KEYS
+from s2s_jax.config.old_format import split_of_catalogue
 from s2s_jax.errors import UserError
 
 BASE = REPO / "configs" / "base.py"
@@ -102,6 +119,69 @@ def test_keys_of_the_decay_belong_to_its_kind():
     assert parse_json(changed("lr", decay="constant")).lr.decay.kind == "constant"
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({}, Truncate()),
+        ({"packing": None, "windows": 1, "windows_per_epoch": None}, Truncate()),
+        ({"packing": None, "windows": 3, "windows_per_epoch": 1}, Crop(windows=3)),
+        ({"packing": 8, "windows": 1, "windows_per_epoch": None}, Pack(rows=8)),
+        (
+            {"packing": "auto", "windows": 3, "windows_per_epoch": 2},
+            Pack(windows=3, windows_per_epoch=2),
+        ),
+    ],
+)
+def test_windows_and_packing_are_kinds_of_sequences(old, now):
+    io = parse_json(changed("io", **old)).io
+    assert (io.sequences, io.batch_size) == (now, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({}, None),
+        ({"held_out": 0, "split_at": None, "time_feature": "t"}, None),
+        ({"held_out": 3, "split_at": None, "time_feature": "t"}, LastEvents(events=3)),
+        ({"held_out": 0, "split_at": "9"}, ByTime(at="9")),
+        (
+            {"held_out": 0, "split_at": "9", "validation_at": "7", "time_feature": "t"},
+            ByTime(at="9", validation_at="7", feature="t"),
+        ),
+    ],
+)
+def test_ways_to_hold_out_are_kinds_of_splits(old, now):
+    settings = parse_json(changed("eval", **old)).eval
+    assert (settings.split, settings.filter_seen) == (now, False)
+
+
+@pytest.mark.parametrize(
+    ("saved", "split"),
+    [
+        ({"eval.held_out": 0, "eval.split_at": None, "eval.validation_at": None}, None),
+        ({"eval.held_out": 2, "eval.split_at": None}, LastEvents(events=2)),
+        (
+            {
+                "eval.held_out": 0,
+                "eval.split_at": "9",
+                "eval.validation_at": "7",
+                "eval.time_feature": "item_id",
+                "column of eval.time_feature": "item_id",
+                "time_unit of eval.time_feature": "s",
+            },
+            ByTime(at="9", validation_at="7", feature="item_id"),
+        ),
+    ],
+)
+def test_the_split_of_an_old_catalogue_compares_equal(saved, split):
+    config = Config(
+        features=(FeatureConfig(name="item_id", hash_bucket_size=9),), eval=EvalConfig(split=split)
+    )
+    assert split_of_catalogue(saved) == identity.of_split(config)
+    # One of the present version is left as it is.
+    assert split_of_catalogue(identity.of_split(config)) == identity.of_split(config)
+
+
 def test_what_is_written_is_read_again():
     config = parse_json(json.dumps(OLD))
     saved = json.loads(config.to_json())
@@ -134,6 +214,21 @@ def test_a_newer_format_is_refused(tmp_path):
         ("--features.2.evict_every=9", "give --tables.behavior_id.evict_every 9"),
         ("--features.3.init_std 0.5", "give --tables.timestamp.init_std 0.5"),
         ("--features.9.init_std 0.5", "give --tables.NAME.init_std 0.5"),
+        ("--io.packing 9", "give --io.sequences pack --io.sequences.rows 9"),
+        ("--io.packing None", "give --io.sequences truncate"),
+        ("--io.windows 3", "give --io.sequences pack (or crop) --io.sequences.windows 3"),
+        ("--io.windows 1", "give --io.sequences truncate"),
+        (
+            "--io.windows_per_epoch 1",
+            "give --io.sequences pack --io.sequences.windows_per_epoch 1 (or, for 1 without packing, "
+            "--io.sequences crop)",
+        ),
+        ("--eval.held_out 2", "give --eval.split last_events --eval.split.events 2"),
+        ("--eval.held-out=0", "give --eval.split none"),
+        ("--eval.split_at 2000-12-01", "give --eval.split by_time --eval.split.at 2000-12-01"),
+        ("--eval.split_at None", "give --eval.split none"),
+        ("--eval.validation_at 9", "give --eval.split by_time --eval.split.validation_at 9"),
+        ("--eval.time_feature t", "give --eval.split by_time --eval.split.feature t"),
         ("--loss.log_q_from stream", "give --loss.log_q stream"),
         ("--lr.decay_steps 9", "give --lr.decay linear (or cosine) --lr.decay.steps 9"),
         ("--lr.final_ratio 0.5", "give --lr.decay linear (or cosine) --lr.decay.final_ratio 0.5"),
@@ -170,6 +265,13 @@ def test_old_values_of_log_q_have_a_sentence(tmp_path, old, now):
             for key in ("init_std", *GROWING_KEYS)
         ),
         ("LossConfig(log_q_from='stream')", "loss.log_q_from", 'LossConfig(log_q="stream")'),
+        ("IOConfig(packing=3)", "io.packing", "IOConfig(sequences=Pack(rows=…))"),
+        ("IOConfig(windows=3)", "io.windows", "Pack(windows=…)), or Crop(windows=…)"),
+        ("IOConfig(windows_per_epoch=1)", "io.windows_per_epoch", "Pack(windows_per_epoch=…)"),
+        ("EvalConfig(held_out=2)", "eval.held_out", "EvalConfig(split=LastEvents(events=…))"),
+        ("EvalConfig(split_at='9')", "eval.split_at", "EvalConfig(split=ByTime(at=…))"),
+        ("EvalConfig(validation_at='9')", "eval.validation_at", "ByTime(at=…, validation_at=…)"),
+        ("EvalConfig(time_feature='t')", "eval.time_feature", "ByTime(at=…, feature=…)"),
         ("LRConfig(decay_steps=3)", "lr.decay_steps", "LRConfig(decay=Linear(steps=…))"),
         ("LRConfig(final_ratio=1)", "lr.final_ratio", "LRConfig(decay=Linear(final_ratio=…))"),
     ],

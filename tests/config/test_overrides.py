@@ -92,3 +92,18 @@ def test_a_key_of_another_kind_is_refused_naming_it():
         "lr.decay.steps: expected no such key where lr.decay is constant, found 7; add --lr.decay "
         "linear, which has it"
     )
+
+
+def test_a_key_that_its_kind_cannot_do_without_is_asked_for():
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / "base.py", ["--eval.split", "by_time"])
+    assert str(caught.value) == (
+        "eval.split.at: expected text because eval.split is by_time, found nothing; give "
+        "--eval.split.at too"
+    )
+
+
+def test_none_is_a_kind_where_there_is_one():
+    for none in ("none", "None"):
+        arguments = ["--eval.split", none, "--eval.every_steps", "None"]
+        assert load(CONFIGS / "ml1m.py", arguments).eval.split is None

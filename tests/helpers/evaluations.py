@@ -8,12 +8,13 @@ import small
 from jobs_of import job
 from pyarrow import orc
 
+from s2s_jax.config import LastEvents
 from s2s_jax.training.batches import put_batch
 
 
 def evaluating(log, run_dir, grows=False, **settings):
     config = job(log, run_dir)
-    made = {"held_out": 2, "batch_size": 32} | settings
+    made = {"split": LastEvents(events=2), "batch_size": 32} | settings
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **made))
     return small.growing(config) if grows else config
 

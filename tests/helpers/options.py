@@ -10,7 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.orc
 
-from s2s_jax.config import Config, Constant, Cosine, FeatureConfig, Linear, TableConfig, validate
+from s2s_jax.config import (
+    ByTime,
+    Config,
+    Constant,
+    Cosine,
+    Crop,
+    FeatureConfig,
+    LastEvents,
+    Linear,
+    Pack,
+    TableConfig,
+    validate,
+)
 from s2s_jax.errors import UserError
 
 SEQ_LEN = 6
@@ -24,10 +36,10 @@ _BEGIN = 946_684_800  # 2000-01-01
 # How sequences are cut and laid out. Validation couples these options closely.
 _SEQUENCES = (
     {},
-    {"io.packing": 10},
-    {"io.packing": "auto", "io.windows": 3},
-    {"io.packing": 8, "io.windows": 3, "io.windows_per_epoch": 2},
-    {"io.windows": 3, "io.windows_per_epoch": 1},
+    {"io.sequences": Pack(rows=10)},
+    {"io.sequences": Pack(windows=3)},
+    {"io.sequences": Pack(rows=8, windows=3, windows_per_epoch=2)},
+    {"io.sequences": Crop(windows=3)},
 )
 _LOG_Q = (
     {},
@@ -36,10 +48,10 @@ _LOG_Q = (
 )
 _HELD_OUT = (
     {},
-    {"eval.held_out": 2},
-    {"eval.held_out": 2, "eval.every_steps": 2, "eval.filter_seen": False},
-    {"eval.split_at": "2000-01-09", "eval.validation_at": "2000-01-08", "eval.every_steps": 2},
-    {"eval.split_at": "2000-01-09"},
+    {"eval.split": LastEvents(events=2)},
+    {"eval.split": LastEvents(events=2), "eval.every_steps": 2, "eval.filter_seen": False},
+    {"eval.split": ByTime(at="2000-01-09", validation_at="2000-01-08"), "eval.every_steps": 2},
+    {"eval.split": ByTime(at="2000-01-09")},
 )
 _GROWING = {"capacity": 1}
 _TABLES = (

@@ -19,7 +19,10 @@ import small
 from jobs_of import job, one_device, saved_state
 from places import HELPERS, REPO
 
-from s2s_jax.config import Config
+from s2s_jax.config import (
+    Config,
+    LastEvents,
+)
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED
 from s2s_jax.jobs.train import train
 
@@ -54,7 +57,9 @@ def make_job(log: Path, run_dir: Path) -> Config:
     return dataclasses.replace(
         small.growing(config),
         loss=dataclasses.replace(config.loss, negatives="mixed", num_negatives=8),
-        eval=dataclasses.replace(config.eval, held_out=1, every_steps=20, batch_size=64),
+        eval=dataclasses.replace(
+            config.eval, split=LastEvents(events=1), every_steps=20, batch_size=64
+        ),
     )
 
 

@@ -67,7 +67,7 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
         with pytest.raises(UserError, match=r"features\.0\.bag_size: expected 1"):
             recommends(config, directory, mesh)
         return
-    if config.eval.held_out or config.eval.split_at:
+    if config.eval.split is not None:
         run = restore(config, mesh, "newest")
         found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
         assert all(math.isfinite(value) for value in found.metrics.values())

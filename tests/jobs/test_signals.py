@@ -19,6 +19,7 @@ from jobs_of import job, lines, one_device, saved_state
 from places import HELPERS, REPO
 
 from s2s_jax.cli.train import run
+from s2s_jax.config import LastEvents
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import item_counts
 from s2s_jax.errors import EXIT_STOPPED, Stopped, UserError
@@ -50,7 +51,9 @@ def make_job(log, run_dir, **changes):
     return dataclasses.replace(
         small.growing(config),
         loss=dataclasses.replace(config.loss, negatives="mixed", num_negatives=8),
-        eval=dataclasses.replace(config.eval, held_out=1, every_steps=6, batch_size=16),
+        eval=dataclasses.replace(
+            config.eval, split=LastEvents(events=1), every_steps=6, batch_size=16
+        ),
     )
 
 

@@ -30,7 +30,7 @@ from places import HELPERS, REPO
 
 from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, Linear
+from s2s_jax.config import Config, Linear, Pack
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.runs.run_dir import locked
@@ -49,7 +49,7 @@ def test_a_run_packs_as_many_users_as_fill_a_batch(tmp_path, log):
     config = job(log, tmp_path / "run", train_steps=2)
     config = dataclasses.replace(
         config,
-        io=dataclasses.replace(config.io, packing="auto", windows=2),
+        io=dataclasses.replace(config.io, sequences=Pack(windows=2)),
         model=dataclasses.replace(config.model, num_layers=1),
     )
     assert not train(config, one_device())

@@ -15,7 +15,13 @@ from logs import write_log
 import s2s_jax as s2s
 from s2s_jax.cli import recommend as door
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import FeatureConfig, validate
+from s2s_jax.config import (
+    FeatureConfig,
+    LastEvents,
+    Pack,
+    TableConfig,
+    validate,
+)
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.jobs.recommend import Request, recommend
 from s2s_jax.jobs.train import train
@@ -74,9 +80,9 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(texts, tmp_path_factory):
     """Growing tables, packed windows, times, the oldest events kept in training."""
-    config = evaluating(texts, tmp_path_factory.mktemp("run") / "run", held_out=1)
-    grows = {"hash_type": "murmur", "hash_bucket_size": 0, "capacity": 16, "init_std": 0.5}
-    of_time = {"column": "timestamp", "emb_dim": 4, "init_std": 0.5}
+    config = evaluating(texts, tmp_path_factory.mktemp("run") / "run", split=LastEvents(events=1))
+    grows = {"hash_type": "murmur", "hash_bucket_size": 0}
+    of_time = {"column": "timestamp", "emb_dim": 4}
     config = dataclasses.replace(
         config,
         features=(
@@ -87,7 +93,15 @@ def packed(texts, tmp_path_factory):
                 name="hour", op="hour_of_day", utc_offset_hours=5.5, hash_bucket_size=24, **of_time
             ),
         ),
-        io=dataclasses.replace(config.io, packing=10, windows=2, truncate_side="right"),
+        tables=(
+            TableConfig(name="item_id", capacity=16, init_std=0.5),
+            TableConfig(name="tags", capacity=16, init_std=0.5),
+            TableConfig(name="gap", init_std=0.5),
+            TableConfig(name="hour", init_std=0.5),
+        ),
+        io=dataclasses.replace(
+            config.io, sequences=Pack(rows=10, windows=2), truncate_side="right"
+        ),
         train=dataclasses.replace(config.train, train_steps=12),
     )
     validate(config)

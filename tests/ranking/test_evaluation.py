@@ -18,6 +18,7 @@ from pyarrow import orc
 
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import Pack, Truncate
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.batching.reader import Reader
@@ -146,13 +147,13 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
             assert ids[:length, place["asked"]].ravel().tolist() == following
 
 
-@pytest.mark.parametrize("packing", [None, 8])
-def test_every_learned_position_that_is_shown_was_trained(log, packing):
+@pytest.mark.parametrize("sequences", [Truncate(), Pack(rows=8)], ids=lambda made: made.kind)
+def test_every_learned_position_that_is_shown_was_trained(log, sequences):
     config = evaluating(log, Path("unused"))
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, position="learned", num_layers=1),
-        io=dataclasses.replace(config.io, packing=packing),
+        io=dataclasses.replace(config.io, sequences=sequences),
         lr=dataclasses.replace(config.lr, weight_decay=0.0),
     )
     mesh = make_mesh(jax.devices()[:1])

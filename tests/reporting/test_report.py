@@ -620,9 +620,9 @@ def test_a_moved_run_whose_checkpoints_are_gone(trained, tmp_path, capsys):
 def test_whole_histories_where_nothing_is_held_out(trained, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained.train.output_dir, run_dir)
-    config = dataclasses.replace(trained, eval=dataclasses.replace(trained.eval, held_out=0))
+    config = dataclasses.replace(trained, eval=dataclasses.replace(trained.eval, split=None))
     saved = json.loads((run_dir / "config.json").read_text())
-    saved["eval"]["held_out"] = 0
+    saved["eval"]["split"] = None
     (run_dir / "config.json").write_text(json.dumps(saved))
     shown = show_users(config, run_dir, 7)
     assert len(shown.users) == 7

@@ -11,7 +11,11 @@ import small
 from places import REPO
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import ModelConfig, load
+from s2s_jax.config import (
+    ModelConfig,
+    Pack,
+    load,
+)
 from s2s_jax.training.batches import count_rows, put_batch
 from s2s_jax.training.flops import AtPeak, attention_flops, peak_flops, step_flops
 from s2s_jax.training.meters import Meters
@@ -101,7 +105,7 @@ def test_attention_of_packed_sequences_against_counting():
     of_pair = 3 * 2 * 2 * model.hidden_size * model.num_layers
     assert attention_flops(model, len(sees)) == of_pair * len(sees)
     packed = small.config()
-    packed = dataclasses.replace(packed, io=dataclasses.replace(packed.io, packing=40))
+    packed = dataclasses.replace(packed, io=dataclasses.replace(packed.io, sequences=Pack(rows=40)))
     rows, seq_len = packed.io.batch_size, model.seq_len
     unpacked = step_flops(small.config(), 1) - step_flops(packed, 1)
     assert unpacked == of_pair * rows * seq_len * (seq_len + 1) / 2

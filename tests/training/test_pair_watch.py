@@ -8,7 +8,10 @@ import pytest
 import small
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config
+from s2s_jax.config import (
+    Config,
+    Pack,
+)
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.training.pair_watch import PairWatch
@@ -37,7 +40,7 @@ def metrics(pairs: int, examples: int = 4, skipped: int = 0) -> dict[str, float]
 def test_packing_that_leaves_each_user_one_event(tmp_path):
     """For any log, and again when the command is started again."""
     small.write_log(tmp_path / "log", 200)
-    config = job(tmp_path, packing=4 * small.SEQ_LEN)
+    config = job(tmp_path, sequences=Pack(rows=4 * small.SEQ_LEN))
     for _ in range(2):
         with pytest.raises(UserError, match=r"^io\.packing: the 6 steps to step 6 found no pair"):
             train(config, make_mesh(jax.devices()[:1]))

@@ -28,7 +28,8 @@ def with_packing(config: Config, index: FileIndex) -> Config:
     mean = _mean_kept(config, index)
     # Where nothing can be read, batches are empty however many users they have.
     packing = 1 if mean is None else _users_that_fit(config, mean)
-    return dataclasses.replace(config, io=dataclasses.replace(config.io, packing=packing))
+    sequences = dataclasses.replace(config.io.sequences, rows=packing)
+    return dataclasses.replace(config, io=dataclasses.replace(config.io, sequences=sequences))
 
 
 def packing_notes(config: Config, index: FileIndex) -> list[str]:

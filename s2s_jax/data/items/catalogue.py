@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from s2s_jax.config import Config, FeatureConfig, identity, refuse_addresses
+from s2s_jax.config.old_format import split_of_catalogue
 from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.cache import DECODING_VERSION
 from s2s_jax.data.encoding.held_out import Cut, training_cut
@@ -255,7 +256,9 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
     refuse("version of ids", saved["version"], now["version"])
     refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
     # Older files say nothing of a split where there is none, or are of whole logs.
-    split_before = identity.of_split(Config()) | (saved["split"] if "split" in saved else {})
+    split_before = identity.of_split(Config())
+    if "split" in saved:
+        split_before = split_of_catalogue(saved["split"])
     for key in dict.fromkeys([*now["split"], *split_before]):
         before = split_before[key] if key in split_before else None
         refuse(key, before, now["split"][key] if key in now["split"] else None)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config import Config, FeatureConfig, Truncate
 from s2s_jax.data.encoding import blocks, features, ids
 from s2s_jax.data.encoding.blocks import NO_ID
 from s2s_jax.data.encoding.held_out import Cut
@@ -343,9 +343,7 @@ def whole_sequences(config: Config, names: Sequence[str]) -> Config:
             config.io,
             check_length=False,
             truncate_side="left",
-            packing=None,
-            windows=1,
-            windows_per_epoch=None,
+            sequences=Truncate(),
         ),
-        eval=dataclasses.replace(config.eval, held_out=0, split_at=None, validation_at=None),
+        eval=dataclasses.replace(config.eval, split=None),
     )

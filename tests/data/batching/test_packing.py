@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import EvalConfig, FeatureConfig, IOConfig, LossConfig, validate
+from s2s_jax.config import (
+    Crop,
+    EvalConfig,
+    FeatureConfig,
+    IOConfig,
+    LastEvents,
+    LossConfig,
+    Pack,
+    Truncate,
+    validate,
+)
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import WHOLE, HostSlice
 from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
@@ -65,6 +75,10 @@ def test_layout_fills_rows_to_the_last_position():
 # ------------------------------------------------------------------------------------- batches
 
 
+PACKED = Pack(rows=12, windows=3)
+PER_EPOCH = "io.sequences.windows_per_epoch"
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     directory = tmp_path_factory.mktemp("log")
@@ -72,8 +86,8 @@ def log(tmp_path_factory):
     return directory
 
 
-def packed_config(log, **io):
-    settings = {"data_paths": str(log), "batch_size": 7, "packing": 12, "windows": 3}
+def packed_config(log, sequences=PACKED, **io):
+    settings = {"data_paths": str(log), "batch_size": 7, "sequences": sequences}
     return small.config(io=IOConfig(**settings | io, thread_num=0, prefetch=0, seed=3))
 
 
@@ -104,7 +118,7 @@ def test_packed_batches_hold_the_windows_of_whole_rows(log, side):
     batches = epoch(config, 24)
     whole = dataclasses.replace(
         config,
-        io=dataclasses.replace(config.io, packing=None, windows=1),
+        io=dataclasses.replace(config.io, sequences=Truncate()),
         model=dataclasses.replace(config.model, seq_len=40),
     )
     expected = []
@@ -125,13 +139,11 @@ def test_packed_batches_hold_the_windows_of_whole_rows(log, side):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_an_epoch_trains_on_a_run_of_each_history(log, side):
-    config = packed_config(
-        log, truncate_side=side, packing=None, windows=4, windows_per_epoch=1, batch_size=50
-    )
+    config = packed_config(log, Crop(windows=4), truncate_side=side, batch_size=50)
     validate(config)
     whole = dataclasses.replace(
         config,
-        io=dataclasses.replace(config.io, windows=1, windows_per_epoch=None),
+        io=dataclasses.replace(config.io, sequences=Truncate()),
         model=dataclasses.replace(config.model, seq_len=config.history_len),
     )
     runs, histories = (itertools.islice(Reader(c, 50), 60) for c in (config, whole))
@@ -164,8 +176,10 @@ def test_an_epoch_trains_on_a_run_of_each_history(log, side):
 
 
 def test_runs_do_not_depend_on_who_reads_them(log):
-    config = packed_config(log, windows=4, windows_per_epoch=1, batch_size=30)
-    alone = dataclasses.replace(config, io=dataclasses.replace(config.io, packing=None))
+    config = packed_config(log, Pack(rows=12, windows=4, windows_per_epoch=1), batch_size=30)
+    alone = dataclasses.replace(
+        config, io=dataclasses.replace(config.io, sequences=Crop(windows=4))
+    )
     expected = sorted(s for batch in epoch(alone, 50) for s in sequences(batch))
     assert max(map(len, expected)) == L
     for rows, hosts in ((12, 1), (24, 1), (24, 2)):
@@ -224,7 +238,7 @@ def test_hosts_and_continued_readers_see_the_same_batches(log):
 def test_a_host_without_rows_has_growing_ids_too(log):
     features = (FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=0),)
     config = dataclasses.replace(
-        packed_config(log, batch_size=8, packing=None, windows=1),
+        packed_config(log, Truncate(), batch_size=8),
         features=features,
         loss=LossConfig(target_features=("item_id",)),
     )
@@ -235,14 +249,14 @@ def test_a_host_without_rows_has_growing_ids_too(log):
 @pytest.mark.parametrize(
     ("io", "path"),
     [
-        ({"packing": 0}, "io.packing"),
-        ({"packing": 2 * L + 1, "batch_size": 2}, "io.packing"),
-        ({"packing": None}, "io.windows"),
-        ({"windows": 0}, "io.windows"),
-        ({"packing": None, "windows_per_epoch": 2}, "io.windows"),
-        ({"windows_per_epoch": 0}, "io.windows_per_epoch"),
-        ({"windows_per_epoch": 3}, "io.windows_per_epoch"),
-        ({"windows_per_epoch": 1, "shuffle": False}, "io.windows_per_epoch"),
+        ({"sequences": Pack(rows=0)}, "io.sequences.rows"),
+        ({"sequences": Pack(rows=2 * L + 1), "batch_size": 2}, "io.sequences.rows"),
+        ({"sequences": Pack(windows=0)}, "io.sequences.windows"),
+        ({"sequences": Pack(windows=3, windows_per_epoch=0)}, PER_EPOCH),
+        ({"sequences": Pack(windows=3, windows_per_epoch=3)}, PER_EPOCH),
+        ({"sequences": Pack(windows=3, windows_per_epoch=1), "shuffle": False}, PER_EPOCH),
+        ({"sequences": Crop(windows=1)}, "io.sequences.windows"),
+        ({"sequences": Crop(windows=2), "shuffle": False}, "io.shuffle"),
         ({"layout": "flat"}, "io.layout"),
     ],
 )
@@ -253,24 +267,24 @@ def test_settings_that_cannot_work_are_named(log, io, path):
 
 
 @pytest.mark.parametrize(
-    ("io", "note"),
+    ("made", "note"),
     [
-        ({"packing": 5}, None),
-        ({"packing": 40}, "the longest are cut; io.packing 4 (or auto) would fit"),
-        ({"packing": 2}, "most of it is padding; io.packing 4 (or auto) would fill it"),
-        ({"packing": "auto"}, None),
-        ({"packing": None, "windows": 1}, None),
+        (Pack(rows=5, windows=3), None),
+        (Pack(rows=40, windows=3), "the longest are cut; io.packing 4 (or auto) would fit"),
+        (Pack(rows=2, windows=3), "most of it is padding; io.packing 4 (or auto) would fill it"),
+        (Pack(windows=3), None),
+        (Truncate(), None),
     ],
 )
-def test_notes_say_what_packing_fits(log, io, note):
-    config = packed_config(log, **io)
+def test_notes_say_what_packing_fits(log, made, note):
+    config = packed_config(log, made)
     notes = packing_notes(config, index_files(config))
     assert len(notes) == (note is not None)
     assert all(note in found for found in notes)
 
 
 def test_a_log_of_short_rows_is_told_of_packing(log):
-    config = packed_config(log, packing=None, windows=1)
+    config = packed_config(log, Truncate())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
     (note,) = packing_notes(config, index_files(config))
     assert "are padding; io.packing auto would fill them" in note
@@ -280,18 +294,17 @@ def test_a_log_of_short_rows_is_told_of_packing(log):
     ("held_out", "windows", "per_epoch"), [(0, 3, None), (2, 3, None), (0, 1, None), (2, 3, 1)]
 )
 def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
-    config = packed_config(
-        log, packing="auto", windows=windows, windows_per_epoch=per_epoch, batch_size=20
-    )
-    config = dataclasses.replace(config, eval=EvalConfig(held_out=held_out))
+    config = packed_config(log, Pack(windows=windows, windows_per_epoch=per_epoch), batch_size=20)
+    split = LastEvents(events=held_out) if held_out else None
+    config = dataclasses.replace(config, eval=EvalConfig(split=split))
     whole = dataclasses.replace(
-        packed_config(log, packing=None, windows=1),
+        packed_config(log, Truncate()),
         model=dataclasses.replace(config.model, seq_len=40),
     )
     (batch,) = epoch(whole, 50)
     kept = np.minimum(batch["length"] - held_out, (per_epoch or windows) * (L - 1) + 1)
     mean = kept[kept > 0].mean()
-    packing = with_packing(config, index_files(config)).io.packing
+    packing = with_packing(config, index_files(config)).io.sequences.rows
     assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean
     # A number stays unchanged.
     given = packed_config(log)

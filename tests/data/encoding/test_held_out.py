@@ -21,8 +21,10 @@ from pyarrow import orc
 from s2s_jax.cli import evaluate
 from s2s_jax.cli.exit import run_door
 from s2s_jax.config import (
+    ByTime,
     Config,
     FeatureConfig,
+    LastEvents,
     LossConfig,
     TrainConfig,
     identity,
@@ -128,11 +130,15 @@ def make_config(data_paths, kind="seconds", seq_len=5, **io):
         loss=LossConfig(target_features=("item_id",)),
         train=TrainConfig(train_steps=1),
     )
-    return split_by_time(made, time_feature="when")
+    return split_by_time(made, feature="when")
 
 
-def split_by_time(config, split_at="2000-12-01", **settings):
-    changed = dataclasses.replace(config.eval, split_at=split_at, **settings)
+def split_by_time(config, at="2000-12-01", validation_at=None, feature=None, **settings):
+    """With another split; a feature that is not given stays as it is."""
+    if feature is None:
+        feature = config.eval.split.feature if config.eval.split else "timestamp"
+    split = ByTime(at=at, validation_at=validation_at, feature=feature)
+    changed = dataclasses.replace(config.eval, split=split, **settings)
     made = dataclasses.replace(config, eval=changed)
     validate(made)
     return made
@@ -183,7 +189,7 @@ def test_caches_of_other_splits_are_others(tmp_path):
     log = write_logs(tmp_path / "log", make_rows())
     plain = make_config(log)
     different = [
-        dataclasses.replace(plain, eval=dataclasses.replace(plain.eval, split_at=None)),
+        dataclasses.replace(plain, eval=dataclasses.replace(plain.eval, split=None)),
         plain,
         split_by_time(plain, "2000-12-02"),
         split_by_time(plain, validation_at="2000-11-26"),
@@ -215,9 +221,9 @@ def test_a_catalogue_of_another_split_is_refused(tmp_path):
     load_catalogue(path, config)
     for other in (
         split_by_time(config, "2000-12-02"),
-        dataclasses.replace(config, eval=dataclasses.replace(config.eval, split_at=None)),
+        dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=None)),
     ):
-        with pytest.raises(UserError, match=r"^eval\.split_at: catalogue .* 2000-12-01 \(now "):
+        with pytest.raises(UserError, match=r"^eval\.split(\.at)?: catalogue .* \(now "):
             load_catalogue(path, other)
 
 
@@ -344,41 +350,42 @@ def test_columns_without_times_are_refused(tmp_path):
 
 # ------------------------------------------------------------------------------------- mistakes
 
+BY_TIME = ("--eval.split", "by_time", "--eval.split.at")
+VALIDATION_AT = "--eval.split.validation_at"
+
 
 @pytest.mark.parametrize(
     ("overrides", "start", "words"),
     [
-        (["--eval.split_at", "2000-12-01", "--eval.held_out", "2"], "eval.held_out", "0 because"),
-        (["--eval.split_at", "1 December"], "eval.split_at", "2000-12-01T12:00"),
-        (["--eval.split_at", "nan"], "eval.split_at", "seconds since 1970"),
         (
-            ["--eval.split_at", "20001201"],
-            "eval.split_at",
-            "2000-12-01 if it is a date",
+            ["--eval.split", "last_events", "--eval.split.events", "0"],
+            "eval.split.events",
+            "least 1",
+        ),
+        ([*BY_TIME, "1 December"], "eval.split.at", "2000-12-01T12:00"),
+        ([*BY_TIME, "nan"], "eval.split.at", "seconds since 1970"),
+        ([*BY_TIME, "20001201"], "eval.split.at", "2000-12-01 if it is a date"),
+        ([*BY_TIME, "1009843200000"], "eval.split.at", "before the year 10,000"),
+        (BY_TIME[:2], "eval.split.at", "text because eval.split is by_time, found nothing"),
+        ([*BY_TIME, "9", VALIDATION_AT, "x"], "eval.split.validation_at", "a time"),
+        ([VALIDATION_AT, "2000-12-01"], "eval.split.validation_at", "add --eval.split by_time"),
+        ([*BY_TIME, "9", VALIDATION_AT, "9"], "eval.split.validation_at", "before"),
+        (
+            [*BY_TIME, "2000-12-01", VALIDATION_AT, "2001-01-01"],
+            "eval.split.validation_at",
+            "a time before eval.split.at (2000-12-01), found '2001-01-01'",
         ),
         (
-            ["--eval.split_at", "1009843200000"],
-            "eval.split_at",
-            "before the year 10,000",
-        ),
-        (["--eval.split_at", "9", "--eval.validation_at", "x"], "eval.validation_at", "a time"),
-        (["--eval.validation_at", "2000-12-01"], "eval.validation_at", "without eval.split_at"),
-        (["--eval.split_at", "9", "--eval.validation_at", "9"], "eval.validation_at", "before"),
-        (
-            ["--eval.split_at", "2000-12-01", "--eval.validation_at", "2001-01-01"],
-            "eval.validation_at",
-            "a time before eval.split_at (2000-12-01), found '2001-01-01'",
-        ),
-        (
-            ["--eval.split_at", "9", "--eval.time_feature", "ts"],
-            "eval.time_feature",
+            [*BY_TIME, "9", "--eval.split.feature", "ts"],
+            "eval.split.feature",
             "item_id, cate_id, behavior_id, timestamp",
         ),
-        (["--eval.split_at", "9", "--eval.every_steps", "5"], "eval.validation_at", "every_steps"),
-        (["--eval.every_steps", "5"], "eval.held_out", "eval.split_at"),
+        ([*BY_TIME, "9", "--eval.every_steps", "5"], "eval.split.validation_at", "every_steps"),
+        (["--eval.every_steps", "5"], "eval.split", "last_events or by_time because"),
+        (["--eval.split", "by_date"], "eval.split", "last_events, by_time, none, found by_date"),
         ([], "eval.held_out", "or a time as eval.split_at"),
         (
-            ["--split", "validation", "--eval.split_at", "9"],
+            ["--split", "validation", *BY_TIME, "9"],
             "eval.validation_at",
             "because validation events are asked for",
         ),
@@ -396,9 +403,12 @@ def test_mistakes_are_one_sentence_and_end_with_2(overrides, start, words, monke
 
 
 def test_a_split_is_read_from_the_command_line():
-    overrides = ["--eval.split_at", "975628800", "--eval.validation_at", "2000-11-26"]
+    overrides = [
+        *("--eval.split", "by_time", "--eval.split.at", "975628800"),
+        *("--eval.split.validation_at", "2000-11-26"),
+    ]
     config = load(REPO / "configs" / "base.py", overrides)
-    assert config.eval.split_at == "975628800"
+    assert config.eval.split == ByTime(at="975628800", validation_at="2000-11-26")
     assert held_out.training_cut(config).time == TimeCut(config.feature("timestamp"), VALIDATION)
 
 
@@ -498,7 +508,7 @@ def test_both_protocols_count_users_whose_event_has_no_known_item(run):
     config, rows = run
     mesh = one_device()
     restored = restore(config, mesh, "newest")
-    changed = dataclasses.replace(config.eval, split_at=None, validation_at=None, held_out=1)
+    changed = dataclasses.replace(config.eval, split=LastEvents(events=1))
     leaving_one_out = dataclasses.replace(config, eval=changed)
     for users in (None, 17):
         found = Evaluator(leaving_one_out, mesh, users).evaluate(
@@ -512,16 +522,16 @@ def test_both_protocols_count_users_whose_event_has_no_known_item(run):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["--eval.split_at", "800"], "eval.split_at: .* made with 700, found 800"),
-        (["--eval.validation_at", "400"], "eval.validation_at: .* made with 500, found 400"),
+        (["--eval.split.at", "800"], r"eval\.split\.at: .* made with 700, found 800"),
+        ([VALIDATION_AT, "400"], r"eval\.split\.validation_at: .* made with 500, found 400"),
         (["--features.3.time_unit", "ms"], "features.3.time_unit: .* made with s, found ms"),
-        (["--eval.time_feature", "item_id"], "eval.time_feature: .* timestamp, found item_id"),
         (
-            [
-                *("--eval.split_at", "None", "--eval.validation_at", "None"),
-                *("--eval.every_steps", "None", "--eval.held_out", "2"),
-            ],
-            "eval.held_out: .* made with 0, found 2",
+            ["--eval.split.feature", "item_id"],
+            r"eval\.split\.feature: .* timestamp, found item_id",
+        ),
+        (
+            [*("--eval.every_steps", "None"), *("--eval.split", "last_events")],
+            r"eval\.split: .* made with by_time, found last_events",
         ),
     ],
 )
@@ -537,10 +547,9 @@ def test_a_run_of_before_there_were_splits_is_refused_one(run, tmp_path):
     shutil.copytree(config.train.output_dir, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     saved = json.loads(path.read_text())
-    for key in ("split_at", "validation_at", "time_feature"):
-        del saved["eval"][key]
+    del saved["eval"]["split"]
     path.write_text(json.dumps(saved))
     moved = dataclasses.replace(config.train, output_dir=str(tmp_path / "run"))
     moved = dataclasses.replace(config, train=moved)
-    with pytest.raises(UserError, match=r"eval\.split_at: .* made with None, found 700"):
+    with pytest.raises(UserError, match=r"eval\.split: .* made with none, found by_time"):
         restore(moved, one_device())

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pytest
 from logs import write_log
 
-from s2s_jax.config import Config, EvalConfig, FeatureConfig, IOConfig, ModelConfig
+from s2s_jax.config import (
+    ByTime,
+    Config,
+    EvalConfig,
+    FeatureConfig,
+    IOConfig,
+    LastEvents,
+    ModelConfig,
+)
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs import orc
@@ -66,8 +74,8 @@ def write_stripes(directory: Path, log: list[dict], rows: int) -> None:
 def test_an_ordinary_log_is_no_news(tmp_path):
     write_stripes(tmp_path, rows(40, 5), 4)
     assert look(config(tmp_path)) == []
-    assert look(config(tmp_path, held_out=2)) == []
-    assert look(config(tmp_path, split_at="2015-04-03")) == []
+    assert look(config(tmp_path, split=LastEvents(events=2))) == []
+    assert look(config(tmp_path, split=ByTime(at="2015-04-03"))) == []
 
 
 # ------------------------------------------------------------------------------------- refused
@@ -75,9 +83,9 @@ def test_an_ordinary_log_is_no_news(tmp_path):
 
 def test_all_is_held_out(tmp_path):
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
-    assert look(config(tmp_path, held_out=3)) == []
+    assert look(config(tmp_path, split=LastEvents(events=3))) == []
     for held_out in (4, 5, 99):
-        message = refusal(config(tmp_path, held_out=held_out))
+        message = refusal(config(tmp_path, split=LastEvents(events=held_out)))
         assert message.startswith("eval.held_out: there is nothing to learn from")
         assert f"{held_out} events of every row" in message
         assert "the longest row has 5" in message
@@ -126,10 +134,10 @@ def test_all_events_are_of_one_item(tmp_path):
 
 def test_a_split_before_all_times(tmp_path):
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
-    message = refusal(config(tmp_path, split_at="2015-01-01"))
+    message = refusal(config(tmp_path, split=ByTime(at="2015-01-01")))
     assert message.startswith("eval.split_at: ")
     assert "run from 2015-04-01 to 2015-04-05 if time_unit is s" in message
-    message = refusal(config(tmp_path, split_at="2015-06-01", validation_at="2015-04-02"))
+    message = refusal(config(tmp_path, split=ByTime(at="2015-06-01", validation_at="2015-04-02")))
     assert message.startswith("eval.validation_at: ")
     assert "before 2015-04-02" in message
 
@@ -141,7 +149,7 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
     if kind == pa.string():
         log = [row | {"timestamp": [str(t) for t in row["timestamp"]]} for row in log]
     write_log(tmp_path / "a.orc", log, TYPES | {"timestamp": pa.list_(kind)})
-    message = refusal(config(tmp_path, split_at="2015-04-04"))
+    message = refusal(config(tmp_path, split=ByTime(at="2015-04-04")))
     assert "the year" in message
     assert f"or from 2015-04-01 to 2015-04-05 if it is {unit}" in message
     assert "time_unit of feature timestamp" in message
@@ -149,13 +157,13 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
     (note,) = look(config(tmp_path))
     assert note.startswith("warning: times of column timestamp run from the year")
     assert note.endswith(f"it is likely {unit}")
-    assert look(config(tmp_path, time={"time_unit": unit}, split_at="2015-04-04")) == []
+    assert look(config(tmp_path, time={"time_unit": unit}, split=ByTime(at="2015-04-04"))) == []
 
 
 def test_seconds_read_as_milliseconds(tmp_path):
     """Then all events are before the split, and nothing is held out."""
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
-    notes = look(config(tmp_path, time={"time_unit": "ms"}, split_at="2015-04-04"))
+    notes = look(config(tmp_path, time={"time_unit": "ms"}, split=ByTime(at="2015-04-04")))
     assert any(
         "nothing is held out" in note and "eval.split_at 2015-04-04" in note for note in notes
     )
@@ -222,7 +230,7 @@ def test_trouble_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
 def test_most_rows_give_nothing(tmp_path):
     log = [*rows(6, 1), *rows(3, 2), *rows(1, 9), {"item_id": None, "timestamp": None}]
     write_log(tmp_path / "a.orc", log, TYPES)
-    (note,) = look(config(tmp_path, held_out=1))
+    (note,) = look(config(tmp_path, split=LastEvents(events=1)))
     assert note == (
         "warning: 10 (90.9%) of the 11 rows looked at give nothing to learn from: 9% are empty, "
         "55% have one event, 27% have fewer than two events left by eval.held_out 1"
@@ -248,7 +256,7 @@ def test_pairs_are_those_that_training_scores(tmp_path):
             kept = row["item_id"][: max(len(row["item_id"]) - held_out, 0)]
             scored = kept[1:] if pairing == "next" else kept[:-1]
             none += all(item is None for item in scored)
-        notes = look(config(tmp_path, held_out=held_out, loss={"pairing": pairing}))
+        notes = look(config(tmp_path, split=LastEvents(events=held_out), loss={"pairing": pairing}))
         (told,) = [note for note in notes if "nothing to learn from" in note] or [""]
         assert (f"warning: {none} (" in told) == (none > 51 / 2), (pairing, held_out, none, told)
 

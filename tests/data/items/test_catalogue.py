@@ -20,6 +20,7 @@ from s2s_jax.config import (
     Config,
     EvalConfig,
     FeatureConfig,
+    LastEvents,
     LossConfig,
     TrainConfig,
     load_file,
@@ -502,10 +503,11 @@ def test_what_is_held_out_does_not_get_into_training_by_a_file(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(f"from s2s_jax.config import *\n\ndef get_config():\n    return {config!r}\n")
     out = tmp_path / "catalogue.parquet"
-    assert main(["--config", str(path), "--out", str(out), "--eval.held_out", "1"]) == 0
-    held_out = dataclasses.replace(config, eval=EvalConfig(held_out=1))
+    split = ["--eval.split", "last_events", "--eval.split.events", "1"]
+    assert main(["--config", str(path), "--out", str(out), *split]) == 0
+    held_out = dataclasses.replace(config, eval=EvalConfig(split=LastEvents(events=1)))
     assert as_rows(load(out, held_out)) == as_rows(collect(config, 1))
-    with pytest.raises(UserError, match=r"eval\.held_out: catalogue .* made with 1 \(now 0\)"):
+    with pytest.raises(UserError, match=r"eval\.split: catalogue .* with last_events \(now none\)"):
         load(out, config)
 
 
