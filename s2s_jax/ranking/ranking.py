@@ -1,18 +1,18 @@
 """Exact ranking of a catalogue: the best items of each user, and the rank of one item among all.
 
-The score of an item is the dot product of its vector with the user's; whoever wants cosines normalizes
-both first. Items are cut by rows over the devices, and each device walks over its own in blocks, so
-that the memory beyond the vectors is 4 bytes × users × `block_items` (about twice that at the peak),
-whatever the number of items.
+The score of an item is the dot product of its vector with the user's; for cosines, normalize both first.
+The rows of items are sharded over the devices, and each device scores its items in blocks, so that the
+memory in addition to the vectors is 4 bytes × users × `block_items` (about twice that at the peak), for
+any number of items.
 
-Every product has one shape, P users by T items. Kernels add up in another order for another shape,
-which moves the last bits of a score; with one shape a score depends on the two vectors alone. So results
-are the same, bit for bit, for any batch, block and number of devices of one kind, and items with equal
-vectors tie exactly. This holds as long as a kernel adds up alike at all places of one shape, which is
-tested on CPUs.
+Every product has the same shape, P users by T items. For different shapes, kernels sum in different
+orders, which changes the last bits of a score; with a single shape, a score depends only on the two
+vectors. So results are the same, bit for bit, for any batch, block and number of devices of the same
+kind, and items with equal vectors tie exactly. This requires that a kernel sums in the same way at all
+places of a shape, which is tested on CPUs.
 
 Shapes: B users, G groups of P users, E width, I items, R rows (I and padding), N tiles of T items in a
-block, C items of a chunk, M chunks that are looked into, K best items, S pairs of a user and an item.
+block, C items of a chunk, M chunks that are searched, K best items, S pairs of a user and an item.
 """
 
 import dataclasses
@@ -29,14 +29,15 @@ from s2s_jax.data.items.seen import Seen
 
 _USERS = 64
 _TILE = 2048
-# Of each chunk only the greatest score is sorted; smaller chunks sort more, larger ones look into more.
+# Only the largest score of each chunk is sorted. Smaller chunks mean more sorting, larger ones more
+# searching.
 _CHUNK = 32
-# Chunks that are looked into where few are worth it, which is so after the first blocks.
+# Numbers of chunks to search if only few need it, as is usual after the first blocks.
 _FEW_CHUNKS = (8, 32)
-# Lanes that count for themselves: a row that is added up into one number is not vectorized.
+# Independent counters per user: summing a row into a single number would not be vectorized.
 _LANES = 64
 _BLOCK_ITEMS = 2**14
-# Pairs that are left out are padded to a power of two from here on, so that few programs are compiled.
+# Seen pairs are padded to a power of two, at least this, so that few programs are compiled.
 _LEAST_PAIRS = 1024
 
 
@@ -45,9 +46,9 @@ class Catalogue:
     """The vectors of all items, on their devices.
 
     Attributes:
-      vectors_RE: f32, cut by rows over the devices; rows from `items` on are padding and never rank.
+      vectors_RE: f32, rows sharded over the devices; rows from `items` on are padding and never rank.
       items: I.
-      blocks: blocks that each device walks over.
+      blocks: number of blocks per device.
       mesh: the devices.
     """
 
@@ -58,11 +59,11 @@ class Catalogue:
 
 
 class Best(NamedTuple):
-    """The best items of each user: greatest score first, the lower index first where scores are equal.
+    """The best items of each user: highest score first, for equal scores the lower index first.
 
     Attributes:
-      index_BK: int32; -1 where fewer than K items are left.
-      score_BK: f32; -inf there.
+      index_BK: int32; -1 if fewer than K items are left.
+      score_BK: f32; -inf at these places.
     """
 
     index_BK: jax.Array
@@ -79,16 +80,16 @@ class _Pairs(NamedTuple):
 def make_catalogue(
     vectors_IE: np.ndarray | jax.Array, mesh: Mesh, block_items: int = _BLOCK_ITEMS
 ) -> Catalogue:
-    """Pads vectors and cuts them by rows over the devices of a mesh of one axis.
+    """Pads vectors and shards their rows over the devices of a mesh with one axis.
 
     Args:
-      vectors_IE: finite numbers. A NumPy array is copied to each device by its own rows; on several
-        hosts all hosts hold all of it. A JAX array needs room for a second one.
-      mesh: of `s2s_jax.cluster.mesh.make_mesh`.
-      block_items: about as many items are scored at once on each device.
+      vectors_IE: finite numbers. Of a NumPy array, each device gets only its own rows; with several
+        hosts, each host must have the whole array. A JAX array needs memory for a second one.
+      mesh: see `s2s_jax.cluster.mesh.make_mesh`.
+      block_items: approximate number of items that each device scores at once.
 
     Raises:
-      ValueError: there is no item, or more than int32 can number.
+      ValueError: there are no items, or more than int32 can number.
     """
     items, width = vectors_IE.shape
     if not 0 < items < 2**31 - mesh.size * (block_items + _TILE):
@@ -126,7 +127,7 @@ def top_k(
       users_BE: f32, finite.
       catalogue: the items.
       k: K, at least 1; may exceed the number of items.
-      seen: items that are left out; users are places in `users_BE`. None: all items take part.
+      seen: items that are left out; users are indices into `users_BE`. None: all items count.
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
@@ -154,13 +155,13 @@ def ranks(
     catalogue: Catalogue,
     seen: Seen | None = None,
 ) -> jax.Array:
-    """int32 `[B]`: how many other items score at least as much as each user's target; 0 is best.
+    """int32 `[B]`: the number of other items with at least the score of the user's target; 0 is best.
 
     Args:
       users_BE: f32.
-      target_B: int32 item of each user; the rank of one that is not in the catalogue is I.
+      target_B: int32 target item of each user; an item outside the catalogue has rank I.
       catalogue: the items.
-      seen: items that do not count, as in `top_k`; the target is ranked even if it is one.
+      seen: items that do not count, as in `top_k`; the target is ranked even if it is one of them.
 
     Raises:
       ValueError: shapes do not fit.
@@ -185,7 +186,7 @@ def ranks(
 def _padded(
     users_BE: np.ndarray | jax.Array, seen: Seen | None, catalogue: Catalogue
 ) -> tuple[jax.Array, _Pairs]:
-    """Users in whole groups, and pairs that are left out (item -1 is padding), on all devices."""
+    """Users padded to whole groups, and padded seen pairs (item -1 is padding), on all devices."""
     width = catalogue.vectors_RE.shape[1]
     if users_BE.ndim != 2 or users_BE.shape[1] != width:
         raise ValueError(f"expected users of width {width}, found shape {users_BE.shape}")
@@ -204,7 +205,7 @@ def _padded(
 
 def _pad_rows(x: Any, rows: int, value: int) -> Any:
     widths = [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    # NumPy's needs no compilation for each shape.
+    # np.pad needs no compilation for each shape.
     pad = jnp.pad if isinstance(x, jax.Array) else np.pad
     return pad(x, widths, constant_values=value)
 
@@ -243,7 +244,7 @@ def _top_k(
         in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec(), PartitionSpec()),
         out_specs=PartitionSpec(None, DATA_AXIS),
     )
-    # Devices hold ascending items, so the lower index still comes first among equal scores.
+    # Devices have ascending items, so the lower index still comes first among equal scores.
     all_best = mapped(users_BE, vectors_RE, items, seen)
     all_best = jax.lax.with_sharding_constraint(all_best, replicated(mesh))
     score_BK, place_BK = jax.lax.top_k(all_best.score_BK, k)
@@ -265,7 +266,7 @@ def _ranks(
         first = jax.lax.axis_index(DATA_AXIS) * vectors_XE.shape[0]
         tiles = vectors_XE.shape[0] // _TILE // blocks
         score_B = _target_scores(users_BE, _fetch(vectors_XE, target_B - first))
-        # The target is left out by its place, not by its score.
+        # The target is excluded by its index, not by its score.
         user_B = jnp.arange(users_BE.shape[0], dtype=jnp.int32)
         left_out = _Pairs(
             jnp.concatenate([seen.user_S, user_B]), jnp.concatenate([seen.item_S, target_B])
@@ -276,7 +277,7 @@ def _ranks(
             scores_NBT = _score(
                 users_BE, vectors_XE, block * tiles, tiles, items - begin, _after(left_out, begin)
             )
-            # Of a score that is no number it is not known that it is less.
+            # Written so that NaN scores count as at least as large.
             at_least_NBT = ~(scores_NBT < score_B[None, :, None])
             lanes_NBXL = at_least_NBT.reshape(*at_least_NBT.shape[:2], -1, _LANES)
             return count_BL + jnp.where(lanes_NBXL, 1, 0).sum(axis=(0, 2))
@@ -298,13 +299,13 @@ def _ranks(
 
 
 def _product(users_PE: jax.Array, tile_TE: jax.Array) -> jax.Array:
-    """f32 `[P, T]`: the one product that all scores come from."""
-    # What makes the operands must not become part of the product, or it might add up differently.
+    """f32 `[P, T]`: the only product that computes scores."""
+    # XLA must not fuse the operands' computation into the product, which might change the order of sums.
     users_PE, tile_TE = jax.lax.optimization_barrier((users_PE, tile_TE))
     scores_PT = jax.lax.dot_general(
         users_PE, tile_TE, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
     )
-    # Sorting would tell -0 from 0.
+    # Sorting would distinguish -0 from 0.
     return jnp.where(scores_PT == 0, 0.0, scores_PT)
 
 
@@ -321,10 +322,10 @@ def _score(
     Args:
       users_BE: f32.
       vectors_XE: f32, all vectors of this device.
-      first_tile: int32 scalar, where the block begins.
+      first_tile: int32 scalar, first tile of the block.
       tiles: N.
       items: int32 scalar; places of the block from here on are padding.
-      left_out: places of the block that get -inf; those outside of it are ignored.
+      left_out: places of the block that get -inf; places outside the block are ignored.
 
     Returns:
       f32 `[N, B, T]`, -inf for items that are left out and for padding.
@@ -347,16 +348,16 @@ def _score(
 
 
 def _after(pairs: _Pairs, begin: jax.Array) -> _Pairs:
-    """The same with items counted from `begin` on."""
+    """The same pairs, with items counted from `begin`."""
     return _Pairs(pairs.user_S, pairs.item_S - begin)
 
 
 def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:
-    """Takes the scores of one more block, of items from `begin` on, into the best.
+    """Merges the scores of one more block, of items from `begin` on, into the best.
 
-    Only chunks whose greatest score beats a user's K-th best so far can hold something for that user,
-    and of these only the K with the greatest such scores (the earlier chunk first among equals): any
-    item elsewhere has K better ones. How many are needed is known before they are looked into.
+    Only chunks whose largest score beats a user's K-th best so far can improve that user's list, and of
+    these only the K chunks with the largest such scores (for equal scores the earlier chunk): every item
+    elsewhere has K better ones. The number of chunks needed is known before they are searched.
     """
     tiles, users, _ = scores_NBT.shape
     k = best.score_BK.shape[1]
@@ -384,14 +385,14 @@ def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:
 
 
 def _fetch(vectors_XE: jax.Array, row_B: jax.Array) -> jax.Array:
-    """f32 `[B, E]` rows as this device counts them, from whichever device has them; else zeros."""
+    """f32 `[B, E]` rows, numbered relative to this device, from whichever device has them; else 0."""
     mine_B = (row_B >= 0) & (row_B < vectors_XE.shape[0])
     rows_BE = vectors_XE.at[jnp.where(mine_B, row_B, 0)].get(mode="clip")
     return jax.lax.psum(jnp.where(mine_B[:, None], rows_BE, 0), DATA_AXIS)
 
 
 def _target_scores(users_BE: jax.Array, targets_BE: jax.Array) -> jax.Array:
-    """f32 `[B]` scores of each user's own target, with the bits that it has in its block."""
+    """f32 `[B]` scores of each user's target, bit for bit the same as in its block."""
     width = users_BE.shape[1]
 
     def one_group(both: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -400,6 +401,6 @@ def _target_scores(users_BE: jax.Array, targets_BE: jax.Array) -> jax.Array:
 
     shape = (-1, _USERS, width)
     score_GP = jax.lax.map(one_group, (users_BE.reshape(shape), targets_BE.reshape(shape)))
-    # Below all that is counted, but above what is left out.
+    # Below all scores that count, but above items that are left out.
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(jnp.isnan(score_GP), lowest, score_GP).reshape(-1)

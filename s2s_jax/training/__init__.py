@@ -1,1 +1,1 @@
-"""Mesh, optimizer, train step, checkpoints and metrics."""
+"""Train step, optimizer, growth of tables, and the training loop."""

@@ -1,7 +1,8 @@
-"""Batches on the devices: how they get there, and how packed ids become padded ones.
+"""Puts batches on the devices, and turns packed ids into padded ones.
 
-Shapes: A microbatches, B rows of one, L positions, C columns of ids, K ids of a bag, G groups of rows
-that lie on one device, M positions that a group has room for.
+Shapes: A microbatches, B rows of a microbatch, L positions, C columns of ids, K ids of a bag, G groups
+  of
+rows (the rows of a group are on one device), M positions for which a group has room.
 """
 
 from collections.abc import Mapping
@@ -19,30 +20,30 @@ from s2s_jax.model.attention import sequence_positions
 
 Batch = Mapping[str, jax.Array]
 
-# Name of the array that packing adds: which sequence of its row a position belongs to.
+# Name of the array that packing adds: the sequence of its row that a position belongs to.
 SEQUENCE = "sequence"
-# Names of arrays that `negatives.ItemSource` or, with `loss.log_q` stream, `item_stream` adds.
+# Names of arrays added by `negatives.ItemSource` or, with `loss.log_q` stream, by `item_stream`.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
-# Shares of events travel as integers, in parts of this.
+# Shares of events are sent as integers, in multiples of 1 / SHARE_UNIT.
 SHARE_UNIT = 2**30
 
 
 def put_batch(
     arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Lays this process's rows of a global batch on its devices of the mesh, as microbatches.
+    """Puts this process's rows of a global batch on its devices, as microbatches.
 
-    Rows that follow each other belong to one device: the first of its microbatches first. So a process
-    needs a contiguous run of the global batch.
+    Consecutive rows belong to the same device, sorted by microbatch. So a process needs consecutive
+    rows of the global batch.
 
     Args:
-      arrays: int32 `[A * B, …]` where B counts the rows of this process's devices.
+      arrays: int32 `[A * B, …]`, where B is the number of rows on this process's devices.
       microbatches: A.
       mesh: all devices of all processes.
 
     Returns:
-      int32 `[A, B, …]` with B over all devices, and `stop` as of `put_stop`.
+      int32 `[A, B, …]`, where B is over all devices, and `stop` of `put_stop`.
     """
     assert all(array.dtype == np.int32 for array in arrays.values()), "device arrays are int32"
     devices = len(mesh.local_devices)
@@ -56,7 +57,7 @@ def put_batch(
 
 
 def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
-    """What tells all processes, in the metrics of a step, whether this one wants to stop.
+    """The flag that tells all processes, in the metrics of a step, whether this one wants to stop.
 
     Returns:
       int32 `stop` `[1, devices]`.
@@ -65,7 +66,7 @@ def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def ids_of(batch: Batch) -> dict[str, jax.Array]:
-    """The ids in a batch of `unpack`, by feature."""
+    """The ids in a batch from `unpack`, by feature."""
     return {key.removeprefix("ids/"): x for key, x in batch.items() if key.startswith("ids/")}
 
 
@@ -73,24 +74,24 @@ def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
     sharding = batch_sharded(mesh)
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
-    # It is meant, though JAX counts it as a hidden copy.
+    # This transfer is intended, although JAX counts it as implicit.
     with jax.transfer_guard("allow"):
         return jax.make_array_from_process_local_data(sharding, array)
 
 
 def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
-    """Pads what is packed, and takes features apart.
+    """Pads packed batches, and splits ids by feature.
 
     Args:
-      config: names the features and gives L.
+      config: gives the features and L.
       batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, G, M, C]`, see
         `data.blocks` and `data.packing`.
 
     Returns:
       int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
-      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` where there is none. What is
-      of negatives stays as it is. With `loss.log_q` catalogue, f32 `ITEM_SHARE`
-      `[…, B, L]` of all events, and `NEGATIVES_SHARE` as f32.
+      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` for missing ids. Arrays of sampled
+      negatives pass through unchanged. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
+      all events, and `NEGATIVES_SHARE` as f32.
     """
     length = jnp.maximum(batch["length"], 0)
     ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
@@ -103,7 +104,7 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
         features[f"ids/{feature.name}"] = ids_of
     negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
     if config.loss.catalogue_shares:
-        # Padding counts as an item that came once, also where it is made here.
+        # Padding, including the padding made here, counts as an item that occurred once.
         features[ITEM_SHARE] = jnp.maximum(ids[..., -1], 1) / SHARE_UNIT
     if NEGATIVES_SHARE in negatives:
         negatives[NEGATIVES_SHARE] = negatives[NEGATIVES_SHARE] / SHARE_UNIT
@@ -112,12 +113,12 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
 
 
 def count_rows(batch: Batch) -> dict[str, jax.Array]:
-    """What a batch holds, as it was sent.
+    """Counts over a batch in the form in which it was sent.
 
     Returns:
-      int32 scalars: rows of the log that have positions (`examples`) and that could not be read
-      (`skipped_rows`), real positions (`tokens`) and, with packing, those that did not fit
-      (`cut_positions`), and f32 pairs of a position and one that it sees (`attended`).
+      int32 scalars: rows of the log that have positions (`examples`), rows that could not be read
+      (`skipped_rows`), real positions (`tokens`) and, with packing, positions that did not fit
+      (`cut_positions`) and, as f32, pairs of a position and a position that it sees (`attended`).
     """
     length = batch["length"]
     counts = {"tokens": jnp.maximum(length, 0).sum()}

@@ -1,7 +1,7 @@
-"""Floating-point operations of a training step, and what devices can do: the parts of MFU.
+"""Floating-point operations of a training step, and the peak of devices, to compute MFU.
 
-MFU (model FLOPs utilisation; Chowdhery et al., "PaLM", 2022) is operations that the model needs, not
-those that recomputation adds, divided by those that the device could have done.
+MFU (model FLOPs utilisation; Chowdhery et al., "PaLM", 2022) is the model's operations, without
+recomputation, as a fraction of the operations that the devices could have done at their peak.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ import jax
 from s2s_jax.config import Config, ModelConfig
 from s2s_jax.model.transformer import compute_dtype
 
-# Data sheets: dense operations a second with tensor cores, in bfloat16.
+# From data sheets: dense operations per second of tensor cores, in bfloat16.
 _PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
 class AtPeak(NamedTuple):
-    """How long devices would take if they did nothing but the model's operations, at their peak.
+    """The time that devices would take for the model's operations at their peak.
 
     Attributes:
-      step: seconds of an optimizer step, without packed attention.
-      attended: seconds for each pair of positions, in all devices' sequences, of packed attention.
+      step: seconds per optimizer step, without packed attention.
+      attended: seconds of packed attention per pair of positions, over the sequences of all devices.
     """
 
     step: float
@@ -28,7 +28,7 @@ class AtPeak(NamedTuple):
 
 
 def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
-    """See `step_flops`; None where the devices' peak is not known."""
+    """See `step_flops`; None if the peak of the devices is unknown."""
     peak = peak_flops(config)
     if peak is None:
         return None
@@ -40,19 +40,19 @@ def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
 def step_flops(config: Config, devices: int, items: int = 0) -> float:
     """Operations of one device in one optimizer step, forward and backward, without packed attention.
 
-    With M positions, N pairs, C candidates of each, S of them items of the catalogue, D concatenated
-    embedding width, T that of the target features, E model width, F feed-forward width, Y layers, B
-    rows and L positions of one:
-    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Lookups are left out,
-    padding is not.
+    With M positions, N pairs, C candidates per pair (S of them items of the catalogue), D concatenated
+    embedding width, T embedding width of the target features, E model width, F feed-forward width, Y
+    layers, B rows and L positions of a row, this is
+    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Look-ups are not counted,
+    padding is.
 
     Args:
       config: the configuration.
-      devices: how many there are.
-      items: of the catalogue; 0 where the loss needs none.
+      devices: number of devices.
+      items: number of items of the catalogue; 0 if the loss does not need them.
 
     Returns:
-      Operations. With `io.packing` those of attention depend on the sequences of each batch; see
+      Operations. With packing, those of attention depend on the sequences of each batch; see
       `attention_flops`.
     """
     model, loss = config.model, config.loss
@@ -79,15 +79,15 @@ def attention_flops(model: ModelConfig, attended: float) -> float:
     """Operations of attention in one optimizer step, forward and backward.
 
     Args:
-      model: its width and layers.
-      attended: pairs of a position and one that it sees, itself included: `n (n + 1) / 2` of a sequence
-        of n events.
+      model: gives the width and the number of layers.
+      attended: pairs of a position and a position that it sees, including itself: `n (n + 1) / 2` for a
+        sequence of n events.
     """
     return 12 * model.num_layers * model.hidden_size * attended
 
 
 def peak_flops(config: Config) -> float | None:
-    """Operations a second of one of this process's devices, None where they are not known."""
+    """Peak operations per second of one of this process's devices; None if unknown."""
     kind = jax.local_devices()[0].device_kind
     if compute_dtype(config.model).name != "bfloat16":
         return None

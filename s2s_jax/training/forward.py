@@ -1,7 +1,7 @@
 """The differentiable part of a step: from rows of the tables, through the model, to the loss.
 
-Shapes: A microbatches, B rows of one, L positions, K ids of a bag, M = B L, n devices, U unique rows of
-a device, S negatives of one, C = n S, D table width, E model width.
+Shapes: A microbatches, B rows of a microbatch, L positions, K ids of a bag, M = B L, n devices, U unique
+rows per device, S negatives per device, C = n S, D table width, E model width.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from s2s_jax.training.params import Tree
 
 
 def model_graph(config: Config) -> nnx.GraphDef:
-    """The structure of the model, which is static; its parameters are a plain tree of arrays."""
+    """The static structure of the model; its parameters are a plain tree of arrays."""
     return nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
 
 
@@ -34,8 +34,8 @@ class Forward:
 
     Attributes:
       config: the configuration.
-      graph: of the model.
-      tables: of the events and of the negatives that are drawn.
+      graph: structure of the model.
+      tables: tables of the events and of sampled negatives.
       mesh: the devices.
     """
 
@@ -52,9 +52,9 @@ class Forward:
         Args:
           dense: parameters of the model.
           rows: f32 `[n * U, D]` of each table, found for all microbatches.
-          places: int32 `[B, L, K]` of each feature: where its ids are in the rows of their device.
+          places: int32 `[B, L, K]` of each feature: indices of its ids in the rows of their device.
           batch: `[B, L, …]`, see `batches.unpack`.
-          key: for dropout; None turns it off.
+          key: for dropout; None turns dropout off.
         """
         ids, _ = split_ids(ids_of(batch))
         embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
@@ -64,13 +64,13 @@ class Forward:
     def negatives(
         self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch
     ) -> jax.Array | None:
-        """f32 `[C, E]`: how the drawn negatives look; None if none are drawn.
+        """f32 `[C, E]`: the vectors of sampled negatives; None if none are sampled.
 
         Args:
           dense: parameters of the model.
           rows: see `encode`.
           places: int32 `[1, C, 1, K]` of each feature of the negatives, among others.
-          batch: with their ids, of the same shape.
+          batch: includes the ids of the negatives, with the same shape.
         """
         events, _ = split_ids(ids_of(batch))
         drawn = {name: x for name, x in ids_of(batch).items() if name not in events}
@@ -84,7 +84,7 @@ class Forward:
         """Loss sums of all microbatches together.
 
         Args:
-          encoded: of each microbatch, `[A, M, E]`.
+          encoded: encoded events of each microbatch, `[A, M, E]`.
           negatives_CE: f32, see `negatives`.
           batch: `[A, B, …]`, see `batches.unpack`.
         """
@@ -114,7 +114,7 @@ class Forward:
         return jax.lax.psum(sums, DATA_AXIS)
 
     def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
-        """The pairs of a device, with all its microbatches one after the other."""
+        """The pairs of a device, with all its microbatches concatenated."""
         feature = self.config.feature(self.config.loss.item_feature)
         ids = events[feature.name]
         there = present(feature, events)

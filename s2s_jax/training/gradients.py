@@ -1,9 +1,9 @@
 """Gradients of the mean loss of a batch, in one piece or in microbatches.
 
-Several microbatches are encoded one after the other without keeping activations; the loss then sees all
-of them at once; and each is encoded again to send the loss's gradients through it (gradient caching: Gao
-et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021). So the result
-is that of one large batch, negatives included.
+Several microbatches are encoded one after the other, without keeping activations. Then the loss is
+computed for all of them at once, and each microbatch is encoded again to backpropagate the loss's
+gradients (gradient caching: Gao et al., "Scaling deep contrastive learning batch size under memory
+limited setup", 2021). So the result is the same as for one large batch, including negatives.
 
 Shapes: A microbatches, C negatives, E model width.
 """
@@ -26,16 +26,17 @@ def gradients(
     """Loss sums of all microbatches together, and gradients of the mean loss.
 
     Args:
-      forward: what is differentiated.
+      forward: the function to differentiate.
       params: all parameters.
-      found: the rows of the tables that the batch needs.
+      found: the table rows that the batch needs.
       batch: `[A, B, …]`, see `batches.unpack`.
       key: for dropout; None turns it off.
 
     Returns:
       The sums, and gradients of the dense part, of the rows in `found` and of the default rows.
     """
-    # Default rows join the others once for all microbatches, and take their gradients at the end.
+    # Default rows are appended to the others once for all microbatches, and get their gradients at the
+    # end.
     rows, pull_rows = jax.vjp(
         lambda rows, defaults: with_default_rows(rows, found.unknown, defaults),
         found.rows,
@@ -55,7 +56,7 @@ def gradients(
 def _in_one_piece(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
 ) -> tuple[LossSums, Tree, Arrays]:
-    """The sums, and gradients of `dense` and of the rows in `found`."""
+    """The sums, and the gradients of `dense` and of the rows in `found`."""
 
     def objective(dense: Tree, rows: Arrays) -> tuple[jax.Array, LossSums]:
         encoded = forward.encode(dense, rows, *_microbatch(found.places, batch, key, 0))
@@ -71,7 +72,7 @@ def _in_one_piece(
 def _in_microbatches(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
 ) -> tuple[LossSums, Tree, Arrays]:
-    """The same, with the memory of one microbatch."""
+    """The same as `_in_one_piece`, with the memory of one microbatch."""
     rows, places = found.rows, found.places
     numbers = jnp.arange(batch["length"].shape[0])
 
@@ -113,7 +114,7 @@ def _microbatch(
 ) -> tuple[Arrays, Batch, jax.Array | None]:
     """The places, the batch and the key of one microbatch."""
     microbatches = batch["length"].shape[0]
-    # Negatives, of which there is one set, are left out.
+    # Leaves out negatives, which all microbatches share.
     events = {name: x for name, x in batch.items() if x.shape[0] == microbatches}
     places, chosen = jax.tree.map(lambda x: x[number], (places, events))
     return places, chosen, None if key is None else jax.random.fold_in(key, number)

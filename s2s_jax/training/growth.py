@@ -1,7 +1,8 @@
-"""When growing tables grow, and how: between steps, to twice their rows, for what the steps report.
+"""Growth and eviction of growing tables between steps, decided from the metrics of the steps.
 
-What step s reports is heard while step s + 1 runs, so a table grows just before step s + 2. This is part
-of a run's progress: a continued run grows at the same steps as one that was not interrupted.
+The metrics of step s are read while step s + 1 runs, so a table doubles just before step s + 2. The
+plan is part of a run's progress: a continued run grows at the same steps as one that was not
+interrupted.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,25 +20,25 @@ from s2s_jax.training.state import TrainState
 
 _MAX_LOAD = 0.85
 _LAG = 2
-# Standard deviations by which the fullest of 256 segments exceeds the mean.
+# The fullest of 256 segments exceeds the mean by about this many standard deviations.
 _UNEVEN = 3.2
 
 
 def max_load(capacity: int) -> float:
-    """The load at which a table grows: less for small ones, whose segments fill unevenly."""
+    """The load at which a table grows; lower for small tables, whose segments fill unevenly."""
     return min(_MAX_LOAD, 1 - _UNEVEN / (capacity / NUM_SEGMENTS) ** 0.5)
 
 
 class GrowthPlan:
-    """Which tables grow before which steps.
+    """Decides which tables grow before which steps.
 
     Attributes:
-      capacities: rows of each growing table, as far as decided.
-      full: a sentence about a table that is full and may not grow, None while there is none.
+      capacities: rows of each growing table, including growth that is already decided.
+      full: a message about a table that is full and may not grow; None if there is none.
     """
 
     def __init__(self, config: Config):
-        """Starts with the capacities of `config`."""
+        """Starts with the capacities in `config`."""
         specs = table_specs(config.features, config.tables)
         self._tables = {name: config.table(name) for name, spec in specs.items() if spec.grows}
         self.capacities = {name: specs[name].rows for name in self._tables}
@@ -47,7 +48,7 @@ class GrowthPlan:
         self._due: dict[int, list[str]] = {}
 
     def hear(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes in what `step` reports."""
+        """Takes the metrics of `step` into account."""
         for name, table in self._tables.items():
             rows = int(metrics[f"table/{name}/rows"])
             dropped = int(metrics[f"table/{name}/dropped"])
@@ -55,7 +56,7 @@ class GrowthPlan:
             self._rows[name], self._dropped[name] = rows, dropped
             capacity = self.capacities[name]
             if int(metrics[f"table/{name}/capacity"]) != capacity:
-                continue  # It is about to grow.
+                continue  # The table is about to grow.
             expected = rows + _LAG * max(new, 0)
             if expected <= max_load(capacity) * capacity and newly_dropped == 0:
                 continue
@@ -70,20 +71,20 @@ class GrowthPlan:
                 )
 
     def take(self, step: int) -> list[str]:
-        """The tables that are to be doubled before `step`."""
+        """Returns the tables to double before `step`, and removes them from the plan."""
         return self._due.pop(step, [])
 
     def due(self, step: int) -> bool:
-        """Whether tables are to be doubled before `step`."""
+        """Whether tables must be doubled before `step`."""
         return step in self._due
 
     def capacities_now(self, step: int = 0) -> dict[str, int]:
-        """Rows of each growing table in `step`, or now if that is past, as far as decided."""
+        """Rows of each growing table in `step`, or now if `step` is past, as decided so far."""
         waiting = [name for after, names in self._due.items() if after > step for name in names]
         return {n: c // 2 ** waiting.count(n) for n, c in self.capacities.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint needs, as JSON."""
+        """The state for a checkpoint, as JSON."""
         return {
             "capacities": self.capacities,
             "rows": self._rows,
@@ -92,15 +93,15 @@ class GrowthPlan:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes back to what `get_state` returned."""
+        """Restores a state from `get_state`."""
         self.capacities = dict(state["capacities"])
         self._rows = dict(state["rows"])
-        # Sums that had left int32 in checkpoints from before the host added them up.
+        # In old checkpoints, devices computed these sums, which may have overflowed int32.
         self._dropped = {n: x % 2**32 if x < 0 else x for n, x in state["dropped"].items()}
         self._due = {int(step): list(names) for step, names in state["due"].items()}
 
     def grow_at_least(self, step: int) -> None:
-        """Plans growth, before the step after `step`, up to the capacities of the configuration."""
+        """Plans growth to at least the configured capacities, before the step after `step`."""
         for name, table in self._tables.items():
             while self.capacities[name] < usable_capacity(table.capacity):
                 self.capacities[name] *= 2
@@ -113,10 +114,10 @@ def _may_double(table: TableConfig, capacity: int) -> bool:
 
 
 def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
-    """The state with twice as many rows for table `name`; what it replaces is freed.
+    """The state with twice as many rows for table `name`; the old arrays are freed.
 
-    Each device copies its own rows, one array after the other, so that beside the state at most one new
-    array, of twice the rows, is held while the old one still exists.
+    Each device copies its own rows, one array after the other. So in addition to the state, there is at
+    most one new array, with twice the rows, at any time.
     """
     segments = NUM_SEGMENTS // mesh.size
     spec = PartitionSpec(DATA_AXIS)
@@ -124,7 +125,7 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
     def replaced(change: Any, old: Any) -> Any:
         new = jax.jit(jax.shard_map(change, mesh=mesh, in_specs=spec, out_specs=spec))(old)
         jax.block_until_ready(new)
-        # What did not grow may have become part of the new state, and is small.
+        # Arrays that did not grow are small, and may be part of the new state.
         for was, now in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
             if was.shape != now.shape:
                 was.delete()
@@ -144,10 +145,10 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
 
 
 class Evictions:
-    """Takes ids out of growing tables that were not seen for long, or seldom."""
+    """Evicts ids from growing tables that were not seen for long, or rarely."""
 
     def __init__(self, config: Config, mesh: Mesh):
-        """Prepares what the tables of `config` ask for on `mesh`."""
+        """Prepares eviction for the tables of `config` on `mesh`."""
         specs = table_specs(config.features, config.tables)
         growing = [config.table(name) for name, spec in specs.items() if spec.grows]
         self._tables = {
@@ -158,7 +159,7 @@ class Evictions:
         self._evict = {name: _evict(table, mesh) for name, table in self._tables.items()}
 
     def before(self, step: int, state: TrainState) -> TrainState:
-        """The state with which `step` begins."""
+        """The state with which `step` begins, after evictions that are due."""
         for name, table in self._tables.items():
             if step > 1 and (step - 1) % table.evict_every == 0:
                 maps = state.maps | {name: self._evict[name](state.maps[name], state.step)}
@@ -167,7 +168,7 @@ class Evictions:
 
 
 def _evict(table: TableConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
-    """A function of a table's map, which it consumes, and the steps done; compiled once a capacity."""
+    """A function of a table's map, which is donated, and the steps done; compiled once per capacity."""
 
     def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
         return id_map.evicted(of_table, step, table.evict_after_steps, table.evict_below)

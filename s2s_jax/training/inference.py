@@ -1,4 +1,4 @@
-"""What a state says about users and items, without learning from them.
+"""Vectors of users and items from a state, without training.
 
 Shapes: B rows of a batch, L positions, K ids of a bag, U unique rows, D table width, M = B L, E model
 width.
@@ -24,11 +24,11 @@ from s2s_jax.training.state import TrainState
 
 
 class Users(NamedTuple):
-    """What users will do next, and how much of their histories is known.
+    """The vectors of users, and how much of their histories is unknown.
 
     Attributes:
-      vectors_BE: f32, after each row's last event; dot products with items' vectors are similarities.
-      unknown_B: int32, events whose item has no row in its growing table; 0 where no table grows.
+      vectors_BE: f32, after each row's last event; dot products with item vectors are similarities.
+      unknown_B: int32, number of events whose item has no row in its growing table; 0 for bucket tables.
     """
 
     vectors_BE: jax.Array
@@ -39,22 +39,22 @@ class Users(NamedTuple):
 class Inference:
     """Pure functions of a state, without dropout.
 
-    Ids without a row in a growing table stay without one, and are zeros or the table's default row.
+    Ids without a row in a growing table do not get one; they are zeros or the table's default row.
 
     Attributes:
       forward: the model.
-      tables: of the events.
+      tables: tables of the events.
     """
 
     forward: Forward
     tables: ShardedTables
 
     def predict(self, state: TrainState, batch: Batch) -> Encoded:
-        """Encodes a batch of `batches.put_batch`, without its axis of microbatches."""
+        """Encodes a batch of `batches.put_batch`, given without the axis of microbatches."""
         return self._encode(state, batch)[0]
 
     def user_vectors(self, state: TrainState, batch: Batch) -> Users:
-        """What users will do next, from one microbatch `[1, B, …]` of their histories."""
+        """The vectors of users from one microbatch `[1, B, …]` of their histories."""
         config = self.forward.config
         item = config.feature(config.loss.item_feature)
         batch = jax.tree.map(lambda x: x[0], dict(batch))
@@ -70,11 +70,11 @@ class Inference:
         return Users(comparable(config.loss, last_BE), unknown_B)
 
     def item_vectors(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
-        """f32 `[B, E]`: items as users are compared with them.
+        """f32 `[B, E]`: the vectors of items, for dot products with users' vectors.
 
         Args:
           state: the state.
-          ids: of all features of the items, `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
+          ids: ids of all target features of the items, `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
         """
         found = self._look_up(state, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
@@ -83,10 +83,10 @@ class Inference:
         return comparable(self.forward.config.loss, module.targets(embeddings))
 
     def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
-        """bool `[B]`: whether the row of an item's own id was ever trained.
+        """bool `[B]`: whether the table row of an item's id was ever trained.
 
-        Where items do not show their id, any row that they show counts. A bucket counts for all ids that
-        share it; an id without a row in a growing table was not trained.
+        If the item feature is not a target feature, any row of the target features counts. A bucket
+        counts for all ids that share it; an id without a row in a growing table was not trained.
 
         Args:
           state: the state.
@@ -95,7 +95,7 @@ class Inference:
         config = self.forward.config
         item, shown = config.loss.item_feature, config.target_features
         own = (item,) if item in shown else shown
-        # A row that was ever trained has moments, which never become zeros again.
+        # A row that was ever trained has moments that never become zero again.
         found = self.tables.look_up(table_moments(state.opt_state), state.maps, ids)
         touched: Arrays = {
             name: (rows_UD != 0).any(axis=1, keepdims=True).astype(jnp.float32)
@@ -111,7 +111,7 @@ class Inference:
         return found._replace(rows=rows)
 
     def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
-        # One microbatch, as if accumulated alone.
+        # As a single microbatch.
         batch = jax.tree.map(lambda x: x[None], unpack(self.forward.config, batch))
         found = self._look_up(state, ids_of(batch))
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))

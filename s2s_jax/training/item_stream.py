@@ -1,17 +1,17 @@
-"""How often items come up, counted from batch to batch, so that log-Q needs no catalogue.
+"""Counts items from batch to batch, so that log-Q needs no catalogue.
 
-A count-min sketch (Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch and
-its applications", 2005) with conservative updates (Estan and Varghese, "New directions in traffic
-measurement and accounting", 2002): an item counts in a cell of each row, and the least of its cells,
-which only others that share all of them can have raised, is its count. Frequencies from the stream, too,
-but from the steps between two visits of an item, are used by Yi et al., "Sampling-bias-corrected neural
-modeling for large corpus item recommendations", 2019.
+Uses a count-min sketch (Cormode and Muthukrishnan, "An improved data stream summary: the count-min
+sketch and its applications", 2005) with conservative updates (Estan and Varghese, "New directions in
+traffic measurement and accounting", 2002): each row of the sketch has a cell for an item, and the
+item's count is the smallest of its cells, which is too high only if other items share all of these
+cells. Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019,
+also take frequencies from the stream, but from the number of steps between two occurrences of an item.
 
-Every device holds the sketch and counts the events of all, so it depends neither on their number nor on
-the order of events in a batch.
+Every device has the whole sketch and counts the events of all devices, so counts depend neither on the
+number of devices nor on the order of events in a batch.
 
-Shapes: R rows and W cells of the sketch, M events, U distinct items, A microbatches, B rows of one, L
-positions, K ids of a bag, n devices, S negatives of one.
+Shapes: R rows and W cells of the sketch, M events, U distinct items, A microbatches, B rows of a
+microbatch, L positions, K ids of a bag, n devices, S negatives per device.
 """
 
 from typing import NamedTuple
@@ -28,23 +28,23 @@ from s2s_jax.embedding.sharded import present
 from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
 from s2s_jax.training.negatives import split_ids
 
-# The keys of items have 64 good bits: two cells' worth, and once more when scrambled again.
+# The keys of items have 64 random bits, enough for two cells, and for two more when scrambled again.
 ROWS = 4
-# 16 MB a device. A count is too high by more than e / CELLS (about 3 in a million) of all events with
-# probability e^-ROWS (2 in a hundred) at most.
+# 16 MB per device. The probability that a count is too high by more than e / CELLS of all events (about
+# 3 in a million) is at most e^-ROWS (about 2%).
 CELLS = 2**20
-# When more events than this are counted, all counts are halved: what was long ago fades, and neither the
-# total nor a cell ever leaves int32 (Einziger et al., "TinyLFU: a highly efficient cache admission
+# When more events than this are counted, all counts are halved. So old events lose weight, and neither
+# the total nor a cell overflows int32 (Einziger et al., "TinyLFU: a highly efficient cache admission
 # policy", 2017).
 MOST_EVENTS = 2**27
 
 
 class ItemStream(NamedTuple):
-    """What is known of the events so far.
+    """Counts of the events so far.
 
     Attributes:
       count_RW: int32, the sketch.
-      events: int32 scalar, events that were counted, halved whenever the counts are.
+      events: int32 scalar, number of counted events, halved whenever the counts are.
     """
 
     count_RW: jax.Array
@@ -52,19 +52,20 @@ class ItemStream(NamedTuple):
 
 
 def empty_stream(cells: int = CELLS) -> ItemStream:
-    """Nothing was counted yet; `cells` is a power of two."""
+    """A stream without counts; `cells` must be a power of two."""
     return ItemStream(jnp.zeros((ROWS, cells), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def item_keys(ids: jax.Array, there: jax.Array, words: int) -> jax.Array:
-    """uint32 `[…, 2]`: keys of items, `EMPTY` where there is none.
+    """uint32 `[…, 2]`: keys of items, `EMPTY` for no item.
 
-    Bags of one id never share a key. Others, scrambled id after id, do so by chance, one in 2^64.
+    Different bags of one id never share a key. The ids of larger bags are scrambled one after the
+    other, so two bags share a key with a probability of 2^-64.
 
     Args:
-      ids: int32 `[…, K]` or, with two words an id, `[…, K, 2]`.
+      ids: int32 `[…, K]` or, with two words per id, `[…, K, 2]`.
       there: bool `[…]`, which positions count.
-      words: of an id.
+      words: words per id.
     """
     unsigned = jax.lax.bitcast_convert_type(ids, jnp.uint32)
     if words == 1:
@@ -76,9 +77,9 @@ def item_keys(ids: jax.Array, there: jax.Array, words: int) -> jax.Array:
 
 
 def counted(stream: ItemStream, key_M2: jax.Array, most_events: int = MOST_EVENTS) -> ItemStream:
-    """The stream after some more events, with `EMPTY` for what is none.
+    """The stream after more events; `EMPTY` keys are not events.
 
-    Counts are halved before, so that those of the events at hand are whole.
+    If counts must be halved, older counts are halved first, and these events count in full.
     """
 
     def halved(stream: ItemStream) -> ItemStream:
@@ -96,12 +97,12 @@ def counted(stream: ItemStream, key_M2: jax.Array, most_events: int = MOST_EVENT
 
 
 def shares(stream: ItemStream, keys: jax.Array) -> jax.Array:
-    """f32 `[…]`: which part of the events so far each of the items with the keys `[…, 2]` has."""
+    """f32 `[…]`: the share of the events so far that are of the items with keys `[…, 2]`."""
     return _counts(stream.count_RW, keys) / jnp.maximum(stream.events, 1)
 
 
 def _cells(count_RW: jax.Array, keys: jax.Array) -> jax.Array:
-    """int32 `[R, …]`: the cell of each row that counts an item."""
+    """int32 `[R, …]`: the cell of an item in each row."""
     first, second = keys[..., 0], keys[..., 1]
     word_R = jnp.stack([first, second, *keys_of(first, second)])
     return (word_R & np.uint32(count_RW.shape[1] - 1)).astype(jnp.int32)
@@ -116,18 +117,18 @@ def _counts(count_RW: jax.Array, keys: jax.Array) -> jax.Array:
 def with_stream_shares(
     config: Config, mesh: Mesh, stream: ItemStream, batch: Batch
 ) -> tuple[ItemStream, dict[str, jax.Array]]:
-    """Counts the events of a batch, and says of each which part of all so far its item has.
+    """Counts the events of a batch, and adds the share of all events so far for each event's item.
 
     Args:
-      config: names the item feature.
+      config: gives the item feature.
       mesh: the devices.
-      stream: before the batch.
+      stream: the stream before the batch.
       batch: see `batches.unpack`.
 
     Returns:
-      The stream with the batch's real positions that have an item, and the batch with f32 `ITEM_SHARE`
-      `[A, B, L]` and, if negatives were drawn, `NEGATIVES_SHARE` `[1, n * S]`, which is 0 for items that
-      did not come yet.
+      The stream after counting the batch's real positions that have an item, and the batch with f32
+      `ITEM_SHARE` `[A, B, L]` and, if negatives were sampled, `NEGATIVES_SHARE` `[1, n * S]`, which is 0
+      for items that have not occurred yet.
     """
     feature = config.feature(config.loss.item_feature)
     of_events, of_drawn = split_ids(ids_of(batch))
@@ -139,7 +140,7 @@ def with_stream_shares(
     keys = item_keys(of_events[feature.name], there & real, feature.id_words)
     everywhere = jax.lax.with_sharding_constraint(keys.reshape(-1, 2), replicated(mesh))
     stream = counted(stream, everywhere)
-    # Padding, which loss.mask_padding may score, counts as an item that came once.
+    # Padding, which is scored without loss.mask_padding, counts as an item that occurred once.
     share = jnp.where(there & real, shares(stream, keys), 1 / jnp.maximum(stream.events, 1))
     added = {ITEM_SHARE: share}
     if of_drawn:

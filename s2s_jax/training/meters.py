@@ -7,15 +7,15 @@ from typing import Any
 from s2s_jax.training.flops import AtPeak
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
-# Sums since the start of the run, told where there are any.
+# Sums since the start of the run, written if there are any.
 _COUNTS = ("skipped_rows", "cut_positions")
 
 
 class Meters:
     """Means and rates over the steps since the last line of metrics.jsonl.
 
-    The sums behind the means go into checkpoints, so that a continued run writes the same numbers as
-    one that was never interrupted; rates cover what this process did.
+    The sums behind the means are saved in checkpoints, so that a continued run writes the same numbers
+    as an uninterrupted one. Rates only cover the work of this process.
     """
 
     def __init__(
@@ -26,9 +26,9 @@ class Meters:
         """Starts with nothing.
 
         Args:
-          at_peak: how long steps would take at the devices' peak; None: not known, and no `mfu` is
+          at_peak: the time that steps would take at the devices' peak; None: unknown, so no `mfu` is
             written.
-          clock: in seconds.
+          clock: returns seconds.
         """
         self._at_peak = at_peak
         self._clock = clock
@@ -39,13 +39,13 @@ class Meters:
         self.start_rates()
 
     def start_rates(self) -> None:
-        """Starts counting time, examples and tokens from now."""
+        """Starts to count time, examples and tokens from now."""
         self._since = self._clock()
         self._timed_steps = self._examples = self._tokens = 0
         self._input_wait = self._attended = 0.0
 
     def add(self, metrics: dict[str, float], input_wait: float) -> None:
-        """Counts a step: its metrics, and the seconds it waited for its batch."""
+        """Adds a step: its metrics, and the seconds it waited for its batch."""
         for name in _MEANS:
             self._sums[name] += float(metrics[name])
         self._steps += 1
@@ -60,7 +60,7 @@ class Meters:
         self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
 
     def take_line(self, step: int) -> dict[str, float]:
-        """The line of `step`; starts anew."""
+        """Returns the line of `step`, and starts the next line."""
         seconds = max(self._clock() - self._since, 1e-9)
         line = {"step": step} | {name: self._sums[name] / self._steps for name in _MEANS}
         line["examples_per_sec"] = self._examples / seconds
@@ -80,7 +80,7 @@ class Meters:
         return line
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint needs, as JSON."""
+        """The state for a checkpoint, as JSON."""
         return {
             "steps": self._steps,
             "sums": dict(self._sums),
@@ -88,7 +88,7 @@ class Meters:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes back to what `get_state` returned."""
+        """Restores a state from `get_state`."""
         self._steps = state["steps"]
         self._sums = dict(state["sums"])
         self._counts = dict(state["counts"])

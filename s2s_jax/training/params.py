@@ -1,4 +1,4 @@
-"""The tree of what is learned: `{"dense": …, "tables": {name: [R, D]}, "unknown": {name: [D]}}`."""
+"""The tree of parameters: `{"dense": …, "tables": {name: [R, D]}, "unknown": {name: [D]}}`."""
 
 from collections.abc import Mapping
 from typing import NotRequired, TypeAlias, TypedDict
@@ -7,18 +7,18 @@ import jax
 
 from s2s_jax.embedding.lookup import Arrays
 
-# Arrays in dictionaries in dictionaries.
+# Nested dictionaries of arrays.
 Tree: TypeAlias = "Mapping[str, jax.Array | Tree]"
 
 
 class Params(TypedDict):
-    """Parameters, or gradients of them. The keys are names in checkpoints.
+    """Parameters, or gradients of them. The keys are also names in checkpoints.
 
     Attributes:
-      dense: of the model.
-      tables: f32 `[R, D]` of each table. Of gradients: a row for each of the unique rows that a device
-        needed, `[n * U, D]` in all.
-      unknown: f32 `[D]` of each table with a default row; left out where there is none.
+      dense: parameters of the model.
+      tables: f32 `[R, D]` of each table. In gradients: one row for each unique row that a device needed,
+        `[n * U, D]` in total.
+      unknown: f32 `[D]` of each table with a default row; missing if there are none.
     """
 
     dense: Tree
@@ -27,5 +27,5 @@ class Params(TypedDict):
 
 
 def default_rows(params: Params) -> Arrays:
-    """f32 `[D]` of each table that has a default row, or what is beside it."""
+    """f32 `[D]` of each table with a default row, or arrays that go with it."""
     return params["unknown"] if "unknown" in params else {}

@@ -1,9 +1,9 @@
 """Learning rates, and the clock that they follow.
 
-A run may go on with other devices, another batch size or more files, so that what is left of it takes
-more or fewer steps than before. Its rates follow the share of the run that is done. So they do not count
-steps but follow a clock, which shows the steps that the run would have taken so far if it had gone on as
-it began. Until something changes, that is the number of steps.
+A run may continue with other devices, another batch size or more files, so the rest of it takes more or
+fewer steps than planned. Learning rates should follow the completed share of the run. So they follow a
+clock instead of counting steps. The clock shows the number of steps that the run would have taken so
+far if nothing had changed since its beginning. Until something changes, this is the number of steps.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from s2s_jax.errors import UserError
 
 
 class Clock(NamedTuple):
-    """What the clock of a run shows after each step.
+    """The clock of a run: its time after each step.
 
     Attributes:
-      whole: what it shows at the end of the run: all steps, as the run began.
-      since_step: the step after which it went at another speed for the last time; 0: it never did.
-      since: what it showed then.
+      whole: the time at the end of the run: the total number of steps planned at its beginning.
+      since_step: the step after which its speed last changed; 0: it never changed.
+      since: the time at that step.
       end_step: the step at which the run ends.
-      ends: `train.train_steps` and `train.train_epoch`, which say so.
+      ends: `train.train_steps` and `train.train_epoch`, from which the end was computed.
     """
 
     whole: int
@@ -33,25 +33,25 @@ class Clock(NamedTuple):
     ends: tuple[int | None, int | None]
 
     def at(self, step: Any) -> Any:
-        """What the clock shows after `step` steps, a number or an int32 scalar of a device."""
+        """The time after `step` steps, which is a number or an int32 scalar array."""
         if self.since_step == 0:
             return step
         left = max(self.end_step - self.since_step, 1)
         return self.since + (step - self.since_step) * ((self.whole - self.since) / left)
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint needs, as JSON."""
+        """The state for a checkpoint, as JSON."""
         return self._asdict() | {"ends": list(self.ends)}
 
 
 class Position(NamedTuple):
-    """Where a run stands that begins or goes on.
+    """The position of a run that begins or continues.
 
     Attributes:
       step: optimizer steps done.
-      end_step: the step at which it ends, as it goes on now.
-      whole: the step at which it would end if it began anew as it goes on now.
-      epochs: passes over the data done, with the part of the one that was begun.
+      end_step: the step at which the run ends with the current settings.
+      whole: the step at which it would end if it had used the current settings from the beginning.
+      epochs: passes over the data done, including the fraction of the current one.
     """
 
     step: int
@@ -61,18 +61,18 @@ class Position(NamedTuple):
 
 
 def clock_of(settings: TrainConfig, now: Position, saved: Mapping[str, Any] | None) -> Clock:
-    """The clock of a run that begins or goes on.
+    """The clock of a run that begins or continues.
 
-    If it ends where it was to end, the clock goes on as it went. If it takes more or fewer steps to the
-    same end, the clock goes slower or faster from here on. If the user has moved the end
-    (`train.train_steps`, `train.train_epoch`), the clock shows as much at the end as in a run that had
-    that end from the beginning, so that a decay goes on as in that run.
+    If the run still ends at the planned step, the clock does not change. If it needs more or fewer
+    steps to the same end, the clock goes slower or faster from here on. If the user has moved the end
+    (`train.train_steps`, `train.train_epoch`), the clock's time at the end will be the same as in a run
+    that had this end from the beginning, so that a decay continues as in that run.
 
     Args:
       settings: say where the run ends.
-      now: where it stands.
-      saved: what `Clock.get_state` returned when it was saved; None: the run begins, or was saved before
-        there were clocks.
+      now: position of the run.
+      saved: the saved state from `Clock.get_state`; None: the run begins, or was saved by a version
+        without clocks.
     """
     ends = (settings.train_steps, settings.train_epoch)
     before = None
@@ -91,10 +91,10 @@ def clock_of(settings: TrainConfig, now: Position, saved: Mapping[str, Any] | No
 
 
 def check_decay(config: LRConfig, clock: Clock) -> None:
-    """Refuses a decay to the end of a run that is over before the decay begins.
+    """Refuses a decay to the end of the run if the run ends before the decay begins.
 
     Raises:
-      UserError: it is.
+      UserError: the warm-up takes the whole run.
     """
     if isinstance(config.decay, Constant) or config.decay.steps is not None:
         return
@@ -106,13 +106,13 @@ def check_decay(config: LRConfig, clock: Clock) -> None:
 
 
 def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then what `config.decay` says.
+    """Linear warm-up from 0 to `peak`, then the decay of `config.decay`.
 
     Args:
-      config: the shape of the rates, in steps of the clock.
+      config: the shape of the schedule, in time of the clock.
       peak: the largest rate.
-      clock: of the run. None, as for evaluating, which takes no steps: steps are counted, and a decay
-        that ends with the run (`steps` None) does not begin.
+      clock: clock of the run. None (for example in evaluation, which takes no steps): steps are
+        counted, and a decay that ends with the run (`steps` None) never begins.
 
     Examples:
       >>> rate = learning_rate(LRConfig(warmup_steps=4), peak=0.1)
@@ -123,7 +123,8 @@ def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> 
     after = _decay(config, peak, clock)
     schedule = after
     if warmup > 0:
-        # The first update already moves: step t of the warm-up has t / warmup of the peak.
+        # The first update is not zero: step t of the warm-up, counted from 1, has t / warmup of the
+        # peak.
         rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
         schedule = optax.join_schedules([rise, after], [warmup])
     return schedule if clock is None else lambda step: schedule(clock.at(step))

@@ -1,4 +1,4 @@
-"""The training state: what is in it, how it begins, and how it lies on devices.
+"""The training state, its initial values, and its sharding.
 
 Shapes: R rows and D width of a table.
 """
@@ -22,14 +22,14 @@ from s2s_jax.training.params import Params
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and so all that a checkpoint holds of the devices.
+    """Everything that a step changes, and that checkpoints save from the devices.
 
     Attributes:
       step: int32 scalar, optimizer steps done.
-      params: what is learned.
-      opt_state: the optimizer's.
-      maps: which id has which row, of the tables that grow.
-      stream: how often items came so far; empty unless `loss.log_q` is stream.
+      params: the parameters.
+      opt_state: state of the optimizer.
+      maps: maps from ids to rows, for growing tables.
+      stream: counts of items so far; empty unless `loss.log_q` is stream.
     """
 
     step: jax.Array
@@ -39,23 +39,23 @@ class TrainState(NamedTuple):
     stream: ItemStream | dict[str, jax.Array]
 
     def saved_parts(self) -> dict[str, object]:
-        """What a checkpoint holds: no `stream` where it is empty, as before there was one."""
+        """The parts for a checkpoint; without `stream` if it is empty, as in older versions."""
         return {name: part for name, part in self._asdict().items() if name != "stream" or part}
 
     def with_saved_parts(self, parts: Mapping[str, object]) -> "TrainState":
-        """The state with what a checkpoint holds."""
+        """The state with parts from a checkpoint."""
         return TrainState(**{**self._asdict(), **parts})
 
 
 def initial_state(
     config: Config, tables: ShardedTables, optimizer: optax.GradientTransformationExtraArgs
 ) -> TrainState:
-    """The state before the first step, the same on any number of devices.
+    """The state before the first step, which is the same for any number of devices.
 
     Args:
-      config: the configuration, whose seed decides all values.
-      tables: of the events.
-      optimizer: whose state is part of it.
+      config: the configuration; its seed determines all values.
+      tables: tables of the events.
+      optimizer: the optimizer, for its state.
     """
     key = jax.random.key(config.train.seed)
     dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
@@ -77,13 +77,13 @@ def initial_state(
 def with_shardings(
     state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh, fsdp: bool
 ) -> TrainState:
-    """Shapes with the places where arrays lie on devices.
+    """Adds shardings to the shapes of a state.
 
     Args:
-      state: shapes.
-      specs: the tables, which lie by rows, as does what is beside them (moments, maps).
+      state: the shapes.
+      specs: the tables; their rows are sharded, and so are their moments and maps.
       mesh: the devices.
-      fsdp: whether the dense part is cut by rules; otherwise it is on every device.
+      fsdp: whether the dense part is sharded by rules or replicated.
     """
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
