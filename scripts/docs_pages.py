@@ -112,7 +112,9 @@ def keys(cls: type, path: str) -> Iterator[Key]:
             yield Key(place, (), hint, field.default, texts[field.name])
             continue
         default = choices.kind_of(field.default)
-        yield Key(place, (), Literal[tuple(kinds)], default, texts[field.name])
+        told = [f"`{kind}`: {inspect.getdoc(inner)}" for kind, inner in kinds.items() if inner]
+        text = "\n\n".join([texts[field.name], *told])
+        yield Key(place, (), Literal[tuple(kinds)], default, text)
         of_kinds: dict[str, Key] = {}
         for kind, inner in kinds.items():
             for key in () if inner is None else keys(inner, place):
@@ -126,7 +128,7 @@ def keys(cls: type, path: str) -> Iterator[Key]:
 def _row(key: Key) -> str:
     name = f"`{key.path}`{{ #{key.path} }}"
     of = f"With {' or '.join(map(_code, key.kinds))}: " if key.kinds else ""
-    return f"| {name} | {_type(key.hint)} | {_default(key.default)} | {of}{_plain(key.text)} |"
+    return f"| {name} | {_type(key.hint)} | {_default(key.default)} | {of}{_cell(key.text)} |"
 
 
 def _default(value: Any) -> str:
@@ -154,8 +156,13 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|") + "`"
 
 
+def _cell(text: str) -> str:
+    """Text of a docstring in a cell of a table; paragraphs become lines."""
+    return "<br>".join(map(_plain, text.split("\n\n")))
+
+
 def _plain(text: str) -> str:
-    """Text of a docstring in a cell of a table: signs that Markdown would read are escaped."""
+    """Text of a docstring, with the signs escaped that Markdown would read."""
     parts = text.replace("\n", " ").split("`")
     outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
     inside = [part.replace("|", "\\|") for part in parts[1::2]]
@@ -180,7 +187,7 @@ def command(name: str) -> str:
     optional = ["[OPTIONS]"] if any(_is_flag(each, required=False) for each in arguments) else []
     rows = [
         f"| `{each.shown if each.positional else f'--{each.name}'}` | {_type(each.kind)} "
-        f"| {_default(defaults[each.name])} | {_plain(texts[each.name])} |"
+        f"| {_default(defaults[each.name])} | {_cell(texts[each.name])} |"
         for each in (*positional, *(each for each in arguments if not each.positional))
     ]
     parts = [
