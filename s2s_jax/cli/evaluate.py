@@ -18,6 +18,8 @@ from rich.table import Table
 from s2s_jax import signals
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
+from s2s_jax.cluster.ending import ending_together, leave
+from s2s_jax.cluster.joining import join
 from s2s_jax.config import Config
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import odd_facts
@@ -54,11 +56,11 @@ def main(argv: list[str]) -> int:
       UserError: see `exit.run_door`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
-    hosts.join()
-    with hosts.ending_together(), signals.StopSignals() as stop, stop.at_once():
+    join()
+    with ending_together(), signals.StopSignals() as stop, stop.at_once():
         # In another thread, since compilation would keep this one from hearing signals.
         stop.unless_told(lambda: _evaluate(argv))
-    hosts.leave()
+    leave()
     return EXIT_DONE
 
 

@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
+from s2s_jax.cluster.ending import ending_together, leave
+from s2s_jax.cluster.joining import join
 from s2s_jax.config import Config
 from s2s_jax.data.batching.memory import keep_freed_memory
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
@@ -30,15 +32,15 @@ def main(argv: list[str]) -> int:
       UserError, NotFiniteError: see `exit.run_door`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
-    hosts.join()
-    with hosts.ending_together():
+    join()
+    with ending_together():
         given = parse_with_config(Arguments, argv, "train")
     if given is None:
         return EXIT_DONE
     _, config = given
     keep_freed_memory()
     code = run(config)
-    hosts.leave()
+    leave()
     return code
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
+from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
@@ -58,13 +59,13 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
       Stopped: it was told to stop before there was anything new to save.
     """
     run_dir = Path(config.train.output_dir)
-    with hosts.ending_together():
+    with ending_together():
         mesh = make_mesh() if mesh is None else mesh
         with (
             locked(run_dir),
             contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
             # Before checkpoints are closed on the way out, which waits for the others.
-            hosts.ending_together(),
+            ending_together(),
         ):
             return _run(config, mesh, checkpoints, Stop() if stop is None else stop)
 

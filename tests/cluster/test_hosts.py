@@ -20,7 +20,9 @@ from jobs_of import assert_same_run, job, learned, wait_for_line
 from places import HELPERS, REPO
 
 from s2s_jax.cluster import hosts
+from s2s_jax.cluster.joining import join
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
 from s2s_jax.jobs.train import train
@@ -32,14 +34,15 @@ import pickle, sys, time
 import s2s_jax.jobs.train as t
 from s2s_jax.cli.train import run
 from s2s_jax.cli.exit import run_door
-from s2s_jax.cluster import hosts
+from s2s_jax.cluster.ending import leave
+from s2s_jax.cluster.joining import join
 config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
 next_ = t.Reader.__next__
 t.Reader.__next__ = lambda self: (time.sleep(pause), next_(self))[1]
 def main(_):
-    hosts.join()
+    join()
     code = run(config)
-    hosts.leave()
+    leave()
     return code
 run_door(main)
 """
@@ -64,9 +67,9 @@ def start(
         env = os.environ | {
             "PYTHONPATH": f"{HELPERS}:{REPO}",
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-            hosts.COORDINATOR: f"localhost:{port}",
-            hosts.NUM_HOSTS: str(count),
-            hosts.HOST: str(host),
+            COORDINATOR: f"localhost:{port}",
+            NUM_HOSTS: str(count),
+            HOST: str(host),
         }
         command = [sys.executable, "-c", RUNNER, str(path), str(pause)]
         processes.append(
@@ -227,10 +230,10 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({hosts.HOST: "0"}, [hosts.COORDINATOR]),
-        ({hosts.HOST: "2", hosts.NUM_HOSTS: "2", hosts.COORDINATOR: "a:1"}, ["0 to 1", "2"]),
+        ({HOST: "0"}, [COORDINATOR]),
+        ({HOST: "2", NUM_HOSTS: "2", COORDINATOR: "a:1"}, ["0 to 1", "2"]),
         (
-            {hosts.HOST: "x", hosts.NUM_HOSTS: "2", hosts.COORDINATOR: "a:1"},
+            {HOST: "x", NUM_HOSTS: "2", COORDINATOR: "a:1"},
             ["whole number", "'x'"],
         ),
     ],
@@ -238,7 +241,7 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
 def test_an_incomplete_environment_is_refused(environment, words, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(hosts.UserError) as caught:
-        hosts.join()
+    with pytest.raises(UserError) as caught:
+        join()
     for word in words:
         assert word in str(caught.value)

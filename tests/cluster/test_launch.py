@@ -11,7 +11,7 @@ import pytest
 import small
 from places import REPO
 
-from s2s_jax.cluster import hosts
+from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS
 from s2s_jax.data.logs import synthesize
 from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
 
@@ -373,7 +373,7 @@ def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
     (codes,) = re.findall(r"action: FailJob\s+onExitCodes:.*?values: \[(.*?)\]", text, re.DOTALL)
     assert [int(code) for code in codes.split(",")] == [1, EXIT_USER_ERROR, EXIT_NOT_FINITE]
     names = set(re.findall(r"S2S_JAX_[A-Z_]+$", text, re.MULTILINE))
-    assert names == {hosts.COORDINATOR, hosts.NUM_HOSTS, hosts.HOST}
+    assert names == {COORDINATOR, NUM_HOSTS, HOST}
     (port,) = re.findall(r"containerPort: (\d+)", text)
     assert re.search(rf'value: "s2s-jax-0\.s2s-jax:{port}"', text)
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 from places import REPO
 
-from s2s_jax.cluster import hosts
-from s2s_jax.cluster.place import find_place
+from s2s_jax.cluster.joining import join
+from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS, find_place
 from s2s_jax.errors import EXIT_STOPPED, UserError
 
 
@@ -127,7 +127,7 @@ def test_amd_and_several_variables_at_once():
 
 
 def test_variables_of_our_own_win_and_mpirun_says_who_shares_a_machine():
-    ours = {hosts.COORDINATOR: "a:1", hosts.NUM_HOSTS: "4", hosts.HOST: "2"}
+    ours = {COORDINATOR: "a:1", NUM_HOSTS: "4", HOST: "2"}
     assert find_place(ours) == ("a:1", 4, 2, None, True)
     mpi = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     assert devices(ours | mpi | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == [2, 3]
@@ -135,7 +135,7 @@ def test_variables_of_our_own_win_and_mpirun_says_who_shares_a_machine():
     shell = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     assert devices(ours | shell | {"CUDA_VISIBLE_DEVICES": "0,1"}) is None
     # If the name of a node cannot be resolved, its address can be given.
-    place = find_place(step(1) | {hosts.COORDINATOR: "10.0.0.1:99"})
+    place = find_place(step(1) | {COORDINATOR: "10.0.0.1:99"})
     assert place is not None
     assert place.coordinator == "10.0.0.1:99"
 
@@ -150,10 +150,10 @@ def test_the_users_own_choice_of_devices_stands():
         ({"SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE"),
         ({"SLURM_PROCID": "x"}, "SLURM_PROCID"),
         ({"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST"),
-        ({hosts.COORDINATOR: "http://a:1"}, hosts.COORDINATOR),
-        ({hosts.COORDINATOR: "a"}, hosts.COORDINATOR),
-        ({hosts.COORDINATOR: "a:70000"}, hosts.COORDINATOR),
-        ({hosts.HOST: "0", hosts.NUM_HOSTS: "0", hosts.COORDINATOR: "a:1"}, hosts.NUM_HOSTS),
+        ({COORDINATOR: "http://a:1"}, COORDINATOR),
+        ({COORDINATOR: "a"}, COORDINATOR),
+        ({COORDINATOR: "a:70000"}, COORDINATOR),
+        ({HOST: "0", NUM_HOSTS: "0", COORDINATOR: "a:1"}, NUM_HOSTS),
     ],
 )
 def test_variables_that_make_no_sense_are_named(change, word):
@@ -171,19 +171,19 @@ def test_jax_is_told_the_devices_and_guesses_nothing(task, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("no_proxy", "a.b")
     monkeypatch.setenv("no_grpc_proxy", "")
-    hosts.join()
+    join()
     assert told["local_device_ids"] == [0]
     assert told["cluster_detection_method"] == "deactivate"
     assert told["who"][1:] == (2, task)
-    assert hosts.os.environ["no_grpc_proxy"] == "a.b,n1"
+    assert dict(os.environ)["no_grpc_proxy"] == "a.b,n1"
 
 
 BOUNDED = """
 import sys
 from s2s_jax.cli.exit import run_door
-from s2s_jax.cluster import hosts
-hosts._REACH_TIMEOUT, hosts._START_TIMEOUT = 1, 1
-run_door(lambda _: hosts.join())
+from s2s_jax.cluster import joining
+joining._REACH_TIMEOUT, joining._START_TIMEOUT = 1, 1
+run_door(lambda _: joining.join())
 """
 
 
