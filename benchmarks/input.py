@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
+from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.memory import keep_freed_memory
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs import orc
@@ -112,7 +113,7 @@ def read_raw(directory: Path, threads: int) -> None:
 
 
 def read_batches(config: Config) -> None:
-    reader = Reader(config, BATCH_ROWS)
+    reader = Reader(Reading.of(config), BATCH_ROWS)
     with contextlib.closing(reader):
         for _ in range(reader.steps_per_epoch):
             next(reader)

@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
-from s2s_jax.config import Config
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Decoding, Items, Logs, Split
+from s2s_jax.data.encoding.held_out import training_cut
+from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect, item_text, save
 from s2s_jax.errors import EXIT_DONE
 
@@ -34,25 +37,25 @@ def main(argv: list[str]) -> int:
         return EXIT_DONE
     arguments, config = given
     # As training does that collects its own: what is held out has no say in it.
-    catalogue = collect(config, config.eval.held_out)
-    save(catalogue, str(arguments.output), config)
-    _print_summary(catalogue, config, arguments.output)
+    items, logs, split = Items.of(config), Logs.of(config), Split.of(config)
+    index = index_files(logs, Decoding.of(config))
+    catalogue = collect(items, logs, index, training_cut(split))
+    save(catalogue, str(arguments.output), items, split)
+    _print_summary(catalogue, items.item, arguments.output)
     return EXIT_DONE
 
 
-def _print_summary(catalogue: Catalogue, config: Config, output: Path) -> None:
+def _print_summary(catalogue: Catalogue, item: FeatureConfig, output: Path) -> None:
     print(f"{len(catalogue.item):,} items of {catalogue.count_I.sum():,} events in {output}")
     top = [
         f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
         for i in range(min(_TOP, len(catalogue.item)))
     ]
     print(f"most frequent: {', '.join(top)}")
-    name = config.loss.item_feature
     sharing = catalogue.sharing()
     if sharing is not None:
         print(
-            f"{sharing}; raise hash_bucket_size of feature {name} "
-            f"({config.feature(name).hash_bucket_size:,})"
+            f"{sharing}; raise hash_bucket_size of feature {item.name} ({item.hash_bucket_size:,})"
         )
     else:
         print("no two ids share a bucket")

@@ -21,6 +21,7 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together, leave
 from s2s_jax.cluster.joining import join
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Logs, Meaning
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
@@ -81,7 +82,8 @@ def _evaluate(argv: list[str]) -> None:
         _print(config, done.evaluation, intervals, f"{_track(config)}: {where}")
         with replacing(out) as unfinished:
             unfinished.write_text(text)
-        for warning in odd_facts(config, index_files(config)):
+        index = index_files(Logs.of(config), Decoding.of(config))
+        for warning in odd_facts(Meaning.of(config), index):
             print(warning, file=sys.stderr)
 
 

@@ -6,13 +6,18 @@ decides, or why it may change; everything that is compared is a selection of it.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 from s2s_jax.config import choices
 from s2s_jax.config.features import FeatureConfig
 from s2s_jax.config.kinds import ByTime
 from s2s_jax.config.schema import Config
+
+# A value as it comes back from JSON.
+Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
+# What must be the same, by the paths of keys.
+Fingerprint = dict[str, Plain]
 
 Concern = Literal["ids", "decoded", "rows", "split", "model", "order"]
 
@@ -152,7 +157,7 @@ KEYS: dict[str, Concern | Free] = {
 }
 
 
-def of_run(config: Config) -> dict[str, Any]:
+def of_run(config: Config) -> Fingerprint:
     """What checkpoints mean: to be the same when a run is continued, evaluated or recommends."""
     values = _values(config, ("ids", "rows", "split", "model"))
     # What is known of ids that wait for a row lies beside the table, or does not.
@@ -175,17 +180,17 @@ def of_run(config: Config) -> dict[str, Any]:
     return values
 
 
-def of_decoding(config: Config) -> dict[str, Any]:
+def of_decoding(config: Config) -> Fingerprint:
     """All that decoded rows depend on but the files."""
     return _values(config, ("ids", "decoded", "rows", "split"))
 
 
-def of_order(config: Config) -> dict[str, Any]:
+def of_order(config: Config) -> Fingerprint:
     """What the order of rows depends on but the files."""
     return _values(config, ("order",))
 
 
-def of_split(config: Config) -> dict[str, Any]:
+def of_split(config: Config) -> Fingerprint:
     """Which events training never sees; of a split by time, also where its times stand."""
     values = _values(config, ("split",))
     if isinstance(config.eval.split, ByTime):
@@ -197,18 +202,29 @@ def of_split(config: Config) -> dict[str, Any]:
     return values
 
 
-def of_entries(feature: FeatureConfig) -> dict[str, Any]:
+def of_items(config: Config) -> Fingerprint:
+    """What ids of items, and of what they show, depend on but the files and the split."""
+    names = (config.loss.item_feature, *config.target_features)
+    return {
+        "loss.item_feature": config.loss.item_feature,
+        "features": {f.name: of_entries(f) for f in config.features if f.name in names},
+    }
+
+
+def of_features(features: Sequence[FeatureConfig]) -> Fingerprint:
+    """All that decoded rows depend on but the files where no row is cut."""
+    return _of_features(features, ("ids", "decoded"))
+
+
+def of_entries(feature: FeatureConfig) -> Fingerprint:
     """What the entries of a feature's column become, by the names of its keys."""
     kept = _kept("features", feature, ("ids", "decoded"))
     return {name: _value(feature, name) for name in kept}
 
 
-def _values(config: Config, concerns: Collection[Concern]) -> dict[str, Any]:
+def _values(config: Config, concerns: Collection[Concern]) -> Fingerprint:
     """The values of all keys of some concerns, by their paths, as they come back from JSON."""
-    values: dict[str, Any] = {}
-    for i, feature in enumerate(config.features):
-        kept = _kept("features", feature, concerns)
-        values |= {f"features.{i}.{name}": _value(feature, name) for name in kept}
+    values = _of_features(config.features, concerns)
     for table in config.tables:
         kept = _kept("tables", table, concerns)
         values |= {f"tables.{table.name}.{name}": _plain(getattr(table, name)) for name in kept}
@@ -223,9 +239,17 @@ def _values(config: Config, concerns: Collection[Concern]) -> dict[str, Any]:
     return values
 
 
-def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> dict[str, Any]:
+def _of_features(features: Sequence[FeatureConfig], concerns: Collection[Concern]) -> Fingerprint:
+    values: Fingerprint = {}
+    for i, feature in enumerate(features):
+        kept = _kept("features", feature, concerns)
+        values |= {f"features.{i}.{name}": _value(feature, name) for name in kept}
+    return values
+
+
+def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> Fingerprint:
     """The values of a section's keys; of one that has several kinds, the kind and the keys of it."""
-    values: dict[str, Any] = {}
+    values: Fingerprint = {}
     for name, hint in choices.types_of(type(settings)).items():
         path, value = f"{section}.{name}", getattr(settings, name)
         if choices.kinds(hint):
@@ -242,7 +266,7 @@ def _kept(section: str, settings: Any, concerns: Collection[Concern]) -> list[st
     return [name for name in names if KEYS[f"{section}.{name}"] in concerns]
 
 
-def _value(feature: FeatureConfig, name: str) -> Any:
+def _value(feature: FeatureConfig, name: str) -> Plain:
     """A key of a feature; where the feature's own name stands for it, that name."""
     if name == "column":
         return feature.column_name
@@ -251,5 +275,5 @@ def _value(feature: FeatureConfig, name: str) -> Any:
     return _plain(getattr(feature, name))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Plain:
     return list(value) if isinstance(value, tuple) else value

@@ -24,13 +24,23 @@ def validate(config: Config) -> None:
     """
     _check_types(config, "")
     _check_addresses(config)
+    validate_reading(config)
+    _check_lr(config)
+    _check_train(config)
+
+
+def validate_reading(config: Config) -> None:
+    """Refuses what no log could be read with, wherever it lies and whatever is trained on it.
+
+    Raises:
+      UserError: as `validate`.
+    """
+    _check_types(config, "")
     _check_io(config)
     check_features(config)
     check_tables(config)
     _check_model(config)
-    _check_lr(config)
     _check_loss(config)
-    _check_train(config)
     _check_eval(config)
 
 

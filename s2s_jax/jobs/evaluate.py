@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Logs, Split
 from s2s_jax.data.encoding import held_out
-from s2s_jax.data.encoding.held_out import Split
+from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.ranking.evaluation import Evaluation, Evaluator
 from s2s_jax.ranking.restored import restore
@@ -27,7 +28,7 @@ class Evaluated(NamedTuple):
 
     step: int
     checkpoint: str
-    split: Split
+    split: SplitPart
     evaluation: Evaluation
 
     def as_json(self, config: Config, intervals: Intervals) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    config: Config, checkpoint: str = "best", split: Split = "test", mesh: Mesh | None = None
+    config: Config, checkpoint: str = "best", split: SplitPart = "test", mesh: Mesh | None = None
 ) -> Evaluated:
     """Ranks the events of `split` with a checkpoint of the run in `train.output_dir`.
 
@@ -68,9 +69,10 @@ def evaluate(
       UserError: nothing is held out for `split`, or the checkpoint or the log cannot be read.
     """
     # Refused before anything is read.
-    held_out.targets(config, split)
+    held_out.targets(Split.of(config), split)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, checkpoint)
-    check_kinds(index_files(config).files, run.kinds, "as the run was trained with", config)
+    index = index_files(Logs.of(config), Decoding.of(config))
+    check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
     found = Evaluator(config, mesh).evaluate(run.functions, run.state, split)
     return Evaluated(run.step, run.fingerprint, split, found)

@@ -22,7 +22,9 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, identity
+from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
+from s2s_jax.data.encoding.held_out import catalogue_cut
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
@@ -98,9 +100,10 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
         request = dataclasses.replace(request, keep_seen=not config.eval.filter_seen)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, request.checkpoint)
-    logs = dataclasses.replace(config.io, data_paths=request.input)
-    index = index_files(dataclasses.replace(config, io=logs))
-    check_kinds(index.files, run.kinds, "as the run was trained with", config)
+    logs, decoding = Logs.of(config), Decoding.of(config)
+    input_logs = dataclasses.replace(logs, paths=request.input)
+    index = index_files(input_logs, decoding)
+    check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
     for note in index.notes:
         print(note, file=sys.stderr)
     if config.known_of_next:
@@ -110,10 +113,13 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
             file=sys.stderr,
         )
     user_type = _user_type(index, request.user_column)
+    items, split = Items.of(config), Split.of(config)
     if request.catalogue is None:
-        catalogue = catalogues.collect(config)
+        catalogue = catalogues.collect(
+            items, logs, index_files(logs, decoding), catalogue_cut(split)
+        )
     else:
-        catalogue = catalogues.load(request.catalogue, config)
+        catalogue = catalogues.load(request.catalogue, items, split)
     made_for = {
         # Of what the parts hold.
         "version": 4,
@@ -127,7 +133,7 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
         "eval.untrained": config.eval.untrained,
     }
     parts = Parts(request.output, made_for)
-    job = _Job(config, run, catalogue, index, request, mesh, user_type)
+    job = _Job(config, run, catalogue, input_logs, index, request, mesh, user_type)
     with contextlib.closing(parts):
         for stripe, table, counts in job.recommend(
             [n for n in range(len(index.stripes)) if n not in parts]
@@ -163,14 +169,15 @@ class _Job:
         config: Config,
         run: Restored,
         catalogue: catalogues.Catalogue,
+        logs: Logs,
         index: FileIndex,
         request: Request,
         mesh: Mesh,
         user_type: pa.DataType | None,
     ):
-        numbers = ItemNumbers(catalogue, config)
+        numbers = ItemNumbers(catalogue.ids[config.loss.item_feature])
         users = config.eval.batch_size * mesh.size
-        self._reader = HistoryReader(config, index, numbers, users)
+        self._reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, users)
         self._candidates = make_candidates(
             run.functions, run.state, catalogue, config, mesh, filter_seen=not request.keep_seen
         )

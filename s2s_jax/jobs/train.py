@@ -18,6 +18,7 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
+from s2s_jax.config.settings import Meaning, Reading
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
@@ -91,15 +92,16 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     """Reads what a run needs of its directory and its log; with sentences that the user should see."""
     if checkpoints.newest_step is not None:
         check_config(Path(config.train.output_dir), config)
-    index = index_files(config)
+    reading = Reading.of(config)
+    index = index_files(reading.logs, reading.decoding)
     # Before anything that takes long, or that hosts do together.
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
-    notes = [*packing_notes(config, index), *first_look(config, index)]
-    config = with_packing(config, index)
-    items = ItemSource(config, mesh) if config.loss.needs_catalogue else None
+    notes = [*packing_notes(reading, index), *first_look(Meaning.of(config), index)]
+    reading = with_packing(reading, index)
+    items = ItemSource(config, mesh, index) if config.loss.needs_catalogue else None
     hosts.check_same(
         {
-            "io.packing": str(config.io.packing),
+            "io.packing": str(reading.sequences.packing),
             "the items of io.data_paths": "" if items is None else items.fingerprint,
         }
     )
@@ -110,8 +112,8 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
         return put_batch(arrays, microbatches, mesh)
 
     reader = Reader(
-        config,
-        config.io.device_rows * mesh.size * microbatches,
+        reading,
+        reading.sequences.device_rows * mesh.size * microbatches,
         HostSlice(jax.process_index(), jax.process_count()),
         to_device=to_device,
         index=index,
@@ -244,7 +246,7 @@ def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[st
         f"{total_steps:,} steps into {job.config.train.output_dir}; reading holds about "
         f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows"
     )
-    if job.config.io.packing is not None:
-        hosts.say(f"{job.config.io.packing:,} users fill a device's batch (io.packing)")
+    if job.reader.packing is not None:
+        hosts.say(f"{job.reader.packing:,} users fill a device's batch (io.packing)")
     for note in (*notes, *job.reader.notes):
         hosts.say(note)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
+from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.library import plain_histories
@@ -46,7 +47,8 @@ class Ranker:
         most = config.eval.batch_size
         self._sizes = [size * mesh.size for size in (*(s for s in _SIZES if s < most), most)]
         self._catalogue: Catalogue | None = None
-        self._encoder = HistoryEncoder(config, None)
+        self._shown = ShownHistory.of(config)
+        self._encoder = HistoryEncoder(self._shown, None)
         self._candidates: Candidates | None = None
 
     @property
@@ -56,7 +58,8 @@ class Ranker:
 
     def set_items(self, catalogue: Catalogue) -> None:
         """Encodes the items of a catalogue, which are ranked from now on."""
-        self._encoder = HistoryEncoder(self._config, ItemNumbers(catalogue, self._config))
+        numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
+        self._encoder = HistoryEncoder(self._shown, numbers)
         self._candidates = make_candidates(
             self._run.functions, self._run.state, catalogue, self._config, self._mesh
         )

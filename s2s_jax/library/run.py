@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_jax.config import Config, load_json
+from s2s_jax.config.settings import Decoding, Items, Logs, Split
 from s2s_jax.data.encoding import held_out
-from s2s_jax.data.encoding.held_out import Split
+from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.items import catalogue as catalogues
+from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.metrics_file import read_lines
@@ -179,15 +181,10 @@ class Run:
             raise UserError(f"k: expected at least 1, found {k}")
         ranker = self._ranker
         if not ranker.has_items:
-            config = self._config
-            ranker.set_items(
-                catalogues.collect(config)
-                if self._catalogue is None
-                else catalogues.load(Path(self._catalogue), config)
-            )
+            ranker.set_items(self._items())
         return ranker.recommend(histories, k, keep_seen)
 
-    def evaluate(self, split: Split = "test") -> Evaluated:
+    def evaluate(self, split: SplitPart = "test") -> Evaluated:
         """Ranks every user's held-out event among the items of the log, as `s2s evaluate` does.
 
         Args:
@@ -202,14 +199,23 @@ class Run:
         if split not in ("test", "validation"):
             raise UserError(f"split: expected test or validation, found {split}")
         # Refused before anything is read.
-        held_out.targets(self._config, split)
+        held_out.targets(Split.of(self._config), split)
         run = self._restored
-        files = index_files(self._config).files
-        check_kinds(files, run.kinds, "as the run was trained with", self._config)
+        files = index_files(Logs.of(self._config), Decoding.of(self._config)).files
+        check_kinds(files, run.kinds, "as the run was trained with", self._config.features)
         from s2s_jax.ranking.evaluation import Evaluator
 
         found = Evaluator(self._config, self._mesh).evaluate(run.functions, run.state, split)
         return Evaluated(run.step, found.metrics, found.intervals())
+
+    def _items(self) -> Catalogue:
+        """The items that are ranked."""
+        items, split = Items.of(self._config), Split.of(self._config)
+        if self._catalogue is not None:
+            return catalogues.load(Path(self._catalogue), items, split)
+        logs = Logs.of(self._config)
+        index = index_files(logs, Decoding.of(self._config))
+        return catalogues.collect(items, logs, index, held_out.catalogue_cut(split))
 
     # JAX takes seconds to import, so it is left to what needs it.
 

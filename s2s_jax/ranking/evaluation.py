@@ -21,9 +21,10 @@ from jax.sharding import Mesh
 from s2s_jax.cluster import hosts
 from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding import held_out
-from s2s_jax.data.encoding.held_out import Split, Targets
+from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect_for_evaluation
 from s2s_jax.errors import UserError
@@ -81,20 +82,23 @@ class Evaluator:
           UserError: nothing is held out, or the log cannot be read.
         """
         # Refuses a configuration that holds nothing out.
-        held_out.targets(config, "test")
+        self._split = Split.of(config)
+        held_out.targets(self._split, "test")
         self._config = config
         self._mesh = mesh
         self._max_users = max_users
-        self.catalogue, self._count_I = collect_for_evaluation(config)
-        numbers = ItemNumbers(self.catalogue, config)
+        items, logs, shown = Items.of(config), Logs.of(config), ShownHistory.of(config)
+        index = index_files(logs, Decoding.of(config))
+        self.catalogue, self._count_I = collect_for_evaluation(items, logs, index, self._split)
+        numbers = ItemNumbers(self.catalogue.ids[items.item.name])
         users = config.eval.batch_size * mesh.size
-        self._reader = HistoryReader(config, index_files(config), numbers, users)
+        self._reader = HistoryReader(shown, logs, index, numbers, users)
 
     def evaluate(
         self,
         functions: StepFunctions,
         state: TrainState,
-        split: Split,
+        split: SplitPart,
         in_step: hosts.InStep = hosts.in_step,
     ) -> Evaluation:
         """Ranks the events of `split`.
@@ -108,7 +112,7 @@ class Evaluator:
         Raises:
           UserError: `split` is not held out, or no user has a history and an event to be found.
         """
-        targets = held_out.targets(self._config, split)
+        targets = held_out.targets(self._split, split)
         candidates = make_candidates(functions, state, self.catalogue, self._config, self._mesh)
         # Popularity ranks the same items.
         count_I = np.where(candidates.left_out_I, -1, self._count_I)

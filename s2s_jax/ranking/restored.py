@@ -33,19 +33,22 @@ class Restored(NamedTuple):
     kinds: dict[str, str]
 
 
-def restore(config: Config, mesh: Mesh, checkpoint: str = "best") -> Restored:
-    """Restores a checkpoint of the run in `train.output_dir`.
+def restore(
+    config: Config, mesh: Mesh, checkpoint: str = "best", run_dir: Path | None = None
+) -> Restored:
+    """Restores a checkpoint of a run.
 
     Args:
       config: of the run, which is checked.
       mesh: the devices, which may be others than the run's.
       checkpoint: "best" (by `eval.metric`, and the newest where nothing was evaluated), "newest", or a
         step.
+      run_dir: its directory; None: `train.output_dir`.
 
     Raises:
       UserError: there is no such checkpoint, it cannot be read, or the run was another one's.
     """
-    run_dir = Path(config.train.output_dir)
+    run_dir = Path(config.train.output_dir) if run_dir is None else run_dir
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(
             f"train.output_dir: expected the directory of a run, found no checkpoints in {run_dir}; "

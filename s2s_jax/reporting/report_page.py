@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config.settings import Split
 from s2s_jax.reporting.charts import Chart, Series, figure, told
 from s2s_jax.reporting.markup import data, document, escaped, table
 from s2s_jax.reporting.record import Line, Record, SavedEvaluation, curve
-from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser, anything_held_out
+from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser
 
 _EVALUATED = ("hr@10", "ndcg@10", "mrr")
 # If the largest gradient norm is this many times the smallest, the axis is logarithmic.
@@ -224,7 +225,7 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
     notes = [
         f"Recommendations of the checkpoint of step {shown.step:,}, from {shown.items:,} items."
     ]
-    if anything_held_out(config):
+    if Split.of(config).holds_out:
         which = "last event" if config.eval.split_at is None else "first event after the split"
         notes.append(
             f"The model sees only the events before the {which} and should find this event's item. "

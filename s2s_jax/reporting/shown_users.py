@@ -6,7 +6,6 @@ events. Otherwise histories are complete.
 Shapes: U users, K recommended items.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
@@ -105,30 +105,25 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     Raises:
       UserError: there is no checkpoint, or the checkpoint or the log cannot be read.
     """
-    moved = dataclasses.replace(config.train, output_dir=str(run_dir))
-    config = dataclasses.replace(config, train=moved)
-    index = index_files(config)
+    logs, items, split = Logs.of(config), Items.of(config), Split.of(config)
+    index = index_files(logs, Decoding.of(config))
     mesh = make_mesh()
-    run = restore(config, mesh)
-    catalogue = collect(config)
+    run = restore(config, mesh, run_dir=run_dir)
+    catalogue = collect(items, logs, index, held_out.catalogue_cut(split))
     stripes = len(index.stripes)
     each = -(-users // stripes)
-    numbers = ItemNumbers(catalogue, config)
-    reader = HistoryReader(config, index, numbers, -(-each // mesh.size) * mesh.size)
+    numbers = ItemNumbers(catalogue.ids[items.item.name])
+    together = -(-each // mesh.size) * mesh.size
+    reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, together)
     shower = _Shower(config, run, catalogue, mesh)
     shown: list[ShownUser] = []
-    targets = held_out.targets(config, "test") if anything_held_out(config) else None
+    targets = held_out.targets(split, "test") if split.holds_out else None
     for stripe, batch in _spread(reader, users, targets):
         wanted = min(each, batch.users, users - len(shown))
         shown += shower.show(batch, wanted, index.stripes[stripe][0].path.name)
         if len(shown) == users:
             break
     return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)
-
-
-def anything_held_out(config: Config) -> bool:
-    """Whether events are held out."""
-    return config.eval.held_out > 0 or config.eval.split_at is not None
 
 
 def _spread(
@@ -145,7 +140,7 @@ def _spread(
 
 class _Shower:
     def __init__(self, config: Config, run: Restored, catalogue: Catalogue, mesh: Mesh):
-        self._config, self._run, self._mesh = config, run, mesh
+        self._split, self._run, self._mesh = Split.of(config), run, mesh
         self._item = catalogue.item
         self._candidates = make_candidates(run.functions, run.state, catalogue, config, mesh)
 
@@ -173,10 +168,10 @@ class _Shower:
 
     def _events(self, batch: Histories, n: int) -> list[Event]:
         items = batch.items_of(n).tolist()
-        if anything_held_out(self._config):
+        if self._split.holds_out:
             items.append(int(batch.target_U[n]))
         # With a split by time, only the last event shown is known to be held out.
-        last = 1 if self._config.eval.split_at else self._config.eval.held_out
+        last = 1 if self._split.at is not None else self._split.events
         events = []
         for back, index in zip(range(len(items), 0, -1), items, strict=True):
             kept_for = "held out" if back <= last else ""

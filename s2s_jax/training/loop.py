@@ -127,9 +127,8 @@ class Loop:
         self._saved_step = self._step
         self._evictions = Evictions(job.config, job.mesh)
         self._profile = _Profile(job.config)
-        steps = job.reader.steps_per_epoch
-        self._pairs = PairWatch(job.config, self._step, steps, total_steps)
-        run_dir = Path(job.config.train.output_dir)
+        steps, run_dir = job.reader.steps_per_epoch, Path(job.config.train.output_dir)
+        self._pairs = PairWatch(run_dir, job.reader.packing, self._step, steps, total_steps)
         self._skips = SkipLog(run_dir, job.reader.skipped_files, host=jax.process_index())
         self._pending: tuple[int, Any, float] | None = None
         self._compiled: Any = None

@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config.settings import Items, Logs, Split
 from s2s_jax.data.batching.histories import ItemNumbers
 from s2s_jax.data.batching.order import integers
 from s2s_jax.data.encoding.features import id_columns
+from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.items.catalogue import collect, load
 from s2s_jax.data.items.item_counts import codes_of
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.model.loss import Pairs, Sampled
 from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
 
@@ -85,20 +88,26 @@ class ItemSource:
       fingerprint: of the items and their counts.
     """
 
-    def __init__(self, config: Config, mesh: Mesh):
+    def __init__(self, config: Config, mesh: Mesh, index: FileIndex):
         """Collects the items that training sees.
+
+        Args:
+          config: the configuration.
+          mesh: the devices.
+          index: of the files that training reads.
 
         Raises:
           UserError: see `data.catalogue.collect`.
         """
         self._config, self._mesh = config, mesh
+        items, split = Items.of(config), Split.of(config)
         if config.loss.catalogue is None:
-            catalogue = collect(config, config.eval.held_out)
+            catalogue = collect(items, Logs.of(config), index, training_cut(split))
         else:
-            catalogue = load(config.loss.catalogue, config)
+            catalogue = load(config.loss.catalogue, items, split)
         self.fingerprint = catalogue.fingerprint()
         self._ids = catalogue.ids
-        self._numbers = ItemNumbers(catalogue, config)
+        self._numbers = ItemNumbers(catalogue.ids[items.item.name])
         shares = np.rint(catalogue.count_I / catalogue.count_I.sum() * SHARE_UNIT)
         self._share_I = np.maximum(shares, 1).astype(np.int32)
         self._item_columns = id_columns(config.features)[config.loss.item_feature]

@@ -1,6 +1,6 @@
 """Whether steps had anything to learn from."""
 
-from s2s_jax.config import Config
+from pathlib import Path
 
 
 class PairWatch:
@@ -15,18 +15,27 @@ class PairWatch:
         save.
     """
 
-    def __init__(self, config: Config, step: int, steps_per_epoch: int, total_steps: int):
+    def __init__(
+        self,
+        run_dir: Path,
+        packing: int | None,
+        step: int,
+        steps_per_epoch: int,
+        total_steps: int,
+    ):
         """Starts at a step.
 
         Args:
-          config: the configuration, for messages.
+          run_dir: of the run, for messages.
+          packing: rows of the log that are packed into a device's batch, for messages; None: they are
+            not.
           step: at which the run stands.
           steps_per_epoch: steps without a pair, in a row, that end the run.
           total_steps: at which it ends.
         """
         self.nothing: str | None = None
         self.none_yet = step == 0
-        self._config = config
+        self._run_dir, self._packing = run_dir, packing
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._without = self._rows = self._skipped = 0
 
@@ -51,11 +60,11 @@ class PairWatch:
         if self._skipped > self._rows:
             return (
                 f"io.data_paths: {found}: {self._skipped:,} rows could not be read; skipped.jsonl in "
-                f"{self._config.train.output_dir} says why"
+                f"{self._run_dir} says why"
             )
-        if self._config.io.packing is not None:
+        if self._packing is not None:
             return (
-                f"io.packing: {found}: {self._config.io.packing:,} users may leave each other one event "
+                f"io.packing: {found}: {self._packing:,} users may leave each other one event "
                 f"or none; lower it, or set it to auto"
             )
         return (

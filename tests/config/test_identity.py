@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import of_config
 import pytest
 import small
 from logs import write_log
@@ -31,7 +32,7 @@ from s2s_jax.config import (
     validate,
 )
 from s2s_jax.config.identity import KEYS, Free
-from s2s_jax.data.batching.reader import Reader
+from s2s_jax.config.settings import Decoding, ReadingOrder, Split
 from s2s_jax.data.encoding.cache import StripeCache
 from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError
@@ -180,6 +181,56 @@ def test_every_key_is_decided_upon():
     assert set(CHANGED) == {key for key, of in KEYS.items() if not isinstance(of, Free)}
 
 
+OTHER_KINDS = {"lr.decay": Linear(), "io.sequences": Pack(rows=4)}
+
+
+def other_value(config: Config, key: str) -> Config:
+    """Any other value of a key that is of no feature, valid or not."""
+    if key in CHANGED:
+        return changed(config, key)[0]
+    section, name = key.split(".")
+    value = getattr(getattr(config, section), name)
+    if isinstance(value, bool):
+        other = not value
+    elif isinstance(value, int | float):
+        other = value + 1
+    else:
+        other = OTHER_KINDS[key] if key in OTHER_KINDS else "other"
+    return set_key(config, key, other)
+
+
+def without_fingerprints(value: Split | Decoding | ReadingOrder):
+    if isinstance(value, Decoding):
+        split = None if value.split is None else without_fingerprints(value.split)
+        value = dataclasses.replace(value, split=split)
+    return dataclasses.replace(value, fingerprint={})
+
+
+@pytest.mark.parametrize("kind", [Split, Decoding, ReadingOrder])
+@pytest.mark.parametrize(
+    "key",
+    [
+        key
+        for key in KEYS
+        if not key.startswith(("features.", "tables.")) and (key in CHANGED or key.count(".") == 1)
+    ],
+)
+def test_a_narrow_value_is_another_one_when_its_fingerprint_is(tmp_path, kind, key):
+    """What a value holds is what `KEYS` says that it is decided by: no key less, and none more."""
+    config = whole(tmp_path)
+    before, after = (kind.of(each) for each in (config, other_value(config, key)))
+    same = without_fingerprints(before) == without_fingerprints(after)
+    assert same == (before.fingerprint == after.fingerprint)
+
+
+@pytest.mark.parametrize("key", [key for key in CHANGED if key.startswith("features.")])
+def test_decoding_is_another_one_with_other_ids(tmp_path, key):
+    config = whole(tmp_path)
+    before, after = Decoding.of(config), Decoding.of(changed(config, key)[0])
+    assert (before.fingerprint != after.fingerprint) == (KEYS[key] in ("ids", "decoded"))
+    assert before.features != after.features
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The directory of a run with a checkpoint, as far as the configuration is concerned."""
@@ -294,9 +345,9 @@ def test_a_reading_position_is_not_used_in_another_order(tmp_path, key):
     rows = [{"item_id": [[n]]} for n in range(20)]
     write_log(tmp_path / "a.orc", rows, stripe_rows=5)
     config = Config(io=IOConfig(data_paths=str(tmp_path)), features=FEATURES[:1])
-    state = Reader(config, 4).get_state()
+    state = of_config.reader(config, 4).get_state()
     with pytest.raises(UserError, match=rf"^{key}: "):
-        Reader(set_key(config, key, CHANGED[key]), 4).set_state(state)
+        of_config.reader(set_key(config, key, CHANGED[key]), 4).set_state(state)
 
 
 @pytest.mark.parametrize("key", concern("ids", "rows", "split", "decoded"))
@@ -304,7 +355,7 @@ def test_stripes_that_were_decoded_otherwise_are_not_used(made, tmp_path, key):
     """The cache has a separate directory for each value of the key."""
     config, _ = changed(made, key)
     for each in (having(made, key), config):
-        StripeCache(set_key(each, "io.cache", str(tmp_path)))
+        StripeCache(str(tmp_path), Decoding.of(each))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -325,10 +376,10 @@ def test_a_catalogue_is_not_used_with_another_value(made, key):
     made = set_key(made, "loss.target_features", ("item_id", "kind", "price", "hour"))
     made = having(made, key)
     config, _ = changed(made, key)
-    saved = json.loads(json.dumps(catalogue._made_for(made)))
-    catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(made))
+    saved = json.loads(json.dumps(of_config.catalogue_made_for(made)))
+    catalogue._check_made_for(Path("c.parquet"), saved, of_config.catalogue_made_for(made))
     with pytest.raises(UserError, match=r"catalogue c\.parquet was made with"):
-        catalogue._check_made_for(Path("c.parquet"), saved, catalogue._made_for(config))
+        catalogue._check_made_for(Path("c.parquet"), saved, of_config.catalogue_made_for(config))
 
 
 @pytest.mark.parametrize("new_files", ["refuse", "next_epoch"])

@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 import numpy as np
+import of_config
 import small
 from jobs_of import job
 
-from s2s_jax.data.items.catalogue import collect
 from s2s_jax.ranking.evaluation import item_vectors
 from s2s_jax.training.batches import put_batch
 
@@ -40,7 +40,7 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
     """
     arrays = jax.tree.map(lambda x: x[0], put_batch(batch, 1, mesh))
     encoded = functions.predict(state, arrays)
-    catalogue = collect(config)
+    catalogue = of_config.collect(config)
     known = catalogue.item.to_pylist()
     vectors = np.empty((0, 0))
     if len(items) > 0:

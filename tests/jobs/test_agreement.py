@@ -10,6 +10,7 @@ import tracemalloc
 
 import jax
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,10 +24,7 @@ from pyarrow import orc
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
-from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
 from s2s_jax.data.encoding.features import id_columns
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.items.seen import distinct
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking import metrics
@@ -206,10 +204,10 @@ def test_the_report_recommends_as_recommending_does(trained, door):
 
 def test_batches_are_filled_over_stripes(trained, monkeypatch):
     config, _, rows = trained
-    numbers = ItemNumbers(collect(config), config)
-    index = index_files(config)
+    numbers = of_config.numbers(of_config.collect(config), config)
+    index = of_config.index(config)
     assert len(index.stripes) == 3
-    reader = HistoryReader(config, index, numbers, 20)
+    reader = of_config.history_reader(config, index, numbers, 20)
     assert [b.users for b in reader.read_all(range(3), None)] == [20, 20, 8]
     whole = list(reader.read_all(range(3), None))
     # Few events fit into a batch: batches are small, but have the same users in the same order.
@@ -245,8 +243,8 @@ def test_one_huge_row_does_not_decide_the_memory(tmp_path):
     io = dataclasses.replace(config.io, data_paths=str(tmp_path / "log.orc"), thread_num=0)
     config = dataclasses.replace(config, io=io)
     orc.write_table(pa.table({"item_id": items}), str(tmp_path / "log.orc"))
-    numbers = ItemNumbers(collect(config), config)
-    reader = HistoryReader(config, index_files(config), numbers, 256)
+    numbers = of_config.numbers(of_config.collect(config), config)
+    reader = of_config.history_reader(config, of_config.index(config), numbers, 256)
     tracemalloc.start()
     try:
         batches = list(reader.read_all(range(reader.stripes), None))

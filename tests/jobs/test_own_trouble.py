@@ -6,15 +6,13 @@ import resource
 import subprocess
 import sys
 
+import of_config
 import pyarrow as pa
 import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import features
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
 
@@ -50,7 +48,7 @@ TROUBLE = [
 
 @pytest.mark.parametrize(("error", "words"), TROUBLE)
 def test_is_never_skipped(skipping, monkeypatch, error, words):
-    index = index_files(skipping)
+    index = of_config.index(skipping)
 
     class Broken:
         def __init__(self, *_):
@@ -58,9 +56,9 @@ def test_is_never_skipped(skipping, monkeypatch, error, words):
 
     monkeypatch.setattr(orc.pyarrow.orc, "ORCFile", Broken)
     for read in (
-        lambda: index_files(skipping),
-        lambda: next(Reader(skipping, 2, index=index)),
-        lambda: collect(skipping),
+        lambda: of_config.index(skipping),
+        lambda: next(of_config.reader(skipping, 2, index=index)),
+        lambda: of_config.collect(skipping),
     ):
         with pytest.raises(MachineError, match=words):
             read()
@@ -71,13 +69,13 @@ def test_memory_that_decoding_lacks(skipping, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(features, "_fill", fail)
-    for read in (lambda: next(Reader(skipping, 2)), lambda: collect(skipping)):
+    for read in (lambda: next(of_config.reader(skipping, 2)), lambda: of_config.collect(skipping)):
         with pytest.raises(MachineError, match="cannot be decoded: too little memory"):
             read()
 
 
 def test_a_size_that_no_machine_has_is_damage(skipping, monkeypatch):
-    file = index_files(skipping).files[0]
+    file = of_config.index(skipping).files[0]
 
     def damaged(*_):
         raise pa.ArrowMemoryError("malloc of size 9223372036854775807 failed")
@@ -93,7 +91,7 @@ def test_a_machine_without_time_zones(tmp_path):
     times = pa.array([[1, 2]], pa.list_(pa.timestamp("ns")))
     pa.orc.write_table(pa.table({"time": times}), str(tmp_path / "a.orc"))
     code = (
-        "import sys; from pathlib import Path; from s2s_jax.data import orc;"
+        "import sys; from pathlib import Path; from s2s_jax.data.logs import orc;"
         "orc.read_stripe(orc.read_footer(Path(sys.argv[1])), 0, ['time'])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.orc")]
@@ -105,7 +103,7 @@ def test_a_machine_without_time_zones(tmp_path):
 
 
 def test_too_many_open_files(skipping):
-    file = index_files(skipping).files[0]
+    file = of_config.index(skipping).files[0]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)

@@ -3,6 +3,7 @@
 import datetime
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 from logs import write_log
@@ -37,7 +38,7 @@ HISTORIES = [
 
 def decoded(rows, source):
     config = Config(features=FEATURES, model=ModelConfig(seq_len=3))
-    block = features.decode(rows, source, 0, config)
+    block = of_config.decode(rows, source, 0, config)
     return blocks.positions_of(block), block.lengths_N
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,6 @@ from s2s_jax.config import (
     TableConfig,
     validate,
 )
-from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.jobs.recommend import Request, recommend
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.restored import restore
@@ -168,7 +168,7 @@ def test_as_the_command_recommends_with_what_was_seen(trained, log, tmp_path):
 def test_as_the_door_recommends_on_all_devices(trained, log, tmp_path):
     """A run that was moved, a catalogue file, and a checkpoint by its step."""
     shutil.copytree(trained.train.output_dir, tmp_path / "moved")
-    catalogues.save(catalogues.collect(trained), tmp_path / "items.parquet", trained)
+    of_config.save(of_config.collect(trained), tmp_path / "items.parquet", trained)
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log), "--top_k", str(K)]
     arguments += ["--checkpoint", "10", "--output", str(tmp_path / "recs.parquet")]
     assert door.main(arguments) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,11 +21,7 @@ from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Pack, Truncate
 from s2s_jax.data.batching.dataset import HostSlice
-from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.encoding import blocks, features, held_out
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
@@ -111,10 +108,10 @@ def test_results_do_not_depend_on_devices_or_batches(trained):
 
 def test_training_never_sees_what_is_held_out(log):
     config = evaluating(log, Path("unused"))
-    index = index_files(config)
+    index = of_config.index(config)
     file, number, first_row = index.stripes[0]
     batch = read_stripe(file, number, features.column_names(config.features))
-    block = features.decode(batch, file, first_row, config)
+    block = of_config.decode(batch, file, first_row, config)
     ids = blocks.to_dense([blocks.pack(block)], batch.num_rows, config.model.seq_len)["ids"]
     for row, found in zip(batch.to_pylist(), ids, strict=True):
         kept = [i for (i,) in row["item_id"][:-2]][-config.model.seq_len :]
@@ -127,11 +124,11 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
     behavior = config.feature("behavior_id")
     asked = dataclasses.replace(behavior, name="asked", column="behavior_id", of_next=True)
     config = dataclasses.replace(config, features=(*config.features, asked))
-    numbers = ItemNumbers(collect(config), config)
-    reader = HistoryReader(config, index_files(config), numbers, USERS)
+    numbers = of_config.numbers(of_config.collect(config), config)
+    reader = of_config.history_reader(config, of_config.index(config), numbers, USERS)
     place = features.id_columns(config.features)
     for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
-        targets = None if split is None else held_out.targets(config, split)
+        targets = None if split is None else of_config.targets(config, split)
         batches = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
         found = [
             (b.arrays["ids"][n], b.arrays["length"][n]) for b in batches for n in range(b.users)
@@ -161,13 +158,13 @@ def test_every_learned_position_that_is_shown_was_trained(log, sequences):
     state = functions.init()
     before = np.array(state.params["dense"]["transformer"]["positions"])
     rows = config.io.device_rows
-    with contextlib.closing(Reader(config, rows, HostSlice(0, 1))) as reader:
+    with contextlib.closing(of_config.reader(config, rows, HostSlice(0, 1))) as reader:
         for _ in range(3):
             state, _ = functions.train_step(state, put_batch(next(reader).arrays, 1, mesh))
     after = np.array(state.params["dense"]["transformer"]["positions"])
     (trained,) = np.nonzero((before != after).any(axis=1))
-    numbers = ItemNumbers(collect(config), config)
-    histories = HistoryReader(config, index_files(config), numbers, USERS)
+    numbers = of_config.numbers(of_config.collect(config), config)
+    histories = of_config.history_reader(config, of_config.index(config), numbers, USERS)
     lengths = [
         b.arrays["length"] for n in range(histories.stripes) for b in histories.read(n, None)
     ]
@@ -176,13 +173,13 @@ def test_every_learned_position_that_is_shown_was_trained(log, sequences):
 
 def test_histories_end_before_the_target(log):
     config = evaluating(log, Path("unused"))
-    catalogue = collect(config)
-    numbers = ItemNumbers(catalogue, config)
+    catalogue = of_config.collect(config)
+    numbers = of_config.numbers(catalogue, config)
     items = catalogue.item.to_pylist()
     rows = rows_of(log)
     for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
-        targets = None if split is None else held_out.targets(config, split)
-        reader = HistoryReader(config, index_files(config), numbers, 32)
+        targets = None if split is None else of_config.targets(config, split)
+        reader = of_config.history_reader(config, of_config.index(config), numbers, 32)
         found = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
         expected = [r for r in rows if len(r["item_id"]) > left_out]
         assert sum(b.users for b in found) == len(expected)
@@ -347,7 +344,7 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
     assert table.num_rows == len(rows)
     mesh = make_mesh(jax.devices()[:1])
     run = restore(trained, mesh, "newest")
-    catalogue = collect(trained)
+    catalogue = of_config.collect(trained)
     items = catalogue.item.to_pylist()
     vectors = item_vectors(run.functions, run.state, catalogue, trained, mesh)
     users = user_vector(trained, run, rows, mesh)

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import of_config
 import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,6 @@ import small
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig
-from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
 from s2s_jax.jobs import recommend
 from s2s_jax.ranking.parts import Parts
@@ -138,7 +138,7 @@ def user_type(directory: Path, *types):
         io=IOConfig(data_paths=str(directory)),
         features=(FeatureConfig(name="item_id", hash_bucket_size=9),),
     )
-    return recommend._user_type(index_files(config), "uid")
+    return recommend._user_type(of_config.index(config), "uid")
 
 
 def test_users_have_a_type_that_holds_those_of_all_files(tmp_path):

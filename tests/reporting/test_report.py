@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ from s2s_jax.cli import report
 from s2s_jax.cli.exit import run_door
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.data.items.catalogue import collect, item_text
+from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator, item_vectors
@@ -574,7 +575,7 @@ def test_users_are_ranked_as_in_an_evaluation(trained, log):
     chosen = [rows[user.file][user.row] for user in shown.users]
     before = [cut(row, len(row["item_id"]) - 1) for row in chosen]
     vectors = user_vector(trained, run, before, mesh)
-    catalogue = collect(trained)
+    catalogue = of_config.collect(trained)
     items = catalogue.item.to_pylist()
     item_vectors_IE = item_vectors(run.functions, run.state, catalogue, trained, mesh)
     for user, row, vector in zip(shown.users, chosen, vectors, strict=True):

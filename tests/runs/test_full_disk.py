@@ -6,14 +6,13 @@ import json
 import subprocess
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 import small
 from jobs_of import job, learned, lines, one_device
 
 from s2s_jax.cli.exit import run_door
-from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.items import catalogue
 from s2s_jax.data.logs.index import Skipped
 from s2s_jax.errors import EXIT_USER_ERROR, UserError
 from s2s_jax.jobs import report
@@ -165,10 +164,10 @@ def test_a_full_cache_makes_no_stripe_unreadable(log, disk, capsys):
     disk.resize("100k")
 
     def read(config):
-        with contextlib.closing(Reader(config, 8)) as reader:
+        with contextlib.closing(of_config.reader(config, 8)) as reader:
             return [next(reader) for _ in range(reader.steps_per_epoch)]
 
-    Reader(cached, 8).close()
+    of_config.reader(cached, 8).close()
     disk.fill()
     for with_cache, without in zip(read(cached), read(config), strict=True):
         assert with_cache.skipped == ()
@@ -191,12 +190,12 @@ def test_other_files_end_in_a_sentence_and_leave_what_was_there(log, disk, tmp_p
 
     config = job(log, tmp_path)
     table = pa.table({"items": [[n] * 1000 for n in range(100)]})
-    items = catalogue.collect(config)
+    items = of_config.collect(config)
     for write in (
         evaluation,
         lambda: SkipLog(disk.path, [Skipped("a", 1, 2, "reason " * 1000)]),
         lambda: Parts(disk.path / "recs.parquet", {"a": "b" * 10_000}).write(0, table, {}),
-        lambda: catalogue.save(items, disk.path / "catalogue.parquet", config),
+        lambda: of_config.save(items, disk.path / "catalogue.parquet", config),
         lambda: report._write(disk.path / "report.html", "x" * 10_000),
     ):
         with pytest.raises(UserError, match=r"cannot be written.*No space left on device"):

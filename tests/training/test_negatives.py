@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import of_config
 import pytest
 import small
 from jobs_of import lines
@@ -12,11 +13,10 @@ from sampling import ROWS, configured, expected_loss
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import validate
-from s2s_jax.data.items.catalogue import collect
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.training.batches import put_batch
-from s2s_jax.training.negatives import ItemSource, drawn_items
+from s2s_jax.training.negatives import drawn_items
 from s2s_jax.training.step import make_step_functions
 
 
@@ -50,7 +50,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     config = configured(log, tmp_path, grows, **loss)
     mesh = make_mesh(jax.devices()[:1])
     functions = make_step_functions(config, mesh)
-    source = ItemSource(config, mesh)
+    source = of_config.item_source(config, mesh)
     plain = dataclasses.replace(
         config,
         features=tuple(dataclasses.replace(f, hash_bucket_size=300) for f in config.features),
@@ -66,7 +66,9 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
     state = functions.init()
     if grows:
         # All ids get rows, so that `predict` sees the same as the step.
-        full = ItemSource(configured(log, tmp_path, True, negatives="full"), mesh).draw(1)
+        full = of_config.item_source(configured(log, tmp_path, True, negatives="full"), mesh).draw(
+            1
+        )
         still = dataclasses.replace(config.lr, dense_lr=0.0, sparse_lr=0.0, weight_decay=0.0)
         everything = configured(log, tmp_path, True, negatives="full").loss
         resting = dataclasses.replace(config, lr=still, loss=everything)
@@ -95,8 +97,8 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
         functions = make_step_functions(config, mesh)
         batch = put_batch(small.batch(config, ROWS, 0), microbatches, mesh)
         # Both devices draw the same items.
-        draw = ItemSource(config, make_mesh(jax.devices()[:1])).draw(1)
-        source = ItemSource(config, mesh)
+        draw = of_config.item_source(config, make_mesh(jax.devices()[:1])).draw(1)
+        source = of_config.item_source(config, mesh)
         if negatives == "full":
             draw = source.draw(1)
         else:
@@ -138,12 +140,14 @@ def test_log_q_needs_negatives_that_come_up_unevenly(log, tmp_path):
 def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
     mesh = make_mesh(jax.devices()[:2])
     config = configured(log, tmp_path, negatives=negatives, num_negatives=10_000)
-    source = ItemSource(config, mesh)
+    source = of_config.item_source(config, mesh)
     drawn = np.asarray(source.draw(3)["ids/negatives:item_id"]).reshape(2, -1)
-    known = sorted(collect(config).item.to_pylist())
+    known = sorted(of_config.collect(config).item.to_pylist())
     assert [sorted(of_device.tolist()) for of_device in drawn] == [known, known]
     fewer = configured(log, tmp_path, negatives=negatives, num_negatives=len(known) - 1)
-    one, other = (ItemSource(fewer, mesh).draw(step)["ids/negatives:item_id"] for step in (3, 4))
+    one, other = (
+        of_config.item_source(fewer, mesh).draw(step)["ids/negatives:item_id"] for step in (3, 4)
+    )
     assert one.shape == (1, 2 * (len(known) - 1), 1, 1)
     assert not np.array_equal(one, other)
 

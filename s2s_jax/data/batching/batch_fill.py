@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Reading, Sequences
 from s2s_jax.data.encoding import features, held_out
 from s2s_jax.data.logs import arrow, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex, may_skip
@@ -15,45 +15,46 @@ from s2s_jax.errors import UserError
 _WELL_FILLED, _WORTH_PACKING = 0.85, 2
 
 
-def with_packing(config: Config, index: FileIndex) -> Config:
-    """`config` with a number where `io.packing` is auto: the users that fill a batch well.
+def with_packing(reading: Reading, index: FileIndex) -> Reading:
+    """`reading` with a number where `packing` is auto: the users that fill a batch well.
 
     A function of the files alone, so that all hosts, and a run that is continued, find the same.
 
     Raises:
-      UserError: a stripe cannot be read and `io.on_error` is stop.
+      UserError: a stripe cannot be read, and may not be skipped.
     """
-    if config.io.packing != "auto":
-        return config
-    mean = _mean_kept(config, index)
+    if reading.sequences.packing != "auto":
+        return reading
+    mean = _mean_kept(reading, index)
     # Where nothing can be read, batches are empty however many users they have.
-    packing = 1 if mean is None else _users_that_fit(config, mean)
-    sequences = dataclasses.replace(config.io.sequences, rows=packing)
-    return dataclasses.replace(config, io=dataclasses.replace(config.io, sequences=sequences))
+    packing = 1 if mean is None else _users_that_fit(reading.sequences, mean)
+    packed = dataclasses.replace(reading.sequences, packing=packing)
+    return dataclasses.replace(reading, sequences=packed)
 
 
-def packing_notes(config: Config, index: FileIndex) -> list[str]:
+def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
     """What packing would gain, or loses.
 
     Raises:
       UserError: as `with_packing`.
     """
-    packing, rows, seq_len = config.io.packing, config.io.batch_size, config.model.seq_len
+    sequences = reading.sequences
+    packing, rows, seq_len = sequences.packing, sequences.rows, sequences.seq_len
     if packing == "auto":
         return []
     if packing is None:
         mean = _mean_in_footers(index)
-        fitting = 0 if mean is None else _users_that_fit(config, mean)
+        fitting = 0 if mean is None else _users_that_fit(sequences, mean)
         if fitting < _WORTH_PACKING * rows:
             return []
         return [
             f"rows have {mean:,.0f} positions on average, so most of the {seq_len:,} (model.seq_len) "
             f"are padding; io.packing auto would fill them with about {fitting} users"
         ]
-    mean = _mean_kept(config, index)
+    mean = _mean_kept(reading, index)
     if mean is None:
         return []
-    wanted, room, fitting = packing * mean, rows * seq_len, _users_that_fit(config, mean)
+    wanted, room, fitting = packing * mean, rows * seq_len, _users_that_fit(sequences, mean)
     told = (
         f"warning: io.packing {packing} users have {wanted:,.0f} positions on average and a device's "
         f"batch {room:,} (io.batch_size x model.seq_len), so"
@@ -71,10 +72,11 @@ def _mean_in_footers(index: FileIndex) -> float | None:
     return sum(file.positions for file in index.files) / rows if rows else None
 
 
-def _mean_kept(config: Config, index: FileIndex) -> float | None:
+def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
     """Mean positions that training sees of rows of some stripes; None if no row there has any."""
-    stripes, cut = index.stripes, held_out.training_cut(config)
-    names = features.column_names(config.features)
+    stripes, decoding = index.stripes, reading.decoding
+    cut = held_out.training_cut(decoding.split)
+    names = features.column_names(decoding.features)
     rows = positions = 0
     for file, number, first_row in (stripes[n] for n in stripe_sample.spread(index)):
         try:
@@ -83,14 +85,14 @@ def _mean_kept(config: Config, index: FileIndex) -> float | None:
             kept_N = cut.kept(batch, np.maximum.reduce(of_columns), file, first_row)
         except UserError as error:
             # What reads everything tells what cannot be read.
-            if not may_skip(error, config.io):
+            if not may_skip(error, reading.logs):
                 raise
             continue
         rows += int((kept_N > 0).sum())
-        positions += int(np.minimum(kept_N, config.epoch_history_len).sum())
+        positions += int(np.minimum(kept_N, reading.epoch_history_len).sum())
     return positions / rows if rows else None
 
 
-def _users_that_fit(config: Config, mean: float) -> int:
-    room = config.io.batch_size * config.model.seq_len
+def _users_that_fit(sequences: Sequences, mean: float) -> int:
+    room = sequences.rows * sequences.seq_len
     return max(1, int(_WELL_FILLED * room / mean))

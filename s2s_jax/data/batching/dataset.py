@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Reading, ReadingOrder
 from s2s_jax.data.batching.order import BlockKey, Order
 from s2s_jax.data.batching.packing import to_packed
 from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
@@ -53,7 +53,7 @@ class HostBatch(NamedTuple):
 class BatchDataset(grain.MapDataset):
     """The batches from some place on, by number; epochs follow each other, each in its own order.
 
-    The last batch of an epoch is filled with padding rows, or dropped with `io.drop_remainder`.
+    The last batch of an epoch is filled with padding rows, or dropped.
 
     Attributes:
       order: of rows.
@@ -61,7 +61,7 @@ class BatchDataset(grain.MapDataset):
 
     def __init__(
         self,
-        config: Config,
+        reading: Reading,
         batch_rows: int,
         index: FileIndex,
         first_index: FileIndex | None = None,
@@ -71,7 +71,7 @@ class BatchDataset(grain.MapDataset):
         """Makes the dataset.
 
         Args:
-          config: the configuration.
+          reading: what batches depend on; `packing` is a number or None.
           batch_rows: rows of the log in a global batch.
           index: of the files.
           first_index: of the files of the epoch that `start` is in, where those are others.
@@ -80,21 +80,24 @@ class BatchDataset(grain.MapDataset):
         """
         super().__init__()
         assert batch_rows % host_slice.hosts == 0, "hosts read equal runs of rows"
-        self._config = config
+        self._sequences = reading.sequences
+        self._columns = id_width(reading.decoding.features)
         self._rows = batch_rows // host_slice.hosts
         self._first_row = self._rows * host_slice.host
         self._index = index
         self._first_index = index if first_index is None else first_index
-        self.order = _make_order(config, index)
-        self._first_order = self.order if first_index is None else _make_order(config, first_index)
+        self.order = _make_order(reading.order, index)
+        self._first_order = self.order
+        if first_index is not None:
+            self._first_order = _make_order(reading.order, first_index)
         self._places = BatchPlaces(
-            batch_rows, config.io.drop_remainder, start, self._first_order.rows, self.order.rows
+            batch_rows, reading.drop_remainder, start, self._first_order.rows, self.order.rows
         )
-        decoder = Decoder(config)
+        decoder = Decoder(reading)
         self._blocks = BlockReader(
             lambda key: decoder.block(*self._source(key.epoch), key),
             self._block_after,
-            threads=config.io.thread_num,
+            threads=reading.logs.threads,
             # Those in use and the next of each shard; a batch may also end one block and begin another.
             capacity=BLOCKS_PER_SHARD * max(self.order.shards, self._first_order.shards) + 1,
         )
@@ -136,25 +139,24 @@ class BatchDataset(grain.MapDataset):
         return following if known else None
 
     def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
-        config = self._config
-        assert config.io.packing != "auto", "resolve it with batch_fill.with_packing"
+        sequences = self._sequences
+        assert sequences.packing != "auto", "the files say how many: see batch_fill"
         if not parts:
-            parts = [blocks.skipped_block(0, id_width(config.features))]
-        rows, seq_len = config.io.batch_size, config.model.seq_len
-        if config.io.packing is not None:
-            groups = self._rows // config.io.packing
-            newest = config.io.truncate_side == "left"
-            return to_packed(parts, groups, config.io.packing, rows, seq_len, newest)
-        if config.io.layout == "dense":
+            parts = [blocks.skipped_block(0, self._columns)]
+        rows, seq_len = sequences.rows, sequences.seq_len
+        if sequences.packing is not None:
+            groups, newest = self._rows // sequences.packing, sequences.keep_newest
+            return to_packed(parts, groups, sequences.packing, rows, seq_len, newest)
+        if sequences.layout == "dense":
             return blocks.to_dense(parts, self._rows, seq_len)
         return blocks.to_flat(parts, self._rows, seq_len, rows)
 
 
-def _make_order(config: Config, index: FileIndex) -> Order:
+def _make_order(settings: ReadingOrder, index: FileIndex) -> Order:
     return Order(
         index.stripe_rows,
-        shards=config.io.shards,
-        block_rows=config.io.shuffle_rows,
-        shuffle=config.io.shuffle,
-        seed=config.io.seed,
+        shards=settings.shards,
+        block_rows=settings.shuffle_rows,
+        shuffle=settings.shuffle,
+        seed=settings.seed,
     )

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Logs, ShownHistory
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.encoding.blocks import NO_ID, Block
 from s2s_jax.data.encoding.held_out import Targets
 from s2s_jax.data.items import seen
-from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.data.items.item_counts import codes_of, whole_sequences
+from s2s_jax.data.items.item_counts import codes_of
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.arrow import Source
@@ -69,10 +68,9 @@ class Histories(NamedTuple):
 class ItemNumbers:
     """From encoded ids of items to their places in a catalogue."""
 
-    def __init__(self, catalogue: Catalogue, config: Config):
-        """Sorts the items of `catalogue`."""
-        ids = catalogue.ids[config.loss.item_feature]
-        code_I = codes_of(ids.reshape(len(ids), -1))
+    def __init__(self, ids_IK: np.ndarray):
+        """Sorts items by their encoded ids, `[I, 1]` or `[I, 1, 2]` (see `Catalogue.ids`)."""
+        code_I = codes_of(ids_IK.reshape(len(ids_IK), -1))
         self._number_I = np.argsort(code_I, kind="stable")
         self._code_I = code_I[self._number_I]
 
@@ -119,13 +117,13 @@ class Rows(NamedTuple):
 class HistoryEncoder:
     """From rows as they stand in a log to batches of histories."""
 
-    def __init__(self, config: Config, numbers: ItemNumbers | None):
-        """Args: the configuration, and the numbers of items; None: no item is looked for."""
-        self._config = whole_sequences(config, tuple(f.name for f in config.features))
-        self._seq_len, self._shown_len = config.model.seq_len, config.shown_len
+    def __init__(self, shown: ShownHistory, numbers: ItemNumbers | None):
+        """Args: what the model is shown, and the numbers of items; None: no item is looked for."""
+        items = shown.items
+        self._decoding = Decoding.of_whole_rows(items.features)
+        self._seq_len, self._shown_len = shown.seq_len, shown.shown_len
         self._numbers = numbers
-        columns = features.id_columns(config.features)
-        self._item = columns[config.loss.item_feature]
+        self._item = features.id_columns(items.features)[items.item.name]
 
     def encode(
         self,
@@ -147,7 +145,7 @@ class HistoryEncoder:
         Raises:
           UserError: see `features.decode`.
         """
-        block = features.decode(batch, file, first_row, self._config)
+        block = features.decode(batch, file, first_row, self._decoding)
         before_N, wanted_N = block.lengths_N, block.lengths_N > 0
         if targets is not None:
             before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
@@ -202,18 +200,21 @@ class HistoryEncoder:
 class HistoryReader:
     """Reads the histories of a log."""
 
-    def __init__(self, config: Config, index: FileIndex, numbers: ItemNumbers, users: int):
+    def __init__(
+        self, shown: ShownHistory, logs: Logs, index: FileIndex, numbers: ItemNumbers, users: int
+    ):
         """Prepares reading.
 
         Args:
-          config: the configuration.
+          shown: what the model is shown.
+          logs: how they are read.
           index: of the files.
           numbers: of items.
           users: U, of a batch.
         """
-        self._encoder = HistoryEncoder(config, numbers)
-        self._columns = features.column_names(config.features)
-        self._io = config.io
+        self._encoder = HistoryEncoder(shown, numbers)
+        self._columns = features.column_names(shown.items.features)
+        self._logs = logs
         self._index = index
         self._users = users
 
@@ -237,7 +238,7 @@ class HistoryReader:
           targets: what is to be found; None: nothing is, and histories are whole.
 
         Raises:
-          UserError: a stripe cannot be read and `io.on_error` is stop.
+          UserError: a stripe cannot be read, and may not be skipped.
         """
         waiting: list[Rows] = []
         users = positions = 0
@@ -269,7 +270,7 @@ class HistoryReader:
             batch = orc.read_stripe(file, number, self._columns)
             return self._encoder.encode(batch, file, first_row, stripe, targets)
         except UserError as error:
-            if not may_skip(error, self._io):
+            if not may_skip(error, self._logs):
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return None

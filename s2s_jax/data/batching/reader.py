@@ -7,7 +7,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from s2s_jax.config import Config, identity
+from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching import stripes
 from s2s_jax.data.batching.dataset import (
     BLOCKS_PER_SHARD,
@@ -39,7 +39,7 @@ class Reader(Iterator[HostBatch]):
 
     def __init__(
         self,
-        config: Config,
+        reading: Reading,
         batch_rows: int,
         host_slice: HostSlice = WHOLE,
         to_device: Callable[[dict[str, np.ndarray]], Any] | None = None,
@@ -48,7 +48,7 @@ class Reader(Iterator[HostBatch]):
         """Indexes the files; reading starts, at the first batch, when the first one is asked for.
 
         Args:
-          config: the configuration; `io.packing` is a number or None.
+          reading: what batches depend on; `packing` is a number or None.
           batch_rows: rows of the log in a global batch.
           host_slice: which of its rows are read.
           to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
@@ -57,13 +57,13 @@ class Reader(Iterator[HostBatch]):
         Raises:
           UserError: see `index_files`; or an epoch would have no batch.
         """
-        self._config = config
+        self._reading = reading
         self._batch_rows = batch_rows
         self._host_slice = host_slice
         self._to_device = to_device
-        self._index = index_files(config) if index is None else index
+        self._index = index_files(reading.logs, reading.decoding) if index is None else index
         self.skipped_files = self._index.skipped
-        self.notes = [*self._index.notes, *_stripe_notes(self._index, config)]
+        self.notes = [*self._index.notes, *_stripe_notes(self._index, reading)]
         self._iterator: Any = None
         self._go_to(BEGINNING, None)
         self.rows_per_epoch = sum(self._index.stripe_rows)
@@ -73,7 +73,6 @@ class Reader(Iterator[HostBatch]):
                 f"io.drop_remainder: a batch has {batch_rows} rows but the data only "
                 f"{self.rows_per_epoch}; unset it or lower io.batch_size"
             )
-        self._made_for = identity.of_order(config)
 
     def __next__(self) -> HostBatch:
         """The next batch."""
@@ -89,17 +88,24 @@ class Reader(Iterator[HostBatch]):
         return str(self._index.identity())
 
     @property
+    def packing(self) -> int | None:
+        """Rows of the log in a device's batch; None: as many as the batch has rows."""
+        packing = self._reading.sequences.packing
+        assert packing != "auto", "the files say how many: see batch_fill"
+        return packing
+
+    @property
     def held_bytes(self) -> int:
         """Most memory that decoded shuffle blocks take on a host that reads all shards, about.
 
         Batches that wait, and one stripe a thread as it is read, come on top.
         """
         order = self._dataset.order
-        rows = -(-self._config.io.shuffle_rows // order.shards) + max(self._index.stripe_rows)
+        rows = -(-self._reading.order.shuffle_rows // order.shards) + max(self._index.stripe_rows)
         held = min((BLOCKS_PER_SHARD * order.shards + 1) * rows, 2 * self.rows_per_epoch)
         positions = sum(file.positions for file in self._index.files) / self.rows_per_epoch
-        width = id_width(self._config.features)
-        return round(held * min(positions, self._config.epoch_history_len) * 4 * width)
+        width = id_width(self._reading.decoding.features)
+        return round(held * min(positions, self._reading.epoch_history_len) * 4 * width)
 
     @property
     def epochs_done(self) -> float:
@@ -128,8 +134,8 @@ class Reader(Iterator[HostBatch]):
             "epoch": at.epoch,
             "row": at.row,
             "files": self._files_of(at.epoch).identity(),
-            "kinds": entry_kinds(self._index.files[0], self._config.features),
-            "made_for": self._made_for,
+            "kinds": entry_kinds(self._index.files[0], self._reading.decoding.features),
+            "made_for": self._reading.order.fingerprint,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -138,7 +144,7 @@ class Reader(Iterator[HostBatch]):
         Raises:
           UserError: it was saved for other files or settings, which are named.
         """
-        for name, now in self._made_for.items():
+        for name, now in self._reading.order.fingerprint.items():
             saved = state["made_for"][name]
             if saved != now:
                 raise UserError(
@@ -160,7 +166,7 @@ class Reader(Iterator[HostBatch]):
             if not new:
                 # The same files, listed in another order.
                 self._index, first_index = first_index, None
-            if new and self._config.io.new_files == "refuse":
+            if new and not self._reading.take_new_files:
                 raise UserError(
                     f"io.data_paths: {len(new)} files were added since the checkpoint was made, "
                     f"{new[0]} among them; set io.new_files to next_epoch to take them in from the next "
@@ -190,7 +196,7 @@ class Reader(Iterator[HostBatch]):
         """How epochs are cut into batches from the reading position on."""
         return BatchPlaces(
             self._batch_rows,
-            self._config.io.drop_remainder,
+            self._reading.drop_remainder,
             self._place,
             sum(self._files_of(self._place.epoch).stripe_rows),
             sum(self._index.stripe_rows),
@@ -202,15 +208,15 @@ class Reader(Iterator[HostBatch]):
         self._start = self._place = place
         self._first_index = first_index
         self._dataset = BatchDataset(
-            self._config, self._batch_rows, self._index, first_index, place, self._host_slice
+            self._reading, self._batch_rows, self._index, first_index, place, self._host_slice
         )
 
     def _open(self) -> Any:
         # Grain's defaults (16 threads, 500 batches) would hold many gigabytes.
-        threaded = self._config.io.thread_num > 0
+        threaded = self._reading.logs.threads > 0
         options = grain.ReadOptions(
             num_threads=int(threaded),
-            prefetch_buffer_size=self._config.io.prefetch if threaded else 0,
+            prefetch_buffer_size=self._reading.prefetch if threaded else 0,
         )
         batches = self._dataset.to_iter_dataset(options)
         to_device = self._to_device
@@ -223,15 +229,15 @@ class Reader(Iterator[HostBatch]):
         return iter(batches)
 
 
-def _stripe_notes(index: FileIndex, config: Config) -> list[str]:
+def _stripe_notes(index: FileIndex, reading: Reading) -> list[str]:
     """What is wrong with the stripes of the log, as far as footers tell."""
     positions = [
         file.positions * file.stripe_rows[number] / file.rows for file, number, _ in index.stripes
     ]
     if not any(positions):
         return []
-    remedy = stripes.remedy(shlex.join(split_names(config.io.data_paths)))
+    remedy = stripes.remedy(shlex.join(split_names(reading.logs.paths)))
     return [
         f"warning: {text}; {remedy}"
-        for text in stripes.advice(index.stripe_rows, positions, config.io)
+        for text in stripes.advice(index.stripe_rows, positions, reading.order)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.order import BlockKey, Order, Piece
 from s2s_jax.data.batching.windows import random_run
 from s2s_jax.data.encoding import blocks, features
@@ -32,23 +32,26 @@ class DecodedBlock(NamedTuple):
 class Decoder:
     """Reads pieces of stripes, from ORC files or from the cache."""
 
-    def __init__(self, config: Config):
-        """Opens the cache if `io.cache` asks for one.
+    def __init__(self, reading: Reading):
+        """Opens the cache if one is asked for.
 
         Raises:
           UserError: it cannot be written.
         """
-        self._config = config
-        self._names = features.column_names(config.features)
-        self._columns = features.id_width(config.features)
-        self._cache = None if config.io.cache is None else StripeCache(config)
+        self._logs, self._sequences = reading.logs, reading.sequences
+        self._decoding = reading.decoding
+        self._names = features.column_names(reading.decoding.features)
+        self._columns = features.id_width(reading.decoding.features)
+        self._cache = None
+        if reading.cache is not None:
+            self._cache = StripeCache(reading.cache, reading.decoding)
 
     def block(self, index: FileIndex, order: Order, key: BlockKey) -> DecodedBlock:
         """Decodes a shuffle block.
 
         Raises:
-          UserError: a stripe cannot be read and `io.on_error` is stop.
-          MachineError: a stripe cannot be read on this machine, whatever `io.on_error` says.
+          UserError: a stripe cannot be read, and may not be skipped.
+          MachineError: a stripe cannot be read on this machine, so that others could read it.
         """
         pieces, row_order = order.block(key)
         parts, skipped = [], []
@@ -56,16 +59,16 @@ class Decoder:
             try:
                 parts.append(self._piece(index, piece))
             except UserError as error:
-                if not may_skip(error, self._config.io):
+                if not may_skip(error, self._logs):
                     raise
                 file, number, _ = index.stripes[piece.stripe]
                 rows = file.stripe_rows[number]
                 skipped.append(Skipped(str(file.path), number, rows, str(error)))
                 parts.append(blocks.skipped_block(piece.stop - piece.start, self._columns))
         block = blocks.choose(blocks.concatenate(parts), row_order)
-        if self._config.io.windows_per_epoch is not None:
-            newest = self._config.io.truncate_side == "left"
-            block = random_run(block, self._config.epoch_history_len, newest, order.draws(key))
+        drawn = self._sequences.drawn_len
+        if drawn is not None:
+            block = random_run(block, drawn, self._sequences.keep_newest, order.draws(key))
         return DecodedBlock(blocks.pack(block), tuple(skipped))
 
     def _piece(self, index: FileIndex, piece: Piece) -> Block:
@@ -73,11 +76,11 @@ class Decoder:
         if self._cache is None:
             batch = orc.read_stripe(file, number, self._names)
             batch = batch.slice(piece.start, piece.stop - piece.start)
-            return features.decode(batch, file, first_row + piece.start, self._config)
+            return features.decode(batch, file, first_row + piece.start, self._decoding)
         block = self._cache.read(file, number)
         if block is None:
             batch = orc.read_stripe(file, number, self._names)
-            block = features.decode(batch, file, first_row, self._config)
+            block = features.decode(batch, file, first_row, self._decoding)
             block = blocks.pack(block)
             self._cache.write(file, number, block)
         return blocks.choose(block, slice(piece.start, piece.stop))

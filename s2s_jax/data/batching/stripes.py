@@ -6,7 +6,7 @@ Only whole stripes can be read. So large ones take memory, and few ones leave a 
 import statistics
 from collections.abc import Sequence
 
-from s2s_jax.config import IOConfig
+from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching.order import STRIPES_PER_SHARD, Order
 
 # Positions of a stripe between which reading is fastest, and beyond which its speed is erratic.
@@ -15,18 +15,18 @@ _ERRATIC_POSITIONS = 1_600_000
 
 
 def advice(
-    stripe_rows: Sequence[int], stripe_positions: Sequence[float], io: IOConfig
+    stripe_rows: Sequence[int], stripe_positions: Sequence[float], order: ReadingOrder
 ) -> list[str]:
     """What is wrong with the stripes of a log, a sentence each, without what to do about it.
 
     Args:
       stripe_rows: rows of each stripe that has any.
       stripe_positions: positions of each stripe that is known, at least one.
-      io: says how the log is shuffled.
+      order: how the log is shuffled.
     """
     wrong = (
-        _too_few(stripe_rows, stripe_positions, io),
-        _badly_sized(stripe_positions, io),
+        _too_few(stripe_rows, stripe_positions, order),
+        _badly_sized(stripe_positions, order),
     )
     return [text for text in wrong if text is not None]
 
@@ -37,23 +37,23 @@ def remedy(paths: str) -> str:
 
 
 def _too_few(
-    stripe_rows: Sequence[int], stripe_positions: Sequence[float], io: IOConfig
+    stripe_rows: Sequence[int], stripe_positions: Sequence[float], order: ReadingOrder
 ) -> str | None:
-    if not io.shuffle:
+    if not order.shuffle:
         return None
-    needed = io.shards * STRIPES_PER_SHARD
-    shards = Order(stripe_rows, io.shards, io.shuffle_rows, shuffle=True, seed=0).shards
+    needed = order.shards * STRIPES_PER_SHARD
+    shards = Order(stripe_rows, order.shards, order.shuffle_rows, shuffle=True, seed=0).shards
     # A small log has better few good stripes than many small ones.
-    if shards == io.shards or sum(stripe_positions) < BEST_POSITIONS[0] * needed:
+    if shards == order.shards or sum(stripe_positions) < BEST_POSITIONS[0] * needed:
         return None
     return (
         f"few stripes ({len(stripe_rows):,}): a shuffle never uses more than one shard for "
-        f"{STRIPES_PER_SHARD} stripes, so it draws from {shards} instead of {io.shards} "
+        f"{STRIPES_PER_SHARD} stripes, so it draws from {shards} instead of {order.shards} "
         f"(io.shards), for which there should be {needed}"
     )
 
 
-def _badly_sized(stripe_positions: Sequence[float], io: IOConfig) -> str | None:
+def _badly_sized(stripe_positions: Sequence[float], order: ReadingOrder) -> str | None:
     low, high = BEST_POSITIONS
     best = f"{low / 1e6:g} to {high / 1e6:g} million positions a stripe read best"
     erratic = sum(size > _ERRATIC_POSITIONS for size in stripe_positions)
@@ -65,7 +65,7 @@ def _badly_sized(stripe_positions: Sequence[float], io: IOConfig) -> str | None:
         )
     middle = statistics.median(stripe_positions)
     # Small stripes are right where larger ones would be too few.
-    enough = sum(stripe_positions) >= low * STRIPES_PER_SHARD * io.shards
+    enough = sum(stripe_positions) >= low * STRIPES_PER_SHARD * order.shards
     if middle > high or (middle < low and enough):
         size, than = ("large", "more") if middle > high else ("small", "fewer")
         return f"{size} stripes: half of them hold {middle:,.0f} positions or {than}, and {best}"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config, identity, refuse_addresses
+from s2s_jax.config import refuse_addresses
+from s2s_jax.config.settings import Decoding
 from s2s_jax.data.encoding.blocks import Block, packed_block, starts
 from s2s_jax.data.encoding.features import id_width
 from s2s_jax.data.logs.orc import OrcFile
@@ -28,21 +29,20 @@ _METADATA = b"s2s_jax"
 
 
 class StripeCache:
-    """The cached stripes of one configuration."""
+    """The cached stripes of one decoding."""
 
-    def __init__(self, config: Config):
-        """Opens `io.cache`, which is made where it does not exist.
+    def __init__(self, directory: str, decoding: Decoding):
+        """Opens `directory`, which is made where it does not exist, for one decoding.
 
         Raises:
           UserError: it cannot be written.
         """
-        assert config.io.cache is not None, "asked for only with a directory"
-        refuse_addresses("io.cache", config.io.cache)
-        self._made_for = {"version": DECODING_VERSION} | identity.of_decoding(config)
-        self._columns = id_width(config.features)
+        refuse_addresses("io.cache", directory)
+        self._made_for = {"version": DECODING_VERSION} | decoding.fingerprint
+        self._columns = id_width(decoding.features)
         text = json.dumps(self._made_for, indent=2)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._dir = Path(config.io.cache).expanduser() / key
+        self._dir = Path(directory).expanduser() / key
         self._writes = True
         note = self._dir / "made_for.json"
         try:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Decoding
 from s2s_jax.data.encoding import blocks, held_out, ids
 from s2s_jax.data.encoding.blocks import NO_ID, Block
 from s2s_jax.data.logs.arrow import Source
@@ -112,17 +113,17 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
     return None
 
 
-def decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) -> Block:
+def decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
     """Decodes all features of a record batch.
 
     A null or empty list means that a feature is missing: at one position if it is an inner list or
     a null id, or at all positions of the row if it is the whole list while other features have some.
 
     Args:
-      batch: rows with the columns of `config.features`.
+      batch: rows with the columns of the features, and of the split.
       file: where they come from, for messages.
       first_row: number of their first row in the file, for messages.
-      config: says what is held out, and how features are truncated, hashed and bagged.
+      decoding: what is held out, and how features are truncated, hashed and bagged.
 
     Raises:
       UserError: features of a row disagree in length, a row is longer than what is kept although
@@ -130,7 +131,7 @@ def decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) 
       MachineError: there is too little memory.
     """
     try:
-        return _decode(batch, file, first_row, config)
+        return _decode(batch, file, first_row, decoding)
     except MemoryError as error:
         raise MachineError(
             f"{file.path}: rows from {first_row:,} on cannot be decoded: too little memory; give the "
@@ -138,28 +139,29 @@ def decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) 
         ) from error
 
 
-def _decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) -> Block:
-    names = column_names(config.features)
+def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
+    names = column_names(decoding.features)
     found = {name: _list_lengths(batch.column(name)) for name in names}
     lengths_N = _common_lengths(found, file, first_row)
-    longest = config.history_len
-    if config.io.check_length and lengths_N.max(initial=0) > longest:
+    longest = decoding.history_len
+    if longest is not None and decoding.check_length and lengths_N.max(initial=0) > longest:
         row = int(np.argmax(lengths_N > longest))
-        windows = "" if config.io.windows == 1 else f" in {config.io.windows} windows"
+        windows = "" if decoding.windows == 1 else f" in {decoding.windows} windows"
         raise UserError(
             f"{file.path}: row {first_row + row} has {lengths_N[row]} positions, expected at most "
             f"{longest} (model.seq_len{windows}); unset io.check_length to truncate"
         )
     starts_N = blocks.starts(lengths_N)
-    columns = id_columns(config.features)
-    values_PC = np.empty((starts_N[-1], id_width(config.features)), np.int32)
+    columns = id_columns(decoding.features)
+    values_PC = np.empty((starts_N[-1], id_width(decoding.features)), np.int32)
     decoded = Block(values_PC, starts_N[:-1], lengths_N)
-    cut = held_out.training_cut(config)
-    seen = blocks.take_first(decoded, cut.kept(batch, lengths_N, file, first_row))
-    kept = blocks.truncate(seen, longest, keep_newest=config.io.truncate_side == "left")
+    cut = held_out.training_cut(decoding.split)
+    kept = blocks.take_first(decoded, cut.kept(batch, lengths_N, file, first_row))
+    if longest is not None:
+        kept = blocks.truncate(kept, longest, decoding.keep_newest)
     where = _Where(file, first_row, starts_N, kept)
     entries = {name: _open(batch.column(name).flatten()) for name in names}
-    for feature in config.features:
+    for feature in decoding.features:
         name = feature.column_name
         mine_PK = values_PC[:, columns[feature.name]]
         present_P = None

@@ -1,4 +1,4 @@
-"""Which events training sees and which are to be found: `eval.held_out`, or `eval.split_at`.
+"""Which events training sees and which are to be found: the last of each row, or those from a time on.
 
 Both protocols cut rows: training and histories see what comes before the cut, and the event after
 it may be to be found. A split by time cuts a row before its first event at that time or later. What
@@ -18,14 +18,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Split
 from s2s_jax.config.times import seconds_of
 from s2s_jax.data.encoding import blocks, ids
 from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.arrow import Source
 from s2s_jax.errors import UserError
 
-Split = Literal["validation", "test"]
+SplitPart = Literal["validation", "test"]
 
 
 class TimeCut(NamedTuple):
@@ -123,54 +124,62 @@ class Targets(NamedTuple):
     until: Cut
 
 
-def training_cut(config: Config) -> Cut:
-    """What training sees of a row."""
-    settings = config.eval
-    if settings.split_at is None:
-        return Cut(settings.held_out)
-    at = settings.split_at if settings.validation_at is None else settings.validation_at
-    return _at(at, config)
+def training_cut(split: Split | None) -> Cut:
+    """What training sees of a row; with nothing held out, all of it."""
+    if split is None:
+        return Cut()
+    if split.at is None:
+        return Cut(split.events)
+    return _at(split.at if split.validation_at is None else split.validation_at, split)
 
 
-def targets(config: Config, split: Split) -> Targets:
+def catalogue_cut(split: Split) -> Cut:
+    """Which events of a row make the items that are ranked.
+
+    All of them where the last events are held out; in a split by time, those that training sees, since
+    nothing is known of later ones.
+    """
+    return Cut() if split.at is None else training_cut(split)
+
+
+def targets(split: Split, part: SplitPart) -> Targets:
     """The events that are to be found.
 
     Raises:
       UserError: none are held out.
     """
-    settings = config.eval
-    if settings.split_at is None:
-        if settings.held_out < 1:
+    if split.at is None:
+        if split.events < 1:
             raise UserError(
                 "eval.held_out: expected at least 1, the events at the end of each row that "
                 "training does not see, or a time as eval.split_at, found 0; train with "
                 "eval.held_out 2 and evaluate that run"
             )
-        return Targets(Cut(1 if split == "test" else settings.held_out), Cut())
-    if split == "test":
-        return Targets(_at(settings.split_at, config), Cut())
-    if settings.validation_at is None:
+        return Targets(Cut(1 if part == "test" else split.events), Cut())
+    if part == "test":
+        return Targets(_at(split.at, split), Cut())
+    if split.validation_at is None:
         raise UserError(
-            f"eval.validation_at: expected a time before eval.split_at ({settings.split_at}) "
+            f"eval.validation_at: expected a time before eval.split_at ({split.at}) "
             f"because validation events are asked for, found None; train with one, or evaluate the "
             f"test events"
         )
-    return Targets(_at(settings.validation_at, config), _at(settings.split_at, config))
+    return Targets(_at(split.validation_at, split), _at(split.at, split))
 
 
-def check_times(file: Source, config: Config) -> None:
-    """Refuses a file whose column of `eval.time_feature` has no times, if rows are split by time.
+def check_times(file: Source, split: Split | None) -> None:
+    """Refuses a file whose column of times has none, if rows are split by time.
 
     Args:
       file: has the columns of all features.
-      config: the configuration.
+      split: of its rows.
 
     Raises:
       UserError: naming file and column.
     """
-    if config.eval.split_at is None:
+    if split is None or split.feature is None:
         return
-    feature = config.feature(config.eval.time_feature)
+    feature = split.feature
     column_type = file.schema.field(feature.column_name).type
     if not ids.accepted(arrow.leaf_type(column_type), "time_gap"):
         raise UserError(
@@ -179,5 +188,6 @@ def check_times(file: Source, config: Config) -> None:
         )
 
 
-def _at(text: str, config: Config) -> Cut:
-    return Cut(time=TimeCut(config.feature(config.eval.time_feature), seconds_of(text)))
+def _at(text: str, split: Split) -> Cut:
+    assert split.feature is not None, "asked for only where rows are split by time"
+    return Cut(time=TimeCut(split.feature, seconds_of(text)))

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from s2s_jax.config import Config
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Decoding, Logs
 from s2s_jax.data.encoding import features, held_out
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
@@ -10,39 +11,46 @@ from s2s_jax.data.logs.index import FileIndex, Skipped, may_skip
 from s2s_jax.errors import UserError
 
 
-def index_files(config: Config) -> FileIndex:
-    """Reads the footers of all files that `io.data_paths` names.
+def index_files(logs: Logs, decoding: Decoding) -> FileIndex:
+    """Reads the footers of all files of `logs`.
+
+    Args:
+      logs: which files.
+      decoding: what is to become of their rows.
 
     Raises:
-      UserError: a file cannot be read (unless `io.on_error` is skip_stripe) or has not the columns that
-        `features` names, or there are no rows at all.
+      UserError: a file cannot be read (and may not be skipped) or has not the columns that the features
+        read, or there are no rows at all.
       MachineError: a file cannot be read on this machine.
     """
     files, skipped = [], []
-    found = find(split_names(config.io.data_paths))
+    found = find(split_names(logs.paths))
     for path in found.files:
         try:
             file = orc.read_footer(path)
         except UserError as error:
-            if not may_skip(error, config.io):
+            if not may_skip(error, logs):
                 raise
             skipped.append(Skipped(str(path), None, None, str(error)))
             continue
         if file.rows == 0:
             continue
-        features.check_schema(file, config.features)
-        held_out.check_times(file, config)
+        features.check_schema(file, decoding.features)
+        held_out.check_times(file, decoding.split)
         files.append(file)
     if not files:
         what = f"; {len(skipped)} files cannot be read: {skipped[0].reason}" if skipped else ""
-        raise UserError(f"io.data_paths: {config.io.data_paths} has no rows{what}")
-    kinds = features.entry_kinds(files[0], config.features)
-    check_kinds(files, kinds, f"as in {files[0].path}", config)
+        raise UserError(f"io.data_paths: {logs.paths} has no rows{what}")
+    kinds = features.entry_kinds(files[0], decoding.features)
+    check_kinds(files, kinds, f"as in {files[0].path}", decoding.features)
     return FileIndex(tuple(files), tuple(skipped), tuple(found.notes()))
 
 
 def check_kinds(
-    files: Sequence[orc.OrcFile], kinds: Mapping[str, str], where: str, config: Config
+    files: Sequence[orc.OrcFile],
+    kinds: Mapping[str, str],
+    where: str,
+    readers: Sequence[FeatureConfig],
 ) -> None:
     """Refuses files whose ids are of another kind, and so would be other ids.
 
@@ -50,17 +58,18 @@ def check_kinds(
       files: have the columns of all features.
       kinds: what `features.entry_kinds` said of other files.
       where: which files these are, for messages.
-      config: names the features.
+      readers: the features.
 
     Raises:
       UserError: naming the first such file and column.
     """
     for file in files:
-        found = features.entry_kinds(file, config.features)
+        found = features.entry_kinds(file, readers)
         for name, kind in kinds.items():
             if found[name] != kind:
+                (column,) = (f.column_name for f in readers if f.name == name)
                 raise UserError(
-                    f"{file.path}: column {config.feature(name).column_name} holds {found[name]}, "
+                    f"{file.path}: column {column} holds {found[name]}, "
                     f"expected {kind} {where}, since the same id would become another one; write the "
                     f"file anew with ids of that kind"
                 )

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2s_jax.config import Config, ModelConfig, validate
+from s2s_jax.config import Config, ModelConfig
+from s2s_jax.config.settings import Meaning
+from s2s_jax.config.validation import validate_reading
 from s2s_jax.data.encoding import features
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable
@@ -67,12 +69,8 @@ def inspect(settings: Settings, config: Config | None, console: Console) -> bool
     except UserError as error:
         raise UserError(str(error).removeprefix("io.data_paths: ")) from error
     if config is not None:
-        # Messages should name the inspected log, not the one of the configuration.
-        io = dataclasses.replace(config.io, data_paths=",".join(settings.paths))
-        # Validation requires an end of training, which does not matter here.
-        run = dataclasses.replace(config.train, train_steps=config.train.train_steps or 1)
-        config = dataclasses.replace(config, io=io, train=run)
-        validate(config)
+        # The configuration's own log, and the end of training, do not matter here.
+        validate_reading(config)
     report = _Report(settings, config)
     for path in found.files:
         report.add_file(path)
@@ -94,9 +92,13 @@ class _Report:
         self._settings = settings
         model = ModelConfig() if config is None else config.model
         self._seq_len = model.seq_len if settings.seq_len is None else settings.seq_len
-        self._facts = LogFacts(config, settings.user_column)
-        self._config = config
-        self._learnable = None if config is None else Learnable(config)
+        meaning = None
+        if config is not None:
+            # Messages should name the inspected log, not the one of the configuration.
+            meaning = dataclasses.replace(Meaning.of(config), paths=",".join(settings.paths))
+        self._facts = LogFacts(meaning, settings.user_column)
+        self._features = () if config is None else config.features
+        self._learnable = None if meaning is None else Learnable(meaning)
         self._files = _table(
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
         )
@@ -164,10 +166,10 @@ class _Report:
         self, file: orc.OrcFile, first_row: int, arrays: dict[str, pa.Array]
     ) -> None:
         """Looks for pairs of events that training could learn from."""
-        if self._learnable is None or self._config is None:
+        if self._learnable is None:
             return
         try:
-            features.check_schema(file, self._config.features)
+            features.check_schema(file, self._features)
             batch = pa.RecordBatch.from_pydict(arrays)
             missing = [name for name in self._learnable.column_names if name not in arrays]
             if missing:

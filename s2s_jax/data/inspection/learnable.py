@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Meaning
 from s2s_jax.data.encoding import blocks, features, held_out
 from s2s_jax.data.encoding.blocks import NO_ID, Block
 from s2s_jax.data.inspection.columns import share
@@ -28,14 +28,15 @@ _MOSTLY = 0.5
 class Learnable:
     """Counts the pairs in rows, and the reasons why rows have none."""
 
-    def __init__(self, config: Config):
-        """Args: config says what is held out and how rows are cut."""
-        self._config = config
-        item = config.feature(config.loss.item_feature)
-        begin = features.id_columns(config.features)[item.name].start
+    def __init__(self, meaning: Meaning):
+        """Args: meaning says what is held out, how rows are cut and what an item is."""
+        self._meaning = meaning
+        self._features = meaning.decoding.features
+        item = meaning.item
+        begin = features.id_columns(self._features)[item.name].start
         # The first id of a bag says whether there is an item.
         self._item_words = slice(begin, begin + item.id_words)
-        self._cut = held_out.training_cut(config)
+        self._cut = held_out.training_cut(meaning.decoding.split)
         self._times = None
         if self._cut.time is not None:
             feature = self._cut.time.feature
@@ -51,7 +52,7 @@ class Learnable:
     def column_names(self) -> list[str]:
         """The columns that `add` needs."""
         return list(
-            dict.fromkeys([*features.column_names(self._config.features), *self._cut.column_names])
+            dict.fromkeys([*features.column_names(self._features), *self._cut.column_names])
         )
 
     @property
@@ -69,10 +70,9 @@ class Learnable:
         Raises:
           UserError: see `features.decode`.
         """
-        block = features.decode(batch, file, first_row, self._config)
+        block = features.decode(batch, file, first_row, self._meaning.decoding)
         of_columns = [
-            arrow.list_lengths(batch.column(name))
-            for name in features.column_names(self._config.features)
+            arrow.list_lengths(batch.column(name)) for name in features.column_names(self._features)
         ]
         length_N = np.maximum.reduce(of_columns)
         kept_N = self._cut.kept(batch, length_N, file, first_row)
@@ -149,7 +149,7 @@ class Learnable:
         there_P = (block.values_PC[:, self._item_words] != NO_ID).any(axis=1)
         before_P = blocks.starts(there_P)
         begin_N, end_N = block.begins_N, block.begins_N + block.lengths_N
-        if self._config.loss.pairing == "next":
+        if self._meaning.pairing == "next":
             begin_N = np.minimum(begin_N + 1, end_N)
         else:
             end_N = np.maximum(end_N - 1, begin_N)
@@ -158,18 +158,19 @@ class Learnable:
     # ---------------------------------------------------------------------------------- words
 
     def _item_column(self) -> str:
-        return self._config.feature(self._config.loss.item_feature).column_name
+        return self._meaning.item.column_name
 
     def _protocol(self) -> str:
-        settings = self._config.eval
-        if settings.split_at is None:
-            return f"eval.held_out {settings.held_out}"
-        if settings.validation_at is None:
-            return f"eval.split_at {settings.split_at}"
-        return f"eval.validation_at {settings.validation_at}"
+        split = self._meaning.decoding.split
+        assert split is not None, "training may hold something out"
+        if split.at is None:
+            return f"eval.held_out {split.events}"
+        if split.validation_at is None:
+            return f"eval.split_at {split.at}"
+        return f"eval.validation_at {split.validation_at}"
 
     def _why(self) -> str:
-        paths = self._config.io.data_paths
+        paths = self._meaning.paths
         if not self._rows.total():
             return (
                 f"io.data_paths: no stripe of {paths} can be read (of {len(self._unreadable):,}); the "
@@ -177,7 +178,7 @@ class Learnable:
             )
         nothing = f"there is nothing to learn from in {paths}"
         if self._longest == 0:
-            names = ", ".join(features.column_names(self._config.features))
+            names = ", ".join(features.column_names(self._features))
             return (
                 f"io.data_paths: {nothing}: all {self._rows.total():,} rows are empty in {names}; name "
                 f"other files, or other columns in features"
@@ -188,20 +189,20 @@ class Learnable:
                 f"next event of a row; give each user one row with all of their events (s2s convert "
                 f"makes such a log from files with one event per row)"
             )
-        if self._longest_kept < 2 and self._times is not None:
+        if self._longest_kept < 2 and self._cut.time is not None and self._times is not None:
             key, at = self._protocol().split(" ", 1)
             return (
                 f"{key}: {nothing}: no row has two events before {at}; "
                 f"{self._times.range_text(every_unit=True)}; give a later time, or correct the "
-                f"time_unit of feature {self._config.eval.time_feature}"
+                f"time_unit of feature {self._cut.time.feature.name}"
             )
         if self._longest_kept < 2:
-            held = self._config.eval.held_out
             return (
-                f"eval.held_out: {nothing}: {held} events of every row are held out, two more are "
-                f"needed, and the longest row has {self._longest:,}; lower it, or train on longer rows"
+                f"eval.held_out: {nothing}: {self._cut.last} events of every row are held out, two more "
+                f"are needed, and the longest row has {self._longest:,}; lower it, or train on longer "
+                f"rows"
             )
-        item = self._config.feature(self._config.loss.item_feature)
+        item = self._meaning.item
         if not self._pairs:
             return (
                 f"loss.item_feature: {nothing}: no event that could be predicted has an item (column "

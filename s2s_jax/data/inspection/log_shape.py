@@ -13,7 +13,8 @@ import pyarrow as pa
 from rich import box
 from rich.table import Table
 
-from s2s_jax.config import IOConfig
+from s2s_jax.config import Config
+from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching import stripes
 from s2s_jax.data.inspection import columns
 from s2s_jax.data.logs import arrow
@@ -125,7 +126,7 @@ class LogShape:
             return []
         remedy = stripes.remedy(shlex.join(paths))
         sizes = list(self._stripe_positions.elements())
-        wrong = stripes.advice(self._stripe_rows, sizes, IOConfig())
+        wrong = stripes.advice(self._stripe_rows, sizes, ReadingOrder.of(Config()))
         return [f"warning: {text}; {remedy}" for text in wrong]
 
 

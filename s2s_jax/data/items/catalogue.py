@@ -25,12 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from s2s_jax.config import Config, FeatureConfig, identity, refuse_addresses
+from s2s_jax.config.identity import Fingerprint
 from s2s_jax.config.old_format import split_of_catalogue
+from s2s_jax.config.settings import Items, Logs, Split
 from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.cache import DECODING_VERSION
-from s2s_jax.data.encoding.held_out import Cut, training_cut
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.item_counts import code_words, count_items, whole_sequences
+from s2s_jax.data.encoding.held_out import Cut, catalogue_cut, training_cut
+from s2s_jax.data.items.item_counts import code_words, count_items
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 
 _METADATA = b"s2s_jax.catalogue"
@@ -79,27 +81,31 @@ class Catalogue(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def collect(config: Config, held_out: int = 0) -> Catalogue:
-    """Collects the items of `io.data_paths`, one stripe a thread in memory.
+def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
+    """Collects the items of a log, one stripe a thread in memory.
 
     Args:
-      config: the configuration.
-      held_out: so many events at the end of every row are left out; 0 where `eval.split_at` says
-        what is.
+      items: what an item is.
+      logs: how they are read.
+      index: of their files.
+      cut: the events before it count.
 
     Raises:
-      UserError: `loss.item_feature` is no single id; see also `index_files` and `count_items`.
+      UserError: an event may have several items, or its item is no id; see also `count_items`.
     """
-    assert held_out >= 0, "a number of events"
-    assert held_out == 0 or config.eval.split_at is None, "one protocol at a time"
-    return _collect(config, held_out)[0]
+    return _collect(items, logs, index, cut, cut)[0]
 
 
-def collect_for_evaluation(config: Config) -> tuple[Catalogue, np.ndarray]:
+def collect_for_evaluation(
+    items: Items, logs: Logs, index: FileIndex, split: Split
+) -> tuple[Catalogue, np.ndarray]:
     """The items that are ranked, and how often training sees them, from one reading of the log.
 
     Args:
-      config: the configuration.
+      items: what an item is.
+      logs: how they are read.
+      index: of their files.
+      split: what is held out.
 
     Returns:
       As `collect`, and int64 `[I]` events of each item without those that are held out.
@@ -107,23 +113,22 @@ def collect_for_evaluation(config: Config) -> tuple[Catalogue, np.ndarray]:
     Raises:
       UserError: as `collect`.
     """
-    return _collect(config, 0)
+    return _collect(items, logs, index, catalogue_cut(split), training_cut(split))
 
 
-def _collect(config: Config, held_out: int) -> tuple[Catalogue, np.ndarray]:
-    _check_item_feature(config)
-    whole = _item_side(config)
-    # All features are checked, so that messages name their places in the configuration.
-    cut = Cut(held_out) if config.eval.split_at is None else training_cut(config)
-    counts = count_items(whole, index_files(config), cut, training_cut(config))
+def _collect(
+    items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut
+) -> tuple[Catalogue, np.ndarray]:
+    _check_item_feature(items)
+    counts = count_items(items, logs, index, cut, part)
     order_I = np.lexsort((counts.code_I, -counts.count_I))
-    columns = features.id_columns(whole.features)
-    item = whole.feature(whole.loss.item_feature)
+    columns = features.id_columns(items.item_side)
+    item = items.item
     at = columns[item.name].start
     ids_IC = np.insert(
         counts.others_IC, [at] * item.id_words, code_words(counts.code_I, item), axis=1
     )[order_I]
-    ids = {f.name: _shaped(ids_IC[:, columns[f.name]], f) for f in whole.features}
+    ids = {f.name: _shaped(ids_IC[:, columns[f.name]], f) for f in items.item_side}
     catalogue = Catalogue(
         counts.item.take(pa.array(order_I)),
         counts.count_I[order_I],
@@ -134,8 +139,8 @@ def _collect(config: Config, held_out: int) -> tuple[Catalogue, np.ndarray]:
     return catalogue, counts.part_I[order_I]
 
 
-def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
-    """Writes a catalogue that was collected for `config`, without what its `eval` holds out.
+def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> None:
+    """Writes a catalogue that was collected for `items`, without what `split` holds out.
 
     Raises:
       UserError: the file cannot be written.
@@ -148,7 +153,7 @@ def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
             pa.array(values.ravel()), values.shape[1]
         )
     told = {
-        "made_for": _made_for(config),
+        "made_for": _made_for(items, split),
         "collisions": catalogue.collisions,
         "shared_events": catalogue.shared_events,
     }
@@ -165,7 +170,7 @@ def save(catalogue: Catalogue, path: str | Path, config: Config) -> None:
         raise UserError(f"{path}: the catalogue cannot be written ({error})") from error
 
 
-def load(path: str | Path, config: Config) -> Catalogue:
+def load(path: str | Path, items: Items, split: Split) -> Catalogue:
     """Reads a catalogue.
 
     Raises:
@@ -185,9 +190,9 @@ def load(path: str | Path, config: Config) -> Catalogue:
     if _METADATA not in metadata:
         raise UserError(f"{path}: expected a catalogue, found another Parquet file; {_REMEDY}")
     told = json.loads(metadata[_METADATA])
-    _check_made_for(path, told["made_for"], _made_for(config))
+    _check_made_for(path, told["made_for"], _made_for(items, split))
     ids = {}
-    for feature in _item_side(config).features:
+    for feature in items.item_side:
         lists = pa.concat_arrays(table[f"ids/{feature.name}"].chunks)
         ids_IC = lists.flatten().to_numpy().reshape(-1, feature.bag_size * feature.id_words)
         ids[feature.name] = _shaped(ids_IC, feature)
@@ -217,15 +222,10 @@ def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
 # ---------------------------------------------------------------------------------- settings
 
 
-def _item_side(config: Config) -> Config:
-    return whole_sequences(config, (config.loss.item_feature, *config.target_features))
-
-
-def _check_item_feature(config: Config) -> None:
+def _check_item_feature(items: Items) -> None:
     """A bag, or the bucket of a number, names no item that could be recommended."""
-    name = config.loss.item_feature
-    number = [feature.name for feature in config.features].index(name)
-    feature = config.features[number]
+    feature, name = items.item, items.item.name
+    number = [each.name for each in items.features].index(name)
     for key, expected in (("op", "id"), ("bag_size", 1)):
         found = getattr(feature, key)
         if found != expected:
@@ -235,14 +235,9 @@ def _check_item_feature(config: Config) -> None:
             )
 
 
-def _made_for(config: Config) -> dict[str, Any]:
-    """All that encoded ids depend on but the files."""
-    return {
-        "version": DECODING_VERSION,
-        "loss.item_feature": config.loss.item_feature,
-        "features": {f.name: identity.of_entries(f) for f in _item_side(config).features},
-        "split": identity.of_split(config),
-    }
+def _made_for(items: Items, split: Split) -> Fingerprint:
+    """All that encoded ids and counts depend on but the files."""
+    return {"version": DECODING_VERSION, **items.fingerprint, "split": split.fingerprint}
 
 
 def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ of items, not with events. Arrow groups rows in C++, several times faster than N
 Shapes: N rows of the log, P positions, E events that have an item, T rows of a tally, I items.
 """
 
-import dataclasses
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import Config, FeatureConfig, Truncate
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Decoding, Items, Logs
 from s2s_jax.data.encoding import blocks, features, ids
 from s2s_jax.data.encoding.blocks import NO_ID
 from s2s_jax.data.encoding.held_out import Cut
@@ -71,26 +71,28 @@ class _Stripe(NamedTuple):
     combinations: pa.Table
 
 
-def count_items(config: Config, index: FileIndex, cut: Cut, part: Cut | None = None) -> ItemCounts:
+def count_items(
+    items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut | None = None
+) -> ItemCounts:
     """Counts the items of a log.
 
     Args:
-      config: with only the features of interest, among them `loss.item_feature`, which has one id an
-        event; sequences are as long as its `model.seq_len`.
+      items: what is counted; an event has one item.
+      logs: how they are read.
       index: of the files.
       cut: the events before it count.
       part: a second, earlier cut, the events before which are counted beside; None: the same.
 
     Raises:
-      UserError: files disagree on the type of items, a stripe cannot be read and `io.on_error` is stop,
+      UserError: files disagree on the type of items, a stripe cannot be read and may not be skipped,
         or no event has an item.
     """
-    item = config.feature(config.loss.item_feature)
+    item = items.item
     _check_types(index, item)
-    others = _other_names(config)
+    others = _other_names(items)
     originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
     stripes = 0
-    for stripe in _read(config, index, cut, part or cut):
+    for stripe in _read(items, logs, index, cut, part or cut):
         stripes += 1
         originals.add(stripe.originals)
         combinations.add(stripe.combinations)
@@ -99,12 +101,12 @@ def count_items(config: Config, index: FileIndex, cut: Cut, part: Cut | None = N
             combinations.keep_most_frequent(_KEPT_COMBINATIONS)
     if stripes == 0:
         raise UserError(
-            f"io.data_paths: no stripe of {config.io.data_paths} can be read (each is told above); "
+            f"io.data_paths: no stripe of {logs.paths} can be read (each is told above); "
             f"write the files anew or name others"
         )
     if originals.rows == 0:
         raise UserError(
-            f"io.data_paths: no event of {config.io.data_paths} has an item (column "
+            f"io.data_paths: no event of {logs.paths} has an item (column "
             f"{item.column_name}); name another loss.item_feature or other files"
         )
     return _assemble(originals.table(), combinations.table(), others)
@@ -208,46 +210,46 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 # ----------------------------------------------------------------------------------- reading
 
 
-def _read(config: Config, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
-    """What `_count_stripe` gives for each stripe, in order, `io.thread_num` counted at a time."""
+def _read(items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
+    """What `_count_stripe` gives for each stripe, in order, as many counted at a time as threads."""
     for skipped in index.skipped:
         _tell_skipped(skipped.reason)
-    threads = config.io.thread_num
+    threads = logs.threads
     waiting: deque[Future[_Stripe]] = deque()
 
     def finish() -> Iterator[_Stripe]:
         try:
             yield waiting.popleft().result()
         except UserError as error:
-            if not may_skip(error, config.io):
+            if not may_skip(error, logs):
                 raise
             _tell_skipped(str(error))
 
     # Without threads, a stripe is counted in a thread while this one waits for it.
     with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
         for stripe in range(len(index.stripes)):
-            waiting.append(pool.submit(_count_stripe, config, index, stripe, cut, part))
+            waiting.append(pool.submit(_count_stripe, items, index, stripe, cut, part))
             if len(waiting) > threads:
                 yield from finish()
         while waiting:
             yield from finish()
 
 
-def _count_stripe(config: Config, index: FileIndex, stripe: int, cut: Cut, part: Cut) -> _Stripe:
+def _count_stripe(items: Items, index: FileIndex, stripe: int, cut: Cut, part: Cut) -> _Stripe:
     file, number, first_row = index.stripes[stripe]
-    names = [*features.column_names(config.features), *cut.column_names, *part.column_names]
+    names = [*features.column_names(items.item_side), *cut.column_names, *part.column_names]
     batch = orc.read_stripe(file, number, list(dict.fromkeys(names)))
-    block = features.decode(batch, file, first_row, config)
-    item = config.feature(config.loss.item_feature)
-    code_P = codes_of(block.values_PC[:, features.id_columns(config.features)[item.name]])
+    block = features.decode(batch, file, first_row, Decoding.of_whole_rows(items.item_side))
+    item = items.item
+    code_P = codes_of(block.values_PC[:, features.id_columns(items.item_side)[item.name]])
     counted_P = _counted(block, cut.kept(batch, block.lengths_N, file, first_row))
     part_P = _counted(block, part.kept(batch, block.lengths_N, file, first_row))
     there_P = code_P != NO_ID
     values = _values(batch.column(item.column_name)).filter(pa.array(counted_P[there_P]))
     (events_E,) = np.nonzero(there_P & counted_P)
     columns: dict[str, pa.Array] = {"code": pa.array(code_P[events_E]), "item": values}
-    others = _other_names(config)
-    others_EC = block.values_PC[events_E][:, _other_columns(config)]
+    others = _other_names(items)
+    others_EC = block.values_PC[events_E][:, _other_columns(items)]
     for i, name in enumerate(others):
         columns[name] = pa.array(np.ascontiguousarray(others_EC[:, i]))
     columns["count"] = pa.array(np.ones(len(events_E), np.int64))
@@ -282,17 +284,17 @@ def code_words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:
     return code_I.astype("<i8").view("<i4").astype(np.int32).reshape(-1, 2)
 
 
-def _other_columns(config: Config) -> np.ndarray:
+def _other_columns(items: Items) -> np.ndarray:
     """bool: which columns of a block are not the item's."""
-    columns = features.id_columns(config.features)
+    columns = features.id_columns(items.item_side)
     others = np.ones(max(one.stop for one in columns.values()), bool)
-    others[columns[config.loss.item_feature]] = False
+    others[columns[items.item.name]] = False
     return others
 
 
-def _other_names(config: Config) -> list[str]:
+def _other_names(items: Items) -> list[str]:
     """What the columns of a tally are called that hold the ids of other features."""
-    return [f"other{i}" for i in range(_other_columns(config).sum())]
+    return [f"other{i}" for i in range(_other_columns(items).sum())]
 
 
 def _values(column: pa.Array) -> pa.Array:
@@ -330,20 +332,3 @@ def _check_types(index: FileIndex, item: FeatureConfig) -> None:
 
 def _tell_skipped(reason: str) -> None:
     print(f"skipped: {reason}", file=sys.stderr, flush=True)
-
-
-def whole_sequences(config: Config, names: Sequence[str]) -> Config:
-    """The configuration with some features only, without truncation, and with nothing held out."""
-    kept = tuple(feature for feature in config.features if feature.name in names)
-    return dataclasses.replace(
-        config,
-        features=kept,
-        model=dataclasses.replace(config.model, seq_len=sys.maxsize),
-        io=dataclasses.replace(
-            config.io,
-            check_length=False,
-            truncate_side="left",
-            sequences=Truncate(),
-        ),
-        eval=dataclasses.replace(config.eval, split=None),
-    )

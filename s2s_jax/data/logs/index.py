@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from s2s_jax.config import IOConfig
+from s2s_jax.config.settings import Logs
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
 
@@ -101,9 +101,9 @@ class FileIndex:
         return [now[0] for before, now in pairs if list(before) != now[: len(before)]]
 
 
-def may_skip(error: UserError, io: IOConfig) -> bool:
-    """Whether `io.on_error` allows skipping the unreadable part; never if the machine is the reason."""
-    return io.on_error == "skip_stripe" and not isinstance(error, MachineError)
+def may_skip(error: UserError, logs: Logs) -> bool:
+    """Whether the unreadable part may be skipped; never if the machine is the reason."""
+    return logs.skip_unreadable and not isinstance(error, MachineError)
 
 
 def files_not_in(before: FileIndex, now: FileIndex) -> list[Path]:

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import of_config
 import pytest
 import small
 from hypothesis import given
@@ -22,13 +23,12 @@ from s2s_jax.config import (
     Truncate,
     validate,
 )
-from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
+from s2s_jax.config.settings import Reading
+from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import WHOLE, HostSlice
 from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
-from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.batching.windows import cut_windows
 from s2s_jax.data.encoding.blocks import NO_ID, packed_block
-from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
@@ -108,7 +108,7 @@ def sequences(batch) -> list[list[tuple]]:
 
 
 def epoch(config, rows, host_slice=WHOLE):
-    reader = Reader(config, rows, host_slice)
+    reader = of_config.reader(config, rows, host_slice)
     return [batch.arrays for batch in itertools.islice(reader, reader.steps_per_epoch)]
 
 
@@ -146,7 +146,7 @@ def test_an_epoch_trains_on_a_run_of_each_history(log, side):
         io=dataclasses.replace(config.io, sequences=Truncate()),
         model=dataclasses.replace(config.model, seq_len=config.history_len),
     )
-    runs, histories = (itertools.islice(Reader(c, 50), 60) for c in (config, whole))
+    runs, histories = (itertools.islice(of_config.reader(c, 50), 60) for c in (config, whole))
     at_end, offs = [], []
     for run, history in zip(runs, histories, strict=True):
         for row, length in enumerate(run.arrays["length"].tolist()):
@@ -186,7 +186,7 @@ def test_runs_do_not_depend_on_who_reads_them(log):
         shares = [epoch(config, rows, HostSlice(host, hosts)) for host in range(hosts)]
         batches = itertools.chain.from_iterable(shares)
         assert sorted(s for batch in batches for s in sequences(batch)) == expected
-    reader, other = Reader(config, 24), Reader(config, 24)
+    reader, other = of_config.reader(config, 24), of_config.reader(config, 24)
     for _ in range(4):
         next(reader)
     other.set_state(reader.get_state())
@@ -227,9 +227,9 @@ def test_hosts_and_continued_readers_see_the_same_batches(log):
         for name, array in batch.items():
             halves = [share[number][name] for share in shares]
             np.testing.assert_array_equal(np.concatenate(halves), array)
-    reader = Reader(config, 24)
+    reader = of_config.reader(config, 24)
     next(reader)
-    other = Reader(config, 24)
+    other = of_config.reader(config, 24)
     other.set_state(reader.get_state())
     for name, array in next(other).arrays.items():
         np.testing.assert_array_equal(array, whole[1][name])
@@ -278,7 +278,7 @@ def test_settings_that_cannot_work_are_named(log, io, path):
 )
 def test_notes_say_what_packing_fits(log, made, note):
     config = packed_config(log, made)
-    notes = packing_notes(config, index_files(config))
+    notes = of_config.packing_notes(config, of_config.index(config))
     assert len(notes) == (note is not None)
     assert all(note in found for found in notes)
 
@@ -286,7 +286,7 @@ def test_notes_say_what_packing_fits(log, made, note):
 def test_a_log_of_short_rows_is_told_of_packing(log):
     config = packed_config(log, Truncate())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
-    (note,) = packing_notes(config, index_files(config))
+    (note,) = of_config.packing_notes(config, of_config.index(config))
     assert "are padding; io.packing auto would fill them" in note
 
 
@@ -304,11 +304,12 @@ def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
     (batch,) = epoch(whole, 50)
     kept = np.minimum(batch["length"] - held_out, (per_epoch or windows) * (L - 1) + 1)
     mean = kept[kept > 0].mean()
-    packing = with_packing(config, index_files(config)).io.sequences.rows
+    packing = with_packing(Reading.of(config), of_config.index(config)).sequences.packing
     assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean
     # A number stays unchanged.
-    given = packed_config(log)
-    assert with_packing(given, index_files(given)) is given
+    config = packed_config(log)
+    given = Reading.of(config)
+    assert with_packing(given, of_config.index(config)) is given
 
 
 # --------------------------------------------------------------------------------------- model

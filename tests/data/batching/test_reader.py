@@ -6,6 +6,7 @@ from collections import Counter
 
 import grain
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,8 @@ from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching import order, stripes
-from s2s_jax.data.batching.dataset import BatchDataset, HostSlice
+from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
@@ -114,7 +114,7 @@ def assert_equal(batches, others) -> None:
 @pytest.mark.parametrize("batch_rows", [1, 3, 8, 16, 20, ROWS, 60])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_row_once_an_epoch_and_padding_after_the_last(log, batch_rows, shuffle):
-    reader = Reader(make_config(log, shuffle=shuffle), batch_rows)
+    reader = of_config.reader(make_config(log, shuffle=shuffle), batch_rows)
     assert reader.rows_per_epoch == ROWS
     assert reader.steps_per_epoch == -(-ROWS // batch_rows)
     orders = []
@@ -135,7 +135,7 @@ def test_every_row_once_an_epoch_and_padding_after_the_last(log, batch_rows, shu
 
 @pytest.mark.parametrize("batch_rows", [3, 8, 20, ROWS])
 def test_without_the_remainder_no_batch_is_partial(log, batch_rows):
-    reader = Reader(make_config(log, drop_remainder=True), batch_rows)
+    reader = of_config.reader(make_config(log, drop_remainder=True), batch_rows)
     assert reader.steps_per_epoch == ROWS // batch_rows
     missed = Counter()
     for _ in range(6):
@@ -150,13 +150,13 @@ def test_without_the_remainder_no_batch_is_partial(log, batch_rows):
 
 def test_a_log_smaller_than_a_batch_whose_remainder_is_dropped(log):
     with pytest.raises(UserError, match=r"io\.drop_remainder: .*48 rows.*47"):
-        Reader(make_config(log, drop_remainder=True), ROWS + 1)
+        of_config.reader(make_config(log, drop_remainder=True), ROWS + 1)
 
 
 def test_seeds_differ_and_repeat(log):
     orders = []
     for seed in (1, 2, 1):
-        reader = Reader(make_config(log, seed=seed), 8)
+        reader = of_config.reader(make_config(log, seed=seed), 8)
         orders.append([row_numbers(batch) for batch in take(reader, 6)])
     assert orders[0] == orders[2] != orders[1]
 
@@ -165,15 +165,15 @@ def test_seeds_differ_and_repeat(log):
     ("thread_num", "prefetch"), [(0, 3), (1, 0), (1, 1), (1, 4), (4, 1), (4, 4), (4, 16)]
 )
 def test_threads_and_prefetch_change_nothing(log, thread_num, prefetch):
-    plain = take(Reader(make_config(log), 5), 25)
-    threaded = Reader(make_config(log, thread_num=thread_num, prefetch=prefetch), 5)
+    plain = take(of_config.reader(make_config(log), 5), 25)
+    threaded = of_config.reader(make_config(log, thread_num=thread_num, prefetch=prefetch), 5)
     assert_equal(take(threaded, 25), plain)
 
 
 def test_batches_can_be_asked_for_in_any_order(log):
     config = make_config(log)
-    dataset = BatchDataset(config, 5, index_files(config))
-    plain = take(Reader(config, 5), 25)
+    dataset = of_config.dataset(config, 5, of_config.index(config))
+    plain = take(of_config.reader(config, 5), 25)
     order = np.random.default_rng(0).permutation(25).tolist()
     assert_equal([dataset[i].arrays for i in order], [plain[i] for i in order])
 
@@ -181,7 +181,7 @@ def test_batches_can_be_asked_for_in_any_order(log):
 def test_every_stage_goes_on_from_a_checkpoint_as_grain_tests_it(log):
     for threads in (0, 2):
         config = make_config(log, thread_num=threads, drop_remainder=True)
-        dataset = BatchDataset(config, 5, index_files(config))
+        dataset = of_config.dataset(config, 5, of_config.index(config))
         options = grain.ReadOptions(num_threads=int(threads > 0), prefetch_buffer_size=2 * threads)
         stage = dataset.slice(slice(0, 12)).to_iter_dataset(options).map(lambda b: b.arrays)
         grain.experimental.assert_equal_output_after_checkpoint(stage)
@@ -198,14 +198,14 @@ def test_a_restored_reader_goes_on_where_the_state_was_saved(
     log, thread_num, prefetch, drop_remainder
 ):
     config = make_config(log, drop_remainder=drop_remainder)
-    plain = take(Reader(config, 10), 24)
+    plain = take(of_config.reader(config, 10), 24)
     threads = {"thread_num": thread_num, "prefetch": prefetch}
     config = make_config(log, drop_remainder=drop_remainder, **threads)
-    saving = Reader(config, 10)
+    saving = of_config.reader(config, 10)
     # Epochs have 5 or 4 batches; states from three epochs, including the start and the boundaries.
     for step in range(16):
         state = json.loads(json.dumps(saving.get_state()))
-        restored = Reader(config, 10)
+        restored = of_config.reader(config, 10)
         restored.set_state(state)
         assert_equal(take(restored, 8), plain[step : step + 8])
         assert_equal(take(saving, 1), [plain[step]])
@@ -213,8 +213,8 @@ def test_a_restored_reader_goes_on_where_the_state_was_saved(
 
 def test_a_reader_can_go_back_and_forth(log):
     config = make_config(log, thread_num=2, prefetch=4)
-    plain = take(Reader(make_config(log), 10), 20)
-    reader = Reader(config, 10)
+    plain = take(of_config.reader(make_config(log), 10), 20)
+    reader = of_config.reader(config, 10)
     early = reader.get_state()
     take(reader, 12)
     late = reader.get_state()
@@ -229,7 +229,7 @@ def test_a_reader_can_go_back_and_forth(log):
 @settings(max_examples=25)
 def test_any_sizes_and_any_step(log, batch_rows, shuffle_rows, step, seed):
     config = make_config(log, shuffle_rows=shuffle_rows, seed=seed)
-    reader = Reader(config, batch_rows)
+    reader = of_config.reader(config, batch_rows)
     before = take(reader, step)
     state = reader.get_state()
     after = take(reader, reader.steps_per_epoch)
@@ -238,15 +238,15 @@ def test_any_sizes_and_any_step(log, batch_rows, shuffle_rows, step, seed):
     for begin in range(0, len(epochs) - per_epoch + 1, per_epoch):
         rows = itertools.chain.from_iterable(epochs[begin : begin + per_epoch])
         assert sorted(rows) == list(range(ROWS))
-    restored = Reader(config, batch_rows)
+    restored = of_config.reader(config, batch_rows)
     restored.set_state(state)
     assert_equal(take(restored, per_epoch), after)
 
 
 def test_threads_may_change_at_a_restart(log):
-    saving = Reader(make_config(log, thread_num=4, prefetch=8), 10)
+    saving = of_config.reader(make_config(log, thread_num=4, prefetch=8), 10)
     take(saving, 7)
-    restored = Reader(make_config(log), 10)
+    restored = of_config.reader(make_config(log), 10)
     restored.set_state(saving.get_state())
     assert_equal(take(restored, 3), take(saving, 3))
 
@@ -261,9 +261,9 @@ def test_threads_may_change_at_a_restart(log):
     ],
 )
 def test_changed_settings_are_refused_by_name(log, changes, name):
-    state = Reader(make_config(log), 10).get_state()
+    state = of_config.reader(make_config(log), 10).get_state()
     with pytest.raises(UserError) as caught:
-        Reader(make_config(log, **changes), 10).set_state(state)
+        of_config.reader(make_config(log, **changes), 10).set_state(state)
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
 
@@ -276,9 +276,9 @@ def test_changed_files_are_refused(tmp_path):
             write_log(tmp_path / directory / name, rows[begin:end], TYPES, stripe_rows=5)
         return make_config(tmp_path / directory)
 
-    state = Reader(write("saved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).get_state()
+    state = of_config.reader(write("saved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).get_state()
     # The files may have been moved.
-    Reader(write("moved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).set_state(state)
+    of_config.reader(write("moved", ("a.orc", 0, 10), ("b.orc", 10, 20)), 4).set_state(state)
     changed = [
         (write("fewer", ("a.orc", 0, 10)), "b.orc is missing"),
         (write("renamed", ("a.orc", 0, 10), ("x.orc", 10, 20)), "b.orc is missing"),
@@ -290,16 +290,16 @@ def test_changed_files_are_refused(tmp_path):
     changed.append((write("stripes", ("b.orc", 10, 20)), "a.orc has changed"))
     for config, what in changed:
         with pytest.raises(UserError, match=rf"^io\.data_paths: .*{what}"):
-            Reader(config, 4).set_state(state)
+            of_config.reader(config, 4).set_state(state)
 
 
 def test_files_listed_in_another_order_are_read_in_the_saved_one(tmp_path):
     for name, begin in (("a", 0), ("b", 10)):
         rows = [make_row(n) for n in range(begin, begin + 10)]
         write_log(tmp_path / f"{name}.orc", rows, TYPES, stripe_rows=5)
-    saving = Reader(make_config(tmp_path), 4)
+    saving = of_config.reader(make_config(tmp_path), 4)
     take(saving, 2)
-    swapped = Reader(make_config(f"{tmp_path / 'b.orc'},{tmp_path / 'a.orc'}"), 4)
+    swapped = of_config.reader(make_config(f"{tmp_path / 'b.orc'},{tmp_path / 'a.orc'}"), 4)
     swapped.set_state(saving.get_state())
     assert_equal(take(swapped, 12), take(saving, 12))
 
@@ -309,14 +309,14 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
     for name, begin in (("b", 0), ("c", 10)):
         rows = [make_row(n) for n in range(begin, begin + 10)]
         write_log(tmp_path / f"{name}.orc", rows, TYPES, stripe_rows=5)
-    saving = Reader(make_config(tmp_path), 4)
+    saving = of_config.reader(make_config(tmp_path), 4)
     take(saving, 7)
     state = json.loads(json.dumps(saving.get_state()))
     rest = take(saving, 3)
     # The new file comes first in the directory.
     rows = [make_row(n) for n in range(20, 27)]
     write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=5)
-    reader = Reader(make_config(tmp_path, new_files="next_epoch"), 4)
+    reader = of_config.reader(make_config(tmp_path, new_files="next_epoch"), 4)
     reader.set_state(state)
     assert len(reader.notes) == 1
     assert "a.orc" in reader.notes[0]
@@ -324,13 +324,13 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
     assert reader.steps_until(3) == 3 + 7
     assert_equal(take(reader, 1), rest[:1])
     # Saved and restored again in the epoch without the new file.
-    again = Reader(make_config(tmp_path, new_files="next_epoch"), 4)
+    again = of_config.reader(make_config(tmp_path, new_files="next_epoch"), 4)
     again.set_state(reader.get_state())
     assert_equal(take(again, 2), rest[1:])
     epoch = [row_numbers(batch) for batch in take(again, 7)]
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(27))
     # From here on, the new file is like any other.
-    settled = Reader(make_config(tmp_path), 4)
+    settled = of_config.reader(make_config(tmp_path), 4)
     settled.set_state(again.get_state())
     assert settled.notes == []
     assert_equal(take(settled, 9), take(again, 9))
@@ -359,13 +359,15 @@ def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
 ):
     """Stops and resumes at random points, with other numbers of hosts and other batch sizes."""
     config = make_config(long_log, shards=shards, shuffle_rows=16)
-    reference = Reader(config, 1)
+    reference = of_config.reader(config, 1)
     expected = [row_numbers(batch)[0] for batch in take(reference, 3 * LONG_ROWS)]
-    state, seen = Reader(config, 8).get_state(), []
+    state, seen = of_config.reader(config, 8).get_state(), []
     while len(seen) < 2 * LONG_ROWS:
         hosts = data.draw(st.sampled_from([1, 2, 4, 8]))
         batch_rows = hosts * data.draw(st.integers(1, 5))
-        readers = [Reader(config, batch_rows, HostSlice(host, hosts)) for host in range(hosts)]
+        readers = [
+            of_config.reader(config, batch_rows, HostSlice(host, hosts)) for host in range(hosts)
+        ]
         for reader in readers:
             reader.set_state(state)
         for _ in range(data.draw(st.integers(1, 12))):
@@ -387,8 +389,8 @@ def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
 @pytest.mark.parametrize("layout", ["dense", "flat"])
 def test_the_global_batch_is_the_same_on_any_number_of_hosts(long_log, hosts, layout):
     config = make_config(long_log, layout=layout, batch_size=2)
-    whole = Reader(config, 16)
-    readers = [Reader(config, 16, HostSlice(host, hosts)) for host in range(hosts)]
+    whole = of_config.reader(config, 16)
+    readers = [of_config.reader(config, 16, HostSlice(host, hosts)) for host in range(hosts)]
     for _ in range(2 * whole.steps_per_epoch):
         expected = take(whole, 1)[0]
         parts = [take(reader, 1)[0] for reader in readers]
@@ -403,7 +405,7 @@ def test_hosts_read_only_their_shards(long_log, monkeypatch):
     monkeypatch.setattr(orc, "read_stripe", lambda *a: read.append(a[:2]) or READ_STRIPE(*a))
     for host in range(4):
         read.clear()
-        reader = Reader(config, 8, HostSlice(host, 4))
+        reader = of_config.reader(config, 8, HostSlice(host, 4))
         take(reader, LONG_ROWS // 8)
         assert 16 <= len(read) <= 20
 
@@ -414,17 +416,17 @@ READ_STRIPE = orc.read_stripe
 def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_log, monkeypatch):
     """Positions are taken from the statistics of the footers."""
     positions = sum(1 + n % SEQ_LEN for n in range(LONG_ROWS))
-    assert sum(f.positions for f in index_files(make_config(long_log)).files) == positions
-    assert Reader(make_config(long_log), 4).notes == []
+    assert sum(f.positions for f in of_config.index(make_config(long_log)).files) == positions
+    assert of_config.reader(make_config(long_log), 4).notes == []
     monkeypatch.setattr(stripes, "_ERRATIC_POSITIONS", 5)
-    (note,) = Reader(make_config(long_log), 4).notes
+    (note,) = of_config.reader(make_config(long_log), 4).notes
     assert "huge stripes: " in note
     assert note.endswith(f"s2s convert {long_log} --format orc --output DIR")
 
 
 def test_the_memory_that_is_stated_bounds_what_is_held(long_log):
     config = make_config(long_log, shards=4, shuffle_rows=16, thread_num=0)
-    reader = Reader(config, 4)
+    reader = of_config.reader(config, 4)
     take(reader, 3 * reader.steps_per_epoch)
     held_blocks = reader._dataset._blocks._blocks.values()
     held = sum(block.result().block.values_PC.nbytes for block in held_blocks)
@@ -435,15 +437,15 @@ def test_the_memory_that_is_stated_bounds_what_is_held(long_log):
 
 
 def test_the_cache_gives_the_same_batches_without_the_files(log, tmp_path, monkeypatch):
-    plain = take(Reader(make_config(log), 5), 22)
+    plain = take(of_config.reader(make_config(log), 5), 22)
     config = make_config(log, cache=str(tmp_path / "cache"), thread_num=2)
-    assert_equal(take(Reader(config, 5), 22), plain)
+    assert_equal(take(of_config.reader(config, 5), 22), plain)
 
     def refuse(*_):
         raise AssertionError("read although it is cached")
 
     monkeypatch.setattr(orc, "read_stripe", refuse)
-    assert_equal(take(Reader(config, 5), 22), plain)
+    assert_equal(take(of_config.reader(config, 5), 22), plain)
 
 
 def test_a_cache_made_for_other_settings_or_files_is_not_used(tmp_path):
@@ -456,12 +458,16 @@ def test_a_cache_made_for_other_settings_or_files_is_not_used(tmp_path):
             config = dataclasses.replace(config, model=ModelConfig(seq_len=seq_len))
             uncached = dataclasses.replace(config, io=dataclasses.replace(config.io, cache=None))
             for _ in range(2):
-                assert_equal(take(Reader(config, 5), 4), take(Reader(uncached, 5), 4))
+                assert_equal(
+                    take(of_config.reader(config, 5), 4), take(of_config.reader(uncached, 5), 4)
+                )
     assert len(list((tmp_path / "cache").iterdir())) == 4
     # The same name, table size and number of rows, but other contents.
     write_log(path, [make_row(n) for n in range(20, 40)], TYPES)
     config = make_config(path.parent, cache=cache)
-    assert_equal(take(Reader(config, 5), 4), take(Reader(make_config(path.parent), 5), 4))
+    assert_equal(
+        take(of_config.reader(config, 5), 4), take(of_config.reader(make_config(path.parent), 5), 4)
+    )
 
 
 def orders(rows, directory, cache=None):
@@ -473,7 +479,7 @@ def orders(rows, directory, cache=None):
 
 
 def events(config):
-    return next(Reader(config, 40)).arrays["ids"][..., 0].tolist()
+    return next(of_config.reader(config, 40)).arrays["ids"][..., 0].tolist()
 
 
 def shuffled_events(seed):
@@ -489,7 +495,7 @@ def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
     first, second = (
         orders(each, tmp_path / name, cache) for each, name in ((rows, "a"), (back, "b"))
     )
-    indices = [index_files(config) for config in (first, second)]
+    indices = [of_config.index(config) for config in (first, second)]
     assert len({index.files[0].fingerprint for index in indices}) == 1, "or this tests nothing"
     for _ in range(2):
         for config, of in ((first, rows), (second, back)):
@@ -500,8 +506,8 @@ def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
     os.utime(first.io.data_paths, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert events(first) == events(second)
     # A run continues, since the file may have been damaged and repaired, but it warns.
-    state = Reader(orders(rows, tmp_path / "a"), 4).get_state()
-    reader = Reader(orders(back, tmp_path / "a"), 4)
+    state = of_config.reader(orders(rows, tmp_path / "a"), 4).get_state()
+    reader = of_config.reader(orders(back, tmp_path / "a"), 4)
     reader.set_state(state)
     (note,) = [note for note in reader.notes if "other bytes" in note]
     assert "a.orc" in note
@@ -509,7 +515,7 @@ def test_a_file_with_other_orders_of_events_is_another_one(tmp_path):
 
 def test_a_copy_of_a_log_is_the_same_log(tmp_path):
     config = orders([{"item_id": row} for row in shuffled_events(0)], tmp_path / "a")
-    state = Reader(config, 4).get_state()
+    state = of_config.reader(config, 4).get_state()
     path = write_log(
         tmp_path / "b" / "a.orc",
         [{"item_id": r} for r in shuffled_events(0)],
@@ -517,10 +523,10 @@ def test_a_copy_of_a_log_is_the_same_log(tmp_path):
     )
     os.utime(path, ns=(0, 1))
     moved = dataclasses.replace(config, io=dataclasses.replace(config.io, data_paths=str(path)))
-    Reader(moved, 4).set_state(state)
+    of_config.reader(moved, 4).set_state(state)
     # Older checkpoints only have names and footers.
     state["files"] = [each[:2] for each in state["files"]]
-    reader = Reader(moved, 4)
+    reader = of_config.reader(moved, 4)
     reader.set_state(state)
     assert reader.notes == []
 
@@ -541,41 +547,41 @@ def test_an_id_is_not_read_as_text_here_and_as_a_number_there(tmp_path, hashed, 
     feature = FeatureConfig(name="item_id", column="x", hash_type=hashed, hash_bucket_size=9)
     config = Config(io=IOConfig(data_paths=str(tmp_path)), features=(feature,))
     with pytest.raises(UserError, match=r"b\.orc: column x holds .*, expected .* as in .*a\.orc"):
-        index_files(config)
+        of_config.index(config)
     alone = dataclasses.replace(config, io=IOConfig(data_paths=str(tmp_path / "a.orc")))
     other = dataclasses.replace(config, io=IOConfig(data_paths=str(tmp_path / "b.orc")))
-    saved = Reader(alone, 1).get_state()["kinds"]
-    check_kinds(index_files(alone).files, saved, "as trained", config)
+    saved = of_config.reader(alone, 1).get_state()["kinds"]
+    of_config.check_kinds(of_config.index(alone).files, saved, config)
     with pytest.raises(UserError, match=r"b\.orc: column x holds .* as trained"):
-        check_kinds(index_files(other).files, saved, "as trained", config)
+        of_config.check_kinds(of_config.index(other).files, saved, config)
 
 
 def test_kinds_of_ids_are_not_widths_nor_units(tmp_path):
     for number, kind in enumerate((pa.int8(), pa.int64())):
         write_log(tmp_path / "w" / f"{number}.orc", [{"x": [12]}], {"x": pa.list_(kind)})
     item = FeatureConfig(name="item_id", column="x", hash_type="farm", hash_bucket_size=9)
-    index_files(Config(io=IOConfig(data_paths=str(tmp_path / "w")), features=(item,)))
+    of_config.index(Config(io=IOConfig(data_paths=str(tmp_path / "w")), features=(item,)))
     for number, kind in enumerate((pa.string(), pa.int64())):
         value = "12" if kind == pa.string() else 12
         write_log(tmp_path / "t" / f"{number}.orc", [{"x": [value]}], {"x": pa.list_(kind)})
     hour = FeatureConfig(name="hour", column="x", op="hour_of_day", hash_bucket_size=24)
-    index_files(Config(io=IOConfig(data_paths=str(tmp_path / "t")), features=(hour,)))
+    of_config.index(Config(io=IOConfig(data_paths=str(tmp_path / "t")), features=(hour,)))
 
 
 def test_large_files_are_told_apart_by_bytes_from_all_over(tmp_path, monkeypatch):
     monkeypatch.setattr(orc, "_SAMPLE_BYTES", 256)
     rows = [{"item_id": row} for row in shuffled_events(0)]
-    plain = index_files(orders(rows, tmp_path / "a")).files[0]
+    plain = of_config.index(orders(rows, tmp_path / "a")).files[0]
     assert plain.size > 256
-    again = index_files(orders(rows, tmp_path / "a")).files[0]
+    again = of_config.index(orders(rows, tmp_path / "a")).files[0]
     back = [{"item_id": row["item_id"][::-1]} for row in rows]
-    other = index_files(orders(back, tmp_path / "a")).files[0]
+    other = of_config.index(orders(back, tmp_path / "a")).files[0]
     assert plain.sample == again.sample != other.sample
 
 
 def test_a_damaged_cache_is_made_anew(log, tmp_path):
     config = make_config(log, cache=str(tmp_path))
-    plain = take(Reader(config, 5), 10)
+    plain = take(of_config.reader(config, 5), 10)
     files = sorted(tmp_path.rglob("*.arrow"))
     assert len(files) == 10
     sound = [file.read_bytes() for file in files]
@@ -583,14 +589,14 @@ def test_a_damaged_cache_is_made_anew(log, tmp_path):
     files[1].write_bytes(sound[1][: len(sound[1]) // 2])
     files[2].write_bytes(sound[3])
     files[4].unlink()
-    assert_equal(take(Reader(config, 5), 10), plain)
+    assert_equal(take(of_config.reader(config, 5), 10), plain)
     assert [file.read_bytes() for file in files] == sound
 
 
 def test_a_cache_that_cannot_be_written(log, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^io\.cache: .* cannot be written"):
-        Reader(make_config(log, cache=str(tmp_path / "file")), 5)
+        of_config.reader(make_config(log, cache=str(tmp_path / "file")), 5)
 
 
 # ---------------------------------------------------------------------------------- broken logs
@@ -599,13 +605,13 @@ def test_a_cache_that_cannot_be_written(log, tmp_path):
 def test_logs_that_cannot_be_read_are_refused_at_once(tmp_path, log):
     write_log(tmp_path / "empty.orc", [], TYPES)
     with pytest.raises(UserError, match="has no rows"):
-        Reader(make_config(tmp_path / "empty.orc"), 4)
+        of_config.reader(make_config(tmp_path / "empty.orc"), 4)
     (tmp_path / "broken.orc").write_bytes(b"ORC")
     with pytest.raises(UserError, match=r"broken\.orc"):
-        Reader(make_config(f"{log},{tmp_path / 'broken.orc'}"), 4)
+        of_config.reader(make_config(f"{log},{tmp_path / 'broken.orc'}"), 4)
     write_log(tmp_path / "other.orc", [{"item_id": [[1]]}])
     with pytest.raises(UserError, match=r"other\.orc: no column tags"):
-        Reader(make_config(f"{log},{tmp_path / 'other.orc'}"), 4)
+        of_config.reader(make_config(f"{log},{tmp_path / 'other.orc'}"), 4)
 
 
 THREADS = pytest.mark.parametrize(("thread_num", "prefetch"), [(0, 0), (1, 1), (4, 8)])
@@ -626,7 +632,7 @@ def test_a_damaged_stripe_in_the_middle(tmp_path, thread_num, prefetch):
     write_log(tmp_path / "a.orc", rows[:100], TYPES)
     path = write_log(tmp_path / "b.orc", rows[100:], TYPES, compression="zstd")
     config = make_config(tmp_path, shuffle=False, thread_num=thread_num, prefetch=prefetch)
-    reader = Reader(config, 10)
+    reader = of_config.reader(config, 10)
     content = bytearray(path.read_bytes())
     content[3 : len(content) // 2] = b"\xff" * (len(content) // 2 - 3)
     path.write_bytes(content)
@@ -642,7 +648,7 @@ def test_bad_rows_in_the_middle_are_named(tmp_path, thread_num, prefetch):
     rows[33] = {"item_id": [[1], [2]], "tags": [[1]]}
     path = write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=7)
     config = make_config(tmp_path, shuffle=False, thread_num=thread_num, prefetch=prefetch)
-    found, message = read_until_refused(Reader(config, 4))
+    found, message = read_until_refused(of_config.reader(config, 4))
     # Windows are two stripes of 7 rows; the third has the bad row.
     assert found == list(range(28))
     assert message.startswith(f"{path}: row 33: features disagree in length")
@@ -654,7 +660,7 @@ def test_a_file_that_vanishes(tmp_path, thread_num, prefetch):
     write_log(tmp_path / "a.orc", rows[:100], TYPES)
     path = write_log(tmp_path / "b.orc", rows[100:], TYPES)
     config = make_config(tmp_path, shuffle=False, thread_num=thread_num, prefetch=prefetch)
-    reader = Reader(config, 10)
+    reader = of_config.reader(config, 10)
     path.unlink()
     found, message = read_until_refused(reader)
     assert found == list(range(100))
@@ -669,7 +675,7 @@ def test_a_stripe_that_cannot_be_read_is_skipped_by_choice(tmp_path, thread_num,
     path = write_log(tmp_path / "a.orc", rows, TYPES, stripe_rows=7)
     (tmp_path / "b.orc").write_bytes(b"ORC" + bytes(100))
     settings = {"on_error": "skip_stripe", "thread_num": thread_num, "prefetch": prefetch}
-    reader = Reader(make_config(tmp_path, **settings), 4)
+    reader = of_config.reader(make_config(tmp_path, **settings), 4)
     (unreadable,) = reader.skipped_files
     assert (unreadable.file, unreadable.stripe) == (str(tmp_path / "b.orc"), None)
     for _ in range(2):
@@ -690,8 +696,8 @@ def test_a_stripe_that_cannot_be_read_is_skipped_by_choice(tmp_path, thread_num,
 
 def test_settings_that_do_not_say_what_is_read_are_no_part_of_the_state(log):
     config = make_config(log)
-    state = Reader(config, 10).get_state()
+    state = of_config.reader(config, 10).get_state()
     other = dataclasses.replace(
         config, model=dataclasses.replace(config.model, seq_len=SEQ_LEN + 3)
     )
-    Reader(other, 10).set_state(state)
+    of_config.reader(other, 10).set_state(state)

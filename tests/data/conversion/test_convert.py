@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet
@@ -20,11 +21,11 @@ from places import DATA, REPO
 
 from s2s_jax.cli.convert import main
 from s2s_jax.config import load_file
+from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.conversion.convert import Settings, convert
 from s2s_jax.data.conversion.grouping import Grouping
-from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
@@ -113,8 +114,8 @@ def test_what_is_converted_trains_with_the_config_of_movielens(tmp_path):
     config = dataclasses.replace(
         config, io=dataclasses.replace(config.io, data_paths=str(tmp_path))
     )
-    config = with_packing(config, index_files(config))
-    reader = Reader(config, 4 * config.io.device_rows)
+    reading = with_packing(Reading.of(config), of_config.index(config))
+    reader = Reader(reading, 4 * reading.sequences.device_rows)
     assert next(reader).arrays["length"].max() == config.model.seq_len
     reader.close()
 

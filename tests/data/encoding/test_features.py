@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -173,7 +174,7 @@ def test_decode_and_pad_do_as_plain_python(log, seq_len, side, data):
     features.check_schema(file_of(batch), columns)
     start = data.draw(st.integers(0, len(rows)))
     stop = data.draw(st.integers(start, len(rows)))
-    decoded = features.decode(batch.slice(start, stop - start), file_of(batch), start, config)
+    decoded = of_config.decode(batch.slice(start, stop - start), file_of(batch), start, config)
     rows = rows[start:stop]
     # pack() may ask for each row at most once, as windows do.
     chosen = data.draw(st.permutations(range(len(rows))))
@@ -190,7 +191,7 @@ def test_concatenated_parts_are_as_one(log, seq_len, side, cut):
     config = make_config(columns, seq_len, truncate_side=side)
     batch = record_batch(rows, types)
     parts = [
-        features.decode(part, file_of(batch), 0, config)
+        of_config.decode(part, file_of(batch), 0, config)
         for part in (batch.slice(0, cut), batch.slice(cut))
     ]
     found = dense(blocks.concatenate(parts), len(rows), config)
@@ -232,7 +233,7 @@ def test_time_features_do_as_plain_python(op, element, offset, times, bagged, se
         rows_in = rows
     batch = record_batch(rows_in, {"t": pa.list_(pa.list_(shown) if bagged else shown)})
     features.check_schema(file_of(batch), (feature,))
-    found = dense(features.decode(batch, file_of(batch), 0, config), len(rows), config)
+    found = dense(of_config.decode(batch, file_of(batch), 0, config), len(rows), config)
     assert_same(found, slow_batch(rows, len(rows), config))
 
 
@@ -250,7 +251,7 @@ def test_time_gaps_of_known_lengths():
     gap = FeatureConfig(name="gap", column="timestamp", op="time_gap", hash_bucket_size=40)
     hour = FeatureConfig(name="hour", column="timestamp", op="hour_of_day", hash_bucket_size=24)
     config = make_config((gap, hour), 8)
-    ids = dense(features.decode(batch, file_of(batch), 0, config), 1, config)["ids"][0]
+    ids = dense(of_config.decode(batch, file_of(batch), 0, config), 1, config)["ids"][0]
     # 60 s is in [2^5, 2^6), an hour in [2^11, 2^12), a day in [2^16, 2^17), and a year in [2^24, 2^25).
     assert ids[:, 0].tolist() == [0, 1, 2, 3, 7, 13, 18, 26]
     assert ids[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
@@ -269,7 +270,7 @@ def test_times_as_ids_are_the_numbers_that_stand_for_them(element, hash_type):
     lists = pa.ListArray.from_arrays(pa.array([0, 3], pa.int32()), values)
     batch = pa.RecordBatch.from_arrays([lists], ["a"])
     features.check_schema(file_of(batch), (column,))
-    found = dense(features.decode(batch, file_of(batch), 0, config), 1, config)
+    found = dense(of_config.decode(batch, file_of(batch), 0, config), 1, config)
     assert_same(found, slow_batch([{"a": numbers}], 1, config))
 
 
@@ -290,7 +291,7 @@ def test_bucketize_does_as_plain_python(element, numbers, limits):
     rows = [{"a": row} for row in numbers]
     batch = record_batch(rows, {"a": pa.list_(element)})
     features.check_schema(file_of(batch), (feature,))
-    found = dense(features.decode(batch, file_of(batch), 0, config), len(rows), config)
+    found = dense(of_config.decode(batch, file_of(batch), 0, config), len(rows), config)
     assert_same(found, slow_batch(rows, len(rows), config))
 
 
@@ -301,7 +302,7 @@ def test_dictionaries_of_strings_hash_as_their_strings():
     feature = FeatureConfig(name="a", hash_type="murmur", hash_bucket_size=BUCKETS)
     config = make_config((feature,), 4)
     batch = pa.RecordBatch.from_arrays([lists], ["a"])
-    found = dense(features.decode(batch, file_of(batch), 0, config), 2, config)
+    found = dense(of_config.decode(batch, file_of(batch), 0, config), 2, config)
     assert_same(found, slow_batch([{"a": texts[1:3]}, {"a": texts[3:]}], 2, config))
 
 
@@ -314,7 +315,7 @@ def test_the_ends_of_integer_types(element, hash_type):
     config = make_config((column,), len(values))
     for row in ({"a": values}, {"a": [None, *values[1:]]}):
         batch = record_batch([row], {"a": pa.list_(element)})
-        decoded = features.decode(batch, file_of(batch), 0, config)
+        decoded = of_config.decode(batch, file_of(batch), 0, config)
         found = dense(decoded, 1, config)
         assert_same(found, slow_batch([row], 1, config))
 
@@ -335,7 +336,7 @@ def test_values_hidden_under_null_lists_are_not_seen():
     column = FeatureConfig(name="a", hash_bucket_size=BUCKETS, bag_size=2)
     config = make_config((column,), 3)
     batch = pa.RecordBatch.from_arrays([outer], ["a"])
-    decoded = features.decode(batch, file_of(batch), 0, config)
+    decoded = of_config.decode(batch, file_of(batch), 0, config)
     found = dense(decoded, 3, config)
     assert_same(found, slow_batch([{"a": x} for x in outer.to_pylist()], 3, config))
 
@@ -345,7 +346,7 @@ def test_truncation_keeps_the_newest_or_the_oldest():
     batch = record_batch([{"a": [1, 2, 3, 4, 5]}], {"a": pa.list_(pa.int64())})
     for side, kept in (("left", [3, 4, 5]), ("right", [1, 2, 3])):
         config = make_config((column,), 3, truncate_side=side)
-        rows = features.decode(batch, file_of(batch), 0, config)
+        rows = of_config.decode(batch, file_of(batch), 0, config)
         ids = dense(rows, 1, config)["ids"]
         assert ids[0, :, 0].tolist() == kept
 
@@ -369,7 +370,7 @@ TYPES = {"a": pa.list_(pa.int64()), "b": pa.list_(pa.list_(pa.int64()))}
 def test_disagreeing_lengths():
     rows = [{"a": [1], "b": [[1]]}, {"a": None, "b": [[1]]}, {"a": [1, 2], "b": [[1], [2], []]}]
     batch = record_batch(rows, TYPES)
-    message = refusal(features.decode, batch, file_of(batch), 70, make_config((A, B), 2))
+    message = refusal(of_config.decode, batch, file_of(batch), 70, make_config((A, B), 2))
     assert "row 72" in message
     assert "b has 3 positions" in message
     assert "a has 2" in message
@@ -382,17 +383,17 @@ def test_overfull_bag():
         {"a": [1] * 3, "b": [[4, 5, 6], [], [7, 8, 9, 10]]},
     ]
     batch = record_batch(rows, TYPES)
-    message = refusal(features.decode, batch, file_of(batch), 5, make_config((A, B), 2))
+    message = refusal(of_config.decode, batch, file_of(batch), 5, make_config((A, B), 2))
     assert "row 7, column b" in message
     assert "holds 4 ids, expected at most 2" in message
     # Truncated positions do not count.
     config = make_config((A, B), 2, truncate_side="right")
-    assert "holds 3 ids" in refusal(features.decode, batch, file_of(batch), 5, config)
-    features.decode(batch.slice(0, 2), file_of(batch), 5, config)
+    assert "holds 3 ids" in refusal(of_config.decode, batch, file_of(batch), 5, config)
+    of_config.decode(batch.slice(0, 2), file_of(batch), 5, config)
     first = record_batch([{"a": [1] * 3, "b": [[4, 5, 6], [7], []]}], TYPES)
-    found = dense(features.decode(first, file_of(first), 0, make_config((A, B), 2)), 1, config)
+    found = dense(of_config.decode(first, file_of(first), 0, make_config((A, B), 2)), 1, config)
     assert found["ids"].tolist() == [[[1, 7, -1], [1, -1, -1]]]
-    features.decode(batch.slice(0, 2), file_of(batch), 5, config)
+    of_config.decode(batch.slice(0, 2), file_of(batch), 5, config)
 
 
 def test_several_times_where_truncation_drops_them():
@@ -401,20 +402,20 @@ def test_several_times_where_truncation_drops_them():
     batch = record_batch(rows, {"a": pa.list_(pa.list_(pa.int64()))})
     feature = FeatureConfig(name="a", op="time_gap", hash_bucket_size=40)
     config = make_config((feature,), 2)
-    found = dense(features.decode(batch, file_of(batch), 0, config), 2, config)
+    found = dense(of_config.decode(batch, file_of(batch), 0, config), 2, config)
     # Nothing is before 69; 99 seconds are between 1 and 100, and 8 between 100 and 108.
     assert found["ids"][..., 0].tolist() == [[-1, 0], [2 + 6, 2 + 3]]
-    message = refusal(features.decode, batch, file_of(batch), 0, make_config((feature,), 3))
+    message = refusal(of_config.decode, batch, file_of(batch), 0, make_config((feature,), 3))
     assert "row 0, column a: a position holds 3 ids, expected at most 1" in message
 
 
 def test_sequences_too_long_where_length_is_checked():
     batch = record_batch([{"a": [1, 2]}, {"a": None}, {"a": [1, 2, 3]}], {"a": TYPES["a"]})
     config = make_config((A,), 2, check_length=True)
-    features.decode(batch.slice(0, 2), file_of(batch), 0, config)
-    message = refusal(features.decode, batch.slice(1), file_of(batch), 1, config)
+    of_config.decode(batch.slice(0, 2), file_of(batch), 0, config)
+    message = refusal(of_config.decode, batch.slice(1), file_of(batch), 1, config)
     assert "row 2 has 3 positions, expected at most 2 (model.seq_len)" in message
-    features.decode(batch, file_of(batch), 0, make_config((A,), 3, check_length=True))
+    of_config.decode(batch, file_of(batch), 0, make_config((A,), 3, check_length=True))
 
 
 @pytest.mark.parametrize(
@@ -470,7 +471,7 @@ def test_text_that_is_no_time_is_named():
     rows = [{"a": [["1"], ["2"]]}, {"a": [[], ["2017-11-25"]]}]
     batch = record_batch(rows, {"a": pa.list_(pa.list_(pa.string()))})
     feature = FeatureConfig(name="a", op="time_gap", hash_bucket_size=40)
-    message = refusal(features.decode, batch, file_of(batch), 10, make_config((feature,), 4))
+    message = refusal(of_config.decode, batch, file_of(batch), 10, make_config((feature,), 4))
     assert "row 11, column a" in message
     assert "'2017-11-25'" in message
 
@@ -494,7 +495,7 @@ def test_ids_of_tables_that_grow_keep_all_their_64_bits():
     config = make_config(columns, seq_len=3)
     where = features.id_columns(columns)
     assert where == {"item": slice(0, 4), "text": slice(4, 6), "bucket": slice(6, 7)}
-    block = features.decode(batch, file_of(batch), 0, config)
+    block = of_config.decode(batch, file_of(batch), 0, config)
     ids = blocks.to_dense([block], 2, 3)["ids"]
 
     def numbers_of(name, row, position):

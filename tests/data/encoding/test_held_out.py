@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 import small
@@ -32,13 +33,7 @@ from s2s_jax.config import (
     validate,
 )
 from s2s_jax.config.times import seconds_of
-from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
-from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import Cut, TimeCut
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import collect, save
-from s2s_jax.data.items.catalogue import load as load_catalogue
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
@@ -173,7 +168,7 @@ def test_batches_hold_the_events_before_the_split(tmp_path, kind, validation_at)
             config = split_by_time(config, validation_at=validation_at)
             # Twice: the second time reads what the first one wrote to the cache.
             for _ in range(2):
-                reader = Reader(config, ROWS)
+                reader = of_config.reader(config, ROWS)
                 found = next(reader).arrays
                 reader.close()
                 assert found["length"].tolist() == [len(events) for events in kept]
@@ -203,7 +198,7 @@ def test_the_catalogue_counts_the_events_before_the_split(tmp_path, kind):
     config = make_config(write_logs(tmp_path, rows, kind), kind)
     everything = Counter(i for row in rows for i in row["item_id"] or () if i is not None)
     for validation_at, end in ((None, SPLIT), ("974764800.0", SPLIT - 10 * DAY)):
-        found = collect(split_by_time(config, validation_at=validation_at))
+        found = of_config.collect(split_by_time(config, validation_at=validation_at))
         counts = Counter(
             item
             for row in rows
@@ -217,14 +212,14 @@ def test_the_catalogue_counts_the_events_before_the_split(tmp_path, kind):
 def test_a_catalogue_of_another_split_is_refused(tmp_path):
     config = make_config(write_logs(tmp_path / "log", make_rows()))
     path = tmp_path / "catalogue.parquet"
-    save(collect(config), path, config)
-    load_catalogue(path, config)
+    of_config.save(of_config.collect(config), path, config)
+    of_config.load(path, config)
     for other in (
         split_by_time(config, "2000-12-02"),
         dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=None)),
     ):
         with pytest.raises(UserError, match=r"^eval\.split(\.at)?: catalogue .* \(now "):
-            load_catalogue(path, other)
+            of_config.load(path, other)
 
 
 # ----------------------------------------------------------------------------------- histories
@@ -236,7 +231,7 @@ def test_histories_end_at_the_split_and_targets_follow(tmp_path, kind, split):
     rows = make_rows()
     config = make_config(write_logs(tmp_path, rows, kind), kind)
     config = split_by_time(config, validation_at="2000-11-26")
-    catalogue = collect(config)
+    catalogue = of_config.collect(config)
     items = catalogue.item.to_pylist()
     expected = []
     for row in rows:
@@ -246,11 +241,13 @@ def test_histories_end_at_the_split_and_targets_follow(tmp_path, kind, split):
         if 0 < begin < end:
             item = (row["item_id"] or [None] * length)[begin]
             expected.append((row, begin, items.index(item) if item in items else -1))
-    reader = HistoryReader(config, index_files(config), ItemNumbers(catalogue, config), 7)
+    reader = of_config.history_reader(
+        config, of_config.index(config), of_config.numbers(catalogue, config), 7
+    )
     batches = [
         batch
         for stripe in range(reader.stripes)
-        for batch in reader.read(stripe, held_out.targets(config, split))
+        for batch in reader.read(stripe, of_config.targets(config, split))
     ]
     found = [(batch, n) for batch in batches for n in range(batch.users)]
     assert len(found) == len(expected) > 10
@@ -328,8 +325,8 @@ def test_text_that_is_no_time_is_named(tmp_path):
     rows = [row | {"time": ["1", "noon" if n == 6 else None]} for n, row in enumerate(rows)]
     write_log(log / "a.orc", rows, types | {"time": pa.list_(pa.string())}, stripe_rows=4)
     config = make_config(log, "text of microseconds")
-    reader = Reader(config, ROWS)
-    for call in (lambda: next(reader), lambda: collect(config)):
+    reader = of_config.reader(config, ROWS)
+    for call in (lambda: next(reader), lambda: of_config.collect(config)):
         with pytest.raises(UserError, match=r"a\.orc: row 6, column time: .* found 'noon'"):
             call()
     reader.close()
@@ -345,7 +342,7 @@ def test_columns_without_times_are_refused(tmp_path):
         config, features=(config.features[0], number, *config.features[2:])
     )
     with pytest.raises(UserError, match=r"column time: expected .* of times .* found list<"):
-        index_files(config)
+        of_config.index(config)
 
 
 # ------------------------------------------------------------------------------------- mistakes
@@ -409,7 +406,7 @@ def test_a_split_is_read_from_the_command_line():
     ]
     config = load(REPO / "configs" / "base.py", overrides)
     assert config.eval.split == ByTime(at="975628800", validation_at="2000-11-26")
-    assert held_out.training_cut(config).time == TimeCut(config.feature("timestamp"), VALIDATION)
+    assert of_config.training_cut(config).time == TimeCut(config.feature("timestamp"), VALIDATION)
 
 
 # ------------------------------------------------------------------------- a run, and its doors

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 from logs import write_log
@@ -18,8 +19,6 @@ from s2s_jax.config import (
     LastEvents,
     ModelConfig,
 )
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
 
@@ -45,7 +44,7 @@ def config(path: Path, time: dict | None = None, loss: dict | None = None, **set
 
 
 def look(config: Config) -> list[str]:
-    return first_look(config, index_files(config))
+    return of_config.first_look(config)
 
 
 def refusal(config: Config) -> str:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pytest
 from logs import write_log
@@ -12,8 +13,6 @@ from logs import write_log
 from s2s_jax.cli.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.encoding import hashing
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.inspection.hash_tally import HashTally
 from s2s_jax.data.inspection.row_sharing import RowSharing
 from s2s_jax.data.inspection.time_facts import TimeFacts
@@ -47,7 +46,7 @@ def config(path: Path, *features: FeatureConfig) -> Config:
 
 
 def look(config: Config) -> list[str]:
-    return first_look(config, index_files(config))
+    return of_config.first_look(config)
 
 
 def daily_log(directory: Path, days: int, users: int, user: str = "user_id") -> None:

@@ -7,6 +7,7 @@ import sys
 from collections import Counter, defaultdict
 
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet
@@ -26,8 +27,8 @@ from s2s_jax.config import (
     load_file,
     validate,
 )
+from s2s_jax.data.encoding.held_out import Cut
 from s2s_jax.data.items import item_counts
-from s2s_jax.data.items.catalogue import collect, load, save
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 
@@ -187,7 +188,7 @@ def test_a_catalogue_is_what_dictionaries_say(tmp_path, setting, held_out):
     of_item, tags, texts = SETTINGS[setting]
     rows = make_rows(150, texts)
     config = make_config(write_logs(tmp_path, rows, texts), of_item, tags, check_length=True)
-    found = collect(config, held_out)
+    found = of_config.collect(config, Cut(held_out))
     expected, collisions, shared_events = by_hand(rows, config, held_out)
     assert as_rows(found) == expected
     assert (found.collisions, found.shared_events) == (collisions, shared_events)
@@ -201,7 +202,7 @@ def test_a_catalogue_is_what_dictionaries_say(tmp_path, setting, held_out):
 def test_target_features_and_the_item_are_kept(tmp_path, target):
     rows = make_rows(60)
     config = make_config(write_logs(tmp_path, rows), target=target)
-    found = collect(config)
+    found = of_config.collect(config)
     assert set(found.ids) == {*config.target_features, "item_id"}
     assert as_rows(found) == by_hand(rows, config)[0]
 
@@ -210,14 +211,14 @@ def test_ids_of_other_types_are_kept_as_they_are(tmp_path):
     types = {"item_id": pa.list_(pa.int16()), "cate_id": FLAT, "tags": FLAT, "time": FLAT}
     rows = [{"item_id": [3, -4, 3], "cate_id": [1, 2, 1], "tags": [1] * 3, "time": [0] * 3}]
     write_log(tmp_path / "short.orc", rows, types)
-    found = collect(make_config(tmp_path, item(hash_bucket_size=0)))
+    found = of_config.collect(make_config(tmp_path, item(hash_bucket_size=0)))
     assert found.item == pa.array([3, -4])
     write_log(tmp_path / "short.orc", rows, types | {"item_id": pa.list_(pa.date32())})
-    found = collect(make_config(tmp_path, item(hash_bucket_size=0)))
+    found = of_config.collect(make_config(tmp_path, item(hash_bucket_size=0)))
     assert found.item == pa.array([3, -4], pa.date32())
     row = {"item_id": [b"\xff", b"a", b"a"], "cate_id": [1] * 3, "tags": [1] * 3, "time": [1] * 3}
     write_log(tmp_path / "short.orc", [row], types | {"item_id": pa.list_(pa.binary())})
-    found = collect(make_config(tmp_path, item(hash_bucket_size=0, hash_type="farm")))
+    found = of_config.collect(make_config(tmp_path, item(hash_bucket_size=0, hash_type="farm")))
     assert found.item.to_pylist() == [b"a", b"\xff"]
 
 
@@ -226,7 +227,7 @@ def test_the_file_is_the_same_whatever_the_threads(tmp_path):
     files = []
     for threads in (0, 1, 4):
         config = make_config(tmp_path / "log", thread_num=threads)
-        save(collect(config), tmp_path / f"{threads}.parquet", config)
+        of_config.save(of_config.collect(config), tmp_path / f"{threads}.parquet", config)
         files.append((tmp_path / f"{threads}.parquet").read_bytes())
     assert files[0] == files[1] == files[2]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -245,7 +246,7 @@ def test_combinations_are_bounded_and_counts_exact(tmp_path, monkeypatch):
     monkeypatch.setattr(
         item_counts._Tally, "add", lambda self, counts: (add(self, counts), held.append(self.rows))
     )
-    found = as_rows(collect(config))
+    found = as_rows(of_config.collect(config))
     expected = by_hand(rows, config)[0]
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     # Two for each of the log's 64 ids, which may be held twice, 10 spare ones, and those of a stripe.
@@ -261,8 +262,8 @@ def test_a_saved_catalogue_comes_back(tmp_path):
     for number, (of_item, tags, texts) in enumerate(SETTINGS):
         directory = tmp_path / str(number)
         config = make_config(write_logs(directory, make_rows(40, texts), texts), of_item, tags)
-        made = collect(config)
-        save(made, directory / "deep" / "catalogue.parquet", config)
+        made = of_config.collect(config)
+        of_config.save(made, directory / "deep" / "catalogue.parquet", config)
         # Settings that do not affect encoding may change.
         other = dataclasses.replace(
             config,
@@ -270,7 +271,7 @@ def test_a_saved_catalogue_comes_back(tmp_path):
             model=dataclasses.replace(config.model, seq_len=77),
             io=dataclasses.replace(config.io, truncate_side="right", data_paths="elsewhere"),
         )
-        back = load(directory / "deep" / "catalogue.parquet", other)
+        back = of_config.load(directory / "deep" / "catalogue.parquet", other)
         assert as_rows(back) == as_rows(made)
         assert back.item.type == made.item.type
         assert (back.collisions, back.shared_events) == (made.collisions, made.shared_events)
@@ -281,9 +282,11 @@ def test_a_saved_catalogue_comes_back(tmp_path):
 def test_a_fingerprint_is_of_the_contents(tmp_path):
     config = make_config(write_logs(tmp_path / "log", make_rows(10, texts=True), texts=True))
     config = change(config, "item_id", hash_type="murmur")
-    found = collect(config)
-    save(found, tmp_path / "catalogue.parquet", config)
-    assert load(tmp_path / "catalogue.parquet", config).fingerprint() == found.fingerprint()
+    found = of_config.collect(config)
+    of_config.save(found, tmp_path / "catalogue.parquet", config)
+    assert (
+        of_config.load(tmp_path / "catalogue.parquet", config).fingerprint() == found.fingerprint()
+    )
     more = found.count_I.copy()
     more[-1] += 1
     others = [
@@ -296,7 +299,7 @@ def test_a_fingerprint_is_of_the_contents(tmp_path):
 
 def test_the_columns_of_the_file(tmp_path):
     config = make_config(write_logs(tmp_path, make_rows(40)), item(hash_bucket_size=0))
-    save(collect(config), tmp_path / "catalogue.parquet", config)
+    of_config.save(of_config.collect(config), tmp_path / "catalogue.parquet", config)
     schema = pyarrow.parquet.read_schema(tmp_path / "catalogue.parquet")
     assert dict(zip(schema.names, schema.types, strict=True)) == {
         "item": pa.int64(),
@@ -339,9 +342,9 @@ def change(config, name, **settings):
 def test_a_catalogue_of_other_settings_is_refused(tmp_path, changed, what):
     config = make_config(write_logs(tmp_path, make_rows(10)))
     path = tmp_path / "catalogue.parquet"
-    save(collect(config), path, config)
+    of_config.save(of_config.collect(config), path, config)
     with pytest.raises(UserError) as caught:
-        load(path, changed(config))
+        of_config.load(path, changed(config))
     assert str(caught.value).startswith(f"{what}: catalogue {path} was made with ")
     assert "\n" not in str(caught.value)
 
@@ -349,13 +352,13 @@ def test_a_catalogue_of_other_settings_is_refused(tmp_path, changed, what):
 def test_what_is_no_catalogue_is_refused(tmp_path):
     config = make_config(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "none.parquet", config)
+        of_config.load(tmp_path / "none.parquet", config)
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "text.parquet", config)
+        of_config.load(tmp_path / "text.parquet", config)
     pyarrow.parquet.write_table(pa.table({"item": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="expected a catalogue"):
-        load(tmp_path / "other.parquet", config)
+        of_config.load(tmp_path / "other.parquet", config)
 
 
 def test_a_catalogue_that_cannot_be_written_is_refused(tmp_path):
@@ -363,7 +366,7 @@ def test_a_catalogue_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "log", tmp_path / "file" / "catalogue.parquet"):
         with pytest.raises(UserError, match="the catalogue cannot be written"):
-            save(collect(config), path, config)
+            of_config.save(of_config.collect(config), path, config)
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -386,30 +389,30 @@ def test_unreadable_stripes_stop_or_are_skipped(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(orc, "read_stripe", damaged)
     skipping = make_config(tmp_path, on_error="skip_stripe")
-    assert as_rows(collect(skipping)) == by_hand(rows[:12] + rows[15:], skipping)[0]
+    assert as_rows(of_config.collect(skipping)) == by_hand(rows[:12] + rows[15:], skipping)[0]
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(f"skipped: {tmp_path / 'c.orc'}: ")
     assert told[1:] == ["skipped: a.orc: stripe 4 cannot be read"]
     with pytest.raises(UserError, match=r"c\.orc"):
-        collect(make_config(tmp_path))
+        of_config.collect(make_config(tmp_path))
     (tmp_path / "c.orc").unlink()
     with monkeypatch.context() as broken:
         broken.setattr(orc, "read_stripe", refuse)
         with pytest.raises(UserError, match=r"no stripe of .* can be read"):
-            collect(skipping)
+            of_config.collect(skipping)
     for threads in (0, 3):
         with pytest.raises(UserError, match="stripe 4 cannot be read"):
-            collect(make_config(tmp_path, thread_num=threads))
+            of_config.collect(make_config(tmp_path, thread_num=threads))
 
 
 def test_items_that_are_no_single_ids_are_refused(tmp_path):
     directory = write_logs(tmp_path, make_rows(5))
     bag = item(hash_bucket_size=40, bag_size=2)
     with pytest.raises(UserError, match=r"^features\.1\.bag_size: expected 1, .* found 2$"):
-        collect(make_config(directory, bag))
+        of_config.collect(make_config(directory, bag))
     number = item(hash_bucket_size=40, op="bucketize", boundaries=(1.0,))
     with pytest.raises(UserError, match=r"^features\.1\.op: expected id, .* found bucketize$"):
-        collect(make_config(directory, number))
+        of_config.collect(make_config(directory, number))
 
 
 def test_files_that_disagree_on_the_type_of_items_are_refused(tmp_path):
@@ -419,14 +422,14 @@ def test_files_that_disagree_on_the_type_of_items_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"b\.orc: column item_id holds text, expected whole numbers"
     ):
-        collect(make_config(tmp_path, hashed))
+        of_config.collect(make_config(tmp_path, hashed))
 
 
 def test_a_log_without_items_is_refused(tmp_path):
     row = {"item_id": None, "cate_id": [1], "tags": [[1]], "time": [1]}
     write_log(tmp_path / "a.orc", [row], TYPES)
     with pytest.raises(UserError, match=r"no event of .* has an item \(column item_id\)"):
-        collect(make_config(tmp_path))
+        of_config.collect(make_config(tmp_path))
 
 
 # --------------------------------------------------------------------------------------- door
@@ -454,7 +457,7 @@ def test_the_command_line(tmp_path, capsys):
     out = str(tmp_path / "catalogue.parquet")
     assert main(["--config", str(tmp_path / "config.py"), "--out", out]) == 0
     expected, collisions, shared_events = by_hand(rows, config)
-    assert as_rows(load(out, config)) == expected
+    assert as_rows(of_config.load(out, config)) == expected
     lines = capsys.readouterr().out.splitlines()
     events = sum(count for _, count, _ in expected)
     assert lines[0] == f"{len(expected)} items of {events} events in {out}"
@@ -506,9 +509,9 @@ def test_what_is_held_out_does_not_get_into_training_by_a_file(tmp_path):
     split = ["--eval.split", "last_events", "--eval.split.events", "1"]
     assert main(["--config", str(path), "--out", str(out), *split]) == 0
     held_out = dataclasses.replace(config, eval=EvalConfig(split=LastEvents(events=1)))
-    assert as_rows(load(out, held_out)) == as_rows(collect(config, 1))
+    assert as_rows(of_config.load(out, held_out)) == as_rows(of_config.collect(config, Cut(1)))
     with pytest.raises(UserError, match=r"eval\.split: catalogue .* with last_events \(now none\)"):
-        load(out, config)
+        of_config.load(out, config)
 
 
 # ----------------------------------------------------------------------------------- MovieLens
@@ -524,7 +527,7 @@ def test_movielens_without_the_last_event_of_each_user():
     config = dataclasses.replace(
         config, io=dataclasses.replace(config.io, data_paths=str(DATA / "ml-1m"))
     )
-    found = collect(config, held_out=1)
+    found = of_config.collect(config, Cut(1))
     counts, categories = Counter(), defaultdict(set)
     for path in sorted((DATA / "ml-1m").glob("*.orc")):
         table = pyarrow.orc.read_table(path, columns=["item_id", "cate_id"])

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+import of_config
 import pytest
 from logs import write_log
 
 from s2s_jax.cli.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.logs import files
 from s2s_jax.errors import UserError
 
@@ -23,7 +23,7 @@ def config(path: object) -> Config:
 
 
 def rows_of(path: object) -> int:
-    return sum(index_files(config(path)).stripe_rows)
+    return sum(of_config.index(config(path)).stripe_rows)
 
 
 def test_linked_directories_are_read_but_no_circles(tmp_path):
@@ -54,36 +54,36 @@ def test_links_to_nowhere_are_refused(tmp_path):
     (tmp_path / "b.orc").symlink_to(tmp_path / "gone.orc")
     (tmp_path / "c.orc").symlink_to(tmp_path / "c.orc")
     with pytest.raises(UserError, match=r"b\.orc: cannot be opened"):
-        index_files(config(tmp_path))
+        of_config.index(config(tmp_path))
 
 
 def test_files_of_zero_bytes_have_no_rows(tmp_path, capsys):
     write_log(tmp_path / "000000_0", ROWS)
     (tmp_path / "000001_0").touch()
-    index = index_files(config(tmp_path))
+    index = of_config.index(config(tmp_path))
     assert sum(index.stripe_rows) == 2
     assert [note for note in index.notes if "000001_0" in note and "0 bytes" in note]
     assert inspect([str(tmp_path)]) == 0
     assert "0 bytes" in capsys.readouterr().out
     (tmp_path / "000000_0").write_bytes(b"")
     with pytest.raises(UserError, match="has no rows"):
-        index_files(config(tmp_path))
+        of_config.index(config(tmp_path))
 
 
 def test_orc_files_that_a_name_keeps_out_are_told(tmp_path, capsys):
     """Other files next to a log, such as a README, are not mentioned."""
     write_log(tmp_path / "000000_0", ROWS)
     (tmp_path / "README.md").write_text("a log")
-    assert index_files(config(tmp_path / "000000_0")).notes == ()
+    assert of_config.index(config(tmp_path / "000000_0")).notes == ()
     write_log(tmp_path / "extra.orc", ROWS)
-    (note,) = index_files(config(tmp_path)).notes
+    (note,) = of_config.index(config(tmp_path)).notes
     assert note.startswith(f"warning: 1 ORC file ({tmp_path / '000000_0'}) is left out")
     write_log(tmp_path / "_late.orc", ROWS)
-    (note,) = index_files(config(tmp_path)).notes
+    (note,) = of_config.index(config(tmp_path)).notes
     assert "2 ORC files" in note
     assert inspect([str(tmp_path)]) == 0
     assert "2 ORC files" in capsys.readouterr().out
-    (note,) = index_files(config(f"{tmp_path},{tmp_path / '000000_0'}")).notes
+    (note,) = of_config.index(config(f"{tmp_path},{tmp_path / '000000_0'}")).notes
     assert "_late.orc" in note
     assert "000000_0" not in note
 

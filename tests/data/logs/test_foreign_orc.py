@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import of_config
 import pyarrow as pa
 import pyarrow.orc
 import pytest
@@ -179,7 +180,7 @@ def read_stripes(path: Path, columns: list[str]) -> pa.Table:
 
 
 def read_epoch(config: Config, batch_rows: int) -> list[HostBatch]:
-    reader = Reader(config, batch_rows)
+    reader = of_config.reader(config, batch_rows)
     batches = list(itertools.islice(reader, reader.steps_per_epoch))
     reader.close()
     return batches
@@ -446,7 +447,7 @@ def test_files_of_other_writers_are_skipped_where_they_are_damaged(tmp_path):
     unreadable = [FOREIGN / name for name in REFUSED_AT_FOOTER]
     paths = ",".join(map(str, [*unreadable, damaged, sound]))
     config = make_config(paths, make_feature("int_array"), on_error="skip_stripe")
-    reader = Reader(config, 1)
+    reader = of_config.reader(config, 1)
     assert [(one.file, one.stripe) for one in reader.skipped_files] == [
         (str(path), None) for path in unreadable
     ]

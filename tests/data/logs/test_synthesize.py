@@ -5,6 +5,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import of_config
 import pyarrow as pa
 import pyarrow.orc
 import pytest
@@ -12,7 +13,6 @@ from logs import write_log
 
 from s2s_jax.cli.synthesize import main
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs.synthesize import Settings, synthesize
 from s2s_jax.errors import UserError
 from s2s_jax.reporting.titles import read_titles
@@ -193,7 +193,7 @@ def test_training_can_read_it(tmp_path):
         ),
         model=ModelConfig(seq_len=16),
     )
-    reader = Reader(config, 50)
+    reader = of_config.reader(config, 50)
     assert reader.rows_per_epoch == SMALL["users"]
     with contextlib.closing(reader):
         batches = [next(reader).arrays for _ in range(reader.steps_per_epoch)]
