@@ -349,7 +349,7 @@ exec {sys.executable} "$@"
 def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in, of_second, words):
     """This works even if the environment names a proxy that does not exist."""
     stand_in.write_text(MISTAKEN)
-    synthesize.synthesize(synthesize.Settings(out=tmp_path / "log", users=50))
+    synthesize.synthesize(synthesize.Settings(output=tmp_path / "log", users=50))
     arguments = f"--config {REPO}/configs/quickstart.py --io.data_paths log"
     process = subprocess.Popen(
         [REPO / "launch/local.sh", "2", *arguments.split(), "--train.output_dir", "run"],
