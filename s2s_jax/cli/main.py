@@ -19,7 +19,8 @@ commands:
 {commands}
 
 s2s COMMAND --help lists the arguments of a command and, where it takes --config FILE, all keys of FILE.
-A flag that is True or False may be given as --flag, --no_flag, --flag True or --flag False.
+A flag that is True or False may be given as --flag, --no_flag, --flag True or --flag False, and a key as
+--section.key, --section.no_key, --section.key True or --section.key False.
 """
 
 

@@ -11,6 +11,8 @@ import difflib
 import inspect
 import io
 import re
+import shutil
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,13 +24,17 @@ import tyro
 from s2s_jax.cli.commands import COMMANDS
 from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
 from s2s_jax.config.checks import spell
-from s2s_jax.config.help import print_help
+from s2s_jax.config.help import for_help
 from s2s_jax.errors import UserError
 
 S = TypeVar("S")
 C = TypeVar("C", bound="WithConfig")
 
 _HELP = ("-h", "--help")
+# Of a text in help, at most.
+_WIDTH = 100
+# For the help of keys where no file is given; a configuration must have a feature.
+_EXAMPLE = Config(features=(FeatureConfig(name="item_id", hash_bucket_size=1_000_000),))
 _BOOLEANS = {"true": "True", "false": "False"}
 # A flag of one letter, which no command has, or a flag that lacks a hyphen; not a negative number.
 _SHORT = re.compile(r"-[A-Za-z]\w*")
@@ -65,7 +71,7 @@ def parse(
       UserError: an argument is missing, unknown or wrong, or is the address of another store.
     """
     if _asks_for_help(argv):
-        _print_own_help(cls, command)
+        _print_help(cls, command, None)
         return None
     return _read(cls, command, _split(cls, argv, command, old_names or {}, with_keys=False))
 
@@ -109,11 +115,8 @@ def parse_with_overrides(
       UserError: see `parse`; or there are overrides but no configuration.
     """
     if _asks_for_help(argv):
-        _print_own_help(cls, command)
         file = _config_among(cls, argv, command)
-        # A configuration must have a feature.
-        example = Config(features=(FeatureConfig(name="item_id", hash_bucket_size=1_000_000),))
-        print_help(example if file is None else load_file(file), f"s2s {command}")
+        _print_help(cls, command, _EXAMPLE if file is None else load_file(file))
         return None
     words = _split(cls, argv, command, old_names or {}, with_keys=True)
     arguments = _read(cls, command, words)
@@ -291,7 +294,10 @@ def _words(argument: Argument, values: Sequence[str]) -> list[str]:
     return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *values]
 
 
-_TYRO: dict[str, Any] = {"config": (tyro.conf.FlagConversionOff,), "use_underscores": True}
+_TYRO: dict[str, Any] = {
+    "config": (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    "use_underscores": True,
+}
 
 
 # ---------------------------------------------------------------------------------------- words
@@ -301,8 +307,23 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(word in _HELP for word in argv)
 
 
-def _print_own_help(cls: type, command: str) -> None:
-    text = f"{COMMANDS[command]}\n\n{inspect.getdoc(cls)}"
+def _print_help(cls: type, command: str, config: Config | None) -> None:
+    """Prints the arguments of a command and, after them, the keys of the configuration."""
+    if config is not None:
+        shown = for_help(config)
+        # Without a name, so that keys stand as they are given.
+        keys = Annotated[type(shown), tyro.conf.arg(name="")]
+        cls = dataclasses.make_dataclass(
+            cls.__name__,
+            [("keys", keys, dataclasses.field(default=shown))],
+            bases=(cls,),
+            namespace={"__doc__": cls.__doc__},
+            frozen=True,
+            kw_only=True,
+        )
+    width = min(shutil.get_terminal_size().columns, _WIDTH)
+    details = " ".join((inspect.getdoc(cls) or "").split())
+    text = f"{COMMANDS[command]}\n\n{textwrap.fill(details, width)}"
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], prog=f"s2s {command}", description=text, **_TYRO)
 

@@ -19,9 +19,8 @@ from s2s_jax.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """Ends with code 0 when it is done, 2 at a mistake to mend, 3 where loss or gradient are not
-    finite, and 75 when SIGTERM or SIGINT stopped it; it saves before that, and the same command
-    goes on from there.
+    """Exit codes: 0 done; 2 a mistake that you can fix; 3 loss or gradient is not finite; 75 stopped by
+    SIGTERM or SIGINT, and saved: start the same command again to continue.
     """
 
 

@@ -1,7 +1,6 @@
-"""`--help` of the keys of a configuration: all of them, with their values and meanings."""
+"""What `--help` says of the keys of a configuration: all of them, with their values and meanings."""
 
 import ast
-import contextlib
 import dataclasses
 import inspect
 import textwrap
@@ -12,15 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from s2s_jax.config import choices
-from s2s_jax.config.overrides import NAMED, all_choices, parse
+from s2s_jax.config.overrides import NAMED, all_choices
 from s2s_jax.config.schema import Config
-
-
-def print_help(config: Config, prog: str) -> None:
-    """Prints every key with its type, default (the value in `config`) and meaning."""
-    shown = _shown(config)
-    with contextlib.suppress(SystemExit):
-        parse(type(shown), shown, ["--help"], prog)
 
 
 def texts(cls: type) -> dict[str, str]:
@@ -55,8 +47,11 @@ class _Field(NamedTuple):
     text: str | None = None
 
 
-def _shown(config: Config) -> Any:
-    """The configuration with the keys of all kinds, and with the names of features and tables."""
+def for_help(config: Config) -> Any:
+    """The configuration as a dataclass from which tyro makes help.
+
+    It has the keys of all kinds, and features and tables by name.
+    """
     choosing = {path.split(".")[0] for path in all_choices(config)}
     fields = []
     for section in dataclasses.fields(config):

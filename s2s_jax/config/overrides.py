@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tyro
@@ -21,6 +21,7 @@ from s2s_jax.errors import UserError
 
 # Sections whose parts go by number or by name.
 NAMED = ("features", "tables")
+_BOOLEANS = {"true": "True", "false": "False"}
 
 
 class _Given(NamedTuple):
@@ -78,6 +79,7 @@ def _read(arguments: Sequence[str]) -> list[_Given]:
 def _applied(config: Config, given: Sequence[_Given]) -> Config:
     config, given = _chosen(config, given)
     known = _hints(config)
+    given = [_boolean(each, known) for each in given]
     for each in given:
         if each.key not in known:
             raise UserError(_no_such_key(config, each))
@@ -103,6 +105,18 @@ def _applied(config: Config, given: Sequence[_Given]) -> Config:
             )
     told = " ".join(f"--{each.key} {' '.join(each.words)}" for each in given)
     raise UserError(f"{told}: cannot be read together; --help lists all keys")
+
+
+def _boolean(given: _Given, known: Mapping[str, Any]) -> _Given:
+    """True or False where a flag says so by its name: `--io.shuffle`, `--io.no_shuffle`."""
+    section, _, name = given.key.rpartition(".")
+    denied = f"{section}.{name.removeprefix('no_')}"
+    if given.key not in known and not given.words and denied in known and known[denied] is bool:
+        return _Given(denied, ("False",))
+    if given.key in known and known[given.key] is bool:
+        words = given.words or ("True",)
+        return given._replace(words=tuple(_BOOLEANS[w] if w in _BOOLEANS else w for w in words))
+    return given
 
 
 def _tables_carried_over(before: Config, now: Config) -> tuple:

@@ -73,19 +73,19 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_all_its_arguments(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "100")
     assert front.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert COMMANDS[command] in shown
-    assert shown.index("usage: ") < 2
-    own = [f"--{f.name}" for f in dataclasses.fields(arguments_class(command))]
+    assert shown.startswith("usage: ")
+    assert shown.count("usage: ") == 1
     positions = []
     for argument in parsing.arguments_of(arguments_class(command)).values():
         where = shown.find(argument.shown if argument.positional else f"--{argument.name} ")
         assert where > 0, argument.name
         positions.append(where)
     # Keys of the configuration come after them, and only where there is one.
-    assert ("--io.batch_size" in shown) == (command in WITH_CONFIG), own
+    assert ("--io.batch_size" in shown) == (command in WITH_CONFIG)
     if command in WITH_CONFIG:
         assert max(positions) < shown.index("--io.")
         for section in SECTIONS:

@@ -107,3 +107,32 @@ def test_none_is_a_kind_where_there_is_one():
     for none in ("none", "None"):
         arguments = ["--eval.split", none, "--eval.every_steps", "None"]
         assert load(CONFIGS / "ml1m.py", arguments).eval.split is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--io.shuffle"], True), (["--io.shuffle", "True"], True), (["--io.shuffle=true"], True),
+        (["--io.shuffle", "False"], False), (["--io.shuffle", "false"], False),
+        (["--io.no_shuffle"], False), (["--io.no-shuffle"], False),
+        (["--io.no_shuffle", "--io.shuffle"], True),
+    ],
+)  # fmt: skip
+def test_booleans_are_given_like_those_of_commands(words, expected):
+    for before in ("True", "False"):
+        config = load(CONFIGS / "base.py", ["--io.shuffle", before, *words, "--io.batch_size", "3"])
+        assert (config.io.shuffle, config.io.batch_size) == (expected, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--io.shuffle", "yes"], "io.shuffle: expected True or False, found yes"),
+        (["--io.no_shuffle", "True"], "io.no_shuffle: no such key; did you mean io.shuffle?"),
+        (["--io.no_batch_size"], "io.no_batch_size: no such key"),
+        (["--features.item_id.no_of_next", "x"], "features.item_id.no_of_next: no such key"),
+    ],
+)
+def test_what_no_boolean_takes(words, told):
+    with pytest.raises(UserError, match=f"^{told}"):
+        load(CONFIGS / "base.py", words)
