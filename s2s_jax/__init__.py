@@ -16,18 +16,23 @@ from s2s_jax.version import __version__
 
 if TYPE_CHECKING:
     from s2s_jax.config import (
+        ByTime,
         Config,
         Constant,
         Cosine,
+        Crop,
         EvalConfig,
         FeatureConfig,
         IOConfig,
+        LastEvents,
         Linear,
         LossConfig,
         LRConfig,
         ModelConfig,
+        Pack,
         TableConfig,
         TrainConfig,
+        Truncate,
     )
     from s2s_jax.errors import NotFiniteError, UserError
     from s2s_jax.library.loading import load
@@ -37,23 +42,28 @@ if TYPE_CHECKING:
     from s2s_jax.library.train import train
 
 __all__ = [
+    "ByTime",
     "Config",
     "Constant",
     "Cosine",
+    "Crop",
     "EvalConfig",
     "Evaluated",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
+    "LastEvents",
     "Linear",
     "Log",
     "LossConfig",
     "ModelConfig",
     "NotFiniteError",
+    "Pack",
     "Recommendations",
     "Run",
     "TableConfig",
     "TrainConfig",
+    "Truncate",
     "UserError",
     "__version__",
     "load",

@@ -29,10 +29,18 @@ def test_a_mapping_is_a_command_line():
         "train.profile_steps": [1, 2],
         "train.train_epoch": 3,
         "lr.eps": 1e-9,
+        "features.item_id.emb_dim": 16,
+        "eval.split": "by_time",
+        "eval.split.at": "2023-12-01",
+        "eval.split.feature": "timestamp",
     }
+    words += ["--features.item_id.emb_dim", "16", "--eval.split", "by_time"]
+    words += ["--eval.split.at", "2023-12-01", "--eval.split.feature", "timestamp"]
     config = s2s.load(FILE, values)
     assert config == s2s.load(str(FILE), words)
     assert (config.lr.eps, config.io.shuffle, config.train.train_steps) == (1e-9, False, None)
+    assert config.feature("item_id").emb_dim == 16
+    assert config.eval.split == s2s.ByTime(at="2023-12-01", feature="timestamp")
     assert s2s.load(FILE) == s2s.load(FILE, {}) == s2s.load(FILE, [])
 
 
