@@ -8,6 +8,8 @@ import hypothesis
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# An array whose rank is not the one that an operation needs is a mistake until it is said to be none.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Tests compile a lot and compute little: without LLVM's optimizations and XLA's fusion emitters,
 # compiling takes a quarter of the time. The last of two equal flags counts, so this tests the programs
 # that users run: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
