@@ -41,7 +41,7 @@ class Places(NamedTuple):
 
 def places_from(begin_n: jax.Array, end_n: jax.Array, size: int) -> Places:
     """The places from `begin_n` on, so many for each owner, valid before `end_n`."""
-    place_nC = begin_n[:, None] + jnp.arange(size, dtype=jnp.int32)
+    place_nC = begin_n[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return Places(place_nC, place_nC < end_n[:, None], begin_n, end_n)
 
 
