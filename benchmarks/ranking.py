@@ -2,7 +2,7 @@
 
     python benchmarks/ranking.py [--items 10000 1000000] [--large] [--devices 1] [--width 64]
 
-Alternates between `ranking.top_k`, `ranking.ranks` (both leave out 200 seen items per user) and a NumPy
+Alternates between `top_k`, `ranks` (both leave out 200 seen items per user) and a NumPy
 product of users and all items followed by `argpartition` (no seen items, unsorted; as many users as fit
 into 1 GiB of scores). Prints medians in users/s, and the memory that XLA allocates for `top_k` in
 addition to the vectors. --large adds 10^7 items: 2.5 GB of vectors (5 GB with --width 128), held twice,
@@ -21,15 +21,16 @@ _DENSE_SCORES = 2**28
 _SEEN = 200
 
 
-def temporary_bytes(catalogue: Any, arrays: tuple, k: int) -> int:
+def temporary_bytes(ranked: Any, arrays: tuple, k: int) -> int:
     """The bytes that XLA allocates for `top_k` on all devices, without arguments and results."""
-    from s2s_jax.ranking import ranking
+    from s2s_jax.ranking import top_k
+    from s2s_jax.ranking.ranked_items import padded
 
-    users, seen = ranking._padded(*arrays, catalogue)
-    lowered = ranking._top_k.lower(
-        users, catalogue.vectors_RE, catalogue.items, seen, k, catalogue.blocks, catalogue.mesh
+    users, seen = padded(*arrays, ranked)
+    lowered = top_k._top_k.lower(
+        users, ranked.vectors_RE, ranked.items, seen, k, ranked.blocks, ranked.mesh
     )
-    return lowered.compile().memory_analysis().temp_size_in_bytes * catalogue.mesh.size
+    return lowered.compile().memory_analysis().temp_size_in_bytes * ranked.mesh.size
 
 
 def measure(items: int, arguments: argparse.Namespace) -> None:
@@ -38,7 +39,8 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
 
     from s2s_jax.cluster.mesh import make_mesh
     from s2s_jax.data.items.seen import of_rows
-    from s2s_jax.ranking import ranking
+    from s2s_jax.ranking import ranks, top_k
+    from s2s_jax.ranking.ranked_items import put_items
 
     rng = np.random.default_rng(0)
     vectors_IE = rng.normal(size=(items, arguments.width)).astype(np.float32)
@@ -46,19 +48,19 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
     seen = of_rows(rng.integers(0, items, (arguments.batch, _SEEN)).astype(np.int32))
     target_B = rng.integers(0, items, arguments.batch).astype(np.int32)
     dense_users = min(arguments.batch, max(1, _DENSE_SCORES // items))
-    catalogue = ranking.make_catalogue(vectors_IE, make_mesh(), arguments.block_items)
+    ranked = put_items(vectors_IE, make_mesh(), arguments.block_items)
 
     def dense() -> None:
         scores_BI = users_BE[:dense_users] @ vectors_IE.T
         np.argpartition(scores_BI, -arguments.top_k, axis=1)[:, -arguments.top_k :]
 
-    def top_k() -> None:
-        jax.block_until_ready(ranking.top_k(users_BE, catalogue, arguments.top_k, seen))
+    def best() -> None:
+        jax.block_until_ready(top_k.top_k(users_BE, ranked, arguments.top_k, seen))
 
-    def ranks() -> None:
-        ranking.ranks(users_BE, target_B, catalogue, seen).block_until_ready()
+    def rank() -> None:
+        ranks.ranks(users_BE, target_B, ranked, seen).block_until_ready()
 
-    runs = {"top_k": top_k, "ranks": ranks, "dense": dense}
+    runs = {"top_k": best, "ranks": rank, "dense": dense}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds + 1):
         for name, run in runs.items():
@@ -67,7 +69,7 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
             times[name].append(time.perf_counter() - begin)
     users = {"top_k": arguments.batch, "ranks": arguments.batch, "dense": dense_users}
     speed = {name: users[name] / statistics.median(taken[1:]) for name, taken in times.items()}
-    held = temporary_bytes(catalogue, (users_BE, seen), arguments.top_k)
+    held = temporary_bytes(ranked, (users_BE, seen), arguments.top_k)
     print(
         f"{items:>12,} items: top_k {speed['top_k']:8.1f} users/s, ranks {speed['ranks']:8.1f}, "
         f"dense {speed['dense']:8.1f} (top_k {speed['top_k'] / speed['dense']:.1f} times it); "

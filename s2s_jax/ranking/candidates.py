@@ -17,11 +17,14 @@ from jax.sharding import Mesh
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.errors import UserError
-from s2s_jax.ranking import metrics, ranking
+from s2s_jax.ranking import metrics
+from s2s_jax.ranking.ranked_items import RankedItems, put_items
+from s2s_jax.ranking.ranks import ranks
+from s2s_jax.ranking.top_k import top_k
 
 
 class Lists(NamedTuple):
-    """The best items of each user: see `ranking.Best`.
+    """The best items of each user: see `top_k.Best`.
 
     Attributes:
       index_UK: int32; -1 if fewer than K items are left.
@@ -36,12 +39,12 @@ class _Group(NamedTuple):
     """Items that are ranked together.
 
     Attributes:
-      catalogue: the vectors of the items.
+      items: their vectors.
       item_G: int32 items, ascending.
       place_I: int32, the index of an item in the group; -1 if it is not in this group.
     """
 
-    catalogue: ranking.Catalogue
+    items: RankedItems
     item_G: np.ndarray
     place_I: np.ndarray
 
@@ -100,7 +103,7 @@ class Candidates:
         """The K best items that may be recommended to each user."""
         found = None
         for group in self._groups:
-            best = ranking.top_k(users_UE, group.catalogue, k, _inside(group, self.seen(batch)))
+            best = top_k(users_UE, group.items, k, _inside(group, self.seen(batch)))
             index_UK, score_UK = map(np.asarray, best)
             there_UK = index_UK >= 0
             index_UK = np.where(there_UK, group.item_G[np.where(there_UK, index_UK, 0)], -1)
@@ -124,7 +127,7 @@ class Candidates:
             target_U = np.where(found_U, group.place_I[batch.target_U], -1)
             seen = _inside(group, self.seen(batch))
             if (target_U >= 0).any():
-                of_group_U = np.asarray(ranking.ranks(users_UE, target_U, group.catalogue, seen))
+                of_group_U = np.asarray(ranks(users_UE, target_U, group.items, seen))
                 rank_U = np.where(target_U >= 0, before_U + of_group_U, rank_U)
             before_U += len(group.item_G)
             if seen is not None:
@@ -142,7 +145,7 @@ def _group(vectors_IE: np.ndarray, member_I: np.ndarray, mesh: Mesh) -> _Group:
     place_I = np.full(len(member_I), -1, np.int32)
     place_I[item_G] = np.arange(len(item_G))
     vectors_GE = vectors_IE if len(item_G) == len(member_I) else vectors_IE[item_G]
-    return _Group(ranking.make_catalogue(vectors_GE, mesh), item_G, place_I)
+    return _Group(put_items(vectors_GE, mesh), item_G, place_I)
 
 
 def _inside(group: _Group, seen: Seen | None) -> Seen | None:

@@ -1,7 +1,7 @@
 """Metrics of rankings: means over users, and bootstrap intervals.
 
 Uses only NumPy. A rank is the number of other items with at least the target's score; 0 is best
-(`s2s_jax.ranking.ranking.ranks`). Results are dicts from names such as "eval/hr@10" to numbers.
+(`s2s_jax.ranking.ranks`). Results are dicts from names such as "eval/hr@10" to numbers.
 
 Shapes: U users, T targets of a user, I items, K items of a top-K list, M values of a user, N resamples.
 """

@@ -308,16 +308,16 @@ DOOR = """
 import os, pickle, signal, sys, threading
 import s2s_jax.cli.{door} as door
 from s2s_jax.cli.exit import run_door
-from s2s_jax.ranking import ranking
+from s2s_jax.ranking import candidates
 config = pickle.load(open(sys.argv.pop(1), "rb"))
 parse = door.parse_with_config
 door.parse_with_config = lambda *arguments: (parse(*arguments)[0], config)
-ranks = ranking.{name}
+ranks = candidates.{name}
 def told(*arguments, **more):
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(20)
     return ranks(*arguments, **more)
-ranking.{name} = told
+candidates.{name} = told
 run_door(door.main)
 """
 

@@ -6,7 +6,9 @@ import pytest
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.items.seen import of_rows
-from s2s_jax.ranking import metrics, ranking
+from s2s_jax.ranking import metrics
+from s2s_jax.ranking.ranked_items import put_items
+from s2s_jax.ranking.ranks import ranks
 
 # Numba warns about its own casts.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unsafe cast")]
@@ -39,8 +41,8 @@ def test_one_target_of_each_user_among_all_unseen_items(ranx):
     target_U, seen_US = shuffled[:, 0], shuffled[:, 1 : 1 + SEEN]
     # Better than chance, so that short lists also have hits.
     users_UE += 0.3 * items_IE[target_U]
-    items = ranking.make_catalogue(items_IE, make_mesh(jax.devices()[:2]))
-    rank_U = np.asarray(ranking.ranks(users_UE, target_U, items, of_rows(seen_US)))
+    items = put_items(items_IE, make_mesh(jax.devices()[:2]))
+    rank_U = np.asarray(ranks(users_UE, target_U, items, of_rows(seen_US)))
     ours = metrics.summarize(metrics.user_values(rank_U), prefix="")
     score_UI = users_UE @ items_IE.T
     scores = [

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.items.seen import of_rows
-from s2s_jax.ranking import metrics, ranking
+from s2s_jax.ranking import metrics
+from s2s_jax.ranking import ranks as ranks_module
+from s2s_jax.ranking import scores as scores_module
+from s2s_jax.ranking import top_k as top_k_module
+from s2s_jax.ranking.ranked_items import put_items
+from s2s_jax.ranking.ranks import ranks
+from s2s_jax.ranking.top_k import top_k
 
 SEEN = 6
 
@@ -33,25 +39,27 @@ def expected_top_k(users, vectors, k, seen):
 
 
 def expected_ranks(users, target, vectors, seen):
-    ranks = []
+    found = []
     for u, user in enumerate(users):
         scores = vectors @ user
         others = [i for i in range(len(vectors)) if i != target[u] and i not in seen[u] and i >= 0]
-        ranks.append(sum(scores[i] >= scores[target[u]] for i in others))
-    return np.asarray(ranks)
+        found.append(sum(scores[i] >= scores[target[u]] for i in others))
+    return np.asarray(found)
 
 
 @pytest.fixture
 def _small_sizes(monkeypatch):
     """Makes tiles, chunks and groups small, so that there are many of them."""
-    for name, size in {"_USERS": 4, "_TILE": 16, "_CHUNK": 4, "_LANES": 4}.items():
-        monkeypatch.setattr(ranking, name, size)
-    monkeypatch.setattr(ranking, "_FEW_CHUNKS", (1, 2))
-    ranking._top_k.clear_cache()
-    ranking._ranks.clear_cache()
+    monkeypatch.setattr(scores_module, "USERS", 4)
+    monkeypatch.setattr(scores_module, "TILE", 16)
+    monkeypatch.setattr(top_k_module, "_CHUNK", 4)
+    monkeypatch.setattr(top_k_module, "_FEW_CHUNKS", (1, 2))
+    monkeypatch.setattr(ranks_module, "_LANES", 4)
+    top_k_module._top_k.clear_cache()
+    ranks_module._ranks.clear_cache()
     yield
-    ranking._top_k.clear_cache()
-    ranking._ranks.clear_cache()
+    top_k_module._top_k.clear_cache()
+    ranks_module._ranks.clear_cache()
 
 
 @st.composite
@@ -76,12 +84,12 @@ def test_any_problem(devices, k, block):
     @given(problems())
     def check(problem):
         users, target, vectors, seen = problem
-        catalogue = ranking.make_catalogue(vectors, mesh, block)
-        best = ranking.top_k(users, catalogue, k, of_rows(seen))
+        catalogue = put_items(vectors, mesh, block)
+        best = top_k(users, catalogue, k, of_rows(seen))
         index, score = expected_top_k(users, vectors, k, seen)
         np.testing.assert_array_equal(best.index_BK, index)
         np.testing.assert_array_equal(best.score_BK, score)
-        found = ranking.ranks(users, target, catalogue, of_rows(seen))
+        found = ranks(users, target, catalogue, of_rows(seen))
         np.testing.assert_array_equal(found, expected_ranks(users, target, vectors, seen))
 
     check()
@@ -100,17 +108,17 @@ def test_bits_do_not_depend_on_devices_blocks_and_batches():
     target[:30] = same[:30]
     results = []
     for devices, block in [(1, 2**14), (2, 2048), (8, 1)]:
-        catalogue = ranking.make_catalogue(vectors, mesh_of(devices), block)
-        best = ranking.top_k(queries, catalogue, 10, of_rows(seen))
-        results.append((*best, ranking.ranks(queries, target, catalogue, of_rows(seen))))
+        catalogue = put_items(vectors, mesh_of(devices), block)
+        best = top_k(queries, catalogue, 10, of_rows(seen))
+        results.append((*best, ranks(queries, target, catalogue, of_rows(seen))))
     for result, (found, first) in itertools.product(
         results, enumerate(map(np.asarray, results[0]))
     ):
         np.testing.assert_array_equal(result[found], first)
     # The same users at other places in smaller batches.
     some = np.asarray([69, 3, 20])
-    best = ranking.top_k(queries[some], catalogue, 10, of_rows(seen[some]))
-    rank = ranking.ranks(queries[some], target[some], catalogue, of_rows(seen[some]))
+    best = top_k(queries[some], catalogue, 10, of_rows(seen[some]))
+    rank = ranks(queries[some], target[some], catalogue, of_rows(seen[some]))
     for found, first in zip((*best, rank), results[0], strict=True):
         np.testing.assert_array_equal(found, np.asarray(first)[some])
     # Items with the same vector tie, wherever they are: a target among them ranks below all the others.
@@ -124,28 +132,28 @@ def test_bits_do_not_depend_on_devices_blocks_and_batches():
 
 def test_edges():
     vectors = np.asarray([[1.0], [0.0], [-1.0]], np.float32)
-    catalogue = ranking.make_catalogue(jax.numpy.asarray(vectors), mesh_of(1))
+    catalogue = put_items(jax.numpy.asarray(vectors), mesh_of(1))
     users = np.asarray([[1.0], [-1.0]], np.float32)
     all_seen = np.asarray([[0, 1, 2, 2], [2, -1, -1, -1]], np.int32)
-    best = ranking.top_k(users, catalogue, 5, of_rows(all_seen))
+    best = top_k(users, catalogue, 5, of_rows(all_seen))
     np.testing.assert_array_equal(best.index_BK, [[-1] * 5, [1, 0, -1, -1, -1]])
     np.testing.assert_array_equal(best.score_BK[0], [-np.inf] * 5)
     # The target is ranked although it was seen; a target outside the catalogue ranks last.
     np.testing.assert_array_equal(
-        ranking.ranks(users, np.asarray([2, 7]), catalogue, of_rows(all_seen)), [0, 3]
+        ranks(users, np.asarray([2, 7]), catalogue, of_rows(all_seen)), [0, 3]
     )
     # A NaN score is not a hit.
     nan = np.full((1, 1), np.nan, np.float32)
-    np.testing.assert_array_equal(ranking.ranks(nan, np.asarray([1]), catalogue), [2])
+    np.testing.assert_array_equal(ranks(nan, np.asarray([1]), catalogue), [2])
     # -0 and 0 are equal, so the lower index comes first.
-    zeros = ranking.make_catalogue(np.asarray([[0.0], [-0.0], [0.0]], np.float32), mesh_of(1))
-    np.testing.assert_array_equal(ranking.top_k(users, zeros, 5).index_BK[:, :3], [[0, 1, 2]] * 2)
+    zeros = put_items(np.asarray([[0.0], [-0.0], [0.0]], np.float32), mesh_of(1))
+    np.testing.assert_array_equal(top_k(users, zeros, 5).index_BK[:, :3], [[0, 1, 2]] * 2)
     with pytest.raises(ValueError, match="width 1"):
-        ranking.top_k(np.zeros((2, 3), np.float32), catalogue, 1)
+        top_k(np.zeros((2, 3), np.float32), catalogue, 1)
     with pytest.raises(ValueError, match="at least 1"):
-        ranking.top_k(users, catalogue, 0)
+        top_k(users, catalogue, 0)
     with pytest.raises(ValueError, match="1 to about"):
-        ranking.make_catalogue(vectors[:0], mesh_of(1))
+        put_items(vectors[:0], mesh_of(1))
 
 
 def test_values_against_loops():
@@ -256,11 +264,11 @@ def test_public_evaluator_agrees():
     target = rng.integers(0, items, users).astype(np.int32)
     seen = rng.integers(0, items, (users, SEEN)).astype(np.int32)
     seen[seen == target[:, None]] = -1
-    catalogue = ranking.make_catalogue(vectors, mesh_of(2))
+    catalogue = put_items(vectors, mesh_of(2))
     found = metrics.summarize(
-        metrics.user_values(np.asarray(ranking.ranks(queries, target, catalogue, of_rows(seen))))
+        metrics.user_values(np.asarray(ranks(queries, target, catalogue, of_rows(seen))))
     )
-    best = ranking.top_k(queries, catalogue, items, of_rows(seen))
+    best = top_k(queries, catalogue, items, of_rows(seen))
     run = {
         str(u): {str(i): float(s) for i, s in zip(index, score, strict=True) if i >= 0}
         for u, (index, score) in enumerate(zip(*map(np.asarray, best), strict=True))

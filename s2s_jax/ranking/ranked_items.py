@@ -1,0 +1,97 @@
+"""What is ranked, on the devices: vectors of items and of users, and pairs that are left out.
+
+Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from s2s_jax.cluster.mesh import replicated, row_sharded
+from s2s_jax.data.items.seen import Seen
+from s2s_jax.ranking import scores
+from s2s_jax.ranking.scores import Pairs, pad_rows
+
+# Approximate number of items that each device scores at once.
+_BLOCK_ITEMS = 2**14
+# Seen pairs are padded to a power of two, at least this, so that few programs are compiled.
+_LEAST_PAIRS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedItems:
+    """The vectors of all items, on their devices.
+
+    Attributes:
+      vectors_RE: f32, rows sharded over the devices; rows from `items` on are padding and never rank.
+      items: I.
+      blocks: number of blocks per device.
+      mesh: the devices.
+    """
+
+    vectors_RE: jax.Array
+    items: int
+    blocks: int
+    mesh: Mesh
+
+
+def put_items(
+    vectors_IE: np.ndarray | jax.Array, mesh: Mesh, block_items: int = _BLOCK_ITEMS
+) -> RankedItems:
+    """Pads vectors and shards their rows over the devices of a mesh with one axis.
+
+    Args:
+      vectors_IE: finite numbers. Of a NumPy array, each device gets only its own rows; with several
+        hosts, each host must have the whole array. A JAX array needs memory for a second one.
+      mesh: see `s2s_jax.cluster.mesh.make_mesh`.
+      block_items: approximate number of items that each device scores at once.
+
+    Raises:
+      ValueError: there are no items, or more than int32 can number.
+    """
+    items, width = vectors_IE.shape
+    if not 0 < items < 2**31 - mesh.size * (block_items + scores.TILE):
+        raise ValueError(f"expected 1 to about 2^31 items, found {items}")
+    tiles = -(-items // (mesh.size * scores.TILE))
+    blocks = -(-tiles // max(1, block_items // scores.TILE))
+    rows = mesh.size * blocks * -(-tiles // blocks) * scores.TILE
+    sharding = row_sharded(mesh)
+    if isinstance(vectors_IE, jax.Array):
+        pad = jax.jit(lambda x_IE: pad_rows(x_IE, rows, 0), out_shardings=sharding)
+        vectors_RE = pad(jax.device_put(vectors_IE, replicated(mesh)).astype(jnp.float32))
+    else:
+
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            rows_read = slice(None) if index is None else index[0]
+            begin, end, _ = rows_read.indices(rows)
+            part_XE = np.zeros((end - begin, width), np.float32)
+            real_XE = vectors_IE[begin:end]
+            part_XE[: len(real_XE)] = real_XE
+            return part_XE
+
+        vectors_RE = jax.make_array_from_callback((rows, width), sharding, read)
+    return RankedItems(vectors_RE, items, blocks, mesh)
+
+
+def padded(
+    users_BE: np.ndarray | jax.Array, seen: Seen | None, ranked: RankedItems
+) -> tuple[jax.Array, Pairs]:
+    """Users padded to whole groups, and padded seen pairs (item -1 is padding), on all devices."""
+    width = ranked.vectors_RE.shape[1]
+    if users_BE.ndim != 2 or users_BE.shape[1] != width:
+        raise ValueError(f"expected users of width {width}, found shape {users_BE.shape}")
+    user_S, item_S = (np.zeros(0, np.int32),) * 2 if seen is None else seen
+    if user_S.shape != item_S.shape or user_S.max(initial=-1) >= len(users_BE):
+        raise ValueError(
+            f"expected items seen by {len(users_BE)} users, found {user_S.shape} users up to "
+            f"{user_S.max(initial=-1)} and {item_S.shape} items"
+        )
+    rows = -(-len(users_BE) // scores.USERS) * scores.USERS
+    users = pad_rows(users_BE.astype(np.float32), rows, 0)
+    size = max(_LEAST_PAIRS, 2 ** int(len(user_S) - 1).bit_length()) if len(user_S) else 0
+    pairs = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1)
+    users, pairs = jax.device_put((users, pairs), replicated(ranked.mesh))
+    return users, Pairs(*pairs)

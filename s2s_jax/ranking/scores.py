@@ -1,0 +1,169 @@
+"""Scores of items: dot products that are the same, bit for bit, wherever they are computed.
+
+The score of an item is the dot product of its vector with the user's; for cosines, normalize both first.
+The rows of items are sharded over the devices, and each device scores its items in blocks, so that the
+memory in addition to the vectors is 4 bytes × users × items of a block (about twice that at the peak),
+for any number of items.
+
+Every product has the same shape, P users by T items. For different shapes, kernels sum in different
+orders, which changes the last bits of a score; with a single shape, a score depends only on the two
+vectors. So results are the same, bit for bit, for any batch, block and number of devices of the same
+kind, and items with equal vectors tie exactly. This requires that a kernel sums in the same way at all
+places of a shape, which is tested on CPUs.
+
+Shapes: B users, G groups of P users, E width, X items of a device (and padding), N tiles of T items in a
+block, S pairs of a user and an item.
+"""
+
+from typing import NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2s_jax.cluster.mesh import DATA_AXIS
+
+USERS = 64
+TILE = 2048
+
+
+class Pairs(NamedTuple):
+    """`Seen` on the devices: int32 `[S]` each; item -1 is padding."""
+
+    user_S: jax.Array
+    item_S: jax.Array
+
+
+class Shard(NamedTuple):
+    """The items of one device.
+
+    Attributes:
+      vectors_XE: f32.
+      first: int32 scalar, the number of the first among the items of all devices.
+      tiles: N.
+    """
+
+    vectors_XE: jax.Array
+    first: jax.Array
+    tiles: int
+
+
+def shard_of(vectors_XE: jax.Array, blocks: int) -> Shard:
+    """This device's items, to be scored in so many blocks; inside `jax.shard_map`."""
+    first = jax.lax.axis_index(DATA_AXIS) * vectors_XE.shape[0]
+    return Shard(vectors_XE, first, vectors_XE.shape[0] // TILE // blocks)
+
+
+def score_block(
+    users_BE: jax.Array, shard: Shard, block: jax.Array, items: jax.Array, left_out: Pairs
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of one block.
+
+    Args:
+      users_BE: f32.
+      shard: the items of this device.
+      block: int32 scalar, its number.
+      items: int32 scalar, the items of all devices; those from here on are padding.
+      left_out: items that get -inf.
+
+    Returns:
+      f32 `[N, B, T]`, -inf for items that are left out and for padding, and the number of the first
+      item.
+    """
+    tiles = shard.tiles
+    begin = shard.first + block * (tiles * TILE)
+    scores_NBT = _score(
+        users_BE,
+        shard.vectors_XE,
+        block * tiles,
+        tiles,
+        items - begin,
+        Pairs(left_out.user_S, left_out.item_S - begin),
+    )
+    return scores_NBT, begin
+
+
+def _score(
+    users_BE: jax.Array,
+    vectors_XE: jax.Array,
+    first_tile: jax.Array,
+    tiles: int,
+    items: jax.Array,
+    left_out: Pairs,
+) -> jax.Array:
+    """The same, with items counted from the beginning of the block.
+
+    Args:
+      users_BE: f32.
+      vectors_XE: f32, all vectors of this device.
+      first_tile: int32 scalar, first tile of the block.
+      tiles: N.
+      items: int32 scalar; places of the block from here on are padding.
+      left_out: places of the block that get -inf; places outside the block are ignored.
+    """
+    users_GPE = users_BE.reshape(-1, USERS, users_BE.shape[1])
+    users = users_BE.shape[0]
+
+    def one_tile(_, number: jax.Array) -> tuple[None, jax.Array]:
+        row = (first_tile + number) * TILE
+        tile_TE = jax.lax.dynamic_slice_in_dim(vectors_XE, row, TILE)
+        scores_GPT = jax.lax.map(lambda users_PE: _product(users_PE, tile_TE), users_GPE)
+        real_T = number * TILE + jnp.arange(TILE, dtype=jnp.int32) < items
+        return None, jnp.where(real_T[None], scores_GPT.reshape(users, TILE), -jnp.inf)
+
+    scores_NBT = jax.lax.scan(one_tile, None, jnp.arange(tiles, dtype=jnp.int32))[1]
+    inside_S = (left_out.item_S >= 0) & (left_out.item_S < tiles * TILE)
+    place_S = jnp.where(inside_S, left_out.item_S, tiles * TILE)
+    at = (place_S // TILE, left_out.user_S, place_S % TILE)
+    return scores_NBT.at[at].set(-jnp.inf, mode="drop")
+
+
+def target_scores(users_BE: jax.Array, shard: Shard, target_B: jax.Array) -> jax.Array:
+    """f32 `[B]` scores of each user's target item, bit for bit the same as in its block."""
+    targets_BE = _fetch(shard.vectors_XE, target_B - shard.first)
+    width = users_BE.shape[1]
+
+    def one_group(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+        users_PE, targets_PE = both
+        return jnp.diagonal(_product(users_PE, pad_rows(targets_PE, TILE, 0)))
+
+    shape = (-1, USERS, width)
+    score_GP = jax.lax.map(one_group, (users_BE.reshape(shape), targets_BE.reshape(shape)))
+    # Below all scores that count, but above items that are left out.
+    lowest = jnp.finfo(jnp.float32).min
+    return jnp.where(jnp.isnan(score_GP), lowest, score_GP).reshape(-1)
+
+
+def _product(users_PE: jax.Array, tile_TE: jax.Array) -> jax.Array:
+    """f32 `[P, T]`: the only product that computes scores."""
+    # XLA must not fuse the operands' computation into the product, which might change the order of sums.
+    users_PE, tile_TE = jax.lax.optimization_barrier((users_PE, tile_TE))
+    scores_PT = jax.lax.dot_general(
+        users_PE, tile_TE, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
+    )
+    # Sorting would distinguish -0 from 0.
+    return jnp.where(scores_PT == 0, 0.0, scores_PT)
+
+
+def _fetch(vectors_XE: jax.Array, row_B: jax.Array) -> jax.Array:
+    """f32 `[B, E]` rows, numbered relative to this device, from whichever device has them; else 0."""
+    mine_B = (row_B >= 0) & (row_B < vectors_XE.shape[0])
+    rows_BE = vectors_XE.at[jnp.where(mine_B, row_B, 0)].get(mode="clip")
+    return jax.lax.psum(jnp.where(mine_B[:, None], rows_BE, 0), DATA_AXIS)
+
+
+@overload
+def pad_rows(x: jax.Array, rows: int, value: int) -> jax.Array: ...
+
+
+@overload
+def pad_rows(x: np.ndarray, rows: int, value: int) -> np.ndarray: ...
+
+
+def pad_rows(x: np.ndarray | jax.Array, rows: int, value: int) -> np.ndarray | jax.Array:
+    """More rows of `value`, so that there are `rows`."""
+    widths = [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    if isinstance(x, jax.Array):
+        return jnp.pad(x, widths, constant_values=value)
+    # np.pad needs no compilation for each shape.
+    return np.pad(x, widths, constant_values=value)
