@@ -42,7 +42,7 @@ def test_equals_a_table_with_a_row_for_each_id():
     tables = ShardedTables(config.features, config.tables, mesh, seed=config.train.seed)
     row = np.asarray(rows_of_buckets(spec, buckets.astype(np.int32)))
     values = np.zeros((spec.rows, spec.emb_dim), np.float32)
-    values[row] = tables._initial(tables.specs["item_id"], keys)
+    values[row] = tables._growing["item_id"].initial_rows(keys)
     values = jax.device_put(values, other.params["tables"]["item_id"].sharding)
     other = other._replace(
         params=other.params | {"tables": other.params["tables"] | {"item_id": values}}

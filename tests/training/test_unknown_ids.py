@@ -147,7 +147,7 @@ def reference():
     buckets = np.arange(IDS, dtype=np.uint32)
     keys = np.stack(id_keys.keys_of(buckets, np.zeros_like(buckets)), axis=1)
     items = np.zeros((IDS + 1, 8), np.float32)
-    items[:IDS] = tables._initial(tables.specs["item_id"], keys)
+    items[:IDS] = tables._growing["item_id"].initial_rows(keys)
     row = rows_of_buckets(tables.specs["behavior_id"], np.arange(9))
     params = {"items": items, "behaviors": start.params["tables"]["behavior_id"][row]}
     moments = {name: (np.zeros_like(x), np.zeros_like(x)) for name, x in params.items()}
