@@ -5,11 +5,11 @@
 Times the whole step of a config on one device and, alternating with it, the parts of the step
 (`step_parts.py`). Each part is a separate jitted computation with the same shapes, forward and backward
 if it has both: tables (unique rows of a batch's ids, embeddings, gradients back to these rows),
-  attention
-of all layers, the rest of the dense part (projection and transformer, with q + k + v instead of
-attention), the loss, and the two halves of the optimizer. Ids are random, without padding. Calls follow
-each other without waiting, so dispatch counts only if it takes longer than the device. Prints medians
-of the rounds. Parts do not add up exactly to the whole, because XLA fuses operations across parts.
+attention of all layers, the rest of the dense part (projection and transformer, with q + k + v instead
+of attention), the loss, and the two halves of the optimizer. Ids are random, without padding. Calls
+follow each other without waiting, so dispatch counts only if it takes longer than the device. Prints
+medians of the rounds. Parts do not add up exactly to the whole, because XLA fuses operations across
+parts.
 
 Also prints the ceiling (see `ceiling.py`) and MFU: the model's operations (`s2s_jax.training.flops`) per
 second, as a fraction of the ceiling and of the peak in the data sheet. Memory is the allocator's peak up

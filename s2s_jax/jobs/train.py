@@ -101,7 +101,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     items = ItemSource(config, mesh, index) if config.loss.needs_catalogue else None
     hosts.check_same(
         {
-            "io.packing": str(reading.sequences.packing),
+            "io.sequences.rows": str(reading.sequences.packing),
             "the items of io.data_paths": "" if items is None else items.fingerprint,
         }
     )
@@ -247,6 +247,6 @@ def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[st
         f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows"
     )
     if job.reader.packing is not None:
-        hosts.say(f"{job.reader.packing:,} users fill a device's batch (io.packing)")
+        hosts.say(f"{job.reader.packing:,} users fill a device's batch (io.sequences.rows)")
     for note in (*notes, *job.reader.notes):
         hosts.say(note)

@@ -1,8 +1,7 @@
 """Puts batches on the devices, and turns packed ids into padded ones.
 
 Shapes: A microbatches, B rows of a microbatch, L positions, C columns of ids, K ids of a bag, G groups
-  of
-rows (the rows of a group are on one device), M positions for which a group has room.
+of rows (the rows of a group are on one device), M positions for which a group has room.
 """
 
 from collections.abc import Mapping

@@ -64,7 +64,7 @@ class PairWatch:
             )
         if self._packing is not None:
             return (
-                f"io.packing: {found}: {self._packing:,} users may leave each other one event "
+                f"io.sequences.rows: {found}: {self._packing:,} users may leave each other one event "
                 f"or none; lower it, or set it to auto"
             )
         return (

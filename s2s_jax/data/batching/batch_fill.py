@@ -1,4 +1,4 @@
-"""How many users fill a batch: from some stripes of the log or, without reading any, from footers."""
+"""Estimates how many users fill a batch, from some stripes of the log or only from footers."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ from s2s_jax.data.logs import arrow, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
-# Share of the positions that packing should fill on average, so that little has to be cut; and how many
-# times the users it should hold to be worth a note.
+# The share of positions that packing should fill on average, so that little is cut. Packing is
+# suggested if it would put at least this many times as many users into a batch.
 _WELL_FILLED, _WORTH_PACKING = 0.85, 2
 
 
 def with_packing(reading: Reading, index: FileIndex) -> Reading:
-    """`reading` with a number where `packing` is auto: the users that fill a batch well.
+    """`reading` with packing auto replaced by the number of users that fill a batch well.
 
-    A function of the files alone, so that all hosts, and a run that is continued, find the same.
+    It only depends on the files, so all hosts, and continued runs, find the same number.
 
     Raises:
       UserError: a stripe cannot be read, and may not be skipped.
@@ -26,17 +26,17 @@ def with_packing(reading: Reading, index: FileIndex) -> Reading:
     if reading.sequences.packing != "auto":
         return reading
     mean = _mean_kept(reading, index)
-    # Where nothing can be read, batches are empty however many users they have.
+    # If nothing can be read, batches are empty for any number of users.
     packing = 1 if mean is None else _users_that_fit(reading.sequences, mean)
     packed = dataclasses.replace(reading.sequences, packing=packing)
     return dataclasses.replace(reading, sequences=packed)
 
 
 def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
-    """What packing would gain, or loses.
+    """Notes on what packing would gain, or loses.
 
     Raises:
-      UserError: as `with_packing`.
+      UserError: see `with_packing`.
     """
     sequences = reading.sequences
     packing, rows, seq_len = sequences.packing, sequences.rows, sequences.seq_len
@@ -49,31 +49,33 @@ def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
             return []
         return [
             f"rows have {mean:,.0f} positions on average, so most of the {seq_len:,} (model.seq_len) "
-            f"are padding; io.packing auto would fill them with about {fitting} users"
+            f"are padding; io.sequences pack would fill them with about {fitting} users"
         ]
     mean = _mean_kept(reading, index)
     if mean is None:
         return []
     wanted, room, fitting = packing * mean, rows * seq_len, _users_that_fit(sequences, mean)
     told = (
-        f"warning: io.packing {packing} users have {wanted:,.0f} positions on average and a device's "
-        f"batch {room:,} (io.batch_size x model.seq_len), so"
+        f"warning: {packing} users (io.sequences.rows) have {wanted:,.0f} positions on average, and a "
+        f"device's batch has {room:,} (io.batch_size x model.seq_len), so"
     )
     if wanted > room:
-        return [f"{told} the longest are cut; io.packing {fitting} (or auto) would fit"]
+        return [f"{told} the longest are cut; io.sequences.rows {fitting} (or auto) would fit"]
     if fitting >= _WORTH_PACKING * packing:
-        return [f"{told} most of it is padding; io.packing {fitting} (or auto) would fill it"]
+        return [
+            f"{told} most of it is padding; io.sequences.rows {fitting} (or auto) would fill it"
+        ]
     return []
 
 
 def _mean_in_footers(index: FileIndex) -> float | None:
-    """Mean positions of a row, whatever training sees of it; None without rows that have any."""
+    """Mean positions of whole rows; None if there are no rows with positions."""
     rows = sum(file.rows for file in index.files if file.positions)
     return sum(file.positions for file in index.files) / rows if rows else None
 
 
 def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
-    """Mean positions that training sees of rows of some stripes; None if no row there has any."""
+    """Mean positions that training sees of a row, from some stripes; None if no row has any."""
     stripes, decoding = index.stripes, reading.decoding
     cut = held_out.training_cut(decoding.split)
     names = features.column_names(decoding.features)
@@ -84,7 +86,7 @@ def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
             of_columns = [arrow.list_lengths(batch.column(name)) for name in names]
             kept_N = cut.kept(batch, np.maximum.reduce(of_columns), file, first_row)
         except UserError as error:
-            # What reads everything tells what cannot be read.
+            # The real reading will report what cannot be read.
             if not may_skip(error, reading.logs):
                 raise
             continue

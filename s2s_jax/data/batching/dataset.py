@@ -1,7 +1,7 @@
-"""Batches by number, a Grain dataset: which rows, from which shuffle blocks, in which shape.
+"""A Grain dataset of batches by number: which rows, from which shuffle blocks, in which shape.
 
-A batch is a pure function of (files, settings, place), whatever the hosts, threads and earlier batch
-sizes. So whole batches flow through Grain, and the reading position is a place: epoch and row.
+A batch is a pure function of (files, settings, place), regardless of hosts, threads and earlier batch
+sizes. So whole batches flow through Grain, and the reading position is a place: an epoch and a row.
 """
 
 import sys
@@ -19,12 +19,12 @@ from s2s_jax.data.encoding import blocks
 from s2s_jax.data.encoding.features import id_width
 from s2s_jax.data.logs.index import FileIndex, Skipped
 
-# Shuffle blocks of a shard that are held at most.
+# Maximum number of shuffle blocks held per shard.
 BLOCKS_PER_SHARD = 3
 
 
 class HostSlice(NamedTuple):
-    """Which rows of a global batch a host reads: the `host`-th of `hosts` equal runs."""
+    """The rows of a global batch that a host reads: the `host`-th of `hosts` equal runs of rows."""
 
     host: int
     hosts: int
@@ -37,11 +37,11 @@ class HostBatch(NamedTuple):
     """A host's rows of a global batch.
 
     Attributes:
-      arrays: what `blocks.to_dense`, `blocks.to_flat` or `packing.to_packed` describes, or what became
-        of it on the devices.
+      arrays: arrays of `blocks.to_dense`, `blocks.to_flat` or `packing.to_packed`, or their copies on
+        the devices.
       after: place of the next batch.
-      skipped: stripes that the rows were to come from but that could not be read.
-      skipped_rows: how many rows that were.
+      skipped: stripes of these rows that could not be read.
+      skipped_rows: number of rows lost with these stripes.
     """
 
     arrays: dict[str, Any]
@@ -51,12 +51,12 @@ class HostBatch(NamedTuple):
 
 
 class BatchDataset(grain.MapDataset):
-    """The batches from some place on, by number; epochs follow each other, each in its own order.
+    """The batches from some place on, by number; each epoch has its own order.
 
     The last batch of an epoch is filled with padding rows, or dropped.
 
     Attributes:
-      order: of rows.
+      order: the order of rows.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class BatchDataset(grain.MapDataset):
         """Makes the dataset.
 
         Args:
-          reading: what batches depend on; `packing` is a number or None.
+          reading: everything that batches depend on; `packing` must be a number or None.
           batch_rows: rows of the log in a global batch.
-          index: of the files.
-          first_index: of the files of the epoch that `start` is in, where those are others.
+          index: the index of the files.
+          first_index: the index of the files in the epoch of `start`, if they differ.
           start: place of batch 0.
-          host_slice: of each batch; hosts must divide it evenly.
+          host_slice: this host's part of each batch; the number of hosts must divide the batch evenly.
         """
         super().__init__()
         assert batch_rows % host_slice.hosts == 0, "hosts read equal runs of rows"
@@ -98,12 +98,13 @@ class BatchDataset(grain.MapDataset):
             lambda key: decoder.block(*self._source(key.epoch), key),
             self._block_after,
             threads=reading.logs.threads,
-            # Those in use and the next of each shard; a batch may also end one block and begin another.
+            # The block in use and the next one of each shard; a batch may end one block and begin
+            # another.
             capacity=BLOCKS_PER_SHARD * max(self.order.shards, self._first_order.shards) + 1,
         )
 
     def __len__(self) -> int:
-        """Batches without end."""
+        """There is no end of batches."""
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:

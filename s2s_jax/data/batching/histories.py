@@ -1,7 +1,7 @@
-"""What users did before an event that is to be found, for evaluation and for recommending.
+"""Histories of users before their target events, for evaluation and recommendation.
 
-Rows are read in the order of the files, whole: the model sees the newest events, the ranking is told of
-all.
+Whole rows are read in the order of the files: the model sees the newest events, and the ranking gets
+all of them.
 
 Shapes: N rows of a stripe, P positions, U users of a batch, L positions of a sequence, I items of a
 catalogue.
@@ -26,23 +26,24 @@ from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
-# Events of the histories of a batch; a longer history is a batch of its own.
+# Maximum number of events in the histories of a batch; a longer history is a batch by itself.
 _MOST_POSITIONS = 2**22
 
 
 class Histories(NamedTuple):
-    """Some users of the log; places beyond the users are padding.
+    """A batch of users of the log; places beyond the users are padding.
 
     Attributes:
-      arrays: `length` and `ids`, see `blocks.to_dense`: the newest events before the target.
-      users: how many there are.
-      stripe_U: int32 stripes of the users.
-      row_U: int64 rows of the users in their file.
-      target_U: int32 item of the catalogue that comes next; -1 if not in it, or not looked for.
-      events_U: int32 events of the whole history.
-      item_P: int32 items of the catalogue of all events of the whole histories, user after user; -1 if
-        not in it.
-      seen: the items that are there; users are numbered in the order of the batch.
+      arrays: `length` and `ids`, see `blocks.to_dense`, of the newest events before the target.
+      users: number of users.
+      stripe_U: int32, stripe of each user.
+      row_U: int64, row of each user in the file.
+      target_U: int32, the target item as an index into the catalogue; -1 if it is not in the catalogue,
+        or if there are no targets.
+      events_U: int32, number of events of the whole history.
+      item_P: int32, items of all events of the whole histories, user after user, as indices into the
+        catalogue; -1 if not in the catalogue.
+      seen: distinct items of the histories; users are numbered in the order of the batch.
     """
 
     arrays: dict[str, np.ndarray]
@@ -55,18 +56,18 @@ class Histories(NamedTuple):
     seen: Seen
 
     def items_of(self, user: int) -> np.ndarray:
-        """int32: the part of `item_P` that is of one user."""
+        """int32: the part of `item_P` of one user."""
         begin = int(self.events_U[:user].sum())
         return self.item_P[begin : begin + int(self.events_U[user])]
 
     def known_events(self) -> np.ndarray:
-        """int64 `[U]`: events of each history whose item is in the catalogue."""
+        """int64 `[U]`: number of events of each history whose item is in the catalogue."""
         user_P = np.repeat(np.arange(len(self.events_U)), self.events_U)
         return np.bincount(user_P[self.item_P >= 0], minlength=len(self.events_U))
 
 
 class ItemNumbers:
-    """From encoded ids of items to their places in a catalogue."""
+    """Maps encoded ids of items to indices into a catalogue."""
 
     def __init__(self, ids_IK: np.ndarray):
         """Sorts items by their encoded ids, `[I, 1]` or `[I, 1, 2]` (see `Catalogue.ids`)."""
@@ -75,7 +76,7 @@ class ItemNumbers:
         self._code_I = code_I[self._number_I]
 
     def of(self, code_P: np.ndarray) -> np.ndarray:
-        """int32 `[P]` places of items, -1 for those that are not in the catalogue, and for `NO_ID`."""
+        """int32 `[P]` indices of items; -1 for items outside the catalogue, and for `NO_ID`."""
         place_P = np.searchsorted(self._code_I, code_P)
         place_P = np.minimum(place_P, len(self._code_I) - 1)
         found_P = (self._code_I[place_P] == code_P) & (code_P != NO_ID)
@@ -83,15 +84,15 @@ class ItemNumbers:
 
 
 class Rows(NamedTuple):
-    """Users of one stripe, without what is not needed of their events.
+    """Users of one stripe, with only the necessary parts of their events.
 
     Attributes:
-      stripe: its number.
-      row_N: int64 rows in the file.
+      stripe: number of the stripe.
+      row_N: int64, rows in the file.
       newest: the newest events of each history, packed.
-      events_N: int64 events of each history.
-      item_P: int32 items of all of these.
-      target_N: int32 item that comes next.
+      events_N: int64, number of events of each history.
+      item_P: int32, items of all these events.
+      target_N: int32, target item.
     """
 
     stripe: int
@@ -102,7 +103,7 @@ class Rows(NamedTuple):
     target_N: np.ndarray
 
     def part(self, begin: int, stop: int) -> "Rows":
-        """Some of the users, without copying."""
+        """Users `begin` to `stop - 1`, without copying."""
         ends = blocks.starts(self.events_N[:stop])
         return Rows(
             self.stripe,
@@ -115,10 +116,10 @@ class Rows(NamedTuple):
 
 
 class HistoryEncoder:
-    """From rows as they stand in a log to batches of histories."""
+    """Turns rows of a log into batches of histories."""
 
     def __init__(self, shown: ShownHistory, numbers: ItemNumbers | None):
-        """Args: what the model is shown, and the numbers of items; None: no item is looked for."""
+        """Args: what the model is shown, and the numbers of items; None: items are not numbered."""
         items = shown.items
         self._decoding = Decoding.of_whole_rows(items.features)
         self._seq_len, self._shown_len = shown.seq_len, shown.shown_len
@@ -133,14 +134,14 @@ class HistoryEncoder:
         stripe: int,
         targets: Targets | None,
     ) -> Rows:
-        """The rows that have a history, and an event to be found.
+        """The rows that have a history and a target.
 
         Args:
           batch: rows with the columns of all features.
-          file: where they come from, for messages.
-          first_row: number of their first row there.
-          stripe: number of the stripe that they are.
-          targets: what is to be found; None: nothing is, and histories are whole.
+          file: source of the rows, for messages.
+          first_row: number of the first row in the file.
+          stripe: number of the stripe.
+          targets: defines the targets; None: there are no targets, and histories are whole rows.
 
         Raises:
           UserError: see `features.decode`.
@@ -170,11 +171,11 @@ class HistoryEncoder:
         )
 
     def batch(self, parts: Sequence[Rows], users: int) -> Histories:
-        """The users of some parts, one part after the other, as one batch.
+        """Joins the users of some parts into one batch, one part after the other.
 
         Args:
-          parts: at least one.
-          users: U, of the batch; parts have no more.
+          parts: at least one part.
+          users: U; the parts have at most this many users.
         """
 
         def padded(x_N: np.ndarray, fill: int) -> np.ndarray:
@@ -206,11 +207,11 @@ class HistoryReader:
         """Prepares reading.
 
         Args:
-          shown: what the model is shown.
-          logs: how they are read.
-          index: of the files.
-          numbers: of items.
-          users: U, of a batch.
+          shown: says what the model is shown.
+          logs: says how files are read.
+          index: the index of the files.
+          numbers: the numbers of items.
+          users: U, users per batch.
         """
         self._encoder = HistoryEncoder(shown, numbers)
         self._columns = features.column_names(shown.items.features)
@@ -220,22 +221,22 @@ class HistoryReader:
 
     @property
     def stripes(self) -> int:
-        """Stripes of the log."""
+        """Number of stripes of the log."""
         return len(self._index.stripes)
 
     def read(self, stripe: int, targets: Targets | None) -> Iterator[Histories]:
-        """The users of one stripe: see `read_all`."""
+        """The users of one stripe, see `read_all`."""
         return self.read_all([stripe], targets)
 
     def read_all(self, stripes: Iterable[int], targets: Targets | None) -> Iterator[Histories]:
-        """The users of some stripes that have a history, and an event to be found, in their order.
+        """The users of some stripes that have a history and a target, in the order of the log.
 
-        A batch may have users of several stripes. It has fewer than U only at the end, and where
-        histories are so long that they would take too much memory together.
+        A batch may have users of several stripes. It has fewer than U users only at the end, or if the
+        histories are so long that together they would take too much memory.
 
         Args:
-          stripes: their numbers in the index, rising.
-          targets: what is to be found; None: nothing is, and histories are whole.
+          stripes: numbers of the stripes in the index, ascending.
+          targets: defines the targets; None: there are no targets, and histories are whole rows.
 
         Raises:
           UserError: a stripe cannot be read, and may not be skipped.
@@ -251,7 +252,7 @@ class HistoryReader:
             while begin < total:
                 room = ends[begin] + _MOST_POSITIONS - positions
                 fitting = int(np.searchsorted(ends, room, side="right")) - 1
-                # A user alone fits however long the history is.
+                # A single user always fits, however long the history is.
                 stop = min(max(fitting, begin if users else begin + 1), begin + self._users - users)
                 stop = min(stop, total)
                 waiting.append(rows.part(begin, stop))

@@ -1,4 +1,4 @@
-"""Endless batches of a log with a reading position that can be saved: exact and elastic resume."""
+"""Endless batches of a log, with a reading position that can be saved: exact and elastic resume."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from s2s_jax.data.logs.files import split_names
 from s2s_jax.data.logs.index import FileIndex, files_not_in
 from s2s_jax.errors import UserError
 
-# Batches that wait on the devices, their copies overlapping with the steps before them.
+# Batches that wait on the devices, so that copying overlaps with earlier steps.
 _AHEAD_ON_DEVICE = 2
 
 
@@ -31,10 +31,10 @@ class Reader(Iterator[HostBatch]):
     """Endless batches with a reading position that can be saved and restored.
 
     Attributes:
-      steps_per_epoch: batches of an epoch.
-      rows_per_epoch: rows of an epoch.
-      skipped_files: files that are left out because they cannot be read.
-      notes: sentences that the user should see.
+      steps_per_epoch: batches per epoch.
+      rows_per_epoch: rows per epoch.
+      skipped_files: files left out because they cannot be read.
+      notes: messages for the user.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Reader(Iterator[HostBatch]):
         to_device: Callable[[dict[str, np.ndarray]], Any] | None = None,
         index: FileIndex | None = None,
     ):
-        """Indexes the files; reading starts, at the first batch, when the first one is asked for.
+        """Indexes the files; reading starts when the first batch is requested.
 
         Args:
-          reading: what batches depend on; `packing` is a number or None.
+          reading: everything that batches depend on; `packing` must be a number or None.
           batch_rows: rows of the log in a global batch.
-          host_slice: which of its rows are read.
-          to_device: copies a batch's arrays to the devices, in a thread ahead of their use.
-          index: of the files, where it is known already.
+          host_slice: the part of each batch that is read.
+          to_device: copies a batch's arrays to the devices, in a thread, ahead of their use.
+          index: the index of the files, if already known.
 
         Raises:
-          UserError: see `index_files`; or an epoch would have no batch.
+          UserError: see `index_files`; or an epoch would have no batches.
         """
         self._reading = reading
         self._batch_rows = batch_rows
@@ -84,21 +84,21 @@ class Reader(Iterator[HostBatch]):
 
     @property
     def identity(self) -> str:
-        """Names and contents of the files, the same on all hosts that see the same files."""
+        """Identifies the files by names and contents; equal on all hosts that see the same files."""
         return str(self._index.identity())
 
     @property
     def packing(self) -> int | None:
-        """Rows of the log in a device's batch; None: as many as the batch has rows."""
+        """Rows of the log in a device's batch; None: one for each row of the batch."""
         packing = self._reading.sequences.packing
         assert packing != "auto", "the files say how many: see batch_fill"
         return packing
 
     @property
     def held_bytes(self) -> int:
-        """Most memory that decoded shuffle blocks take on a host that reads all shards, about.
+        """Approximate maximum memory of decoded shuffle blocks on a host that reads all shards.
 
-        Batches that wait, and one stripe a thread as it is read, come on top.
+        Waiting batches, and one stripe per thread while it is read, take additional memory.
         """
         order = self._dataset.order
         rows = -(-self._reading.order.shuffle_rows // order.shards) + max(self._index.stripe_rows)
@@ -109,13 +109,13 @@ class Reader(Iterator[HostBatch]):
 
     @property
     def epochs_done(self) -> float:
-        """Passes over the data up to the reading position, with the part of the one that was begun."""
+        """Passes over the data up to the reading position, including the fraction of the current one."""
         return self._place.epoch + self._place.row / sum(
             self._files_of(self._place.epoch).stripe_rows
         )
 
     def steps_until(self, epoch: int) -> int:
-        """Batches from here until `epoch` epochs are done."""
+        """Number of batches from here until `epoch` epochs are done."""
         return self._places().until(epoch)
 
     @property
@@ -124,10 +124,10 @@ class Reader(Iterator[HostBatch]):
         return self._place
 
     def get_state(self, place: Place | None = None) -> dict[str, Any]:
-        """A reading position as JSON: a place, by default the present one, and what it is counted in.
+        """A reading position as JSON: a place, by default the current one, and the files it refers to.
 
         Args:
-          place: `Batch.after` of a batch that was read, or `place` before any was.
+          place: `HostBatch.after` of a batch that was read, or `place` before any batch was read.
         """
         at = self._place if place is None else place
         return {
@@ -139,10 +139,10 @@ class Reader(Iterator[HostBatch]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a reading position that `get_state` returned, on any host, for any batch size.
+        """Goes to a reading position from `get_state`, of any host and any batch size.
 
         Raises:
-          UserError: it was saved for other files or settings, which are named.
+          UserError: the position was saved with other files or settings, which the message names.
         """
         for name, now in self._reading.order.fingerprint.items():
             saved = state["made_for"][name]
@@ -156,25 +156,25 @@ class Reader(Iterator[HostBatch]):
             first_index = self._index.restrict(state["files"])
             rewritten = first_index.rewritten(state["files"])
             if rewritten:
-                # Not refused: whoever mended a damaged file is to go on with it.
+                # Not refused: after a damaged file was repaired, the run should be able to continue.
                 self.notes.append(
-                    f"warning: {len(rewritten)} files have other bytes than when the checkpoint was "
-                    f"made, {rewritten[0]} among them, though their footers are the same; if they were "
-                    f"not damaged then, events of their rows may stand in another order now"
+                    f"warning: {len(rewritten)} files (such as {rewritten[0]}) have other bytes than "
+                    f"when the checkpoint was made, though their footers are the same; unless they were "
+                    f"damaged then, events of their rows may be in another order now"
                 )
             new = files_not_in(first_index, self._index)
             if not new:
-                # The same files, listed in another order.
+                # The same files in another order.
                 self._index, first_index = first_index, None
             if new and not self._reading.take_new_files:
                 raise UserError(
-                    f"io.data_paths: {len(new)} files were added since the checkpoint was made, "
-                    f"{new[0]} among them; set io.new_files to next_epoch to take them in from the next "
+                    f"io.data_paths: {len(new)} files (such as {new[0]}) were added since the "
+                    f"checkpoint was made; set io.new_files to next_epoch to read them from the next "
                     f"epoch on, or give another train.output_dir"
                 )
             if new:
                 self.notes.append(
-                    f"{len(new)} new files, {new[0]} among them, are taken in from epoch "
+                    f"{len(new)} new files (such as {new[0]}) will be read from epoch "
                     f"{state['epoch'] + 1} on (epochs count from 0)"
                 )
         self._go_to(Place(state["epoch"], state["row"]), first_index)
@@ -187,7 +187,7 @@ class Reader(Iterator[HostBatch]):
         self._dataset.close()
 
     def _files_of(self, epoch: int) -> FileIndex:
-        """The files of an epoch: that in which reading started may have fewer."""
+        """The files of an epoch; the epoch in which reading started may have fewer."""
         if self._first_index is None or epoch != self._start.epoch:
             return self._index
         return self._first_index
@@ -230,7 +230,7 @@ class Reader(Iterator[HostBatch]):
 
 
 def _stripe_notes(index: FileIndex, reading: Reading) -> list[str]:
-    """What is wrong with the stripes of the log, as far as footers tell."""
+    """Warnings about the stripes of the log, as far as footers show."""
     positions = [
         file.positions * file.stripe_rows[number] / file.rows for file, number, _ in index.stripes
     ]

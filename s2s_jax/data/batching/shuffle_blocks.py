@@ -1,4 +1,4 @@
-"""Shuffle blocks, decoded ahead of their use and kept while they are used."""
+"""Shuffle blocks, which are decoded ahead of their use and kept while in use."""
 
 import threading
 from collections import OrderedDict
@@ -18,11 +18,11 @@ from s2s_jax.errors import UserError
 
 
 class DecodedBlock(NamedTuple):
-    """A shuffle block, decoded.
+    """A decoded shuffle block.
 
     Attributes:
       block: its rows, in the order of the epoch.
-      skipped: the stripes of it that could not be read.
+      skipped: its stripes that could not be read.
     """
 
     block: Block
@@ -33,10 +33,10 @@ class Decoder:
     """Reads pieces of stripes, from ORC files or from the cache."""
 
     def __init__(self, reading: Reading):
-        """Opens the cache if one is asked for.
+        """Opens the cache if `reading` has one.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the cache cannot be written.
         """
         self._logs, self._sequences = reading.logs, reading.sequences
         self._decoding = reading.decoding
@@ -51,7 +51,7 @@ class Decoder:
 
         Raises:
           UserError: a stripe cannot be read, and may not be skipped.
-          MachineError: a stripe cannot be read on this machine, so that others could read it.
+          MachineError: a stripe cannot be read on this machine, but perhaps on others.
         """
         pieces, row_order = order.block(key)
         parts, skipped = [], []
@@ -87,9 +87,9 @@ class Decoder:
 
 
 class BlockReader:
-    """Gives shuffle blocks by key, the next one of each shard decoded ahead.
+    """Gives shuffle blocks by key, and decodes the next one of each shard ahead.
 
-    It holds the blocks in use and the one after each: 2 a shard, and what several threads work on.
+    It holds the blocks in use and the next ones, 2 per shard, and those that threads are working on.
     """
 
     def __init__(
@@ -102,10 +102,11 @@ class BlockReader:
         """Makes a reader.
 
         Args:
-          decode: a block from its key.
-          after: the key that will be asked for after a key.
-          threads: that decode ahead; 0 decodes when asked, in the thread that asks.
-          capacity: blocks held.
+          decode: decodes a block, given its key.
+          after: gives the key that will be requested after a key.
+          threads: number of threads that decode ahead; 0: blocks are decoded on request, in the caller's
+            thread.
+          capacity: maximum number of blocks held.
         """
         self._decode = decode
         self._after = after
@@ -115,7 +116,7 @@ class BlockReader:
         self._blocks: OrderedDict[BlockKey, Future[DecodedBlock]] = OrderedDict()
 
     def get(self, key: BlockKey) -> DecodedBlock:
-        """The block, decoded now unless it already is.
+        """The block; decodes it now unless this has already been done.
 
         Raises:
           UserError: it cannot be read.
@@ -132,15 +133,15 @@ class BlockReader:
         return wanted.result()
 
     def close(self) -> None:
-        """Ends the threads; what they have begun is finished."""
+        """Ends the threads, after they have finished their current blocks."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _entry(self, key: BlockKey) -> Future[DecodedBlock]:
-        """The block, in the making if it is new."""
+        """The block, or a future of it if it is new."""
         if key not in self._blocks:
             if self._pool is not None:
-                # Fails once the process is ending, and so leaves nothing that others would wait for.
+                # If the process is ending, this raises, and leaves no entry that others would wait for.
                 self._blocks[key] = self._pool.submit(self._decode, key)
             else:
                 block: Future[DecodedBlock] = Future()

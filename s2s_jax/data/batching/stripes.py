@@ -1,6 +1,6 @@
-"""Which stripes a log should have, and what to do about others.
+"""Advice on the stripes of a log.
 
-Only whole stripes can be read. So large ones take memory, and few ones leave a shuffle little choice.
+Only whole stripes can be read. So large stripes take much memory, and few stripes limit shuffling.
 """
 
 import statistics
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching.order import STRIPES_PER_SHARD, Order
 
-# Positions of a stripe between which reading is fastest, and beyond which its speed is erratic.
+# Reading is fastest between these numbers of positions per stripe, and erratic above the third one.
 BEST_POSITIONS = (200_000, 800_000)
 _ERRATIC_POSITIONS = 1_600_000
 
@@ -17,12 +17,12 @@ _ERRATIC_POSITIONS = 1_600_000
 def advice(
     stripe_rows: Sequence[int], stripe_positions: Sequence[float], order: ReadingOrder
 ) -> list[str]:
-    """What is wrong with the stripes of a log, a sentence each, without what to do about it.
+    """Problems with the stripes of a log, a sentence each, without remedies.
 
     Args:
-      stripe_rows: rows of each stripe that has any.
-      stripe_positions: positions of each stripe that is known, at least one.
-      order: how the log is shuffled.
+      stripe_rows: rows of each stripe that has rows.
+      stripe_positions: positions of each stripe for which they are known; at least one.
+      order: says how the log is shuffled.
     """
     wrong = (
         _too_few(stripe_rows, stripe_positions, order),
@@ -32,7 +32,7 @@ def advice(
 
 
 def remedy(paths: str) -> str:
-    """The command that mends stripes; `paths` as a shell takes them."""
+    """The command that fixes the stripes; `paths` must be quoted for a shell."""
     return f"rewrite the log: s2s convert {paths} --format orc --output DIR"
 
 
@@ -43,7 +43,7 @@ def _too_few(
         return None
     needed = order.shards * STRIPES_PER_SHARD
     shards = Order(stripe_rows, order.shards, order.shuffle_rows, shuffle=True, seed=0).shards
-    # A small log has better few good stripes than many small ones.
+    # For a small log, few good stripes are better than many small ones.
     if shards == order.shards or sum(stripe_positions) < BEST_POSITIONS[0] * needed:
         return None
     return (
@@ -55,7 +55,7 @@ def _too_few(
 
 def _badly_sized(stripe_positions: Sequence[float], order: ReadingOrder) -> str | None:
     low, high = BEST_POSITIONS
-    best = f"{low / 1e6:g} to {high / 1e6:g} million positions a stripe read best"
+    best = f"{low / 1e6:g} to {high / 1e6:g} million positions per stripe are read fastest"
     erratic = sum(size > _ERRATIC_POSITIONS for size in stripe_positions)
     if erratic:
         return (
@@ -64,7 +64,7 @@ def _badly_sized(stripe_positions: Sequence[float], order: ReadingOrder) -> str 
             f"whole stripes can be read, so memory and speed of reading are erratic, and {best}"
         )
     middle = statistics.median(stripe_positions)
-    # Small stripes are right where larger ones would be too few.
+    # Small stripes are right if there would be too few larger ones.
     enough = sum(stripe_positions) >= low * STRIPES_PER_SHARD * order.shards
     if middle > high or (middle < low and enough):
         size, than = ("large", "more") if middle > high else ("small", "fewer")

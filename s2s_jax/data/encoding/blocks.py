@@ -1,9 +1,9 @@
 """Decoded rows: packed, reordered, and padded to fixed shapes.
 
-The ids of a position lie side by side, so that moving a position moves all of its features at once.
+The ids of a position are stored together, so that moving a position moves all of its features at once.
 
-Shapes: N rows, P positions, C columns of ids; B rows of a batch, L positions of a sequence, G groups
-of rows that lie on one device.
+Shapes: N rows, P positions, C columns of ids; B rows of a batch, L positions of a sequence, G groups of
+rows (the rows of a group are on one device).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from s2s_jax.config.features import NO_ID as NO_ID
 
-# Length of a row that could not be read.
+# The length of a row that could not be read.
 SKIPPED = -1
 
 
@@ -22,9 +22,9 @@ class Block(NamedTuple):
     """Rows that were decoded together.
 
     Attributes:
-      values_PC: int32 buckets of all features at all positions, `NO_ID` where there is none.
-      begins_N: int64; the positions of row n begin at `begins_N[n]` and follow each other.
-      lengths_N: int64 positions of each row, `SKIPPED` for a row that could not be read.
+      values_PC: int32 ids of all features at all positions, `NO_ID` for missing ids.
+      begins_N: int64; the positions of row n begin at `begins_N[n]` and are consecutive.
+      lengths_N: int64, positions of each row, `SKIPPED` for a row that could not be read.
     """
 
     values_PC: np.ndarray
@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def starts(lengths: np.ndarray) -> np.ndarray:
-    """`[0, l0, l0 + l1, …]`, int64.
+    """Cumulative sums that start with 0: `[0, l0, l0 + l1, …]`, int64.
 
     Examples:
       >>> starts(np.array([3, 0, 2])).tolist()
@@ -45,12 +45,12 @@ def starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def packed_block(values_PC: np.ndarray, lengths_N: np.ndarray) -> Block:
-    """Rows whose positions follow each other."""
+    """A block of rows whose positions follow each other."""
     return Block(values_PC, starts(np.maximum(lengths_N, 0))[:-1], lengths_N)
 
 
 def skipped_block(rows: int, columns: int) -> Block:
-    """Stands for `rows` rows that could not be read."""
+    """A block that stands for `rows` rows that could not be read."""
     return packed_block(np.empty((0, columns), np.int32), np.full(rows, SKIPPED, np.int64))
 
 
@@ -74,25 +74,24 @@ def truncate(block: Block, seq_len: int, keep_newest: bool) -> Block:
 
 
 def take_first(block: Block, kept_N: np.ndarray) -> Block:
-    """Keeps the first `kept_N` positions of each row, which has as many, without copying."""
+    """Keeps the first `kept_N` positions of each row (rows must have as many), without copying."""
     return Block(block.values_PC, block.begins_N, kept_N)
 
 
 def choose(block: Block, rows: np.ndarray | slice) -> Block:
-    """Some rows, in some order, without copying."""
+    """The given rows, in the given order, without copying."""
     return Block(block.values_PC, block.begins_N[rows], block.lengths_N[rows])
 
 
 def pack(block: Block) -> Block:
-    """The same rows, no two of which share positions, with memory of their own, in which they follow
-    each other."""
+    """Copies rows, no two of which share positions, into new memory where they follow each other."""
     values_PC = np.ascontiguousarray(block.values_PC)
     lengths_N = np.maximum(block.lengths_N, 0)
     if not lengths_N.any():
         return packed_block(values_PC[:0], block.lengths_N)
     width = values_PC.shape[1] * values_PC.itemsize
-    # Arrow moves a run of positions as one string of bytes, several times faster than NumPy moves
-    # positions. Its strings must follow each other, so what no row uses becomes strings too.
+    # Arrow copies a run of positions as one byte string, several times faster than NumPy copies
+    # positions. Arrow's strings must be adjacent, so unused positions between rows become strings too.
     bounds = np.unique(np.concatenate([block.begins_N, block.begins_N + lengths_N]))
     strings = pa.Array.from_buffers(
         pa.large_binary(),
@@ -110,21 +109,20 @@ def to_dense(blocks: Sequence[Block], rows: int, seq_len: int) -> dict[str, np.n
     """Pads some rows to fixed shapes.
 
     Args:
-      blocks: parts of packed blocks, of rows of at most `seq_len` positions, at most B in all.
-      rows: B; those beyond the blocks' rows are padding of length 0.
+      blocks: parts of packed blocks, with at most B rows in total, of at most `seq_len` positions each.
+      rows: B; rows beyond those of the blocks are padding of length 0.
       seq_len: L.
 
     Returns:
-      `length`: int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `ids`: int32
-      `[B, L, C]`, `NO_ID` where there is none. Positions of a row come first. The arrays are the
-      caller's own.
+      New arrays: `length`, int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `ids`,
+      int32 `[B, L, C]`, `NO_ID` for missing ids. The real positions of a row come first.
     """
     values_PC, length_B = gather(blocks, rows)
     return {"length": length_B, "ids": padded(values_PC, length_B, seq_len)}
 
 
 def positions_of(block: Block) -> np.ndarray:
-    """int32 `[P, C]`: the positions of rows, which may share some, one row after the other."""
+    """int32 `[P, C]`: the positions of all rows, one row after the other; rows may share positions."""
     lengths_N = np.maximum(block.lengths_N, 0)
     before_N = starts(lengths_N)[:-1]
     place_P = np.repeat(block.begins_N - before_N, lengths_N) + np.arange(lengths_N.sum())
@@ -134,11 +132,11 @@ def positions_of(block: Block) -> np.ndarray:
 
 
 def padded(values_PC: np.ndarray, length_B: np.ndarray, seq_len: int) -> np.ndarray:
-    """int32 `[B, L, C]`: rows whose positions follow each other, and `NO_ID` after each.
+    """int32 `[B, L, C]`: pads rows, whose positions follow each other, with `NO_ID`.
 
     Args:
       values_PC: int32, positions of all rows.
-      length_B: positions of each row, at most `seq_len`; a negative one has none.
+      length_B: positions of each row, at most `seq_len`; negative counts as 0.
       seq_len: L.
 
     Examples:
@@ -158,15 +156,15 @@ def to_flat(
     """Packs some rows into fixed shapes, for padding on the device.
 
     Args:
-      blocks: parts of packed blocks, of rows of at most `seq_len` positions, at most B in all.
-      rows: B; those beyond the blocks' rows are padding of length 0.
+      blocks: parts of packed blocks, with at most B rows in total, of at most `seq_len` positions each.
+      rows: B; rows beyond those of the blocks are padding of length 0.
       seq_len: L.
-      group_rows: rows that lie on one device; divides B into G groups.
+      group_rows: number of rows on one device; divides B into G groups.
 
     Returns:
-      `length`: int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and `values`: int32
-      `[G, B // G * L, C]`; the positions of a group's rows follow each other, then come `NO_ID`s.
-      The arrays are the caller's own.
+      New arrays: `length`, int32 `[B]`, real positions of each row (`SKIPPED` as in blocks), and
+      `values`, int32 `[G, B // G * L, C]`: the positions of a group's rows, one after the other, then
+      `NO_ID`s.
     """
     values_PC, length_B = gather(blocks, rows)
     groups = rows // group_rows
@@ -180,11 +178,11 @@ def to_flat(
 
 
 def gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of all rows, one after the other, and int32 lengths of `rows` rows.
+    """The positions of all rows, one after the other, and int32 lengths of `rows` rows.
 
     Args:
-      blocks: parts of packed blocks, of at most `rows` rows in all.
-      rows: those beyond the blocks' rows have length 0.
+      blocks: parts of packed blocks, with at most `rows` rows in total.
+      rows: number of lengths; rows beyond those of the blocks have length 0.
     """
     assert blocks, "a batch has at least one block, which may be empty"
     parts = []
@@ -198,5 +196,5 @@ def gather(blocks: Sequence[Block], rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _item(values_PC: np.ndarray) -> np.dtype:
-    """A position as one opaque item, since NumPy is slow at choosing and assigning short rows."""
+    """A dtype with a whole position as one item, because NumPy is slow at indexing short rows."""
     return np.dtype((np.void, values_PC.shape[1] * values_PC.itemsize))

@@ -1,8 +1,9 @@
-"""Decoded stripes on disk: `io.cache`.
+"""The cache of decoded stripes on disk: `io.cache`.
 
-One Arrow IPC file a stripe, of one column: a list of positions for each row, each position the ids of
-all features side by side. What it was made from (settings, file, stripe) stands in the schema's metadata
-and is compared when it is read, so that a stale or foreign file is never used.
+There is one Arrow IPC file per stripe, with one column: a list of positions for each row, where a
+position has the ids of all features. The metadata of the schema says what the file was made from
+(settings, file, stripe). It is compared when the file is read, so that a stale or foreign file is never
+used.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from s2s_jax.data.encoding.features import id_width
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 
-# Raised by one when the meaning of decoded ids changes, though no setting did.
+# Increased by one when the meaning of decoded ids changes without a change of settings.
 DECODING_VERSION = 1
 _METADATA = b"s2s_jax"
 
@@ -32,7 +33,7 @@ class StripeCache:
     """The cached stripes of one decoding."""
 
     def __init__(self, directory: str, decoding: Decoding):
-        """Opens `directory`, which is made where it does not exist, for one decoding.
+        """Opens `directory`, which is created if it does not exist, for one decoding.
 
         Raises:
           UserError: it cannot be written.
@@ -53,7 +54,7 @@ class StripeCache:
             raise UserError(f"io.cache: {self._dir} cannot be written ({error})") from error
 
     def read(self, file: OrcFile, stripe: int) -> Block | None:
-        """The decoded stripe, None if it is not cached or what is there is not whole."""
+        """The decoded stripe; None if it is not cached or its file is incomplete."""
         path = self._path(file, stripe)
         try:
             with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
@@ -63,7 +64,7 @@ class StripeCache:
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError):
-            # Torn by a full disk, say: decoded and written again.
+            # Incomplete, for example because the disk was full: it will be decoded and written again.
             return None
         rows = batch.column(0)
         if batch.num_rows != file.stripe_rows[stripe]:
@@ -73,10 +74,10 @@ class StripeCache:
         return packed_block(values.reshape(-1, self._columns), np.diff(starts_N))
 
     def write(self, file: OrcFile, stripe: int, block: Block) -> None:
-        """Keeps a decoded stripe, a packed block.
+        """Writes a decoded stripe, which must be a packed block.
 
-        Where that fails, because the disk is full say, nothing more is kept, which is said once: it
-        costs time later, but nothing is wrong with the stripe.
+        If this fails, for example because the disk is full, nothing more is written, and a message is
+        printed once: this costs time later, but nothing is wrong with the stripe.
         """
         if not self._writes:
             return
@@ -85,7 +86,7 @@ class StripeCache:
         rows = pa.LargeListArray.from_arrays(pa.array(starts(block.lengths_N)), positions)
         schema = pa.schema([pa.field("rows", rows.type)], metadata=self._metadata(file, stripe))
         path = self._path(file, stripe)
-        # Hosts and threads may write the same stripe; each renames a file of its own into place.
+        # Hosts and threads may write the same stripe; each moves its own file into place.
         unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -97,8 +98,8 @@ class StripeCache:
                 unfinished.unlink()
             reason = " ".join(str(error).split())
             print(
-                f"io.cache: {self._dir} cannot be written ({reason}); what is there is used, and no "
-                f"more stripes are kept",
+                f"io.cache: {self._dir} cannot be written ({reason}); cached stripes are used, but no "
+                f"more stripes are cached",
                 file=sys.stderr,
                 flush=True,
             )
@@ -113,7 +114,7 @@ class StripeCache:
             "size": file.size,
             "fingerprint": file.fingerprint,
             "sample": file.sample,
-            # A file that was written anew is decoded anew, also if nothing else tells.
+            # A rewritten file is decoded again, even if nothing else shows the change.
             "modified_ns": file.modified_ns,
             "stripe": stripe,
         }

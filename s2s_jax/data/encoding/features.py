@@ -3,7 +3,7 @@
 Shapes: N rows of a record batch, P positions, T entries, C columns of ids.
 """
 
-# pyarrow.compute makes its functions when it is imported, unseen by type checkers.
+# pyarrow.compute creates its functions at import, so type checkers do not see them.
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from s2s_jax.errors import MachineError, UserError
 
 
 def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
-    """Which columns of `Block.values_PC` hold the ids of each feature: `bag_size * id_words` of them."""
+    """The columns of `Block.values_PC` with the ids of each feature, `bag_size * id_words` columns."""
     columns, start = {}, 0
     for feature in features:
         width = feature.bag_size * feature.id_words
@@ -32,20 +32,20 @@ def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
 
 
 def id_width(features: Sequence[FeatureConfig]) -> int:
-    """Columns of `Block.values_PC`."""
+    """The number of columns of `Block.values_PC`."""
     return sum(feature.bag_size * feature.id_words for feature in features)
 
 
 def column_names(features: Sequence[FeatureConfig]) -> list[str]:
-    """The columns of the files that `features` read, each once."""
+    """The columns of the files that `features` read, without duplicates."""
     return list(dict.fromkeys(f.column_name for f in features))
 
 
 def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
-    """Refuses a file that lacks a column of `features` or has it in a type that cannot be read.
+    """Refuses a file without a column of `features`, or with a type that cannot be read.
 
     Raises:
-      UserError: naming file and column.
+      UserError: names the file and the column.
     """
     names = file.schema.names
     for i, feature in enumerate(features):
@@ -56,12 +56,12 @@ def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
         if names.count(name) > 1:
             raise UserError(
                 f"{file.path}: {names.count(name)} columns are called {name} ({key}), expected one; "
-                f"write the file anew with other names"
+                f"rewrite the file with other names"
             )
         if name in file.encrypted:
             raise UserError(
                 f"{file.path}: column {name} ({key}) is encrypted and can only be read as its mask; "
-                f"write the file anew without encryption"
+                f"rewrite the file without encryption"
             )
         column_type = file.schema.field(name).type
         refused = check_column(column_type, feature, f"features.{i}")
@@ -70,11 +70,11 @@ def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
 
 
 def entry_kinds(file: Source, features: Sequence[FeatureConfig]) -> dict[str, str]:
-    """What the ids of features are made from, by name; the same id of another kind is another id.
+    """The kind of entries that each feature's ids are made from; the same id of another kind differs.
 
     Args:
       file: has the columns of all features.
-      features: those whose op is no id know of times and numbers what they need.
+      features: the features; only those with op id depend on the kind.
     """
     kinds = {}
     for feature in features:
@@ -87,12 +87,12 @@ def entry_kinds(file: Source, features: Sequence[FeatureConfig]) -> dict[str, st
 
 
 def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -> str | None:
-    """What is wrong with a column of `feature`, said after its name; None if it can be read.
+    """The problem with a feature's column, worded to follow the column's name; None if it can be read.
 
     Args:
-      column_type: of the column.
-      feature: that reads it.
-      place: of the feature in the configuration, for messages.
+      column_type: type of the column.
+      feature: the feature that reads it.
+      place: path of the feature in the configuration, for messages.
     """
     element = _element_type(column_type)
     if element is None or not ids.accepted(element, feature.op):
@@ -116,18 +116,18 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
 def decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
     """Decodes all features of a record batch.
 
-    A null or empty list means that a feature is missing: at one position if it is an inner list or
-    a null id, or at all positions of the row if it is the whole list while other features have some.
+    A null or empty list means that a feature is missing. An inner list, or a null id, is about one
+    position; the outer list is about all positions of the row, which other features have.
 
     Args:
-      batch: rows with the columns of the features, and of the split.
-      file: where they come from, for messages.
-      first_row: number of their first row in the file, for messages.
-      decoding: what is held out, and how features are truncated, hashed and bagged.
+      batch: rows with the columns of the features and of the split.
+      file: source of the rows, for messages.
+      first_row: number of the first row in the file, for messages.
+      decoding: says what is held out, and how features are truncated, hashed and bagged.
 
     Raises:
-      UserError: features of a row disagree in length, a row is longer than what is kept although
-        `io.check_length` forbids it, a bag is fuller than its `bag_size`, or a text is no time.
+      UserError: features of a row disagree in length, a row would be truncated although
+        `io.check_length` forbids it, a bag has more ids than its `bag_size`, or a text is not a time.
       MachineError: there is too little memory.
     """
     try:
@@ -135,7 +135,7 @@ def decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decodi
     except MemoryError as error:
         raise MachineError(
             f"{file.path}: rows from {first_row:,} on cannot be decoded: too little memory; give the "
-            f"job more, lower io.thread_num, or write the log anew in smaller stripes"
+            f"job more, lower io.thread_num, or rewrite the log in smaller stripes"
         ) from error
 
 
@@ -166,7 +166,7 @@ def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decod
         mine_PK = values_PC[:, columns[feature.name]]
         present_P = None
         if not np.array_equal(found[name], lengths_N):
-            # Rows without the feature are missing it at all their positions.
+            # In rows without the feature, it is missing at all positions.
             present_P = np.repeat(found[name] == lengths_N, lengths_N)
         _fill(mine_PK, entries[name], present_P, feature, where)
         if feature.of_next:
@@ -176,7 +176,7 @@ def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decod
 
 
 class _Where(NamedTuple):
-    """Where the positions of a record batch stand, for messages."""
+    """The rows of positions in a record batch, for messages."""
 
     file: Source
     first_row: int
@@ -184,22 +184,22 @@ class _Where(NamedTuple):
     kept: Block
 
     def row(self, position: int) -> int:
-        """Number in the file of the row that a position belongs to."""
+        """The row of a position, as its number in the file."""
         return self.first_row + int(np.searchsorted(self.starts_N, position, side="right")) - 1
 
     def is_kept(self, positions: np.ndarray) -> np.ndarray:
-        """Which positions truncation keeps."""
+        """Whether truncation keeps positions."""
         row = np.searchsorted(self.starts_N, positions, side="right") - 1
         after = positions - self.kept.begins_N[row]
         return (after >= 0) & (after < self.kept.lengths_N[row])
 
 
 class _Entries(NamedTuple):
-    """The entries of a column, position after position, without those that are missing.
+    """The entries of a column, position after position, without missing ones.
 
     Attributes:
       values: the entries.
-      counts_P: int64, how many each position has; None if each has one.
+      counts_P: int64, number of entries at each position; None if each position has one.
     """
 
     values: pa.Array
@@ -216,11 +216,11 @@ def _fill(
     """Writes the ids of a feature.
 
     Args:
-      ids_PK: where to.
-      entries: of the feature's column, for the positions where `present_P`.
-      present_P: bool, whether a position's row has the column; None: all have.
-      feature: says what becomes of the entries.
-      where: of the positions.
+      ids_PK: array to write to.
+      entries: entries of the feature's column, for the positions where `present_P`.
+      present_P: bool, whether a position's row has the column; None: all rows do.
+      feature: says how entries become ids.
+      where: rows of the positions.
     """
     counts_P = entries.counts_P
     if present_P is not None:
@@ -239,7 +239,7 @@ def _fill(
             )
     values = entries.values
     if feature.op == "time_gap" and counts_P is not None:
-        # Only what truncation drops may hold several times; the first of them counts.
+        # Only truncated positions may have several times; the first one counts.
         there_P = counts_P > 0
         if counts_P.max(initial=0) > 1:
             values = values.take(pa.array(blocks.starts(counts_P)[:-1][there_P]))
@@ -281,11 +281,11 @@ def _fill(
 
 
 def _told(file: Source, name: str) -> str:
-    """The columns of a file in one line, and whether `name` is inside one of them."""
+    """Lists the columns of a file, and says if `name` is inside one of them."""
     told = " ".join(", ".join(file.schema.names).split()) or "no columns"
     for field in file.schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index(name) >= 0:
-            # Hive writes its transactional tables so.
+            # As in Hive's transactional tables.
             return (
                 f"{told}, and {name} inside struct {field.name}, where it cannot be read; write it as a "
                 f"column of its own"
@@ -294,7 +294,7 @@ def _told(file: Source, name: str) -> str:
 
 
 def _element_type(column_type: pa.DataType) -> pa.DataType | None:
-    """T of list<T> or list<list<T>>, None for other types."""
+    """The type T of list<T> or list<list<T>>; None for other types."""
     if not _is_list(column_type):
         return None
     inner = column_type.value_type
@@ -306,7 +306,7 @@ def _is_list(data_type: pa.DataType) -> bool:
 
 
 def _list_lengths(lists: pa.Array) -> np.ndarray:
-    """int64 length of each list, 0 for null."""
+    """The length of each list, int64; 0 for null."""
     lengths = pc.list_value_length(lists)
     if lengths.null_count:
         lengths = pc.fill_null(lengths, 0)
@@ -314,7 +314,7 @@ def _list_lengths(lists: pa.Array) -> np.ndarray:
 
 
 def _common_lengths(lengths: Mapping[str, np.ndarray], file: Source, first_row: int) -> np.ndarray:
-    """Positions of each row: what all its columns that are not missing agree on."""
+    """Positions of each row: the common length of all its columns that are not missing."""
     longest_N = np.maximum.reduce(list(lengths.values()))
     for name, lengths_N in lengths.items():
         wrong_N = (lengths_N != longest_N) & (lengths_N != 0)
@@ -324,17 +324,17 @@ def _common_lengths(lengths: Mapping[str, np.ndarray], file: Source, first_row: 
             raise UserError(
                 f"{file.path}: row {first_row + row}: features disagree in length: {other} has "
                 f"{longest_N[row]} positions, {name} has {lengths_N[row]}; every feature of a row "
-                f"needs one entry (it may be empty) a position"
+                f"needs one entry (it may be empty) per position"
             )
     return longest_N
 
 
 def _open(positions: pa.Array) -> _Entries:
-    """Takes bags apart and leaves out what is missing."""
+    """Flattens bags and drops missing entries."""
     counts_P = None
     values = positions
     if _is_list(positions.type):
-        # Lists without nulls, each of one entry, are the rule and need no counts.
+        # Usually there are no nulls and each list has one entry; then counts are not needed.
         lengths = pc.list_value_length(positions)
         ends = pc.min_max(lengths).as_py()
         if lengths.null_count or (ends["min"], ends["max"]) not in ((1, 1), (None, None)):

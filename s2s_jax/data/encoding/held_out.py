@@ -1,12 +1,12 @@
-"""Which events training sees and which are to be found: the last of each row, or those from a time on.
+"""Splits events into those that training sees and targets: the last events of rows, or later ones.
 
-Both protocols cut rows: training and histories see what comes before the cut, and the event after
-it may be to be found. A split by time cuts a row before its first event at that time or later. What
-follows stays unseen however early it claims to be, so that nothing leaks where the times of a row
-step back. Events without a time go with those before them.
+Both splits cut rows: training and histories see the events before the cut, and the event after it may be
+a target. A split by time cuts a row before its first event at or after that time. All later events stay
+unseen, even with earlier times, so that nothing leaks where the times of a row step back. Events
+without a time belong to the events before them.
 
-Items first seen after a split by time are not in the catalogue, and have no vectors that were
-learned; users who go on with one are left out and counted (`eval/unknown_targets`).
+Items that first occur after a split by time are not in the catalogue, and have no trained vectors. Users
+whose target is such an item are left out and counted (`eval/unknown_targets`).
 
 Shapes: N rows of a record batch, P positions of the column of times, T times.
 """
@@ -30,10 +30,10 @@ SplitPart = Literal["validation", "test"]
 
 
 class TimeCut(NamedTuple):
-    """Before the first event at a time or later.
+    """A cut before the first event at or after a time.
 
     Attributes:
-      feature: whose column has the times.
+      feature: the feature whose column has the times.
       at: seconds since 1970.
     """
 
@@ -42,11 +42,11 @@ class TimeCut(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where each row ends; by default where it ends anyway.
+    """Where rows are cut; by default at their end.
 
     Attributes:
-      last: events at the end of a row that come after the cut.
-      time: cuts by time.
+      last: number of events at the end of a row that come after the cut.
+      time: cut by time; None: there is none.
     """
 
     last: int = 0
@@ -60,19 +60,19 @@ class Cut(NamedTuple):
     def kept(
         self, batch: pa.RecordBatch, lengths_N: np.ndarray, file: Source, first_row: int
     ) -> np.ndarray:
-        """How many positions of each row come before the cut.
+        """The number of positions of each row before the cut.
 
         Args:
           batch: rows with the columns of `column_names`.
-          lengths_N: int64 positions of the rows.
-          file: where they come from, for messages.
-          first_row: number of their first row in the file, for messages.
+          lengths_N: int64, positions of each row.
+          file: source of the rows, for messages.
+          first_row: number of the first row in the file, for messages.
 
         Returns:
           int64 `[N]`.
 
         Raises:
-          UserError: a text is no time.
+          UserError: a text is not a time.
         """
         kept_N = np.maximum(lengths_N - self.last, 0)
         if self.time is None:
@@ -83,13 +83,13 @@ class Cut(NamedTuple):
         late_P = self._late(lists, starts_N, file, first_row)
         following_N = np.searchsorted(late_P, starts_N[:-1])
         first_N = np.append(late_P, starts_N[-1])[following_N] - starts_N[:-1]
-        # The first late position after a row's start may be another row's.
+        # The first late position after the start of a row may belong to another row.
         return np.where(first_N < there_N, np.minimum(first_N, kept_N), kept_N)
 
     def _late(
         self, lists: pa.Array, starts_N: np.ndarray, file: Source, first_row: int
     ) -> np.ndarray:
-        """Positions at the time or later, rising."""
+        """Positions at or after the time, ascending."""
         assert self.time is not None, "asked for only with a time"
         feature, at = self.time
         values = lists.flatten()
@@ -106,18 +106,18 @@ class Cut(NamedTuple):
             row = int(np.searchsorted(starts_N, owner_T[error.index], side="right")) - 1
             raise UserError(
                 f"{file.path}: row {first_row + row}, column {feature.column_name}: expected a "
-                f"time as a whole number (eval.time_feature is {feature.name}), found "
+                f"time as a whole number (eval.split.feature is {feature.name}), found "
                 f"{error.text}; write times as seconds since 1970"
             ) from error
         return owner_T[times_T >= math.ceil(at * per_second)]
 
 
 class Targets(NamedTuple):
-    """Which event of a row is to be found: the first after a cut, if it is before another cut.
+    """Defines the target event of a row: the first one after a cut, if it is before another cut.
 
     Attributes:
-      history: ends the history of the row.
-      until: nothing after it is to be found.
+      history: the cut that ends the history of the row.
+      until: the target must be before this cut.
     """
 
     history: Cut
@@ -125,7 +125,7 @@ class Targets(NamedTuple):
 
 
 def training_cut(split: Split | None) -> Cut:
-    """What training sees of a row; with nothing held out, all of it."""
+    """The cut before which training sees a row; at its end if nothing is held out."""
     if split is None:
         return Cut()
     if split.at is None:
@@ -134,33 +134,32 @@ def training_cut(split: Split | None) -> Cut:
 
 
 def catalogue_cut(split: Split) -> Cut:
-    """Which events of a row make the items that are ranked.
+    """The cut before which events count for the catalogue of ranked items.
 
-    All of them where the last events are held out; in a split by time, those that training sees, since
-    nothing is known of later ones.
+    If the last events are held out, all events count. With a split by time, only those that training
+    sees count, since nothing is known about later items.
     """
     return Cut() if split.at is None else training_cut(split)
 
 
 def targets(split: Split, part: SplitPart) -> Targets:
-    """The events that are to be found.
+    """The target events of a split.
 
     Raises:
-      UserError: none are held out.
+      UserError: no events are held out for it.
     """
     if split.at is None:
         if split.events < 1:
             raise UserError(
-                "eval.held_out: expected at least 1, the events at the end of each row that "
-                "training does not see, or a time as eval.split_at, found 0; train with "
-                "eval.held_out 2 and evaluate that run"
+                "eval.split: expected last_events or by_time, because there must be held-out events to "
+                "evaluate, found none; train with eval.split last_events and evaluate that run"
             )
         return Targets(Cut(1 if part == "test" else split.events), Cut())
     if part == "test":
         return Targets(_at(split.at, split), Cut())
     if split.validation_at is None:
         raise UserError(
-            f"eval.validation_at: expected a time before eval.split_at ({split.at}) "
+            f"eval.split.validation_at: expected a time before eval.split.at ({split.at}) "
             f"because validation events are asked for, found None; train with one, or evaluate the "
             f"test events"
         )
@@ -168,14 +167,14 @@ def targets(split: Split, part: SplitPart) -> Targets:
 
 
 def check_times(file: Source, split: Split | None) -> None:
-    """Refuses a file whose column of times has none, if rows are split by time.
+    """Refuses a file whose time column does not have times, if rows are split by time.
 
     Args:
       file: has the columns of all features.
-      split: of its rows.
+      split: the split; None: there is none.
 
     Raises:
-      UserError: naming file and column.
+      UserError: names the file and the column.
     """
     if split is None or split.feature is None:
         return
@@ -184,7 +183,7 @@ def check_times(file: Source, split: Split | None) -> None:
     if not ids.accepted(arrow.leaf_type(column_type), "time_gap"):
         raise UserError(
             f"{file.path}: column {feature.column_name}: expected list<T> or list<list<T>> of "
-            f"times (eval.time_feature is {feature.name}), found {column_type}"
+            f"times (eval.split.feature is {feature.name}), found {column_type}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The files that a job reads, from their footers; refuses those that the features cannot read."""
+"""Indexes the files of a job from their footers, and refuses files that the features cannot read."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +15,12 @@ def index_files(logs: Logs, decoding: Decoding) -> FileIndex:
     """Reads the footers of all files of `logs`.
 
     Args:
-      logs: which files.
-      decoding: what is to become of their rows.
+      logs: the files.
+      decoding: how their rows will be decoded.
 
     Raises:
-      UserError: a file cannot be read (and may not be skipped) or has not the columns that the features
-        read, or there are no rows at all.
+      UserError: a file cannot be read (and may not be skipped) or lacks a column of a feature, or there
+        are no rows at all.
       MachineError: a file cannot be read on this machine.
     """
     files, skipped = [], []
@@ -52,16 +52,16 @@ def check_kinds(
     where: str,
     readers: Sequence[FeatureConfig],
 ) -> None:
-    """Refuses files whose ids are of another kind, and so would be other ids.
+    """Refuses files whose ids are of another kind, because they would be encoded differently.
 
     Args:
-      files: have the columns of all features.
-      kinds: what `features.entry_kinds` said of other files.
-      where: which files these are, for messages.
+      files: files with the columns of all features.
+      kinds: the result of `features.entry_kinds` for other files.
+      where: describes these other files, for messages.
       readers: the features.
 
     Raises:
-      UserError: naming the first such file and column.
+      UserError: names the first such file and column.
     """
     for file in files:
         found = features.entry_kinds(file, readers)
@@ -70,6 +70,6 @@ def check_kinds(
                 (column,) = (f.column_name for f in readers if f.name == name)
                 raise UserError(
                     f"{file.path}: column {column} holds {found[name]}, "
-                    f"expected {kind} {where}, since the same id would become another one; write the "
-                    f"file anew with ids of that kind"
+                    f"expected {kind} {where}, because the same id would be encoded differently; "
+                    f"rewrite the file with ids of that kind"
                 )

@@ -164,10 +164,10 @@ class Learnable:
         split = self._meaning.decoding.split
         assert split is not None, "training may hold something out"
         if split.at is None:
-            return f"eval.held_out {split.events}"
+            return f"eval.split.events {split.events}"
         if split.validation_at is None:
-            return f"eval.split_at {split.at}"
-        return f"eval.validation_at {split.validation_at}"
+            return f"eval.split.at {split.at}"
+        return f"eval.split.validation_at {split.validation_at}"
 
     def _why(self) -> str:
         paths = self._meaning.paths
@@ -198,9 +198,9 @@ class Learnable:
             )
         if self._longest_kept < 2:
             return (
-                f"eval.held_out: {nothing}: {self._cut.last} events of every row are held out, two more "
-                f"are needed, and the longest row has {self._longest:,}; lower it, or train on longer "
-                f"rows"
+                f"eval.split.events: {nothing}: {self._cut.last} events of every row are held out, two "
+                f"more are needed, and the longest row has {self._longest:,}; lower it, or train on "
+                f"longer rows"
             )
         item = self._meaning.item
         if not self._pairs:

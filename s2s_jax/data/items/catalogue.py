@@ -1,14 +1,15 @@
 """The items of a log: `s2s catalogue --config FILE --output catalogue.parquet`.
 
-An item is what `loss.item_feature` becomes in training: a bucket, or a 64-bit id. With it go the id that
-stands in the log, how many events it has, and the ids of the features that scored events show
-(`loss.target_features`): the combination of them that comes with it most often, of equals the first in
-the log. (Where items have very many combinations, rare ones are forgotten before the end, so that one
-that turns frequent late may lose.) Every event counts, also those that truncation keeps from
-training, but none that is held out from it (`eval.held_out`, `eval.split_at`).
+An item is an encoded id of `loss.item_feature`: a bucket, or a 64-bit id. The catalogue also has its id
+in the log, the number of its events, and the ids of its target features (`loss.target_features`): the
+most frequent combination of these, for ties the first in the log. (If an item has very many
+combinations, rare ones are forgotten early, so a combination that becomes frequent late may be missed.)
+All events count, including those that truncation drops in training, except held-out events
+(`eval.split`).
 
-The file is Parquet: `item`, `count` and, for each feature, `ids/<name>`, lists of
-`bag_size * id_words` int32 numbers padded with -1. Items come by falling count, equals by encoded id.
+The file is Parquet, with columns `item`, `count` and, for each feature, `ids/<name>`: lists of
+`bag_size * id_words` int32 numbers, padded with -1. Items are sorted by descending count, then encoded
+id.
 
 Shapes: I items, K ids of a bag, W words of an id.
 """
@@ -36,20 +37,20 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 
 _METADATA = b"s2s_jax.catalogue"
-_REMEDY = "make it anew with s2s catalogue"
+_REMEDY = "make it again with s2s catalogue"
 
 
 class Catalogue(NamedTuple):
-    """Distinct items, by falling count, equals by rising encoded id (as signed numbers).
+    """Distinct items, sorted by descending count, then by encoded id (as signed numbers).
 
     Attributes:
-      item: the ids that stand in the log, int64 or large_string (or a type of times or bytes).
-      count_I: int64 events of each.
-      ids: for each of `loss.target_features`, and for `loss.item_feature`, encoded ids as training
-        sees them, `NO_ID` where there is none: int32 `[I, K]`, or `[I, K, 2]` where the feature's
-        table grows.
-      collisions: ids of the log that are encoded like one that came before them, and so are no item.
-      shared_events: events of items that stand for several ids; None in files of earlier versions.
+      item: ids in the log, int64 or large_string (or a type of times or bytes).
+      count_I: int64, number of events of each item.
+      ids: encoded ids, as in training, for each of `loss.target_features` and for `loss.item_feature`;
+        `NO_ID` for missing ids: int32 `[I, K]`, or `[I, K, 2]` if the feature's table grows.
+      collisions: number of ids in the log that are not separate items, because they are encoded like an
+        earlier one.
+      shared_events: events of items that stand for several ids; None in files of older versions.
     """
 
     item: pa.Array
@@ -59,7 +60,7 @@ class Catalogue(NamedTuple):
     shared_events: int | None = None
 
     def sharing(self) -> str | None:
-        """How many ids of the log share a row of the table, in words; None if none do."""
+        """A sentence about ids of the log that share a table row; None if none do."""
         if not self.collisions:
             return None
         told = f"{self.collisions:,} more ids of the log share a row of the table with an item"
@@ -69,7 +70,7 @@ class Catalogue(NamedTuple):
         return told
 
     def fingerprint(self) -> str:
-        """Of items, counts and ids, the same wherever they come from."""
+        """A fingerprint of items, counts and ids, regardless of where they come from."""
         sink = pa.BufferOutputStream()
         batch = pa.record_batch({"item": self.item, "count": pa.array(self.count_I)})
         with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -82,16 +83,16 @@ class Catalogue(NamedTuple):
 
 
 def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
-    """Collects the items of a log, one stripe a thread in memory.
+    """Collects the items of a log, with one stripe per thread in memory.
 
     Args:
-      items: what an item is.
-      logs: how they are read.
-      index: of their files.
-      cut: the events before it count.
+      items: says what an item is.
+      logs: says how files are read.
+      index: the index of the files.
+      cut: events before this cut count.
 
     Raises:
-      UserError: an event may have several items, or its item is no id; see also `count_items`.
+      UserError: an event may have several items, or its item is not an id; see also `count_items`.
     """
     return _collect(items, logs, index, cut, cut)[0]
 
@@ -99,19 +100,19 @@ def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
 def collect_for_evaluation(
     items: Items, logs: Logs, index: FileIndex, split: Split
 ) -> tuple[Catalogue, np.ndarray]:
-    """The items that are ranked, and how often training sees them, from one reading of the log.
+    """The items to rank, and how often training sees them, from a single pass over the log.
 
     Args:
-      items: what an item is.
-      logs: how they are read.
-      index: of their files.
-      split: what is held out.
+      items: says what an item is.
+      logs: says how files are read.
+      index: the index of the files.
+      split: says which events are held out.
 
     Returns:
-      As `collect`, and int64 `[I]` events of each item without those that are held out.
+      The result of `collect`, and int64 `[I]`, events of each item without held-out ones.
 
     Raises:
-      UserError: as `collect`.
+      UserError: see `collect`.
     """
     return _collect(items, logs, index, catalogue_cut(split), training_cut(split))
 
@@ -140,7 +141,7 @@ def _collect(
 
 
 def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> None:
-    """Writes a catalogue that was collected for `items`, without what `split` holds out.
+    """Writes a catalogue that was collected for `items`, without the events held out by `split`.
 
     Raises:
       UserError: the file cannot be written.
@@ -158,7 +159,7 @@ def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> 
         "shared_events": catalogue.shared_events,
     }
     table = pa.table(columns, metadata={_METADATA: json.dumps(told).encode()})
-    # A file that is half written, and one that is read at the same time, are never seen.
+    # So readers never see a partial file.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ def load(path: str | Path, items: Items, split: Split) -> Catalogue:
     """Reads a catalogue.
 
     Raises:
-      UserError: the file cannot be read, is no catalogue, or was made for other features.
+      UserError: the file cannot be read, is not a catalogue, or was made for other features.
     """
     refuse_addresses("loss.catalogue", path)
     path = Path(path).expanduser()
@@ -197,23 +198,23 @@ def load(path: str | Path, items: Items, split: Split) -> Catalogue:
         ids_IC = lists.flatten().to_numpy().reshape(-1, feature.bag_size * feature.id_words)
         ids[feature.name] = _shaped(ids_IC, feature)
     item = pa.concat_arrays(table["item"].chunks)
-    # Files of earlier versions do not tell.
+    # Files of older versions do not have it.
     shared = told["shared_events"] if "shared_events" in told else None
     return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"], shared)
 
 
 def item_text(items: pa.Array, index: int) -> str:
-    """One of `Catalogue.item` for a reader."""
+    """One of `Catalogue.item` as text."""
     try:
         item = items[index].as_py()
     except (ValueError, OverflowError):
-        # Text that is no UTF-8, or a time that Python has not.
+        # Text that is not UTF-8, or a time outside Python's range.
         return items.slice(index, 1).to_string(skip_new_lines=True)[1:-1]
     return item.decode(errors="backslashreplace") if isinstance(item, bytes) else str(item)
 
 
 def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
-    """`[I, K]`, or `[I, K, 2]` where ids have two words, with memory of their own."""
+    """A new array `[I, K]`, or `[I, K, 2]` if ids have two words."""
     shape = (len(ids_IC), feature.bag_size, feature.id_words)
     ids_IKW = np.array(ids_IC, np.int32).reshape(shape)
     return ids_IKW if feature.grows else ids_IKW[..., 0]
@@ -223,7 +224,7 @@ def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
 
 
 def _check_item_feature(items: Items) -> None:
-    """A bag, or the bucket of a number, names no item that could be recommended."""
+    """Refuses bags and bucketized numbers, which do not identify an item."""
     feature, name = items.item, items.item.name
     number = [each.name for each in items.features].index(name)
     for key, expected in (("op", "id"), ("bag_size", 1)):
@@ -236,7 +237,7 @@ def _check_item_feature(items: Items) -> None:
 
 
 def _made_for(items: Items, split: Split) -> Fingerprint:
-    """All that encoded ids and counts depend on but the files."""
+    """Everything that encoded ids and counts depend on, except the files."""
     return {"version": DECODING_VERSION, **items.fingerprint, "split": split.fingerprint}
 
 
@@ -250,7 +251,7 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
 
     refuse("version of ids", saved["version"], now["version"])
     refuse("loss.item_feature", saved["loss.item_feature"], now["loss.item_feature"])
-    # Older files say nothing of a split where there is none, or are of whole logs.
+    # Older files without a split were made without one, or cover whole logs.
     split_before = identity.of_split(Config())
     if "split" in saved:
         split_before = split_of_catalogue(saved["split"])
@@ -261,7 +262,7 @@ def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
     refuse("loss.target_features", *names)
     for name, settings in now["features"].items():
         try:
-            # Keys that did not exist when the file was written have the values of then.
+            # Keys that did not exist when the file was written have their defaults of that time.
             before = identity.of_entries(FeatureConfig(**saved["features"][name]))
         except TypeError as error:
             raise UserError(

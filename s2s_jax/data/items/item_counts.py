@@ -1,8 +1,8 @@
-"""Counts of items over whole logs, stripe by stripe: how often each comes, under which ids, with what.
+"""Counts items over whole logs, stripe by stripe, with their ids in the log and their other features.
 
-Two tallies are kept, sums of what single stripes hold: of an encoded item and the id that stands in the
-log, and of an encoded item and the ids of its event's other features. Memory grows with the distinct ids
-of items, not with events. Arrow groups rows in C++, several times faster than NumPy sorts them.
+Two tallies sum the counts of stripes: one by encoded item and id in the log, the other by encoded item
+and the ids of the event's other features. Memory grows with the number of distinct ids of items, not
+with the number of events. Arrow groups rows in C++, several times faster than sorting in NumPy.
 
 Shapes: N rows of the log, P positions, E events that have an item, T rows of a tally, I items.
 """
@@ -26,27 +26,27 @@ from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
 
-# Combinations of other features that an item keeps when there are too many; features that change with
-# each event, such as its time, would otherwise keep as many as events.
+# If there are too many combinations of other features, this many are kept per item. Otherwise features
+# that differ in each event, such as times, would give as many combinations as events.
 _KEPT_COMBINATIONS = 8
 _SPARE_COMBINATIONS = 2**20
-# Columns of the tally of ids that stand in the log.
+# Columns of the tally of ids in the log.
 _ORIGINAL = ("code", "item")
-# Positions of a stripe are below 2^32, so stripes and positions make one number.
+# Positions in a stripe are below 2^32, so a stripe and a position fit into one number.
 _STRIPE_BITS = 32
 
 
 class ItemCounts(NamedTuple):
-    """Items, by ascending code: the encoded id, a bucket or a signed 64-bit id.
+    """Items, sorted by code: the encoded id, which is a bucket or a signed 64-bit id.
 
     Attributes:
       code_I: int64.
-      count_I: int64 events.
-      part_I: int64, how many of these come before the second cut.
-      item: the id that stands in the log; the first, where several are encoded alike.
-      others_IC: int32 ids of the features besides the item's, side by side.
-      collisions: ids of the log that are encoded like one that came before.
-      shared_events: events of ids that are encoded like another, whichever came first.
+      count_I: int64, number of events.
+      part_I: int64, number of these events before the second cut.
+      item: the id in the log; the first one, if several have the same code.
+      others_IC: int32 ids of the other features.
+      collisions: number of ids in the log with the same code as an earlier one.
+      shared_events: events of ids that share a code with another id, whichever came first.
     """
 
     code_I: np.ndarray
@@ -59,12 +59,12 @@ class ItemCounts(NamedTuple):
 
 
 class _Stripe(NamedTuple):
-    """What a stripe adds to the tallies.
+    """The tallies of one stripe.
 
     Attributes:
-      originals: `code` (int64), `item`, `count`, `part` (of the count) and `first`: a number that is
-        smaller for what comes earlier in the log.
-      combinations: the same with `other0` … (int32) instead of `item`.
+      originals: columns `code` (int64), `item`, `count`, `part` (of the count) and `first`, which is
+        smaller for earlier places in the log.
+      combinations: the same, with `other0` … (int32) instead of `item`.
     """
 
     originals: pa.Table
@@ -77,11 +77,11 @@ def count_items(
     """Counts the items of a log.
 
     Args:
-      items: what is counted; an event has one item.
-      logs: how they are read.
-      index: of the files.
-      cut: the events before it count.
-      part: a second, earlier cut, the events before which are counted beside; None: the same.
+      items: says what an item is; an event must have at most one.
+      logs: says how files are read.
+      index: the index of the log's files.
+      cut: events before this cut are counted.
+      part: a second, earlier cut; events before it are also counted separately. None: the same cut.
 
     Raises:
       UserError: files disagree on the type of items, a stripe cannot be read and may not be skipped,
@@ -101,8 +101,8 @@ def count_items(
             combinations.keep_most_frequent(_KEPT_COMBINATIONS)
     if stripes == 0:
         raise UserError(
-            f"io.data_paths: no stripe of {logs.paths} can be read (each is told above); "
-            f"write the files anew or name others"
+            f"io.data_paths: no stripe of {logs.paths} can be read (see the messages above); "
+            f"rewrite the files or name others"
         )
     if originals.rows == 0:
         raise UserError(
@@ -140,42 +140,42 @@ def _assemble(originals: pa.Table, combinations: pa.Table, others: Sequence[str]
 
 
 class _Tally:
-    """Sums of counts, and least places, of rows that are alike in some columns."""
+    """Sums of counts, and first places, of rows with the same values in some columns."""
 
     def __init__(self, by: Sequence[str]):
         """Starts with nothing.
 
         Args:
-          by: the columns.
+          by: the columns to group by.
         """
         self._by = list(by)
         self._parts: list[pa.Table] = []
 
     @property
     def rows(self) -> int:
-        """Rows held; those that are alike may count double until `table` is asked for."""
+        """Number of rows held; before `table` is called, equal rows may be held more than once."""
         return sum(len(part) for part in self._parts)
 
     def add(self, counts: pa.Table) -> None:
-        """Adds rows, each combination once, with `count`, `part` and `first` besides the tally's."""
+        """Adds rows with distinct values of the tally's columns, and `count`, `part` and `first`."""
         self._parts.append(counts)
-        # Merged only when as many wait as are merged, so that a row is merged few times.
+        # Merged only when as many rows wait as are merged, so that a row is merged only a few times.
         if self.rows > 2 * len(self._parts[0]):
             self.table()
 
     def table(self) -> pa.Table:
-        """All rows, each combination once."""
+        """All rows, with each combination once."""
         if len(self._parts) > 1:
             self._parts = [_group(pa.concat_tables(self._parts), self._by)]
         return self._parts[0]
 
     def keep_most_frequent(self, kept: int) -> None:
-        """Forgets what is not among the `kept` most frequent rows of its code."""
+        """Keeps only the `kept` most frequent rows of each code."""
         self._parts = [_most_frequent(self.table(), kept)]
 
 
 def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
-    # The sums are the same with threads, but stripes are already counted in several.
+    # Threads would give the same sums, but stripes are already counted in several threads.
     grouped = table.group_by(list(by), use_threads=False)
     sums = grouped.aggregate([("count", "sum"), ("part", "sum"), ("first", "min")])
     sums = sums.select([*by, "count_sum", "part_sum", "first_min"])
@@ -183,7 +183,7 @@ def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
 
 
 def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
-    """The `kept` most frequent rows of each code, of equals those that came first, by code."""
+    """The `kept` most frequent rows of each code (for ties, the first in the log), sorted by code."""
     code_T, count_T, first_T = (_numpy(table, name) for name in ("code", "count", "first"))
     order_T = np.lexsort((first_T, -count_T, code_T))
     begins_T = _begins(code_T[order_T])
@@ -193,7 +193,7 @@ def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
 
 
 def _begins(sorted_T: np.ndarray) -> np.ndarray:
-    """Where sorted values begin to be others."""
+    """Indices at which sorted values change."""
     begins_T = np.ones(len(sorted_T), bool)
     np.not_equal(sorted_T[1:], sorted_T[:-1], out=begins_T[1:])
     return begins_T
@@ -211,7 +211,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
-    """What `_count_stripe` gives for each stripe, in order, as many counted at a time as threads."""
+    """The result of `_count_stripe` for each stripe, in order; each thread counts one at a time."""
     for skipped in index.skipped:
         _tell_skipped(skipped.reason)
     threads = logs.threads
@@ -260,13 +260,13 @@ def _count_stripe(items: Items, index: FileIndex, stripe: int, cut: Cut, part: C
 
 
 def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
-    """bool `[P]`: the first `kept_N` positions of each row, whose positions are all there."""
+    """bool `[P]`: whether a position is among the first `kept_N` of its row; rows must be complete."""
     ends_N = block.begins_N + kept_N
     return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
 
 
 def codes_of(ids_PW: np.ndarray) -> np.ndarray:
-    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` where there is none in either.
+    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` for missing ids.
 
     Examples:
       >>> codes_of(np.array([[5, 0], [5, 1], [-1, -1]], np.int32)).tolist()
@@ -278,14 +278,14 @@ def codes_of(ids_PW: np.ndarray) -> np.ndarray:
 
 
 def code_words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:
-    """int32 `[I, id_words]`: what `ItemCounts.code_I` was made of."""
+    """int32 `[I, id_words]`: the words of `ItemCounts.code_I`."""
     if not feature.grows:
         return code_I.astype(np.int32)[:, None]
     return code_I.astype("<i8").view("<i4").astype(np.int32).reshape(-1, 2)
 
 
 def _other_columns(items: Items) -> np.ndarray:
-    """bool: which columns of a block are not the item's."""
+    """bool: whether a column of a block is not of the item feature."""
     columns = features.id_columns(items.item_side)
     others = np.ones(max(one.stop for one in columns.values()), bool)
     others[columns[items.item.name]] = False
@@ -293,12 +293,12 @@ def _other_columns(items: Items) -> np.ndarray:
 
 
 def _other_names(items: Items) -> list[str]:
-    """What the columns of a tally are called that hold the ids of other features."""
+    """Names of a tally's columns with the ids of other features."""
     return [f"other{i}" for i in range(_other_columns(items).sum())]
 
 
 def _values(column: pa.Array) -> pa.Array:
-    """The ids of a column of lists, or lists of lists, as they stand there."""
+    """The ids of a column of lists, or of lists of lists, as stored in the log."""
     values = column.flatten()
     if is_list(values.type):
         values = values.flatten()
@@ -326,7 +326,7 @@ def _check_types(index: FileIndex, item: FeatureConfig) -> None:
         if found != expected:
             raise UserError(
                 f"{file.path}: column {name} holds {found}, expected {expected} as in {first.path}; "
-                f"items have one type in all files, so write one of them anew"
+                f"items must have one type in all files, so rewrite one of them"
             )
 
 

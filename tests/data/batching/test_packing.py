@@ -270,8 +270,11 @@ def test_settings_that_cannot_work_are_named(log, io, path):
     ("made", "note"),
     [
         (Pack(rows=5, windows=3), None),
-        (Pack(rows=40, windows=3), "the longest are cut; io.packing 4 (or auto) would fit"),
-        (Pack(rows=2, windows=3), "most of it is padding; io.packing 4 (or auto) would fill it"),
+        (Pack(rows=40, windows=3), "the longest are cut; io.sequences.rows 4 (or auto) would fit"),
+        (
+            Pack(rows=2, windows=3),
+            "most of it is padding; io.sequences.rows 4 (or auto) would fill it",
+        ),
         (Pack(windows=3), None),
         (Truncate(), None),
     ],
@@ -287,7 +290,7 @@ def test_a_log_of_short_rows_is_told_of_packing(log):
     config = packed_config(log, Truncate())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
     (note,) = of_config.packing_notes(config, of_config.index(config))
-    assert "are padding; io.packing auto would fill them" in note
+    assert "are padding; io.sequences pack would fill them" in note
 
 
 @pytest.mark.parametrize(

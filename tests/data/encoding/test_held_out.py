@@ -380,10 +380,14 @@ VALIDATION_AT = "--eval.split.validation_at"
         ([*BY_TIME, "9", "--eval.every_steps", "5"], "eval.split.validation_at", "every_steps"),
         (["--eval.every_steps", "5"], "eval.split", "last_events or by_time because"),
         (["--eval.split", "by_date"], "eval.split", "last_events, by_time, none, found by_date"),
-        ([], "eval.held_out", "or a time as eval.split_at"),
+        (
+            [],
+            "eval.split",
+            "expected last_events or by_time, because there must be held-out events",
+        ),
         (
             ["--split", "validation", *BY_TIME, "9"],
-            "eval.validation_at",
+            "eval.split.validation_at",
             "because validation events are asked for",
         ),
     ],

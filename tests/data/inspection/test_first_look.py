@@ -85,7 +85,7 @@ def test_all_is_held_out(tmp_path):
     assert look(config(tmp_path, split=LastEvents(events=3))) == []
     for held_out in (4, 5, 99):
         message = refusal(config(tmp_path, split=LastEvents(events=held_out)))
-        assert message.startswith("eval.held_out: there is nothing to learn from")
+        assert message.startswith("eval.split.events: there is nothing to learn from")
         assert f"{held_out} events of every row" in message
         assert "the longest row has 5" in message
 
@@ -134,7 +134,7 @@ def test_all_events_are_of_one_item(tmp_path):
 def test_a_split_before_all_times(tmp_path):
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
     message = refusal(config(tmp_path, split=ByTime(at="2015-01-01")))
-    assert message.startswith("eval.split_at: ")
+    assert message.startswith("eval.split.at: ")
     assert "run from 2015-04-01 to 2015-04-05 if time_unit is s" in message
     message = refusal(config(tmp_path, split=ByTime(at="2015-06-01", validation_at="2015-04-02")))
     assert message.startswith("eval.validation_at: ")
@@ -164,7 +164,7 @@ def test_seconds_read_as_milliseconds(tmp_path):
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
     notes = look(config(tmp_path, time={"time_unit": "ms"}, split=ByTime(at="2015-04-04")))
     assert any(
-        "nothing is held out" in note and "eval.split_at 2015-04-04" in note for note in notes
+        "nothing is held out" in note and "eval.split.at 2015-04-04" in note for note in notes
     )
     assert any(note.endswith("it is likely s") for note in notes)
 
@@ -232,7 +232,7 @@ def test_most_rows_give_nothing(tmp_path):
     (note,) = look(config(tmp_path, split=LastEvents(events=1)))
     assert note == (
         "warning: 10 (90.9%) of the 11 rows looked at give nothing to learn from: 9% are empty, "
-        "55% have one event, 27% have fewer than two events left by eval.held_out 1"
+        "55% have one event, 27% have fewer than two events left by eval.split.events 1"
     )
 
 

@@ -364,7 +364,7 @@ def test_encrypted_columns_are_refused(tmp_path, root, names):
         if column in names:
             assert refusal(Reader, make_config(path, feature), 1) == (
                 f"{path}: column {column} (features.0.column) is encrypted and can only be read as its "
-                f"mask; write the file anew without encryption"
+                f"mask; rewrite the file without encryption"
             )
         else:
             assert read_epoch(make_config(path, feature), 1)[0].arrays["length"].tolist() == [1]
