@@ -42,7 +42,9 @@ def test_packing_that_leaves_each_user_one_event(tmp_path):
     small.write_log(tmp_path / "log", 200)
     config = job(tmp_path, sequences=Pack(rows=4 * small.SEQ_LEN))
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^io\.sequences\.rows: the 6 steps to step 6 found no pair"):
+        with pytest.raises(
+            UserError, match=r"^io\.sequences\.rows: the 6 steps to step 6 found no pair"
+        ):
             train(config, make_mesh(jax.devices()[:1]))
         assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 

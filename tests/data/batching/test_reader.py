@@ -284,7 +284,10 @@ def test_changed_files_are_refused(tmp_path):
         (write("renamed", ("a.orc", 0, 10), ("x.orc", 10, 20)), "b.orc is missing"),
         (write("longer", ("a.orc", 0, 10), ("b.orc", 5, 20)), "b.orc has changed"),
         (write("others", ("a.orc", 1, 11), ("b.orc", 10, 20)), "a.orc has changed"),
-        (write("more", ("a.orc", 0, 10), ("b.orc", 10, 20), ("c.orc", 0, 5)), "1 files .* were added"),
+        (
+            write("more", ("a.orc", 0, 10), ("b.orc", 10, 20), ("c.orc", 0, 5)),
+            "1 files .* were added",
+        ),
     ]
     write_log(tmp_path / "stripes" / "a.orc", rows[:10], TYPES, stripe_rows=2)
     changed.append((write("stripes", ("b.orc", 10, 20)), "a.orc has changed"))

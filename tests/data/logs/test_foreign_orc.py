@@ -24,7 +24,6 @@ from s2s_jax.cli.inspect import main
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.dataset import HostBatch
-from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
@@ -239,9 +238,9 @@ def test_what_is_no_log_is_refused_at_its_footer(name):
     path = FOREIGN / name
     message = f"{path}: expected an ORC file, but {REFUSED_AT_FOOTER[name]}"
     assert refusal(orc.read_footer, path) == message
-    assert refusal(Reader, make_config(path, make_feature("x")), 2) == message
+    assert refusal(of_config.reader, make_config(path, make_feature("x")), 2) == message
     skipping = make_config(path, make_feature("x"), on_error="skip_stripe")
-    assert refusal(Reader, skipping, 2) == (
+    assert refusal(of_config.reader, skipping, 2) == (
         f"io.data_paths: {path} has no rows; 1 files cannot be read: {message}"
     )
 
@@ -281,7 +280,7 @@ def test_every_column_becomes_batches_or_is_refused(name):
             assert not any(batch.skipped for batch in batches)
             continue
         for op in ("id", "bucketize"):
-            message = refusal(Reader, make_config(file.path, make_feature(column, op)), 2)
+            message = refusal(of_config.reader, make_config(file.path, make_feature(column, op)), 2)
             if file.rows == 0:
                 assert message == f"io.data_paths: {file.path} has no rows"
             elif (name, column) in ENCRYPTED:
@@ -293,7 +292,7 @@ def test_every_column_becomes_batches_or_is_refused(name):
                     f"{file.path}: column {column}: expected list<T> or list<"
                 )
                 assert f"found {file.schema.field(column).type}" in message
-    message = refusal(Reader, make_config(file.path, make_feature("no such column")), 2)
+    message = refusal(of_config.reader, make_config(file.path, make_feature("no such column")), 2)
     assert "no rows" in message if file.rows == 0 else "no column no such column" in message
 
 
@@ -319,7 +318,7 @@ def test_lists_of_other_writers_become_the_ids_that_are_written_here():
 def test_columns_inside_structs_are_pointed_at():
     """As in Hive's transactional tables."""
     path = FOREIGN / "javamr_acid5k.orc"
-    assert refusal(Reader, make_config(path, make_feature("i")), 2) == (
+    assert refusal(of_config.reader, make_config(path, make_feature("i")), 2) == (
         f"{path}: no column i (features.0.column); it has operation, originalTransaction, bucket, "
         f"rowId, currentTransaction, row, and i inside struct row, where it cannot be read; write it as "
         f"a column of its own"
@@ -362,7 +361,7 @@ def test_encrypted_columns_are_refused(tmp_path, root, names):
     for column in ("item", "tags"):
         feature = dataclasses.replace(make_feature(column), hash_type="murmur")
         if column in names:
-            assert refusal(Reader, make_config(path, feature), 1) == (
+            assert refusal(of_config.reader, make_config(path, feature), 1) == (
                 f"{path}: column {column} (features.0.column) is encrypted and can only be read as its "
                 f"mask; rewrite the file without encryption"
             )
@@ -374,7 +373,7 @@ def test_columns_of_one_name_are_refused(tmp_path):
     path = tmp_path / "a.orc"
     lists = pa.array([[1], [2]])
     pyarrow.orc.write_table(pa.Table.from_arrays([lists, lists], names=["a", "a"]), str(path))
-    message = refusal(Reader, make_config(path, make_feature("a")), 2)
+    message = refusal(of_config.reader, make_config(path, make_feature("a")), 2)
     assert message.startswith(f"{path}: 2 columns are called a (features.0.column)")
 
 
@@ -391,7 +390,7 @@ def test_names_with_dots_are_read_or_refused(tmp_path):
 
 def test_the_columns_of_a_file_are_told_in_one_line(tmp_path):
     path = write_log(tmp_path / "a.orc", [{"two\nlines": [1]}])
-    message = refusal(Reader, make_config(path, make_feature("x")), 1)
+    message = refusal(of_config.reader, make_config(path, make_feature("x")), 1)
     assert message == f"{path}: no column x (features.0.column); it has two lines"
 
 
@@ -458,7 +457,7 @@ def test_files_of_other_writers_are_skipped_where_they_are_damaged(tmp_path):
     assert skipped.reason.startswith(f"{damaged}: stripe 0 cannot be read (bad StripeFooter")
     assert (read.skipped_rows, read.arrays["ids"][0, 0, 0]) == (0, (2**64 - 1) % 1000)
     config = make_config(paths, make_feature("int_array"))
-    assert refusal(Reader, config, 1).startswith(f"{unreadable[0]}: expected an ORC file")
+    assert refusal(of_config.reader, config, 1).startswith(f"{unreadable[0]}: expected an ORC file")
 
 
 def test_damaged_stripes_are_told_of_and_the_others_shown(tmp_path, capsys):
