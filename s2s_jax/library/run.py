@@ -20,6 +20,7 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.one_error import hooks_put_back
 from s2s_jax.runs.steps import whole_steps
 from s2s_jax.training.validation import best_step
 
@@ -229,7 +230,8 @@ class Run:
     def _restored(self) -> "Restored":
         from s2s_jax.ranking.restored import restore
 
-        return restore(self._config, self._mesh, self._checkpoint)
+        with hooks_put_back():
+            return restore(self._config, self._mesh, self._checkpoint)
 
     @functools.cached_property
     def _ranker(self) -> "Ranker":
