@@ -92,7 +92,10 @@ def configuration() -> str:
             hint, path = typing.get_args(hint)[0], f"{path}.NAME"
         parts.append(f"## {path}\n\n{_plain(inspect.getdoc(hint) or '')}\n")
         parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-        parts += [_row(key) for key in keys(hint, path)]
+        anchors: set[str] = set()
+        for key in keys(hint, path):
+            parts.append(_row(key, anchored=key.path not in anchors))
+            anchors.add(key.path)
         parts.append("")
     return "\n".join(parts)
 
@@ -115,18 +118,18 @@ def keys(cls: type, path: str) -> Iterator[Key]:
         told = [f"`{kind}`: {inspect.getdoc(inner)}" for kind, inner in kinds.items() if inner]
         text = "\n\n".join([texts[field.name], *told])
         yield Key(place, (), Literal[tuple(kinds)], default, text)
-        of_kinds: dict[str, Key] = {}
+        # A key that means the same in several kinds is told once.
+        of_kinds: dict[tuple, Key] = {}
         for kind, inner in kinds.items():
             for key in () if inner is None else keys(inner, place):
-                earlier = of_kinds[key.path] if key.path in of_kinds else key._replace(text="")
-                text = key.text if key.text in earlier.text else f"{earlier.text} {key.text}"
-                names = (*earlier.kinds, kind)
-                of_kinds[key.path] = key._replace(kinds=names, text=text.strip())
+                same = (key.path, key.default, key.text)
+                names = of_kinds[same].kinds if same in of_kinds else ()
+                of_kinds[same] = key._replace(kinds=(*names, kind))
         yield from of_kinds.values()
 
 
-def _row(key: Key) -> str:
-    name = f"`{key.path}`{{ #{key.path} }}"
+def _row(key: Key, anchored: bool) -> str:
+    name = f"`{key.path}`{{ #{key.path} }}" if anchored else f"`{key.path}`"
     of = f"With {' or '.join(map(_code, key.kinds))}: " if key.kinds else ""
     return f"| {name} | {_type(key.hint)} | {_default(key.default)} | {of}{_cell(key.text)} |"
 
