@@ -31,7 +31,8 @@ from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
-from s2s_jax.ranking.evaluation import make_candidates, user_vectors
+from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 

@@ -18,8 +18,8 @@ from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbe
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.library import plain_histories
 from s2s_jax.library.plain_histories import Given
-from s2s_jax.ranking.candidates import Candidates
-from s2s_jax.ranking.evaluation import make_candidates, user_vectors
+from s2s_jax.ranking.candidates import Candidates, make_candidates
+from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
 
 # Users of one device in a batch; there are never more than `eval.batch_size`.

@@ -14,13 +14,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from s2s_jax.config import Config
 from s2s_jax.data.batching.histories import Histories
+from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.errors import UserError
 from s2s_jax.ranking import metrics
+from s2s_jax.ranking.encode import item_ids, item_vectors
 from s2s_jax.ranking.ranked_items import RankedItems, put_items
 from s2s_jax.ranking.ranks import ranks
 from s2s_jax.ranking.top_k import top_k
+from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import StepFunctions
 
 
 class Lists(NamedTuple):
@@ -170,3 +175,31 @@ def returns(batch: Histories) -> np.ndarray:
     again_U = np.zeros(len(batch.target_U), bool)
     again_U[user_T[item_T == batch.target_U[user_T]]] = True
     return again_U
+
+
+def make_candidates(
+    functions: StepFunctions,
+    state: TrainState,
+    catalogue: Catalogue,
+    config: Config,
+    mesh: Mesh,
+    filter_seen: bool | None = None,
+) -> Candidates:
+    """What may be recommended by a state.
+
+    Args:
+      functions: over the state.
+      state: the state.
+      catalogue: the items.
+      config: the configuration.
+      mesh: the devices.
+      filter_seen: instead of `eval.filter_seen`, unless None.
+    """
+    vectors_IE = item_vectors(functions, state, catalogue, config, mesh)
+    trained = [
+        np.asarray(functions.items_trained(state, ids)) for ids in item_ids(catalogue, config, mesh)
+    ]
+    trained_I = np.concatenate(trained)[: len(catalogue.item)]
+    if filter_seen is None:
+        filter_seen = config.eval.filter_seen
+    return Candidates(vectors_IE, trained_I, mesh, filter_seen, config.eval.untrained)

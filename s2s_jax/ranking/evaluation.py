@@ -14,28 +14,24 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
-from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.config import Config
 from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import Catalogue, collect_for_evaluation
+from s2s_jax.data.items.catalogue import collect_for_evaluation
 from s2s_jax.errors import UserError
 from s2s_jax.ranking import metrics
-from s2s_jax.ranking.candidates import Candidates, returns
-from s2s_jax.training.inference import Users
+from s2s_jax.ranking.candidates import make_candidates, returns
+from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.training.state import TrainState
 from s2s_jax.training.step import StepFunctions
 
-# Items that are encoded together by one device.
-_ITEMS = 4096
 # Lengths of the lists from which coverage is taken.
 _COVERAGE = (5, 10, 50)
 
@@ -177,79 +173,3 @@ class Evaluator:
         found |= metrics.by_length(values, np.concatenate(events))
         found |= metrics.by_popularity(values, np.concatenate(target), self._count_I)
         return Evaluation(found, values)
-
-
-def user_vectors(
-    functions: StepFunctions, state: TrainState, batch: Histories, mesh: Mesh
-) -> Users:
-    """What each user will do next, as items are compared with it, and how many events are unknown."""
-    arrays = {name: _spread(x, mesh) for name, x in batch.arrays.items()}
-    return functions.user_vectors(state, arrays)
-
-
-def make_candidates(
-    functions: StepFunctions,
-    state: TrainState,
-    catalogue: Catalogue,
-    config: Config,
-    mesh: Mesh,
-    filter_seen: bool | None = None,
-) -> Candidates:
-    """What may be recommended by a state.
-
-    Args:
-      functions: over the state.
-      state: the state.
-      catalogue: the items.
-      config: the configuration.
-      mesh: the devices.
-      filter_seen: instead of `eval.filter_seen`, unless None.
-    """
-    vectors_IE = item_vectors(functions, state, catalogue, config, mesh)
-    trained = [
-        np.asarray(functions.items_trained(state, ids))
-        for ids in _item_ids(catalogue, config, mesh)
-    ]
-    trained_I = np.concatenate(trained)[: len(catalogue.item)]
-    if filter_seen is None:
-        filter_seen = config.eval.filter_seen
-    return Candidates(vectors_IE, trained_I, mesh, filter_seen, config.eval.untrained)
-
-
-def item_vectors(
-    functions: StepFunctions, state: TrainState, catalogue: Catalogue, config: Config, mesh: Mesh
-) -> np.ndarray:
-    """f32 `[I, E]`: the items of a catalogue as users are compared with them."""
-    vectors_IE = None
-    begin, items = 0, len(catalogue.item)
-    for ids in _item_ids(catalogue, config, mesh):
-        part_BE = np.asarray(functions.item_vectors(state, ids))
-        if vectors_IE is None:
-            # Filled part by part, so that vectors are held once.
-            vectors_IE = np.empty((items, part_BE.shape[1]), np.float32)
-        vectors_IE[begin : begin + len(part_BE)] = part_BE[: items - begin]
-        begin += len(part_BE)
-    assert vectors_IE is not None, "a catalogue has items"
-    return vectors_IE
-
-
-def _item_ids(catalogue: Catalogue, config: Config, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """What items show: `[1, B, 1, K]` (or `[1, B, 1, K, 2]`) of each feature, B items at a time."""
-    chunk = _ITEMS * mesh.size
-    for begin in range(0, len(catalogue.item), chunk):
-        ids = {}
-        for feature in config.features:
-            shape = (chunk, 1, feature.bag_size, *([2] if feature.grows else []))
-            padded = np.full(shape, -1, np.int32)
-            if feature.name in config.target_features:
-                part = catalogue.ids[feature.name][begin : begin + chunk]
-                padded[: len(part), 0] = part
-            ids[feature.name] = _spread(padded, mesh)
-        yield ids
-
-
-def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """One microbatch `[1, …]` over the devices; on several hosts all hosts hold all of it."""
-    return jax.make_array_from_callback(
-        (1, *x.shape), batch_sharded(mesh), lambda index: x[None][index]
-    )

@@ -21,8 +21,8 @@ from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect, item_text
 from s2s_jax.ranking import metrics
-from s2s_jax.ranking.candidates import returns
-from s2s_jax.ranking.evaluation import make_candidates, user_vectors
+from s2s_jax.ranking.candidates import make_candidates, returns
+from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored, restore
 
 _EVENTS = 10

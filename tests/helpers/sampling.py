@@ -8,7 +8,7 @@ import of_config
 import small
 from jobs_of import job
 
-from s2s_jax.ranking.evaluation import item_vectors
+from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.training.batches import put_batch
 
 ROWS = 16

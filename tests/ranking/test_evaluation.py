@@ -26,7 +26,8 @@ from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
 from s2s_jax.jobs.train import train
-from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.encode import item_vectors
+from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions

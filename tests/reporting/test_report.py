@@ -27,7 +27,8 @@ from s2s_jax.config import Config
 from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.encode import item_vectors
+from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.charts import Chart, Series, figure, thinned
 from s2s_jax.reporting.markup import escaped

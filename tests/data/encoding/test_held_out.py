@@ -37,7 +37,8 @@ from s2s_jax.data.encoding.held_out import Cut, TimeCut
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.ranking.evaluation import Evaluator, item_vectors
+from s2s_jax.ranking.encode import item_vectors
+from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
 
 DAY = 86_400
