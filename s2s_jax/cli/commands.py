@@ -12,4 +12,5 @@ COMMANDS = {
     "synthesize": "Makes a behaviour log to try things on.",
     "tables": "Shows what is in the embedding tables of a run.",
     "config": "Prints the resolved configuration as JSON.",
+    "batch": "Shows one batch as the model sees it: shapes, ids, times and targets.",
 }

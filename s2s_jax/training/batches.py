@@ -92,8 +92,7 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
       negatives pass through unchanged. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
       all events, and `NEGATIVES_SHARE` as f32.
     """
-    length = jnp.maximum(batch["length"], 0)
-    ids = batch["ids"] if "ids" in batch else _pad(batch["values"], length, config)
+    length, ids = jnp.maximum(batch["length"], 0), padded_ids(batch, config.model.seq_len)
     columns = id_columns(config.features)
     features = {}
     for feature in config.features:
@@ -139,9 +138,17 @@ def _attended(length: jax.Array, sequence: jax.Array) -> jax.Array:
     return jnp.where(real, seen, 0).sum(dtype=jnp.float32)
 
 
-def _pad(values: jax.Array, length: jax.Array, config: Config) -> jax.Array:
+def padded_ids(batch: Batch, seq_len: int) -> jax.Array:
+    """int32 `[…, B, L, C]`: the ids of all features, `NO_ID` where there is none.
+
+    Args:
+      batch: see `unpack`.
+      seq_len: L.
+    """
+    if "ids" in batch:
+        return batch["ids"]
+    values, length = batch["values"], jnp.maximum(batch["length"], 0)
     *outer, groups, room, columns = values.shape
-    seq_len = config.model.seq_len
     length = length.reshape(*outer, groups, -1)
     begins = jnp.cumsum(length, axis=-1) - length
     position = jnp.expand_dims(jnp.arange(seq_len), range(length.ndim))

@@ -32,6 +32,7 @@ NEEDED = {
     "inspect": ["log"],
     "synthesize": ["--output", "out"],
     "config": [],
+    "batch": [],
 }
 CONFIG = str(REPO / "configs/quickstart.py")
 

@@ -21,7 +21,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.version import __version__
 
 CONFIG = str(REPO / "configs" / "quickstart.py")
-WITH_CONFIG = ("train", "evaluate", "recommend", "catalogue", "inspect", "config")
+WITH_CONFIG = ("train", "evaluate", "recommend", "catalogue", "inspect", "config", "batch")
 SECTIONS = ("io", "model", "lr", "loss", "train", "eval")
 
 

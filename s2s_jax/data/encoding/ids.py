@@ -109,10 +109,11 @@ def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 
 def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
     """Entries, or hashes of entries, as int64 or uint64."""
-    if is_text(values.type):
-        assert feature.hash_type is not None, "checked with the schema"
+    if is_text(values.type) and feature.hash_type is not None:
         ids_T = hashing.hash_strings(values, feature.hash_type)
     else:
+        # Text of ids is always hashed (see `features.check_column`); text of times is parsed.
+        values = _parse(values) if is_text(values.type) else values
         ids_T = _integers(values)
         if feature.hash_type is not None:
             ids_T = hashing.hash_integers(ids_T, feature.hash_type)
