@@ -29,6 +29,7 @@ from s2s_jax.training.growth import Evictions, GrowthPlan
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.pair_watch import PairWatch
+from s2s_jax.training.profile import Profile
 from s2s_jax.training.schedule import Clock
 from s2s_jax.training.state import TrainState
 from s2s_jax.training.step import StepFunctions, make_step_functions
@@ -126,7 +127,7 @@ class Loop:
         self._evaluate = evaluate
         self._saved_step = self._step
         self._evictions = Evictions(job.config, job.mesh)
-        self._profile = _Profile(job.config)
+        self._profile = Profile(job.config)
         steps, run_dir = job.reader.steps_per_epoch, Path(job.config.train.output_dir)
         self._pairs = PairWatch(run_dir, job.reader.packing, self._step, steps, total_steps)
         self._skips = SkipLog(run_dir, job.reader.skipped_files, host=jax.process_index())
@@ -365,42 +366,3 @@ def _check_finite(step: int, values: dict[str, Any], checkpoints: Checkpoints) -
         f"numbers; lower lr.dense_lr and lr.sparse_lr or set lr.clip_norm, and start again: the newest "
         f"checkpoint is {checkpoints.newest_step or 'none'}"
     )
-
-
-class _Profile:
-    """Writes a trace of the steps `train.profile_steps` to `profile/` in the run directory.
-
-    A run that starts or ends among these steps traces those that it takes.
-    """
-
-    def __init__(self, config: Config):
-        self._steps = config.train.profile_steps
-        self._dir = str(Path(config.train.output_dir) / "profile")
-        self._running = False
-
-    def before(self, step: int) -> None:
-        if self._steps is None or self._running:
-            return
-        if self._steps[0] <= step <= self._steps[1]:
-            try:
-                jax.profiler.start_trace(self._dir)
-            except (OSError, RuntimeError) as error:
-                hosts.say(f"the profile cannot be written to {self._dir} ({error})")
-                self._steps = None
-                return
-            self._running = True
-
-    def after(self, step: int, state: TrainState) -> None:
-        if self._steps is not None and step == self._steps[1]:
-            jax.block_until_ready(state)
-            self.close()
-
-    def close(self) -> None:
-        """Writes the trace if one is being made. It is worth less than the run, which goes on."""
-        if not self._running:
-            return
-        self._running = False
-        try:
-            jax.profiler.stop_trace()
-        except (OSError, RuntimeError) as error:
-            hosts.say(f"the profile cannot be written to {self._dir} ({error})")
