@@ -37,7 +37,7 @@ def config(tmp_path) -> str:
     types = {"item_id": ints, "tags": pa.list_(ints), "timestamp": ints}
     rows = [
         {
-            "item_id": [user * 100 - n for n in range(length)],
+            "item_id": [user * 100 - 7 * n for n in range(length)],
             "tags": [[n, 13] if n else [] for n in range(length)],
             "timestamp": [86_400 * 20_000 + 3600 * n for n in range(length)],
         }
@@ -68,9 +68,9 @@ def test_a_row(config, capsys, monkeypatch, tmp_path):
     begin = lines.index(["Microbatch 0, row 0: 3 positions"])
     # 2024-10-04 is 20,000 days after 1970; the hour is that of the next event.
     assert [line for line in lines[begin + 1 :] if line[0].isdecimal()] == [
-        ["0", "2024-10-04 00:00:00", "0", "-", "1", "1: -1"],
-        ["1", "2024-10-04 01:00:00", "-1", "1 3", "2", "2: -2"],
-        ["2", "2024-10-04 02:00:00", "-2", "2 3", "-", "-"],
+        ["0", "2024-10-04 00:00:00", "0", "-", "1", "1: -7"],
+        ["1", "2024-10-04 01:00:00", "-7", "1 3", "2", "2: -14"],
+        ["2", "2024-10-04 02:00:00", "-14", "2 3", "-", "-"],
     ]
     headings = [" ".join(line) for line in lines[begin + 1 : begin + 4]]
     assert any("hour" in heading for heading in headings)
