@@ -1,4 +1,4 @@
-"""Every knob: typed, documented, validated. See `loading` for config files and overrides."""
+"""All settings: typed, documented and validated. See `loading` for config files and overrides."""
 
 from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
 from s2s_jax.config.features import FeatureConfig, TableConfig

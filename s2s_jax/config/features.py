@@ -3,62 +3,62 @@
 import dataclasses
 from typing import Literal
 
-# Marks a place that holds no id; of an id of two words, both are this.
+# Marks a place without an id; if ids have two words, both are this.
 NO_ID = -1
-# Sightings of an id without a row that can be told apart.
+# Sightings of an id without a row are counted up to this number.
 MOST_SIGHTINGS = 2**10 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """One column of the logs and the embedding table that its ids look up."""
+    """A column of the logs, and the embedding table that its ids look up."""
 
     name: str
     """Name of the feature, and of its column unless column is given"""
     column: str | None = None
-    """Column of the ORC files: list<T> or list<list<T>> of integers, strings, times or, to bucketize
-    them, floats. None: the feature's name"""
+    """Column of the ORC files: list<T> or list<list<T>> of integers, strings or times, or of floats for
+    bucketize. None: the feature's name"""
     op: Literal["id", "bucketize", "time_gap", "hour_of_day", "day_of_week"] = "id"
-    """What an entry of the column becomes: id (hashed or as it is, modulo hash_bucket_size), bucketize
-    (the number of boundaries at or below it), time_gap (log2 of the seconds since the row's event before
-    it: 0 if there is none, 1 below a second, 2 + floor(log2(seconds)) else), hour_of_day or day_of_week
-    (0 is Monday). Times are numbers, text of digits or ORC timestamps"""
+    """How the entries of the column become ids. id: the entry or its hash, modulo hash_bucket_size;
+    bucketize: the number of boundaries at or below the entry; time_gap: the logarithm of the time since
+    the row's previous event (0 if there is none, 1 below a second, otherwise 2 + floor(log2(seconds)));
+    hour_of_day; day_of_week (0 is Monday). Times are numbers, text of digits, or ORC timestamps"""
     boundaries: tuple[float, ...] | None = None
-    """Rising boundaries for bucketize"""
+    """Ascending boundaries for bucketize"""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit of times that are numbers or text, since 1970"""
     utc_offset_hours: float = 0.0
     """Added to times for hour_of_day and day_of_week, to make them local"""
     of_next: bool = False
-    """Each event shows the value of the row's next event instead of its own (the last event none): what
-    is known of an event when it is asked for, such as its hour or the gap before it. Makes evaluation
-    time-aware, since it knows this of the events to be found; recommending does not. Not for what
-    scored events show (loss.target_features)"""
+    """Give each event the value of the row's next event instead of its own (and the last event none).
+    For what is known about an event in advance, such as its hour or the gap before it. It makes
+    evaluation time-aware, which then knows this about the target; recommendation does not. Not for
+    features in loss.target_features"""
     emb_dim: int = 128
     """Width of the embedding"""
     hash_type: Literal["murmur", "farm"] | None = None
-    """How ids are hashed: murmur (MurmurHash64A, seed 0), farm (FarmHash Fingerprint64; both take an
-    integer as its 8 little-endian bytes) or None (integers as they are)"""
+    """Hash function of ids. murmur: MurmurHash64A with seed 0; farm: FarmHash Fingerprint64; both hash
+    an integer as its 8 little-endian bytes. None: integers are used as they are"""
     hash_bucket_size: int
-    """Rows of the table. With op id: the id or its hash, as an unsigned 64-bit number, is taken modulo
-    this; without a hash, ids below it have a row each and larger ones wrap around. With other ops: at
-    least as many as they have values; long time gaps share the last row. 0: no buckets; each 64-bit id
-    (or, hashed, 63 bits of its hash) has a row of its own, in a table that grows"""
+    """Number of rows of the table. With op id, the id or its hash, as an unsigned 64-bit number, is
+    taken modulo this; without a hash, ids below it have their own rows, and larger ones wrap around.
+    With other ops, it must be at least the number of their values; long time gaps share the last row.
+    0: no buckets; each 64-bit id (or 63 bits of its hash) has its own row, in a growing table"""
     shard_name: str | None = None
-    """Name of the table; features that give the same name share it. None: the feature's own name"""
+    """Name of the table. Features with the same name share a table. None: the feature's own name"""
     combiner: Literal["mean", "sum"] = "mean"
-    """How the embeddings of the several ids of a position become one"""
+    """How the embeddings of several ids of an event become one"""
     bag_size: int = 1
-    """Most ids that a position may hold; a fuller one is refused"""
+    """Maximum number of ids of an event. Larger bags are refused"""
 
     @property
     def grows(self) -> bool:
-        """Whether its table has a row for each id and grows."""
+        """Whether its table grows and has a row for each id."""
         return self.hash_bucket_size == 0
 
     @property
     def id_words(self) -> int:
-        """int32 words of an id on its way to the devices."""
+        """Number of int32 words of an id on its way to the devices."""
         return 2 if self.grows else 1
 
     @property
@@ -74,41 +74,40 @@ class FeatureConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """An embedding table, which one or more features read.
+    """An embedding table, which one or more features use.
 
-    All keys but init_std are for tables that grow, those of features with hash_bucket_size 0.
+    All keys except init_std are for growing tables: those of features with hash_bucket_size 0.
     """
 
     name: str
-    """Name of the table: that of its feature, or the shard_name of its features"""
+    """Name of the table: the name of its feature, or the shard_name of its features"""
     init_std: float = 0.001
     """Standard deviation of the truncated normal that initialises the table"""
     capacity: int = 65_536
-    """Rows that the table starts with, rounded up to a power of two; it is doubled when it is nearly
+    """Initial number of rows, rounded up to a power of two. It is doubled when the table is nearly
     full"""
     max_capacity: int | None = None
-    """Most rows that the table may have, rounded up to a power of two; None: as many as memory
-    holds"""
+    """Maximum number of rows, rounded up to a power of two. None: limited only by memory"""
     on_full: Literal["evict", "stop"] = "evict"
-    """What happens when the table is full at max_capacity: evict gives a new id the row of the one in
-    its two buckets that was not seen for longest; stop ends the run, saved"""
+    """What happens when the table is full at max_capacity. evict: a new id takes the row of the id in
+    its two buckets that was not seen for longest; stop: the run is saved and ends"""
     admit_after: int = 1
-    """Sightings after which an id gets a row, at most 1023; until then it is unknown. More than 1
-    keeps one-off ids out. Sightings are forgotten when some two to three times as many other waiting ids
-    as the table has rows were seen since"""
+    """Sightings after which an id gets a row, at most 1023. Until then it is unknown. Values above 1
+    keep one-off ids out of the table. An id's sightings are forgotten after about two to three times as
+    many other waiting ids as the table has rows"""
     unknown: Literal["zeros", "default_row"] = "zeros"
-    """What stands for an id that has no row: zeros (in training its own initial value, which learns
-    nothing), or default_row, one more row of the table, which learns from the ids that wait for
-    admission, so admit_after must be at least 2"""
+    """What represents an id without a row. zeros: zeros, or in training the id's own initial value,
+    which learns nothing; default_row: an additional row of the table, which learns from ids that wait
+    for admission, so admit_after must be at least 2"""
     evict_after_steps: int | None = None
-    """Ids not seen for more steps than this lose their row; None: never"""
+    """Ids that were not seen for more than this many steps lose their row. None: never"""
     evict_below: int = 0
-    """Ids seen fewer times than this lose their row when ids are evicted (every evict_every steps)"""
+    """Ids that were seen fewer times than this lose their row when ids are evicted"""
     evict_every: int = 1000
-    """Steps between looking for ids to evict"""
+    """Steps between evictions"""
 
 
-# Keys of a table that only tables that grow have a use for.
+# Keys that only growing tables use.
 GROWING_KEYS = (
     "capacity",
     "max_capacity",
@@ -124,15 +123,15 @@ GROWING_KEYS = (
 def complete(
     features: tuple[FeatureConfig, ...], tables: tuple[TableConfig, ...]
 ) -> tuple[TableConfig, ...]:
-    """One `TableConfig` for each table that features read, in the order of their first use.
+    """One `TableConfig` for each table that features use, in the order of their first use.
 
     Args:
-      features: say which tables there are.
-      tables: those that differ from the defaults; the others are added. One that no feature reads is
-        left out if it has only defaults, and otherwise stays, at the end, for `validate` to refuse.
+      features: the features, which determine the tables.
+      tables: tables that differ from the defaults; the others are added. A table that no feature uses is
+        dropped if it has only defaults; otherwise it stays at the end, and `validate` will refuse it.
     """
     if not _all_are(features, FeatureConfig) or not _all_are(tables, TableConfig):
-        return tables  # For `validate` to refuse.
+        return tables  # `validate` will refuse this.
     resolved: list[TableConfig] = []
     read = dict.fromkeys(feature.table_name for feature in features)
     for name in read:

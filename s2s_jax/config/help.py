@@ -1,4 +1,4 @@
-"""What `--help` says of the keys of a configuration: all of them, with their values and meanings."""
+"""The part of `--help` about the keys of a configuration: all keys, with their values and meanings."""
 
 import ast
 import dataclasses
@@ -16,7 +16,7 @@ from s2s_jax.config.schema import Config
 
 
 def texts(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
+    """The docstring of each field of a dataclass."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -32,13 +32,13 @@ def texts(cls: type) -> dict[str, str]:
 
 
 class _Field(NamedTuple):
-    """A field of a dataclass that is made for its help alone.
+    """A field of a dataclass that is only made for help.
 
     Attributes:
-      name: on the command line, after that of its section and a dot.
-      hint: its type.
-      value: its default.
-      text: its meaning; None: that of its type.
+      name: name on the command line, after the section's name and a dot.
+      hint: type of the field.
+      value: default of the field.
+      text: meaning of the field; None: the docstring of its type.
     """
 
     name: str
@@ -50,7 +50,7 @@ class _Field(NamedTuple):
 def for_help(config: Config) -> Any:
     """The configuration as a dataclass from which tyro makes help.
 
-    It has the keys of all kinds, and features and tables by name.
+    It includes the keys of all kinds, and has features and tables by name.
     """
     choosing = {path.split(".")[0] for path in all_choices(config)}
     fields = []
@@ -65,7 +65,7 @@ def for_help(config: Config) -> Any:
 
 
 def _flat(part: Any) -> Iterator[_Field]:
-    """The fields of a section; after a key that has several kinds, those of all kinds."""
+    """The fields of a section; a key with several kinds is followed by the keys of all kinds."""
     meanings = texts(type(part))
     for name, hint in choices.types_of(type(part)).items():
         value, kinds = getattr(part, name), choices.kinds(hint)
@@ -92,11 +92,11 @@ def _fields_of_kind(path: str, kind: str, cls: type | None, value: Any) -> Itera
             default = getattr(value, field.name)
         elif default is dataclasses.MISSING:
             hint, default = hint | None, None
-        yield _Field(f"{path}.{field.name}", hint, default, f"Of {kind}: {meanings[field.name]}")
+        yield _Field(f"{path}.{field.name}", hint, default, f"For {kind}: {meanings[field.name]}")
 
 
 def _made(fields: Sequence[_Field], text: str) -> Any:
-    """A dataclass that looks to tyro as if it had these fields, with their values."""
+    """A value that looks to tyro like a dataclass with these fields and values."""
     hints = [
         (
             f"field{number}",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truncate:
-    """One sequence a row: its newest model.seq_len events (or oldest, see io.truncate_side)."""
+    """Each row is one sequence: its newest model.seq_len events (or oldest, see io.truncate_side)."""
 
     kind: ClassVar[str] = "truncate"
     windows: ClassVar[int] = 1
@@ -15,63 +15,67 @@ class Truncate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crop:
-    """One sequence a row: in half of the epochs as with truncate, else model.seq_len events that begin
-    anywhere. So epochs cut longer rows differently."""
+    """Each row is one sequence: in half of the epochs the same as with truncate, otherwise
+    model.seq_len events from a random place. So long rows are cut differently in different epochs."""
 
     kind: ClassVar[str] = "crop"
     windows_per_epoch: ClassVar[int | None] = 1
     windows: int
-    """Windows' length of the newest events (or oldest, see io.truncate_side) of a longer row that
-    sequences are taken from; at least 2"""
+    """Sequences of a long row are taken from its newest events (or oldest, see io.truncate_side), as
+    many as this number of windows has; at least 2"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Several rows side by side in a row of the batch, as sequences that know nothing of each other.
-    Longer rows are cut into windows."""
+    """Several rows share one row of the batch, as sequences that do not see each other. Long rows are
+    cut into windows."""
 
     kind: ClassVar[str] = "pack"
     rows: int | Literal["auto"] = "auto"
-    """Rows of the log (users) of one device in one forward pass, which lie in its io.batch_size rows.
-    Where they do not fit, the longest lose positions (cut_positions in the metrics counts these). auto:
-    so many that they fill 85% of io.batch_size x model.seq_len positions on average, as some stripes of
-    the log tell"""
+    """Rows of the log (users) that each device packs into its io.batch_size rows in one forward pass.
+    If they do not fit, the longest ones are cut (counted as cut_positions in the metrics). auto: as
+    many as fill 85% of io.batch_size x model.seq_len positions on average, estimated from some stripes
+    of the log"""
     windows: int = 1
-    """Windows of model.seq_len that a longer row is cut into at most, the newest ones (or oldest, see
-    io.truncate_side); each shares an event with the next, so that every event is predicted once"""
+    """Maximum number of windows of model.seq_len events into which a long row is cut. The newest ones
+    (or oldest, see io.truncate_side) are kept. Each window shares an event with the next, so that every
+    event is predicted once"""
     windows_per_epoch: int | None = None
-    """Windows of a longer row that an epoch trains on: in half of the epochs those at the end that
-    io.truncate_side keeps, otherwise as many that begin anywhere. So no user weighs more than so many
-    windows, and epochs cut differently. Fewer than windows; needs io.shuffle. None: all of them"""
+    """Maximum number of windows of a long row per epoch: in half of the epochs those at the end that
+    io.truncate_side keeps, otherwise as many from a random place. This limits the weight of a user, and
+    long rows are cut differently in different epochs. Must be less than windows; needs io.shuffle.
+    None: all windows"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant:
-    """The rates stay at their peaks."""
+    """The learning rates stay at their peaks."""
 
     kind: ClassVar[str] = "constant"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
-    """The rates fall along a straight line."""
+    """The learning rates fall along a straight line."""
 
     kind: ClassVar[str] = "linear"
     steps: int | None = None
-    """Step at which the decay ends; None: the end of the run, as train_steps and train_epoch give it"""
+    """Step at which the decay ends. None: the end of the run (train.train_steps or
+    train.train_epoch)"""
     final_ratio: float = 0.0
-    """The rates at the end of the decay, relative to their peaks"""
+    """Learning rates at the end of the decay, relative to their peaks"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """The rates fall along half a wave of the cosine."""
+    """The learning rates fall along half a cosine wave."""
 
     kind: ClassVar[str] = "cosine"
     steps: int | None = None
-    """Step at which the decay ends; None: the end of the run, as train_steps and train_epoch give it"""
+    """Step at which the decay ends. None: the end of the run (train.train_steps or
+    train.train_epoch)"""
     final_ratio: float = 0.0
-    """The rates at the end of the decay, relative to their peaks"""
+    """Learning rates at the end of the decay, relative to their peaks"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,20 +84,21 @@ class LastEvents:
 
     kind: ClassVar[str] = "last_events"
     events: int = 2
-    """So many. The last of them is the test, the first the validation: 2 is leave-one-out as papers do
-    it"""
+    """Number of events at the end of every row. The last of them is the test event, the first the
+    validation event. 2 is leave-one-out, as in most papers"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByTime:
-    """Training never sees what happened from a time on."""
+    """Training never sees events from a time on."""
 
     kind: ClassVar[str] = "by_time"
     at: str
-    """This time: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970. The test is each user's first
-    event at this time or later, after all before"""
+    """This time: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970. The test event is each
+    user's first event at or after it; the history has all events before that"""
     validation_at: str | None = None
-    """Earlier time, from which on training sees nothing instead. The validation is each user's first
-    event at this time or later that is before the other time. None: no validation"""
+    """An earlier time; if given, training only sees events before it. The validation event is each
+    user's first event at or after it, if that is before the time of the split. None: no validation
+    events"""
     feature: str = "timestamp"
     """The feature whose column has the times (in its time_unit)"""

@@ -1,4 +1,4 @@
-"""Every knob of s2s_jax, typed and documented, as frozen dataclasses."""
+"""All settings of s2s_jax, typed and documented, as frozen dataclasses."""
 
 import dataclasses
 import json
@@ -22,71 +22,76 @@ from s2s_jax.version import __version__
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IOConfig:
-    """Which logs are read, and how they become batches."""
+    """The logs to read, and how they become batches."""
 
     data_paths: str = ""
-    """ORC files and directories, separated by commas. In a directory (searched recursively, through
-    links too) the files ending in .orc are taken or, where there are none, all files; names starting
-    with . or _ are passed over"""
+    """ORC files and directories, separated by commas. Directories are searched recursively, following
+    links, for files that end in .orc or, if there are none, for all files. Names that start with . or _
+    are skipped"""
     batch_size: int = 16
-    """Rows (users, unless packing says otherwise) of one device in one forward pass. An optimizer step
-    consumes batch_size x devices x train.gradient_accumulation_steps rows"""
+    """Rows (users, unless io.sequences is pack) per device in one forward pass. An optimizer step uses
+    batch_size x devices x train.gradient_accumulation_steps rows"""
     thread_num: int = 2
-    """Threads that read and decode stripes ahead of their use; 0 does everything in the main thread"""
+    """Threads that read and decode stripes ahead of their use. 0: everything runs in the main thread"""
     prefetch: int = 4
-    """Batches that wait, ready, in host memory; two more wait on the devices"""
+    """Batches that wait in host memory. Two more wait on the devices"""
     drop_remainder: bool = False
-    """Drop the last, partial batch of an epoch; otherwise rows that weigh nothing fill it"""
+    """Drop the last batch of an epoch if it is not full. Otherwise it is filled up with rows that have
+    no weight"""
     shuffle: bool = True
-    """Permute stripes, and rows within shuffle blocks, anew in each epoch; otherwise rows come in the
-    order of the files"""
+    """Permute stripes, and rows within shuffle blocks, differently in each epoch. Otherwise rows keep
+    the order of the files"""
     shuffle_rows: int = 4096
-    """Least number of rows that are decoded and shuffled together, over all shards; memory grows with
+    """Minimum number of rows that are decoded and shuffled together, over all shards. Memory grows with
     it and, since only whole stripes can be read, with the size of stripes"""
     shards: int = 16
-    """Places of the log that every batch draws from alike; never more than one for 32 stripes, and one
-    without shuffle. A host reads the shards of its rows, so there should be as many as hosts, or a
-    multiple. The order of rows depends on it, but not on hosts, threads or devices"""
+    """Number of places in the log from which every batch takes rows, equally many from each; at most
+    one per 32 stripes, and one without shuffle. A host only reads the shards of its own rows, so this
+    should be the number of hosts or a multiple of it. The order of rows depends on it, but not on the
+    number of hosts, threads or devices"""
     seed: int = 42
     """Seed of the order of rows"""
     truncate_side: Literal["left", "right"] = "left"
-    """Which end of a sequence longer than model.seq_len is dropped: left keeps the newest"""
+    """The end of a row where events beyond model.seq_len are dropped. left: the newest events are kept;
+    right: the oldest"""
     check_length: bool = False
-    """Refuse sequences that would be truncated"""
+    """Refuse rows that would be truncated"""
     sequences: Truncate | Crop | Pack = Truncate()
-    """How rows become sequences of model.seq_len events: truncate, crop (where epochs cut longer rows
-    differently) or pack (several rows lie side by side)"""
+    """How rows become sequences of model.seq_len events. truncate: long rows are cut; crop: long rows
+    are cut differently in different epochs; pack: several rows share one row of the batch"""
     layout: Literal["dense", "flat"] = "dense"
-    """How ids travel to the devices: dense, padded to seq_len on the host, or flat, packed, and padded
-    on the device, which takes less of the host's processor"""
+    """How ids are sent to the devices. dense: padded to model.seq_len on the host; flat: packed, and
+    padded on the device, which needs less CPU time on the host"""
     cache: str | None = None
-    """Directory for decoded, hashed, truncated stripes (Arrow IPC), written when a stripe is first read
-    and read ever after; may be shared by runs and hosts. None: no cache"""
+    """Directory for decoded, hashed and truncated stripes (Arrow IPC files). A stripe is written when
+    it is read for the first time, and later read from there. Runs and hosts may share a directory.
+    None: no cache"""
     on_error: Literal["stop", "skip_stripe"] = "stop"
-    """What a stripe or file that cannot be read does: end the run, or count as rows that weigh nothing,
-    with a line in output_dir/skipped.jsonl and skipped_rows in the metrics"""
+    """What to do about stripes or files that cannot be read. stop: end the run; skip_stripe: give their
+    rows no weight, list them in skipped.jsonl in train.output_dir, and count them as skipped_rows in
+    the metrics"""
     new_files: Literal["refuse", "next_epoch"] = "refuse"
-    """What files added since the checkpoint was made do to a continued run: end it, or take part from
-    the next epoch on"""
+    """What a continued run does about files that were added since the checkpoint. refuse: it ends;
+    next_epoch: it reads them from the next epoch on"""
 
     @property
     def packing(self) -> int | Literal["auto"] | None:
-        """Rows of the log that lie in the rows of a device's batch; None: each has its own."""
+        """Rows of the log that are packed into a device's batch; None: each has its own row."""
         return self.sequences.rows if isinstance(self.sequences, Pack) else None
 
     @property
     def windows(self) -> int:
-        """Windows' length of a row of the log that is kept."""
+        """Number of windows that are kept of a row of the log."""
         return self.sequences.windows
 
     @property
     def windows_per_epoch(self) -> int | None:
-        """Windows' length of a row of the log that an epoch trains on; None: all that is kept."""
+        """Number of windows of a row of the log per epoch; None: all that are kept."""
         return self.sequences.windows_per_epoch
 
     @property
     def device_rows(self) -> int:
-        """Rows of the log of one device in one forward pass; a number of packed rows is known."""
+        """Rows of the log per device in one forward pass; packing must not be auto."""
         assert self.packing != "auto", "the files say how many"
         return self.batch_size if self.packing is None else self.packing
 
@@ -96,42 +101,44 @@ class ModelConfig:
     """The causal transformer."""
 
     seq_len: int = 1024
-    """Positions of a sequence; longer ones are truncated, shorter ones padded"""
+    """Length of sequences, in events. Longer ones are truncated, shorter ones padded"""
     hidden_size: int = 1024
     """Width of the transformer"""
     num_layers: int = 8
     """Transformer layers"""
     nhead: int = 8
-    """Attention heads; must divide hidden_size"""
+    """Attention heads. Must divide hidden_size"""
     dim_feedforward: int = 1024
     """Width of the feed-forward layers"""
     dropout: float = 0.1
-    """Dropout after the attention, after its projection and after the feed-forward"""
+    """Dropout rate, applied after attention, after its output projection, and after the feed-forward
+    layers"""
     input_norm: bool = False
-    """Normalize events (layer norm, after learned positions) before the first layer. Without it the
-    projection's bias and the first layers drown what young tables say, as in the RecIS example, and a
-    model of few or rare events may take long before it learns anything from them"""
+    """Apply a layer norm to events (after learned positions) before the first layer. Without it, as in
+    the RecIS example, the projection's bias and the first layers overwhelm freshly initialised
+    embeddings, and a model of few or rare events may take long to learn anything from them"""
     input_dropout: float = 0.0
-    """Dropout of events (with their learned positions), before the first layer"""
+    """Dropout rate of events (with their learned positions) before the first layer"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type that the dense part computes in; parameters, layer norms and the loss stay float32. auto:
-    float32 on a CPU, bfloat16 elsewhere"""
+    """Type in which the dense part computes. Parameters, layer norms and the loss are always float32.
+    auto: float32 on CPUs, bfloat16 otherwise"""
     position: Literal["none", "learned", "rope"] = "none"
-    """How the transformer knows the order of events beyond causality: none, not at all; learned, a
-    vector for each position, counted from the start of the sequence as it is fed (that of the last one
-    learns nothing with pairing next, so evaluating and recommending show seq_len - 1 events); rope,
-    queries and keys turned by angles that grow with the position"""
+    """How the transformer knows the order of events, apart from causality. none: it does not; learned:
+    a trained vector for each position, counted from the start of the sequence; rope: queries and keys
+    are rotated by angles that grow with the position. With learned and loss.pairing next, the vector of
+    the last position is never trained, so evaluation and recommendation use only seq_len - 1 events"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
-    """How attention is computed: blocked (plain JAX that skips what causality hides, for CPUs), cudnn
-    (fused; GPUs, bfloat16 only), xla (all scores at once). auto: blocked on a CPU, cudnn on a GPU where
-    it can, else xla"""
+    """How attention is computed. blocked: plain JAX, in blocks, skipping what causality masks (for
+    CPUs); cudnn: fused (GPUs and bfloat16 only); xla: all scores at once. auto: blocked on CPUs, cudnn
+    on GPUs if possible, xla otherwise"""
     remat: Literal["none", "attention", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: nothing, the attention of each layer,
-    or all of each layer. Less memory for more time"""
+    """What the backward pass recomputes instead of keeping it in memory. none: nothing; attention: the
+    attention of each layer; full: each whole layer. Recomputing takes less memory and more time"""
     unroll: int | Literal["auto"] = "auto"
-    """Layers that one turn of the loop over layers runs; num_layers: no loop. More makes faster code and
-    longer compiles. auto: no loop, but one layer a turn if there are more than 16, or with remat, which
-    saves less memory without a loop"""
+    """Number of layers per iteration of the loop over layers; num_layers: no loop. More layers per
+    iteration give faster code and longer compilation. auto: no loop, but one layer per iteration if
+    there
+    are more than 16 layers, or with remat, which saves less memory without a loop"""
 
     @property
     def drops_out(self) -> bool:
@@ -148,21 +155,22 @@ class LRConfig:
     sparse_lr: float = 1e-3
     """Peak learning rate of the tables"""
     beta1: float = 0.9
-    """Decay of the first moments"""
+    """Decay rate of the first moments"""
     beta2: float = 0.999
-    """Decay of the second moments"""
+    """Decay rate of the second moments"""
     eps: float = 1e-8
-    """Added to the root of the second moments"""
+    """Added to the square root of the second moments"""
     weight_decay: float = 0.01
-    """Decoupled weight decay; a table's row decays only in the steps that use it"""
+    """Decoupled weight decay. A table row only decays in the steps that use it"""
     warmup_steps: int = 0
-    """Steps over which both rates rise linearly from 0. These steps, and those of the decay, are as long
-    as those that the run began with: rates follow the share of it that is done"""
+    """Steps over which both learning rates rise linearly from 0. Learning rates follow the completed share
+    of the run. So if a run continues with other devices, batch size or files, then the steps given here
+    and for the decay are those of the original run"""
     decay: Constant | Linear | Cosine = Constant()
-    """Shape of the rates after the warm-up: constant, linear (a straight line down) or cosine (half a
-    wave of it down)"""
+    """Shape of the learning rates after the warm-up. constant: they stay at their peaks; linear: they
+    fall along a straight line; cosine: they fall along half a cosine wave"""
     clip_norm: float | None = None
-    """Largest global norm of the gradient, dense part and rows together; None: no clipping"""
+    """Maximum global norm of the gradient, over the dense part and the table rows. None: no clipping"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,42 +178,45 @@ class LossConfig:
     """Softmax over similarities between predictions and the events of the batch."""
 
     pairing: Literal["next", "previous"] = "next"
-    """What a position is scored against: the event after it, or (as the RecIS example does) the
-    event before it, which attention has already seen"""
+    """The event that the prediction at a position is compared with. next: the event after it; previous:
+    the event before it, as in the RecIS example, although attention has already seen it"""
     similarity: Literal["cosine", "dot"] = "cosine"
-    """Of a prediction and an event, as the loss, evaluation and recommending compare them: the cosine of
-    their vectors, or the dot product, whose size lets frequent items score higher everywhere"""
+    """How predictions and events are compared in the loss, in evaluation and in recommendation. cosine:
+    by the cosine of their vectors; dot: by the dot product, whose size lets frequent items score higher
+    for everyone"""
     temperature: float = 0.05
-    """Similarities are divided by this before the softmax; 1 goes well with dot"""
+    """Similarities are divided by this before the softmax. 1 works well with dot"""
     mask_padding: bool = True
-    """Leave padding out of queries, positives and negatives"""
+    """Do not use padding as queries, positives or negatives"""
     mask_same_item: bool = True
-    """Do not count other events with the positive's item as negatives"""
+    """Do not use other events with the positive's item as negatives"""
     negative_scope: Literal["global", "local"] = "global"
-    """Whose events are candidates: global, those of all devices, so that the loss does not depend on
-    the number of devices; local, each device's own, as data-parallel RecIS does, which exchanges less"""
+    """Whose events are candidates. global: those of all devices, so that the loss does not depend on
+    the number of devices; local: only those of the same device, as in data-parallel RecIS, which needs
+    less communication"""
     negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
-    """What the positive competes with: in_batch, the other events of the batch; mixed, these and sampled
-    items; uniform, sampled items instead; full, all items instead (every step encodes them, so for
-    catalogues of up to some ten thousand). Items are those of the log that training sees; drawn ones
-    count as seen in tables that grow"""
+    """What the positive competes with. in_batch: the other events of the batch; mixed: these and
+    sampled items; uniform: only sampled items; full: all items (every step encodes all of them, so this
+    is for catalogues of up to some ten thousand items). Items are those of the log that training sees.
+    Sampled items count as seen in growing tables"""
     catalogue: str | None = None
-    """Parquet file of `s2s catalogue`, where negatives or log_q need the items. None:
-    they are collected from the log before training starts"""
+    """Parquet file of `s2s catalogue`, for negatives or log_q that need the items. None: items are
+    collected from the log before training starts"""
     num_negatives: int = 1024
-    """Items that each device draws for mixed and uniform, anew in each step; all of them, once, where
-    there are no more"""
+    """Items that each device samples in each step for mixed and uniform. If there are no more items
+    than this, each item is used once"""
     log_q: Literal["none", "catalogue", "stream"] = "none"
-    """Subtract from a candidate's logit the logarithm of how often it comes up, which takes the
-    advantage from rare items that frequent ones, often negatives, give them in_batch and mixed. none: do
-    not; catalogue: by the items' counts in the log that training sees; stream: by the batches so far,
-    whose events are counted as they come in a sketch of fixed size, so that in_batch needs no catalogue
-    and shares follow a log that changes"""
+    """Correct for the frequency of negatives, by subtracting from a candidate's logit the logarithm of
+    how often it comes up. Without the correction, in_batch and mixed favour rare items, because
+    frequent ones are negatives more often. none: no correction; catalogue: frequencies are the items'
+    counts in the log that training sees; stream: frequencies are estimated from the batches so far,
+    with a sketch of fixed size, so that in_batch needs no catalogue and frequencies follow a log that
+    changes"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")
-    """Features that the scored events show; the others are zeroed because they are unknown when
-    recommending. None: all"""
+    """Features of the events that are scored (targets and negatives). Their other features are set to
+    zero, because they are unknown when recommending. None: all features"""
 
     @property
     def catalogue_shares(self) -> bool:
@@ -219,7 +230,7 @@ class LossConfig:
 
     @property
     def corrects(self) -> bool:
-        """Whether log_q takes anything from logits."""
+        """Whether log_q corrects logits."""
         return self.log_q != "none"
 
     @property
@@ -230,34 +241,37 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run."""
+    """The training run."""
 
     output_dir: str = "runs/default"
-    """Run directory: config.json, metrics.jsonl, checkpoints/, tensorboard/. A directory with
-    checkpoints is continued from the newest one"""
+    """Directory of the run: config.json, metrics.jsonl, checkpoints/, tensorboard/. If it has
+    checkpoints, training continues from the newest one"""
     train_steps: int | None = None
-    """Optimizer steps in all; None: as many as train_epoch gives"""
+    """Total number of optimizer steps. None: as many as train_epoch needs"""
     train_epoch: int | None = None
-    """Passes over the data; None: as many as train_steps needs. The sooner of the two ends the run"""
+    """Number of passes over the data. None: as many as train_steps needs. If both are given, the run
+    ends at the earlier one"""
     log_steps: int = 10
-    """Steps between lines of metrics.jsonl; loss and hit_rate are means over them"""
+    """Steps between lines of metrics.jsonl. loss and hit_rate are means over these steps"""
     save_steps: int = 2000
-    """Steps between checkpoints; the last step is always saved"""
+    """Steps between checkpoints. The last step is always saved"""
     max_to_keep: int = 5
-    """Newest checkpoints kept"""
+    """Number of newest checkpoints to keep. The best one is always kept"""
     gradient_accumulation_steps: int = 1
-    """Forward passes of batch_size rows a device that make one optimizer step, equal to one pass
-    over all their rows (negatives included) at the memory of one and an additional forward pass"""
+    """Forward passes (of io.batch_size rows per device) per optimizer step. The result is the same as
+    with one pass over all these rows, including negatives; it takes the memory of a single pass, and
+    the time of an additional forward pass"""
     dense_sharding: Literal["replicated", "fsdp"] = "replicated"
-    """Where the dense part and its optimizer state live: replicated, whole on every device; fsdp, cut
-    over the devices and gathered layer by layer when used, which takes less memory and sends more"""
+    """Where the dense part and its optimizer state are stored. replicated: completely on every device;
+    fsdp: sharded over the devices, and gathered layer by layer when used, which takes less memory and
+    more communication"""
     seed: int = 42
     """Seed of the initial weights and of dropout"""
     tensorboard: bool = True
     """Write TensorBoard event files"""
     profile_steps: tuple[int, int] | None = None
-    """First and last step of a profile written to output_dir/profile; a run that starts or ends between
-    them profiles the steps it takes. None: no profile"""
+    """First and last step to profile; the profile is written to profile/ in output_dir. A run that
+    starts or ends between them profiles the steps that it takes. None: no profile"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,56 +279,59 @@ class EvalConfig:
     """Ranking of held-out events among the items of the log."""
 
     split: LastEvents | ByTime | None = None
-    """Which events training never sees, to be found in evaluation: last_events of every row, or by_time
-    what happened from a time on. none: training sees all"""
+    """Which events are held out: training never sees them, and evaluation looks for them. last_events:
+    the last events of every row; by_time: all events from a time on; none: no events"""
     filter_seen: bool = True
-    """Leave out items that the user had before, in evaluation (where a user who comes back to one is a
-    miss) and in recommending"""
+    """Leave out items of the user's history, in evaluation (where a user who returns to one counts as a
+    miss) and in recommendation"""
     untrained: Literal["keep", "last", "drop"] = "keep"
-    """Items whose id was never trained, in evaluation and in recommending. keep: ranked like others, by
-    what they show besides; last: after all others; drop: left out, so that a user who goes on with one
-    is a miss"""
+    """What evaluation and recommendation do with items whose id was never trained. keep: rank them like
+    others, by their other features; last: rank them after all others; drop: leave them out, so that a
+    user
+    who continues with one counts as a miss"""
     batch_size: int = 256
-    """Users of one device that are encoded and ranked together"""
+    """Users per device that are encoded and ranked together"""
     max_users: int | None = None
-    """Users that are evaluated during training, the first of the log; None: all"""
+    """Number of users that are evaluated during training, the first of the log. None: all users"""
     every_steps: int | Literal["auto"] | None = None
-    """Steps between evaluations of the validation events during training, which are also evaluated at
-    its end; auto: a tenth of the run; None: never. The checkpoint of the best one is kept"""
+    """Steps between evaluations of the validation events during training. They are also evaluated at
+    its end. auto: a tenth of the run; None: never. The checkpoint with the best evaluation is kept"""
     metric: str = "ndcg@10"
-    """What the best checkpoint is best at: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or mrr"""
+    """The metric that decides which checkpoint is best: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or
+    mrr"""
     patience: int | None = None
-    """Training ends after so many evaluations in a row that were no better than the best; None: never"""
+    """End training after this many evaluations in a row that were no better than the best one. None:
+    never"""
 
     @property
     def held_out(self) -> int:
-        """Events at the end of every row that are held out; 0 where rows are split by time, or not."""
+        """Number of held-out events at the end of every row; 0 without `LastEvents`."""
         return self.split.events if isinstance(self.split, LastEvents) else 0
 
     @property
     def split_at(self) -> str | None:
-        """Time at which rows are split; None: they are not split by time."""
+        """The time of a split by time; None without one."""
         return self.split.at if isinstance(self.split, ByTime) else None
 
     @property
     def validation_at(self) -> str | None:
-        """Time from which on validation events are; None: there are none, or no split by time."""
+        """The time at which validation events begin; None without them, or without a split by time."""
         return self.split.validation_at if isinstance(self.split, ByTime) else None
 
     @property
     def time_feature(self) -> str:
-        """The feature that has the times of a split by time."""
+        """The feature with the times for a split by time."""
         return self.split.feature if isinstance(self.split, ByTime) else "timestamp"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole training job."""
+    """The configuration of a training job."""
 
     io: IOConfig = IOConfig()
     features: tuple[FeatureConfig, ...] = ()
     tables: tuple[TableConfig, ...] = ()
-    """The tables that features read; those that are not given have the defaults"""
+    """Settings of the tables that features use. Tables that are not given have the defaults"""
     model: ModelConfig = ModelConfig()
     lr: LRConfig = LRConfig()
     loss: LossConfig = LossConfig()
@@ -337,33 +354,33 @@ class Config:
 
     @property
     def history_len(self) -> int:
-        """Positions of a row of the log that are kept: all windows, each sharing one with the next."""
+        """Maximum positions kept of a row of the log: all windows, each sharing one with the next."""
         return self.io.windows * (self.model.seq_len - 1) + 1
 
     @property
     def shown_len(self) -> int:
-        """Newest positions of a history that evaluating and recommending show to the model.
+        """Number of newest events of a history that evaluation and recommendation give to the model.
 
-        The last learned position belongs to no query in training, since no event comes after it that
-        could be its target. So its vector is never trained and must not be shown.
+        In training, the last learned position is never a query, since there is no event after it. So its
+        vector is never trained and must not be used.
         """
         untrained = self.model.position == "learned" and self.loss.pairing == "next"
         return self.model.seq_len - untrained
 
     @property
     def epoch_history_len(self) -> int:
-        """Positions of a row of the log that an epoch trains on."""
+        """Maximum positions of a row of the log that an epoch trains on."""
         per_epoch = self.io.windows_per_epoch
         return (self.io.windows if per_epoch is None else per_epoch) * (self.model.seq_len - 1) + 1
 
     @property
     def known_of_next(self) -> tuple[str, ...]:
-        """Names of the features that tell of the next event; evaluation is time-blind without any."""
+        """Names of the features about the next event; without any, evaluation is time-blind."""
         return tuple(f.name for f in self.features if f.of_next)
 
     @property
     def target_features(self) -> tuple[str, ...]:
-        """Names of the features that scored events show, in the order of `features`."""
+        """Names of the target features, in the order of `features`."""
         names = [f.name for f in self.features]
         shown = self.loss.target_features
         return tuple(n for n in names if shown is None or n in shown)

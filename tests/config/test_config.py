@@ -221,7 +221,7 @@ def test_help_shows_every_key_with_default_and_meaning(capsys):
     for key in keys:
         assert key in shown
     flat = " ".join(shown.replace("│", " ").split())
-    assert "Attention heads; must divide hidden_size (default: 2)" in flat
+    assert "Attention heads. Must divide hidden_size (default: 2)" in flat
 
 
 def dataclasses_in(cls):
