@@ -16,7 +16,7 @@ from s2s_jax.config.schema import Config
 
 
 def texts(cls: type) -> dict[str, str]:
-    """The docstring of each field of a dataclass."""
+    """The docstring of each field of a dataclass, as one line, so that help can wrap it."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -27,7 +27,7 @@ def texts(cls: type) -> dict[str, str]:
             and isinstance(after, ast.Expr)
             and isinstance(after.value, ast.Constant)
         ):
-            found[field.target.id] = inspect.cleandoc(str(after.value.value))
+            found[field.target.id] = " ".join(str(after.value.value).split())
     return found
 
 

@@ -163,9 +163,9 @@ class LRConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay. A table row only decays in the steps that use it"""
     warmup_steps: int = 0
-    """Steps over which both learning rates rise linearly from 0. Learning rates follow the completed share
-    of the run. So if a run continues with other devices, batch size or files, then the steps given here
-    and for the decay are those of the original run"""
+    """Steps over which both learning rates rise linearly from 0. Learning rates follow the completed
+    share of the run. So if a run continues with other devices, batch size or files, then the steps
+    given here and for the decay are those of the original run"""
     decay: Constant | Linear | Cosine = Constant()
     """Shape of the learning rates after the warm-up. constant: they stay at their peaks; linear: they
     fall along a straight line; cosine: they fall along half a cosine wave"""
