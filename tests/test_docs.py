@@ -1,5 +1,6 @@
 """What the documentation says exists: commands, flags, keys, rooms, metrics and Python examples."""
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -12,6 +13,7 @@ import pytest
 import test_imports
 from places import REPO
 
+import s2s_jax
 from s2s_jax import config as configs
 from s2s_jax.cli import main as cli
 from s2s_jax.cli.commands import COMMANDS
@@ -180,8 +182,6 @@ def test_the_reference_of_a_command_has_the_flags_of_its_help(command):
 
 
 def test_the_page_of_the_library_has_all_names():
-    import s2s_jax
-
     text = (REPO / "docs" / "reference" / "library.md").read_text()
     for name in s2s_jax.__all__:
         assert name == "__version__" or re.search(rf"`{name}`|\.{name}$", text, re.MULTILINE), name
@@ -196,11 +196,26 @@ def test_the_example_of_a_config_file_can_be_loaded(tmp_path):
     load(path, ["--io.data_paths", "log"])
 
 
-@pytest.mark.parametrize("page", sorted((REPO / "docs" / "howto").glob("*.md")), ids=str)
-def test_python_of_the_how_tos_runs(page):
-    names = {name: getattr(configs, name) for name in configs.__all__}
-    for block in blocks(page, "python"):
+@pytest.mark.parametrize("name", ["features", "growing_tables"])
+def test_the_parts_of_configurations_in_how_tos_can_be_made(name):
+    names = {each: getattr(configs, each) for each in configs.__all__}
+    shown = blocks(REPO / "docs" / "howto" / f"{name}.md", "python")
+    assert shown
+    for block in shown:
         exec(block, names)
+
+
+def test_python_of_the_pages_uses_names_of_the_library_that_exist():
+    attributes = {"s2s": set(s2s_jax.__all__), "run": set(dir(s2s_jax.Run))}
+    seen = set()
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    of, name = node.value.id, node.attr
+                    assert of not in attributes or name in attributes[of], f"{page}: {of}.{name}"
+                    seen.add((of, name))
+    assert {("s2s", "load"), ("s2s", "train"), ("run", "recommend")} <= seen
 
 
 def test_the_rooms_of_the_architecture_are_those_of_the_code():
