@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -307,3 +308,27 @@ def test_commands_that_need_no_devices_do_not_import_jax(arguments):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_that_does_not_listen_itself(number):
+    """What it was writing is cleaned up: a signal is an exception, no longer the end at once."""
+    program = (
+        "import os, signal, sys\nfrom s2s_jax import signals\n"
+        "from s2s_jax.cli.exit import run_door\nsignals.answer_while_starting()\n"
+        "def main(_):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)}); signal.pause()\n"
+        "    finally:\n        print('cleaned up')\n"
+        "run_door(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (75, "cleaned up\n")
+    assert done.stderr == f"stopped by {number.name}; start again\n"
