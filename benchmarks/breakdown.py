@@ -27,7 +27,7 @@ import numpy as np
 from step_parts import Parts
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, load
+from s2s_jax.config import Config, Pack, load
 from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.flops import peak_flops, step_flops
@@ -114,8 +114,11 @@ def main() -> None:
     config = load(arguments.config, overrides)
     if config.train.gradient_accumulation_steps > 1:
         parser.error("train.gradient_accumulation_steps: expected 1")
-    if config.loss.negatives != "in_batch" or config.loss.corrects or config.io.packing:
-        parser.error("no log is read: no loss.negatives but in_batch, no loss.log_q, no io.packing")
+    packs = isinstance(config.io.sequences, Pack)
+    if config.loss.negatives != "in_batch" or config.loss.corrects or packs:
+        parser.error(
+            "no log is read: no loss.negatives but in_batch, no loss.log_q, no io.sequences pack"
+        )
     measure(config, arguments.steps, arguments.rounds)
 
 

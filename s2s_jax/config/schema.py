@@ -74,27 +74,6 @@ class IOConfig:
     """What a continued run does about files that were added since the checkpoint. refuse: it ends;
     next_epoch: it reads them from the next epoch on"""
 
-    @property
-    def packing(self) -> int | Literal["auto"] | None:
-        """Rows of the log that are packed into a device's batch; None: each has its own row."""
-        return self.sequences.rows if isinstance(self.sequences, Pack) else None
-
-    @property
-    def windows(self) -> int:
-        """Number of windows that are kept of a row of the log."""
-        return self.sequences.windows
-
-    @property
-    def windows_per_epoch(self) -> int | None:
-        """Number of windows of a row of the log per epoch; None: all that are kept."""
-        return self.sequences.windows_per_epoch
-
-    @property
-    def device_rows(self) -> int:
-        """Rows of the log per device in one forward pass; packing must not be auto."""
-        assert self.packing != "auto", "the files say how many"
-        return self.batch_size if self.packing is None else self.packing
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -287,8 +266,7 @@ class EvalConfig:
     untrained: Literal["keep", "last", "drop"] = "keep"
     """What evaluation and recommendation do with items whose id was never trained. keep: rank them like
     others, by their other features; last: rank them after all others; drop: leave them out, so that a
-    user
-    who continues with one counts as a miss"""
+    user who continues with one counts as a miss"""
     batch_size: int = 256
     """Users per device that are encoded and ranked together"""
     max_users: int | None = None
@@ -302,26 +280,6 @@ class EvalConfig:
     patience: int | None = None
     """End training after this many evaluations in a row that were no better than the best one. None:
     never"""
-
-    @property
-    def held_out(self) -> int:
-        """Number of held-out events at the end of every row; 0 without `LastEvents`."""
-        return self.split.events if isinstance(self.split, LastEvents) else 0
-
-    @property
-    def split_at(self) -> str | None:
-        """The time of a split by time; None without one."""
-        return self.split.at if isinstance(self.split, ByTime) else None
-
-    @property
-    def validation_at(self) -> str | None:
-        """The time at which validation events begin; None without them, or without a split by time."""
-        return self.split.validation_at if isinstance(self.split, ByTime) else None
-
-    @property
-    def time_feature(self) -> str:
-        """The feature with the times for a split by time."""
-        return self.split.feature if isinstance(self.split, ByTime) else "timestamp"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -353,11 +311,6 @@ class Config:
         return table
 
     @property
-    def history_len(self) -> int:
-        """Maximum positions kept of a row of the log: all windows, each sharing one with the next."""
-        return self.io.windows * (self.model.seq_len - 1) + 1
-
-    @property
     def shown_len(self) -> int:
         """Number of newest events of a history that evaluation and recommendation give to the model.
 
@@ -366,12 +319,6 @@ class Config:
         """
         untrained = self.model.position == "learned" and self.loss.pairing == "next"
         return self.model.seq_len - untrained
-
-    @property
-    def epoch_history_len(self) -> int:
-        """Maximum positions of a row of the log that an epoch trains on."""
-        per_epoch = self.io.windows_per_epoch
-        return (self.io.windows if per_epoch is None else per_epoch) * (self.model.seq_len - 1) + 1
 
     @property
     def known_of_next(self) -> tuple[str, ...]:

@@ -10,7 +10,13 @@ from typing import Literal, Self
 
 from s2s_jax.config import identity
 from s2s_jax.config.identity import Fingerprint
+from s2s_jax.config.kinds import ByTime, Pack
 from s2s_jax.config.schema import Config, FeatureConfig
+
+
+def positions_of(windows: int, seq_len: int) -> int:
+    """Positions of a row that windows cover, each sharing one with the next."""
+    return windows * (seq_len - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +65,21 @@ class Split:
     @classmethod
     def of(cls, config: Config) -> Self:
         """The split of `eval`."""
-        settings = config.eval
-        by_time = settings.split_at is not None
+        split, fingerprint = config.eval.split, identity.of_split(config)
+        if isinstance(split, ByTime):
+            return cls(
+                events=0,
+                at=split.at,
+                validation_at=split.validation_at,
+                feature=config.feature(split.feature),
+                fingerprint=fingerprint,
+            )
         return cls(
-            events=settings.held_out,
-            at=settings.split_at,
-            validation_at=settings.validation_at,
-            feature=config.feature(settings.time_feature) if by_time else None,
-            fingerprint=identity.of_split(config),
+            events=0 if split is None else split.events,
+            at=None,
+            validation_at=None,
+            feature=None,
+            fingerprint=fingerprint,
         )
 
     @property
@@ -104,7 +117,7 @@ class Decoding:
             features=config.features,
             split=Split.of(config),
             seq_len=config.model.seq_len,
-            windows=config.io.windows,
+            windows=config.io.sequences.windows,
             keep_newest=config.io.truncate_side == "left",
             check_length=config.io.check_length,
             fingerprint=identity.of_decoding(config),
@@ -126,7 +139,7 @@ class Decoding:
     @property
     def history_len(self) -> int | None:
         """Positions of a row that are kept: all windows, each sharing one with the next; None: all."""
-        return None if self.seq_len is None else self.windows * (self.seq_len - 1) + 1
+        return None if self.seq_len is None else positions_of(self.windows, self.seq_len)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,13 +197,14 @@ class Sequences:
     @classmethod
     def of(cls, config: Config) -> Self:
         """The sequences of `io` and `model`."""
-        io = config.io
+        io, seq_len = config.io, config.model.seq_len
+        drawn = io.sequences.windows_per_epoch
         return cls(
             rows=io.batch_size,
-            seq_len=config.model.seq_len,
-            packing=io.packing,
+            seq_len=seq_len,
+            packing=io.sequences.rows if isinstance(io.sequences, Pack) else None,
             keep_newest=io.truncate_side == "left",
-            drawn_len=None if io.windows_per_epoch is None else config.epoch_history_len,
+            drawn_len=None if drawn is None else positions_of(drawn, seq_len),
             layout=io.layout,
         )
 
@@ -322,7 +336,9 @@ class Meaning:
     @classmethod
     def of(cls, config: Config) -> Self:
         """What training takes them for."""
-        named = [f for f in config.features if f.name == config.eval.time_feature]
+        split = config.eval.split
+        name = split.feature if isinstance(split, ByTime) else ByTime.feature
+        named = [f for f in config.features if f.name == name]
         return cls(
             decoding=Decoding.of(config),
             item=config.feature(config.loss.item_feature),

@@ -38,13 +38,14 @@ class Evaluated(NamedTuple):
           config: of the run.
           intervals: of `evaluation.intervals()`.
         """
+        split = Split.of(config)
         return {
             "step": self.step,
             "checkpoint": self.checkpoint,
             "split": self.split,
-            "held_out": config.eval.held_out,
-            "split_at": config.eval.split_at,
-            "validation_at": config.eval.validation_at,
+            "held_out": split.events,
+            "split_at": split.at,
+            "validation_at": split.validation_at,
             "filter_seen": config.eval.filter_seen,
             "untrained": config.eval.untrained,
             "known_of_target": list(config.known_of_next),

@@ -1,7 +1,7 @@
 """How well held-out events are found among the items of the log.
 
-Every user is ranked over the whole catalogue. With `eval.held_out` it holds every item of the log,
-held-out events included; with `eval.split_at` the items that training sees. Users whose event is of
+Every user is ranked over the whole catalogue. If `eval.split` is last_events it holds every item
+of the log, held-out events included; if by_time, the items that training sees. Users whose event is of
 no item of the catalogue are left out and counted. Events of items that recommending leaves out, as the
 user had them before (`eval.filter_seen`), are missed. The history ends before the event to be found,
 whose time and behaviour stay unknown.
@@ -132,12 +132,11 @@ class Evaluator:
             shown += int(batch.arrays["length"][chosen].sum())
             unknown += int(np.asarray(unknown_U)[chosen].sum())
         if not sum(map(len, rank)):
-            protocol = "held_out" if self._config.eval.split_at is None else "split_at"
             raise UserError(
                 f"io.data_paths: no row of {self._config.io.data_paths} has an event before the "
                 f"{split} event and one of a known item there ({unknown_targets:,} have one of an "
                 f"unknown item); evaluate a log with longer rows, or train with another "
-                f"eval.{protocol}"
+                f"eval.split"
             )
         found = self._result(rank, popular, events, target, coverage)
         found.metrics[f"{metrics.PREFIX}unknown_targets"] = unknown_targets

@@ -225,8 +225,9 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
     notes = [
         f"Recommendations of the checkpoint of step {shown.step:,}, from {shown.items:,} items."
     ]
-    if Split.of(config).holds_out:
-        which = "last event" if config.eval.split_at is None else "first event after the split"
+    split = Split.of(config)
+    if split.holds_out:
+        which = "last event" if split.at is None else "first event after the split"
         notes.append(
             f"The model sees only the events before the {which} and should find this event's item. "
             "Items with the same score count as ranked above it."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from s2s_jax.config import Config, ModelConfig
+from s2s_jax.config import Config, ModelConfig, Pack
 from s2s_jax.model.transformer import compute_dtype
 
 # From data sheets: dense operations per second of tensor cores, in bfloat16.
@@ -33,7 +33,7 @@ def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
     if peak is None:
         return None
     of_pair = attention_flops(config.model, 1 / devices)
-    packed = config.io.packing is not None
+    packed = isinstance(config.io.sequences, Pack)
     return AtPeak(step_flops(config, devices, items) / peak, of_pair / peak if packed else 0.0)
 
 
@@ -63,7 +63,7 @@ def step_flops(config: Config, devices: int, items: int = 0) -> float:
     of_layer = 4 * width**2 + 2 * width * model.dim_feedforward
     dense = 6 * positions * (embedding * width + layers * of_layer)
     attention = 0.0
-    if config.io.packing is None:
+    if not isinstance(config.io.sequences, Pack):
         attention = attention_flops(model, rows * model.seq_len * (model.seq_len + 1) // 2)
     candidates = drawn = 0
     if loss.negatives in ("in_batch", "mixed"):

@@ -20,6 +20,7 @@ from pyarrow import orc
 from s2s_jax.cli import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Pack, Truncate
+from s2s_jax.config.settings import Sequences
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
@@ -158,7 +159,7 @@ def test_every_learned_position_that_is_shown_was_trained(log, sequences):
     functions = make_step_functions(config, mesh)
     state = functions.init()
     before = np.array(state.params["dense"]["transformer"]["positions"])
-    rows = config.io.device_rows
+    rows = Sequences.of(config).device_rows
     with contextlib.closing(of_config.reader(config, rows, HostSlice(0, 1))) as reader:
         for _ in range(3):
             state, _ = functions.train_step(state, put_batch(next(reader).arrays, 1, mesh))
@@ -312,7 +313,7 @@ def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
 
 
 def test_nothing_held_out_is_refused(log, tmp_path):
-    with pytest.raises(UserError, match=r"eval\.held_out: expected at least 1"):
+    with pytest.raises(UserError, match=r"eval\.split: expected last_events or by_time"):
         Evaluator(job(log, tmp_path), one_device())
 
 

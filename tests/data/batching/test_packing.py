@@ -23,7 +23,7 @@ from s2s_jax.config import (
     Truncate,
     validate,
 )
-from s2s_jax.config.settings import Reading
+from s2s_jax.config.settings import Decoding, Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import WHOLE, HostSlice
 from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
@@ -144,7 +144,7 @@ def test_an_epoch_trains_on_a_run_of_each_history(log, side):
     whole = dataclasses.replace(
         config,
         io=dataclasses.replace(config.io, sequences=Truncate()),
-        model=dataclasses.replace(config.model, seq_len=config.history_len),
+        model=dataclasses.replace(config.model, seq_len=Decoding.of(config).history_len),
     )
     runs, histories = (itertools.islice(of_config.reader(c, 50), 60) for c in (config, whole))
     at_end, offs = [], []

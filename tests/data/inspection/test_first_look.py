@@ -137,7 +137,7 @@ def test_a_split_before_all_times(tmp_path):
     assert message.startswith("eval.split.at: ")
     assert "run from 2015-04-01 to 2015-04-05 if time_unit is s" in message
     message = refusal(config(tmp_path, split=ByTime(at="2015-06-01", validation_at="2015-04-02")))
-    assert message.startswith("eval.validation_at: ")
+    assert message.startswith("eval.split.validation_at: ")
     assert "before 2015-04-02" in message
 
 
