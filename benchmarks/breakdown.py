@@ -92,7 +92,7 @@ def measure(config: Config, steps: int, rounds: int) -> None:
     for name, each in [*ms.items(), ("sum of parts", sum(ms.values())), ("whole step", whole)]:
         print(f"  {name:20} {each:10.3f} ms {each / whole:8.1%}", flush=True)
     best, operations = ceiling.measure(config), step_flops(config, 1)
-    rate, peak = 1e3 * operations / whole, peak_flops(config)
+    rate, peak = 1e3 * operations / whole, peak_flops(config.model)
     print(f"  {operations / 1e12:.3f} TFLOP a step, {rate / 1e12:.3f} TFLOP/s")
     print(f"  MFU {rate / best:.3f} of the ceiling of {best / 1e12:.3f} TFLOP/s")
     if peak is not None:

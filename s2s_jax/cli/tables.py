@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 
 def _specs(config: Config, saved: SavedTables) -> dict[str, TableSpec]:
-    plan = GrowthPlan(config)
+    plan = GrowthPlan(config.features, config.tables)
     plan.set_state(saved.progress["growth"])
     return table_specs(config.features, config.tables, plan.capacities_now())
 

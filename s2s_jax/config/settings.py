@@ -296,6 +296,36 @@ class Items:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """Which items events compete with, and what the loss is told of how often they come up.
+
+    Attributes:
+      kind: in_batch, the other events; mixed, these and drawn items; uniform, drawn items; full, all.
+      number: items that each device draws.
+      seed: of the draws.
+      item_shares: whether the loss is told how often each item comes in the log.
+      corrects: whether it is told of any shares.
+    """
+
+    kind: Literal["in_batch", "mixed", "uniform", "full"]
+    number: int
+    seed: int
+    item_shares: bool
+    corrects: bool
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The negatives of `loss`."""
+        return cls(
+            kind=config.loss.negatives,
+            number=config.loss.num_negatives,
+            seed=config.train.seed,
+            item_shares=config.loss.catalogue_shares,
+            corrects=config.loss.corrects,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownHistory:
     """What the model is shown of what a user did.
 

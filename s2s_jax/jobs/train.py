@@ -18,12 +18,13 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
-from s2s_jax.config.settings import Meaning, Reading
+from s2s_jax.config.settings import Items, Meaning, Negatives, Reading, Split
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
+from s2s_jax.data.items.catalogue import items_of_training
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.runs.checkpoints import Checkpoints
@@ -98,7 +99,12 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
     notes = [*packing_notes(reading, index), *first_look(Meaning.of(config), index)]
     reading = with_packing(reading, index)
-    items = ItemSource(config, mesh, index) if config.loss.needs_catalogue else None
+    items = None
+    if config.loss.needs_catalogue:
+        catalogue = items_of_training(
+            Items.of(config), Split.of(config), reading.logs, index, config.loss.catalogue
+        )
+        items = ItemSource(Items.of(config), Negatives.of(config), catalogue, mesh)
     hosts.check_same(
         {
             "io.sequences.rows": str(reading.sequences.packing),
@@ -156,7 +162,7 @@ def _start_or_continue(job: Job, stop: Stop) -> Progress:
     """Continues from the newest whole checkpoint if there is one, else starts."""
     items = 0 if job.items is None else job.items.items
     meters = Meters(time_at_peak(job.config, job.mesh.size, items))
-    plan = GrowthPlan(job.config)
+    plan = GrowthPlan(job.config.features, job.config.tables)
     step = job.checkpoints.newest_step
     whole = _end_step(job.config.train, job.reader, 0)
     if step is None:
@@ -216,7 +222,7 @@ def _memory_explained(job: Job) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
-        state = job.functions(GrowthPlan(job.config)).abstract
+        state = job.functions(GrowthPlan(job.config.features, job.config.tables)).abstract
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         raise UserError(
             f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB, "

@@ -59,7 +59,7 @@ def restore(
         if checkpoints.newest_step is not None:
             check_config(run_dir, config)
         step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
-        plan = GrowthPlan(config)
+        plan = GrowthPlan(config.features, config.tables)
         saved = checkpoints.progress(step)
         plan.set_state(saved["growth"])
         functions = make_step_functions(config, mesh, plan.capacities_now())

@@ -29,7 +29,7 @@ class AtPeak(NamedTuple):
 
 def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
     """See `step_flops`; None if the peak of the devices is unknown."""
-    peak = peak_flops(config)
+    peak = peak_flops(config.model)
     if peak is None:
         return None
     of_pair = attention_flops(config.model, 1 / devices)
@@ -86,10 +86,10 @@ def attention_flops(model: ModelConfig, attended: float) -> float:
     return 12 * model.num_layers * model.hidden_size * attended
 
 
-def peak_flops(config: Config) -> float | None:
+def peak_flops(model: ModelConfig) -> float | None:
     """Peak operations per second of one of this process's devices; None if unknown."""
     kind = jax.local_devices()[0].device_kind
-    if compute_dtype(config.model).name != "bfloat16":
+    if compute_dtype(model).name != "bfloat16":
         return None
     known = [peak for name, peak in _PEAK_BF16.items() if name in kind]
     return known[0] if known else None

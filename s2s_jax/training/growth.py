@@ -5,14 +5,14 @@ plan is part of a run's progress: a continued run grows at the same steps as one
 interrupted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS
-from s2s_jax.config import Config, TableConfig
+from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
 from s2s_jax.training.optimizer import table_moments, with_table_moments
@@ -37,10 +37,11 @@ class GrowthPlan:
       full: a message about a table that is full and may not grow; None if there is none.
     """
 
-    def __init__(self, config: Config):
-        """Starts with the capacities in `config`."""
-        specs = table_specs(config.features, config.tables)
-        self._tables = {name: config.table(name) for name, spec in specs.items() if spec.grows}
+    def __init__(self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig]):
+        """Starts with the capacities in `tables`."""
+        specs = table_specs(features, tables)
+        by_name = {table.name: table for table in tables}
+        self._tables = {name: by_name[name] for name, spec in specs.items() if spec.grows}
         self.capacities = {name: specs[name].rows for name in self._tables}
         self.full: str | None = None
         self._rows = dict.fromkeys(self._tables, 0)
@@ -147,10 +148,13 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
 class Evictions:
     """Evicts ids from growing tables that were not seen for long, or rarely."""
 
-    def __init__(self, config: Config, mesh: Mesh):
-        """Prepares eviction for the tables of `config` on `mesh`."""
-        specs = table_specs(config.features, config.tables)
-        growing = [config.table(name) for name, spec in specs.items() if spec.grows]
+    def __init__(
+        self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig], mesh: Mesh
+    ):
+        """Prepares eviction for the tables of `features` on `mesh`."""
+        specs = table_specs(features, tables)
+        by_name = {table.name: table for table in tables}
+        growing = [by_name[name] for name, spec in specs.items() if spec.grows]
         self._tables = {
             table.name: table
             for table in growing

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import replicated
-from s2s_jax.config import Config
+from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.id_keys import EMPTY, is_there, keys_of, unique_keys
 from s2s_jax.embedding.sharded import present
 from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
@@ -115,12 +115,12 @@ def _counts(count_RW: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def with_stream_shares(
-    config: Config, mesh: Mesh, stream: ItemStream, batch: Batch
+    feature: FeatureConfig, mesh: Mesh, stream: ItemStream, batch: Batch
 ) -> tuple[ItemStream, dict[str, jax.Array]]:
     """Counts the events of a batch, and adds the share of all events so far for each event's item.
 
     Args:
-      config: gives the item feature.
+      feature: the one that says which item an event is about.
       mesh: the devices.
       stream: the stream before the batch.
       batch: see `batches.unpack`.
@@ -130,7 +130,6 @@ def with_stream_shares(
       `ITEM_SHARE` `[A, B, L]` and, if negatives were sampled, `NEGATIVES_SHARE` `[1, n * S]`, which is 0
       for items that have not occurred yet.
     """
-    feature = config.feature(config.loss.item_feature)
     of_events, of_drawn = split_ids(ids_of(batch))
     there = present(feature, of_events)[..., 0]
     real = (

@@ -126,7 +126,7 @@ class Loop:
         self._place = job.reader.place
         self._evaluate = evaluate
         self._saved_step = self._step
-        self._evictions = Evictions(job.config, job.mesh)
+        self._evictions = Evictions(job.config.features, job.config.tables, job.mesh)
         self._profile = Profile(job.config)
         steps, run_dir = job.reader.steps_per_epoch, Path(job.config.train.output_dir)
         self._pairs = PairWatch(run_dir, job.reader.packing, self._step, steps, total_steps)

@@ -14,15 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
-from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.config.settings import Items, Logs, Split
+from s2s_jax.config import FeatureConfig
+from s2s_jax.config.settings import Items, Negatives
 from s2s_jax.data.batching.histories import ItemNumbers
 from s2s_jax.data.batching.order import integers
 from s2s_jax.data.encoding.features import id_columns
-from s2s_jax.data.encoding.held_out import training_cut
-from s2s_jax.data.items.catalogue import collect, load
+from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_counts import codes_of
-from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.model.loss import Pairs, Sampled
 from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
 
@@ -31,14 +29,11 @@ _PREFIX = "negatives:"
 _DRAWS = int.from_bytes(b"drawn")
 
 
-def negative_features(config: Config) -> tuple[FeatureConfig, ...]:
-    """What scored events show, once more for negatives that are drawn: they read the same tables."""
-    if config.loss.negatives == "in_batch":
-        return ()
+def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
+    """What items show, once more for negatives that are drawn: they read the same tables."""
     return tuple(
         dataclasses.replace(f, name=_PREFIX + f.name, shard_name=f.table_name)
-        for f in config.features
-        if f.name in config.target_features or f.name == config.loss.item_feature
+        for f in items.item_side
     )
 
 
@@ -88,29 +83,22 @@ class ItemSource:
       fingerprint: of the items and their counts.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, index: FileIndex):
-        """Collects the items that training sees.
+    def __init__(self, items: Items, negatives: Negatives, catalogue: Catalogue, mesh: Mesh):
+        """Numbers the items that training sees.
 
         Args:
-          config: the configuration.
+          items: what an item is.
+          negatives: which items are drawn.
+          catalogue: the items.
           mesh: the devices.
-          index: of the files that training reads.
-
-        Raises:
-          UserError: see `data.catalogue.collect`.
         """
-        self._config, self._mesh = config, mesh
-        items, split = Items.of(config), Split.of(config)
-        if config.loss.catalogue is None:
-            catalogue = collect(items, Logs.of(config), index, training_cut(split))
-        else:
-            catalogue = load(config.loss.catalogue, items, split)
+        self._negatives, self._mesh = negatives, mesh
         self.fingerprint = catalogue.fingerprint()
         self._ids = catalogue.ids
         self._numbers = ItemNumbers(catalogue.ids[items.item.name])
         shares = np.rint(catalogue.count_I / catalogue.count_I.sum() * SHARE_UNIT)
         self._share_I = np.maximum(shares, 1).astype(np.int32)
-        self._item_columns = id_columns(config.features)[config.loss.item_feature]
+        self._item_columns = id_columns(items.features)[items.item.name]
         self.items = len(catalogue.count_I)
         self._all: dict[str, jax.Array] | None = None
 
@@ -120,16 +108,15 @@ class ItemSource:
         With `loss.negatives` full, or if there are no more items than a device would draw, every device
         has all items, each once.
         """
-        kind = self._config.loss.negatives
+        kind, size = self._negatives.kind, self._negatives.number
         if kind == "in_batch":
             return {}
-        if kind == "full" or self.items <= self._config.loss.num_negatives:
+        if kind == "full" or self.items <= size:
             if self._all is None:
                 everything = np.tile(np.arange(self.items), self._mesh.size)
                 self._all = self._put(everything)
             return self._all
-        size = self._config.loss.num_negatives
-        seed = self._config.train.seed
+        seed = self._negatives.seed
         chosen = [
             drawn_items(self.items, size, seed, step, device) for device in range(self._mesh.size)
         ]
@@ -137,9 +124,9 @@ class ItemSource:
 
     def _put(self, chosen: np.ndarray) -> dict[str, jax.Array]:
         arrays = {f"ids/{_PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
-        if self._config.loss.catalogue_shares:
+        if self._negatives.item_shares:
             arrays[NEGATIVES_SHARE] = self._share_I[chosen]
-        if self._config.loss.corrects:
+        if self._negatives.corrects:
             arrays[UNIFORM_SHARE] = np.full(self._mesh.size, 1 / self.items, np.float32)
         sharding = batch_sharded(self._mesh)
         with jax.transfer_guard("allow"):
@@ -152,7 +139,7 @@ class ItemSource:
 
     def with_shares(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A host's batch; if shares are the catalogue's, one more column of ids is that of the item."""
-        if not self._config.loss.catalogue_shares:
+        if not self._negatives.item_shares:
             return dict(arrays)
         name = "ids" if "ids" in arrays else "values"
         ids = arrays[name]

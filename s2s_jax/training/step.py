@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster import mesh as meshes
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Items
 from s2s_jax.embedding.id_map import IdMap
 from s2s_jax.embedding.sharded import Found, ShardedTables, Stored
 from s2s_jax.model.seq2seq import Encoded
@@ -78,9 +79,8 @@ def make_step_functions(
     seed = config.train.seed
     tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)
     # Negatives are looked up with the events.
-    in_training = ShardedTables(
-        (*config.features, *negative_features(config)), config.tables, mesh, capacities, seed
-    )
+    drawn = () if config.loss.negatives == "in_batch" else negative_features(Items.of(config))
+    in_training = ShardedTables((*config.features, *drawn), config.tables, mesh, capacities, seed)
     has_default_rows = any(spec.default_row for spec in tables.specs.values())
     optimizer = make_optimizer(config.lr, has_default_rows, clock)
     forward = Forward(config, model_graph(config), in_training, mesh)
@@ -151,7 +151,8 @@ class _Step:
         stream = state.stream
         if isinstance(stream, ItemStream):
             config, mesh = self.forward.config, self.forward.mesh
-            stream, batch = with_stream_shares(config, mesh, stream, batch)
+            item = config.feature(config.loss.item_feature)
+            stream, batch = with_stream_shares(item, mesh, stream, batch)
         stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
         stored, found = self.forward.tables.admit(stored, ids_of(batch), state.step + 1)
         state = state._replace(

@@ -54,7 +54,7 @@ def checkpoints_of(config: Config, read_only: bool = False) -> Checkpoints:
 def saved_state(config: Config, step: int):
     checkpoints = checkpoints_of(config)
     progress = checkpoints.progress(step)
-    plan = GrowthPlan(config)
+    plan = GrowthPlan(config.features, config.tables)
     plan.set_state(progress["growth"])
     functions = make_step_functions(config, one_device(), plan.capacities_now())
     state = checkpoints.restore(step, functions.abstract)

@@ -13,6 +13,7 @@ from s2s_jax.config.settings import (
     Items,
     Logs,
     Meaning,
+    Negatives,
     Reading,
     ShownHistory,
     Split,
@@ -89,7 +90,11 @@ def catalogue_made_for(config: Config) -> dict[str, Any]:
 
 
 def item_source(config: Config, mesh: Mesh) -> ItemSource:
-    return ItemSource(config, mesh, index(config))
+    items = Items.of(config)
+    catalogue = catalogues.items_of_training(
+        items, Split.of(config), Logs.of(config), index(config), config.loss.catalogue
+    )
+    return ItemSource(items, Negatives.of(config), catalogue, mesh)
 
 
 def numbers(catalogue: Catalogue, config: Config) -> ItemNumbers:

@@ -56,7 +56,7 @@ def test_against_what_xla_counts():
 
 
 def test_a_cpu_has_no_known_peak():
-    assert peak_flops(small.config()) is None
+    assert peak_flops(small.config().model) is None
 
 
 @pytest.mark.parametrize(

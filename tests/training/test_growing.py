@@ -188,7 +188,8 @@ def test_growing_frees_what_it_replaces_and_nothing_else():
 
 
 def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
-    plan = growth.GrowthPlan(small.growing(small.config(), max_capacity=1, on_full="stop"))
+    config = small.growing(small.config(), max_capacity=1, on_full="stop")
+    plan = growth.GrowthPlan(config.features, config.tables)
     saved = plan.get_state() | {"dropped": {"item_id": 2**31 + 5 - 2**32}}
     plan.set_state(saved)
     numbers = {"rows": 100, "dropped": 2**31 + 5, "capacity": SMALLEST}
@@ -200,7 +201,7 @@ def test_looking_for_ids_to_evict_is_compiled_once():
     config = small.growing(small.config(), evict_after_steps=1, evict_every=1)
     mesh = make_mesh(jax.devices()[:1])
     state = make_step_functions(config, mesh).init()
-    evictions = growth.Evictions(config, mesh)
+    evictions = growth.Evictions(config.features, config.tables, mesh)
     state = evictions.before(2, state)
     compiled = []
     monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))

@@ -39,7 +39,7 @@ def no_catalogue(monkeypatch):
     def collect(*_: Any) -> None:
         raise AssertionError("the log is not to be read beforehand")
 
-    monkeypatch.setattr("s2s_jax.training.negatives.collect", collect)
+    monkeypatch.setattr("s2s_jax.data.items.catalogue.collect", collect)
 
 
 @functools.partial(jax.jit, static_argnums=3)

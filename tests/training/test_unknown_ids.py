@@ -316,7 +316,7 @@ def saved(log, tmp_path_factory):
     config = waiting(evaluating(log, tmp_path_factory.mktemp("run")))
     checkpoints = checkpoints_of(config)
     write_config(Path(config.train.output_dir), config)
-    progress = {"growth": GrowthPlan(config).get_state()}
+    progress = {"growth": GrowthPlan(config.features, config.tables).get_state()}
     checkpoints.save(2, run()[1][0], progress)
     checkpoints.wait()
     checkpoints.close()

@@ -97,6 +97,26 @@ def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
     return _collect(items, logs, index, cut, cut)[0]
 
 
+def items_of_training(
+    items: Items, split: Split, logs: Logs, index: FileIndex, path: str | None
+) -> Catalogue:
+    """The items that training sees.
+
+    Args:
+      items: what an item is.
+      split: what is held out.
+      logs: how they are read.
+      index: of their files.
+      path: of a saved catalogue that is read instead of the logs; None: there is none.
+
+    Raises:
+      UserError: as `collect`, or `load`.
+    """
+    if path is not None:
+        return load(path, items, split)
+    return collect(items, logs, index, training_cut(split))
+
+
 def collect_for_evaluation(
     items: Items, logs: Logs, index: FileIndex, split: Split
 ) -> tuple[Catalogue, np.ndarray]:
