@@ -1,7 +1,7 @@
-"""Addresses such as `s3://bucket/log`, which are refused wherever a path is taken.
+"""Refuses addresses such as `s3://bucket/log` wherever a path is expected.
 
-All reading and writing is of this machine's files. Taken for a path, an address would become a folder
-named `s3:`, and a run would train into it.
+Only files of this machine are read and written. If an address were used as a path, it would become a
+directory named `s3:`, and a run would train into it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 from s2s_jax.errors import UserError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
-# What pathlib leaves of an address, `gs:/bucket`, may be meant as a folder `gs:` only for other names.
+# pathlib shortens an address to `gs:/bucket`. With these names, it cannot be meant as a directory `gs:`.
 _WELL_KNOWN = re.compile(
     r"gs|gcs|s3[an]?|oss|cosn?|obsa?|r2|b2|az|abfss?|wasbs?|adl|hdfs|viewfs|s?webhdfs|dbfs|alluxio|"
     r"file|https?|ftps?|sftp|scp|ssh|smb|nfs|hf|memory|jdbc|odps",
@@ -22,14 +22,14 @@ _WELL_KNOWN = re.compile(
 
 
 def refuse_addresses(name: str, value: Any) -> None:
-    """Refuses an address in what is given for an option or a key; anything else passes.
+    """Refuses addresses in the value of an option or a key; accepts anything else.
 
     Args:
-      name: of the option or key.
-      value: a text, which may list several paths with commas between them; a path; or several of these.
+      name: name of the option or key.
+      value: a text, which may list several paths separated by commas; a path; or several of these.
 
     Raises:
-      UserError: naming the option or key, and what to do.
+      UserError: names the option or key, and says what to do.
     """
     if isinstance(value, str | PurePath):
         for piece in str(value).split(","):
@@ -46,8 +46,8 @@ def refuse_addresses_in(settings: Any, prefix: str, positional: Container[str] =
 
     Args:
       settings: the dataclass.
-      prefix: what stands before the names of fields where users give them.
-      positional: fields without it.
+      prefix: prefix of the names of fields in commands.
+      positional: fields without the prefix.
 
     Raises:
       UserError: see `refuse_addresses`.
@@ -58,7 +58,7 @@ def refuse_addresses_in(settings: Any, prefix: str, positional: Container[str] =
 
 
 def _is_local(scheme: str, rest: str) -> bool:
-    """Whether this is a path into a folder of that odd name."""
+    """Whether this is a path into an existing directory with that name."""
     if rest.startswith("//") or _WELL_KNOWN.fullmatch(scheme):
         return False
     return Path(f"{scheme}:").is_dir()
@@ -71,6 +71,6 @@ def _remedy(scheme: str, rest: str) -> str:
         local = path.removeprefix("localhost/")
         return f"expected a path, found the address {address}; give /{local}"
     return (
-        f"expected a path of this machine, found the address {address}; mount what it names and give "
-        f"the path, or copy it to and from a local disk"
+        f"expected a path of this machine, found the address {address}; mount the store and give the "
+        f"path, or copy files to and from a local disk"
     )

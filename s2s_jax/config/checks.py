@@ -1,4 +1,4 @@
-"""What all checks of a configuration are made of."""
+"""Building blocks of checks of a configuration."""
 
 import dataclasses
 import types
@@ -12,14 +12,14 @@ def require(ok: bool, path: str, expected: str, found: Any) -> None:
     """Refuses `found` unless `ok`.
 
     Raises:
-      UserError: it is not.
+      UserError: `ok` is false.
     """
     if not ok:
         raise UserError(f"{path}: expected {expected}, found {found!r}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type."""
+    """Whether a value has a type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in args
@@ -40,7 +40,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def spell(hint: Any) -> str:
-    """A type in words a user knows."""
+    """A type in words that users know."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         kind = "one or more " if args[-1] is ... else f"{len(args)} "

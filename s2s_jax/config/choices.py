@@ -1,8 +1,8 @@
-"""Keys whose value is one of several kinds, each with keys of its own.
+"""Keys whose value is one of several kinds, each with its own keys.
 
-A kind is a frozen dataclass with its name as `kind`; `None`, where a key may have it, is "none".
-JSON has the name beside the keys, `{"kind": "cosine", "steps": null, …}`. On the command line
-`--lr.decay cosine` chooses a kind and `--lr.decay.steps 100` sets a key of it.
+A kind is a frozen dataclass with its name as `kind`; `None`, if allowed, is "none". In JSON, the name is
+next to the keys: `{"kind": "cosine", "steps": null, …}`. On the command line, `--lr.decay cosine`
+chooses a kind, and `--lr.decay.steps 100` sets one of its keys.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ NONE = "none"
 def kinds(hint: Any) -> dict[str, type | None]:
     """The dataclasses that a value of this type may be, by the names of their kinds.
 
-    Of a type that is no choice between kinds, nothing.
+    Empty if the type is not a choice between kinds.
     """
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return {}
@@ -32,7 +32,7 @@ def kinds(hint: Any) -> dict[str, type | None]:
 
 
 def kind_of(value: Any) -> str:
-    """The name of the kind of a value, or of its class."""
+    """The name of the kind of a value."""
     return NONE if value is None else value.kind
 
 

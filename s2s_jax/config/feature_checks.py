@@ -1,4 +1,4 @@
-"""Refuses features and tables that no run could use."""
+"""Refuses impossible features and tables."""
 
 import dataclasses
 import itertools
@@ -9,22 +9,22 @@ from s2s_jax.config.checks import require
 from s2s_jax.config.features import GROWING_KEYS, MOST_SIGHTINGS, FeatureConfig, TableConfig
 from s2s_jax.config.schema import Config
 
-# Rows are addressed by int32 and the rows past the end mark missing ids, so leave room for both.
+# Rows are numbered with int32, and rows past the end mark missing ids, so there must be room for both.
 MAX_BUCKETS = 2_000_000_000
 _DEFAULT_OF_GROWING = {
     field.name: field.default
     for field in dataclasses.fields(TableConfig)
     if field.name in GROWING_KEYS
 }
-# What features that share a table must agree on.
+# Keys on which features that share a table must agree.
 _OF_TABLE = ("emb_dim", "hash_bucket_size")
 
 
 def check_features(config: Config) -> None:
-    """Refuses features that no run could use.
+    """Refuses impossible features.
 
     Raises:
-      UserError: naming the dotted path.
+      UserError: names the dotted path.
     """
     require(len(config.features) > 0, "features", "at least one feature", config.features)
     first_of_table: dict[str, tuple[int, FeatureConfig]] = {}
@@ -83,7 +83,7 @@ def _check_op(feature: FeatureConfig, path: str) -> None:
             and all(math.isfinite(b) for b in limits)
             and all(a < b for a, b in itertools.pairwise(limits)),
             f"{path}.boundaries",
-            "one or more rising numbers, because op is bucketize",
+            "one or more ascending numbers, because op is bucketize",
             feature.boundaries,
         )
         least["bucketize"] = len(limits) + 1
@@ -106,10 +106,10 @@ def _check_op(feature: FeatureConfig, path: str) -> None:
 
 
 def check_tables(config: Config) -> None:
-    """Refuses settings of tables that no run could use; `check_features` has passed.
+    """Refuses impossible settings of tables; features must have passed `check_features`.
 
     Raises:
-      UserError: naming the dotted path.
+      UserError: names the dotted path.
     """
     grows = {feature.table_name: feature.grows for feature in config.features}
     names: set[str] = set()
@@ -117,7 +117,7 @@ def check_tables(config: Config) -> None:
         require(
             table.name in grows,
             f"tables.{i}.name",
-            f"a table that a feature reads ({', '.join(grows)})",
+            f"a table that a feature uses ({', '.join(grows)})",
             table.name,
         )
         require(table.name not in names, f"tables.{i}.name", "a name used once", table.name)

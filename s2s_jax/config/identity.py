@@ -1,8 +1,8 @@
-"""What a run means: which keys of the configuration decide it, and which are free to change.
+"""The identity of a run: which keys of the configuration define it, and which may change.
 
 Checkpoints, reading positions, cached stripes and catalogue files outlive the command that made them.
-Each is compared, key by key, with the configuration that uses it. `KEYS` says of every key what it
-decides, or why it may change; everything that is compared is a selection of it.
+Each is compared, key by key, with the configuration that uses it. For every key, `KEYS` says what it
+affects, or why it may change; everything that is compared is a selection of `KEYS`.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from s2s_jax.config.features import FeatureConfig
 from s2s_jax.config.kinds import ByTime
 from s2s_jax.config.schema import Config
 
-# A value as it comes back from JSON.
+# A value in the form in which JSON returns it.
 Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
-# What must be the same, by the paths of keys.
+# Values that must be the same, by the paths of their keys.
 Fingerprint = dict[str, Plain]
 
 Concern = Literal["ids", "decoded", "rows", "split", "model", "order"]
@@ -26,28 +26,28 @@ class Free(NamedTuple):
     """A key that may change between commands that share a run.
 
     Attributes:
-      reason: why nothing changes its meaning.
+      reason: why the key may change.
     """
 
     reason: str
 
 
-_PLACE = Free("where things lie")
+_PLACE = Free("where files are")
 _SPEED = Free("speed and memory; results differ by rounding at most")
 _LENGTH = Free("how long a run is, and how often it writes")
 _RATE = Free("how fast weights change from here on")
 _OBJECTIVE = Free("what weights are trained towards from here on; what they compute stays")
-_GROWTH = Free("which ids keep a row from here on; rows that are there keep their meaning")
+_GROWTH = Free("which ids keep a row from here on; existing rows keep their meaning")
 _PROTOCOL = Free("how a state is measured; no state depends on it")
-_TRAINING = Free("drawn in training only, anew in each step")
+_TRAINING = Free("random in each step, and only in training")
 
 # Concerns:
-#   ids: what an entry of a column becomes, and so which row of a table it reads
-#   decoded: what decoded rows look like or refuse, though the ids in them stay the same
-#   rows: which positions of a row of the log there are
+#   ids: how an entry of a column is encoded, and so which row of a table it reads
+#   decoded: the form of decoded rows, or which rows are refused; the ids in them stay the same
+#   rows: which positions of a row of the log are used
 #   split: which events training never sees
 #   model: what the same weights compute, and what is compared with what
-#   order: which row comes where in an epoch
+#   order: the order of rows in an epoch
 KEYS: dict[str, Concern | Free] = {
     "io.data_paths": Free("reading positions name the files and their contents"),
     "io.batch_size": _SPEED,
@@ -63,10 +63,10 @@ KEYS: dict[str, Concern | Free] = {
     "io.sequences": Free("how many rows make a batch; each keeps its own sequences"),
     "io.sequences.rows": Free("how many rows make a batch; each keeps its own sequences"),
     "io.sequences.windows": "decoded",
-    "io.sequences.windows_per_epoch": Free("chosen from decoded rows, anew in each epoch"),
+    "io.sequences.windows_per_epoch": Free("chosen from decoded rows, again in each epoch"),
     "io.layout": _SPEED,
     "io.cache": _PLACE,
-    "io.on_error": Free("what is read means the same"),
+    "io.on_error": Free("data that can be read means the same"),
     "io.new_files": Free("reading positions name the files and their contents"),
     "features.name": "ids",
     "features.column": "ids",
@@ -80,14 +80,14 @@ KEYS: dict[str, Concern | Free] = {
     "features.hash_bucket_size": "ids",
     "features.shard_name": "model",
     "features.combiner": "model",
-    # A limit that may be raised for a run; see also `of_run`.
+    # A limit that may be raised during a run; see also `of_run`.
     "features.bag_size": "decoded",
     "tables.name": Free("features say which table they read"),
-    "tables.init_std": Free("only rows that are new begin with it"),
+    "tables.init_std": Free("only new rows begin with it"),
     "tables.capacity": _GROWTH,
     "tables.max_capacity": _GROWTH,
     "tables.on_full": _GROWTH,
-    # But not from 1 to more, or back; see `of_run`.
+    # But it may not change from 1 to more, or back; see `of_run`.
     "tables.admit_after": _GROWTH,
     "tables.unknown": "model",
     "tables.evict_after_steps": _GROWTH,
@@ -117,7 +117,7 @@ KEYS: dict[str, Concern | Free] = {
     "lr.decay.steps": _RATE,
     "lr.decay.final_ratio": _RATE,
     "lr.clip_norm": _RATE,
-    # Whether a user's vector looks like the next event or like the one before.
+    # Whether a user's vector resembles the next event or the previous one.
     "loss.pairing": "model",
     "loss.similarity": "model",
     "loss.temperature": _OBJECTIVE,
@@ -127,7 +127,7 @@ KEYS: dict[str, Concern | Free] = {
     "loss.negatives": _OBJECTIVE,
     "loss.catalogue": Free("checkpoints name its contents"),
     "loss.num_negatives": _OBJECTIVE,
-    # But not from stream to another, or back; see `of_run`.
+    # But it may not change from stream to another value, or back; see `of_run`.
     "loss.log_q": _OBJECTIVE,
     "loss.item_feature": "model",
     "loss.target_features": "model",
@@ -139,7 +139,7 @@ KEYS: dict[str, Concern | Free] = {
     "train.max_to_keep": _PLACE,
     "train.gradient_accumulation_steps": _SPEED,
     "train.dense_sharding": _SPEED,
-    "train.seed": Free("initial values, and what is drawn anew in each step"),
+    "train.seed": Free("initial values, and random numbers of each step"),
     "train.tensorboard": _PLACE,
     "train.profile_steps": _PLACE,
     "eval.split": "split",
@@ -158,9 +158,9 @@ KEYS: dict[str, Concern | Free] = {
 
 
 def of_run(config: Config) -> Fingerprint:
-    """What checkpoints mean: to be the same when a run is continued, evaluated or recommends."""
+    """The meaning of checkpoints, which must be the same to continue, evaluate or recommend."""
     values = _values(config, ("ids", "rows", "split", "model"))
-    # What is known of ids that wait for a row lies beside the table, or does not.
+    # Whether checkpoints have counts of ids that wait for a row.
     values |= {
         f"tables.{feature.table_name}.admit_after": (
             "1" if config.table(feature.table_name).admit_after == 1 else "more than 1"
@@ -168,10 +168,10 @@ def of_run(config: Config) -> Fingerprint:
         for feature in config.features
         if feature.grows
     }
-    # With stream, the items that came so far are counted; otherwise they are not.
+    # Whether checkpoints have counts of the items so far.
     values["loss.log_q"] = "stream" if config.loss.stream_shares else "none or catalogue"
     if config.loss.stream_shares:
-        # Items are counted by the whole of their bags, padding included.
+        # Items are counted by their whole bags, including padding.
         values |= {
             f"features.{i}.bag_size": feature.bag_size
             for i, feature in enumerate(config.features)
@@ -181,17 +181,17 @@ def of_run(config: Config) -> Fingerprint:
 
 
 def of_decoding(config: Config) -> Fingerprint:
-    """All that decoded rows depend on but the files."""
+    """Everything that decoded rows depend on, except the files."""
     return _values(config, ("ids", "decoded", "rows", "split"))
 
 
 def of_order(config: Config) -> Fingerprint:
-    """What the order of rows depends on but the files."""
+    """Everything that the order of rows depends on, except the files."""
     return _values(config, ("order",))
 
 
 def of_split(config: Config) -> Fingerprint:
-    """Which events training never sees; of a split by time, also where its times stand."""
+    """Which events training never sees and, for a split by time, where their times are."""
     values = _values(config, ("split",))
     if isinstance(config.eval.split, ByTime):
         feature = config.feature(config.eval.split.feature)
@@ -203,7 +203,7 @@ def of_split(config: Config) -> Fingerprint:
 
 
 def of_items(config: Config) -> Fingerprint:
-    """What ids of items, and of what they show, depend on but the files and the split."""
+    """Everything that ids of items and target features depend on, except the files and the split."""
     names = (config.loss.item_feature, *config.target_features)
     return {
         "loss.item_feature": config.loss.item_feature,
@@ -212,18 +212,18 @@ def of_items(config: Config) -> Fingerprint:
 
 
 def of_features(features: Sequence[FeatureConfig]) -> Fingerprint:
-    """All that decoded rows depend on but the files where no row is cut."""
+    """Everything that decoded whole rows depend on, except the files."""
     return _of_features(features, ("ids", "decoded"))
 
 
 def of_entries(feature: FeatureConfig) -> Fingerprint:
-    """What the entries of a feature's column become, by the names of its keys."""
+    """Everything that the encoding of a feature's entries depends on, by the names of its keys."""
     kept = _kept("features", feature, ("ids", "decoded"))
     return {name: _value(feature, name) for name in kept}
 
 
 def _values(config: Config, concerns: Collection[Concern]) -> Fingerprint:
-    """The values of all keys of some concerns, by their paths, as they come back from JSON."""
+    """The values of all keys of some concerns, by path, in the form in which JSON returns them."""
     values = _of_features(config.features, concerns)
     for table in config.tables:
         kept = _kept("tables", table, concerns)
@@ -234,7 +234,7 @@ def _values(config: Config, concerns: Collection[Concern]) -> Fingerprint:
     if "loss.target_features" in values:
         values["loss.target_features"] = list(config.target_features)
     if "decoded" in concerns:
-        # Whichever kind says so.
+        # Regardless of the kind.
         values["io.sequences.windows"] = config.io.sequences.windows
     return values
 
@@ -248,7 +248,7 @@ def _of_features(features: Sequence[FeatureConfig], concerns: Collection[Concern
 
 
 def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> Fingerprint:
-    """The values of a section's keys; of one that has several kinds, the kind and the keys of it."""
+    """The values of a section's keys; for a key with several kinds, the kind and its keys."""
     values: Fingerprint = {}
     for name, hint in choices.types_of(type(settings)).items():
         path, value = f"{section}.{name}", getattr(settings, name)
@@ -267,7 +267,7 @@ def _kept(section: str, settings: Any, concerns: Collection[Concern]) -> list[st
 
 
 def _value(feature: FeatureConfig, name: str) -> Plain:
-    """A key of a feature; where the feature's own name stands for it, that name."""
+    """The value of a feature's key; if it defaults to the feature's name, that name."""
     if name == "column":
         return feature.column_name
     if name == "shard_name":

@@ -1,7 +1,7 @@
 """Config files and command-line overrides → a validated `Config`.
 
-A config file is Python with a function `get_config() -> Config`; it derives from another one by
-`load_file` and `dataclasses.replace`. `load` adds dotted overrides from the command line:
+A config file is Python with a function `get_config() -> Config`; it can start from another config file
+with `load_file` and `dataclasses.replace`. `load` applies dotted overrides from the command line:
 
     config = load("configs/base.py", ["--model.num_layers", "4"])
 """
@@ -25,7 +25,7 @@ from s2s_jax.errors import UserError
 
 
 def load_file(path: str | Path) -> Config:
-    """Runs the config file at `path` and returns what its `get_config()` returns, not validated.
+    """Runs the config file at `path` and returns the result of `get_config()`, without validation.
 
     Raises:
       UserError: the file is missing, fails, has no `get_config`, or uses a key that does not exist.
@@ -33,7 +33,9 @@ def load_file(path: str | Path) -> Config:
     refuse_addresses("--config", path)
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"--config: {path} is no file; give a config such as configs/base.py")
+        raise UserError(
+            f"--config: {path} does not exist or is not a file; give a config such as configs/base.py"
+        )
     spec = importlib.util.spec_from_file_location(f"s2s_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {path} is not a Python file (its name must end in .py)")
@@ -57,10 +59,10 @@ def load_file(path: str | Path) -> Config:
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The config file at `path` with `overrides` (`["--model.nhead", "4", …]`) applied, validated.
+    """Loads the config file at `path`, applies `overrides` (`["--model.nhead", "4", …]`) and validates.
 
     Raises:
-      UserError: an unknown key or an impossible value, named by its dotted path.
+      UserError: a key is unknown or a value is impossible; names the dotted path.
     """
     config = read(path, overrides)
     validate(config)
@@ -68,10 +70,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def read(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """As `load`, not validated.
+    """The same as `load`, without validation.
 
     Raises:
-      UserError: an unknown key or a value of another type, named by its dotted path.
+      UserError: a key is unknown or a value has another type; names the dotted path.
     """
     config = load_file(path)
     return override(config, overrides) if overrides else config
@@ -81,7 +83,7 @@ def load_json(path: Path) -> Config:
     """The configuration that a run wrote to its `config.json`.
 
     Raises:
-      UserError: there is none, or it is not of this version.
+      UserError: the file does not exist, or is not of this or an earlier version.
     """
     try:
         config = parse_json(path.read_text())
@@ -95,16 +97,16 @@ def load_json(path: Path) -> Config:
 
 
 def parse_json(text: str) -> Config:
-    """The configuration that `Config.to_json` wrote, not validated; keys it lacks have their defaults.
+    """Parses the output of `Config.to_json`, without validation; missing keys have their defaults.
 
     Raises:
-      ValueError, TypeError, KeyError: it is no configuration, or of a newer version.
+      ValueError, TypeError, KeyError: it is not a configuration, or of a newer version.
     """
     return from_plain(Config, to_present_format(json.loads(text)))
 
 
 def _explain_keyword(path: Path, error: TypeError) -> str:
-    """A sentence about an error of Python that a wrong keyword, or one that is missing, gave."""
+    """A message for Python's error about a wrong or missing keyword."""
     found = re.match(r"(\w+)\.__init__\(\) (got an unexpected|missing .*)", str(error))
     places = _places()
     if not found or found[1] not in places:
@@ -123,7 +125,7 @@ def _explain_keyword(path: Path, error: TypeError) -> str:
 
 
 def _places() -> dict[str, tuple[type, str]]:
-    """Every dataclass of a configuration by its name, and where it stands in it."""
+    """Every dataclass of a configuration, and its path in the configuration, by name."""
     places: dict[str, tuple[type, str]] = {
         "Config": (Config, ""),
         "FeatureConfig": (FeatureConfig, "features.N"),

@@ -1,14 +1,14 @@
 """Reads the `config.json` of earlier versions.
 
-Format 1 (s2s_jax 0.1, which did not write the number) had the settings of a table on each feature that
-reads it, and pairs of keys where there are kinds now.
+Format 1 (s2s_jax 0.1, which did not write the number) had the settings of a table in each feature that
+uses it, and pairs of keys where there are kinds now.
 """
 
 from typing import Any
 
 from s2s_jax.config.features import GROWING_KEYS
 
-# What `Config.to_json` writes.
+# The format that `Config.to_json` writes.
 FORMAT = 2
 
 _OF_TABLE = ("init_std", *GROWING_KEYS)
@@ -18,16 +18,16 @@ _Values = dict[str, Any]
 
 
 def to_present_format(values: _Values) -> _Values:
-    """The JSON object of a `config.json` as the present version writes it, without format and version.
+    """Converts the JSON object of a `config.json` to the current format, without format and version.
 
     Raises:
-      ValueError: it is of a later format.
+      ValueError: it has a later format.
     """
     found = values["format"] if "format" in values else 1
     if found > FORMAT:
         raise ValueError(
-            f"it is of format {found}, written by s2s_jax {values['s2s_jax']}, and this version knows "
-            f"formats up to {FORMAT}; use that version"
+            f"it has format {found}, written by s2s_jax {values['s2s_jax']}, but this version only "
+            f"knows formats up to {FORMAT}; use that version"
         )
     values = {name: each for name, each in values.items() if name not in ("format", "s2s_jax")}
     return values if found == FORMAT else _from_1(values)
@@ -49,7 +49,7 @@ def _tables(features: list[_Values]) -> list[_Values]:
     for feature in features:
         name = _value(feature, "shard_name", None) or feature["name"]
         settings = {key: feature[key] for key in _OF_TABLE if key in feature}
-        # Features that share a table agree.
+        # Features that share a table have the same settings.
         tables[name] = {"name": name} | settings
     return list(tables.values())
 
@@ -65,7 +65,7 @@ def _io(io: _Values) -> _Values:
             "windows_per_epoch": per_epoch,
         }
     elif windows > 1:
-        # Without packing an epoch trained on one of them.
+        # Without packing, an epoch trained on one window.
         sequences = {"kind": "crop", "windows": windows}
     else:
         sequences = {"kind": "truncate"}
@@ -104,7 +104,7 @@ def _eval(settings: _Values) -> _Values:
 
 
 def split_of_catalogue(saved: _Values) -> _Values:
-    """What a catalogue file says of a split, by the keys of the present version."""
+    """The split in a catalogue file, with the keys of the current version."""
     renamed = {
         "eval.split_at": "eval.split.at",
         "eval.validation_at": "eval.split.validation_at",
@@ -124,7 +124,7 @@ def split_of_catalogue(saved: _Values) -> _Values:
 
 
 def _value(values: _Values, key: str, default: Any) -> Any:
-    """The value of a key, or what stood for it before it existed."""
+    """The value of a key, or the default of the time before it existed."""
     return values[key] if key in values else default
 
 

@@ -1,4 +1,4 @@
-"""What became of the keys of earlier versions: a sentence for each that is still used."""
+"""Keys of earlier versions, with a message about the new key for each."""
 
 import re
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from s2s_jax.config.schema import Config
 
 
 class _Renamed(NamedTuple):
-    """A key of before 0.2.
+    """A key of versions before 0.2.
 
     Attributes:
-      now: the key that took its place.
-      command: how the command line says the same; {} stands for the value.
-      file: how a config file says it.
-      without: how the command line says the same of 0, 1 or None, which meant that there is none; None:
-        these are values like others.
+      now: the key that replaced it.
+      command: the same setting on the command line; {} is the value.
+      file: the same setting in a config file.
+      without: the same setting on the command line for 0, 1 or None, if these meant "none"; None: they
+        are ordinary values.
     """
 
     now: str
@@ -81,12 +81,12 @@ _NOTHING = ("0", "None", "False")
 
 
 def on_command_line(key: str, value: str, config: Config) -> str | None:
-    """A sentence about an old key that was given as `--key value`; None if it is none.
+    """A message about an old key given as `--key value`; None if it is not an old key.
 
     Args:
       key: dotted; features by number or by name.
-      value: as it was given.
-      config: the configuration that it was to change.
+      value: the value as given.
+      config: the configuration that it should change.
     """
     of_feature = re.fullmatch(r"features\.(.+)\.(\w+)", key)
     if of_feature and of_feature[2] in _OF_TABLE:
@@ -107,10 +107,10 @@ def on_command_line(key: str, value: str, config: Config) -> str | None:
 
 
 def in_file(key: str, path: object) -> str | None:
-    """A sentence about an old key in a config file; None if it is none.
+    """A message about an old key in a config file; None if it is not an old key.
 
     Args:
-      key: dotted; of features as `features.N.key`.
+      key: dotted; keys of features as `features.N.key`.
       path: the file.
     """
     name = key.removeprefix("features.N.")
@@ -124,7 +124,7 @@ def in_file(key: str, path: object) -> str | None:
 
 
 def of_value(key: str, value: str) -> str:
-    """The end of a sentence about a value that an old key of this name had; "" if it had not."""
+    """The end of a message about a value from an old key of this name; "" if it is not one."""
     if key == "loss.log_q" and value in ("True", "False"):
-        return f" (write {'catalogue' if value == 'True' else 'none'} for what was {value})"
+        return f" ({value} is now {'catalogue' if value == 'True' else 'none'})"
     return ""

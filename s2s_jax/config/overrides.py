@@ -1,7 +1,8 @@
-"""Dotted overrides of a command line: `--model.num_layers 4`, typed by tyro.
+"""Dotted overrides on a command line: `--model.num_layers 4`, parsed by tyro.
 
-Features and tables go by number or by name: `--features.0.emb_dim 64`, `--tables.item_id.capacity 4096`.
-Keys with several kinds (see `choices`) take the name of a kind, and its keys after another dot.
+Features and tables can be given by number or by name: `--features.0.emb_dim 64`,
+`--tables.item_id.capacity 4096`. Keys with several kinds (see `choices`) take the name of a kind, and
+its keys after another dot.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from s2s_jax.config.checks import spell
 from s2s_jax.config.schema import Config
 from s2s_jax.errors import UserError
 
-# Sections whose parts go by number or by name.
+# Sections whose parts are given by number or by name.
 NAMED = ("features", "tables")
 _BOOLEANS = {"true": "True", "false": "False"}
 
@@ -28,7 +29,7 @@ class _Given(NamedTuple):
     """An argument with its values.
 
     Attributes:
-      key: dotted, as it was given.
+      key: dotted, as given.
       words: the values.
     """
 
@@ -42,10 +43,10 @@ class _Given(NamedTuple):
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
-    """`config` with `arguments` (`["--model.nhead", "4", …]`) applied, not validated.
+    """Applies `arguments` (`["--model.nhead", "4", …]`) to `config`, without validation.
 
     Raises:
-      UserError: an unknown key or a value of another type, named by its dotted path.
+      UserError: a key is unknown or a value has another type; names the dotted path.
     """
     given = _read(arguments)
     # Other arguments may use the names that these give.
@@ -57,7 +58,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a key that does not exist."""
+    """The end of a message about a key that does not exist."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else "; --help lists all keys"
 
@@ -108,7 +109,7 @@ def _applied(config: Config, given: Sequence[_Given]) -> Config:
 
 
 def _boolean(given: _Given, known: Mapping[str, Any]) -> _Given:
-    """True or False where a flag says so by its name: `--io.shuffle`, `--io.no_shuffle`."""
+    """Adds True or False to a flag without a value: `--io.shuffle`, `--io.no_shuffle`."""
     section, _, name = given.key.rpartition(".")
     denied = f"{section}.{name.removeprefix('no_')}"
     if given.key not in known and not given.words and denied in known and known[denied] is bool:
@@ -120,7 +121,7 @@ def _boolean(given: _Given, known: Mapping[str, Any]) -> _Given:
 
 
 def _tables_carried_over(before: Config, now: Config) -> tuple:
-    """The tables of features that have been renamed: a new table has the settings of the old one."""
+    """The tables after features were renamed: the new table has the settings of the old one."""
     of_new = {
         new.table_name: dataclasses.replace(before.table(old.table_name), name=new.table_name)
         for old, new in reversed(list(zip(before.features, now.features, strict=True)))
@@ -140,10 +141,10 @@ def _names(config: Config) -> Iterable[tuple[str, int, str]]:
 
 
 def _by_number(config: Config, key: str) -> str:
-    """`key` with the number of a feature or table in the place of its name."""
+    """`key` with the name of a feature or table replaced by its number."""
     if not re.match(rf"({'|'.join(NAMED)})\.\d+\.", key):
         for section, number, name in _names(config):
-            # Keys have underscores for the hyphens that they were given with.
+            # Hyphens in given keys have become underscores.
             prefix = f"{section}.{name.replace('-', '_')}."
             if key.startswith(prefix):
                 return f"{section}.{number}.{key.removeprefix(prefix)}"
@@ -151,7 +152,7 @@ def _by_number(config: Config, key: str) -> str:
 
 
 def _hints(config: Config) -> dict[str, Any]:
-    """The type of each key by its dotted path, of features and tables by number and by name."""
+    """The type of each key, by dotted path; features and tables both by number and by name."""
     hints = _hints_of(config, "")
     for section, number, name in _names(config):
         numbered = f"{section}.{number}."
@@ -182,7 +183,7 @@ def _hints_of(part: Any, prefix: str) -> dict[str, Any]:
 
 
 def all_choices(config: Config) -> dict[str, dict[str, type | None]]:
-    """The kinds of every key that has several, by its path."""
+    """The kinds of every key with several kinds, by path."""
     found = {}
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
@@ -194,16 +195,16 @@ def all_choices(config: Config) -> dict[str, dict[str, type | None]]:
 
 
 def _choices_of(config: Config) -> Iterable[tuple[str, Any]]:
-    """Path and value of every key that has several kinds."""
+    """The path and value of every key with several kinds."""
     for path in all_choices(config):
         section, name = path.split(".")
         yield path, getattr(getattr(config, section), name)
 
 
 def _chosen(config: Config, given: Sequence[_Given]) -> tuple[Config, list[_Given]]:
-    """The configuration with the kinds that are chosen, and all other arguments.
+    """Applies chosen kinds; returns the configuration and all other arguments.
 
-    A kind that the configuration has already keeps its values.
+    If the configuration already has the chosen kind, it keeps its values.
     """
     of_path, others = all_choices(config), []
     for each in given:
@@ -245,7 +246,7 @@ def _no_such_key(config: Config, given: _Given) -> str:
 
 
 def parse(cls: type, default: Any, arguments: Sequence[str], prog: str) -> Any:
-    """`default` with `arguments` applied, by tyro, which prints mistakes and exits."""
+    """Applies `arguments` to `default`, with tyro, which prints mistakes and exits."""
     return tyro.cli(
         cls,
         default=default,
@@ -266,7 +267,7 @@ def _parse_quietly(config: Config, arguments: Sequence[str]) -> Config | None:
 
 
 def _arguments(config: Config, given: _Given) -> list[str]:
-    """An argument as tyro takes it."""
+    """An argument in the form that tyro accepts."""
     key = f"--{_by_number(config, given.key)}"
-    # So a value may begin with a hyphen.
+    # In this form, a value may begin with a hyphen.
     return [f"{key}={given.words[0]}"] if len(given.words) == 1 else [key, *given.words]

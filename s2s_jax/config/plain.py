@@ -1,4 +1,4 @@
-"""Frozen dataclasses as what JSON can hold, and back."""
+"""Converts frozen dataclasses to values that JSON can represent, and back."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ _KIND = "kind"
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses become dicts, with the name of their kind if they have one, and tuples lists."""
+    """Turns dataclasses into dicts, with the name of their kind if any, and tuples into lists."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         named = isinstance(getattr(value, _KIND, None), str)
@@ -19,11 +19,11 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(hint: Any, value: Any) -> Any:
-    """What `to_plain` was given; keys that are not there have their defaults.
+    """The inverse of `to_plain`; missing keys have their defaults.
 
     Args:
       hint: the type of the result.
-      value: what `to_plain` returned, or JSON made of it.
+      value: result of `to_plain`, or of parsing it from JSON.
 
     Raises:
       TypeError: a key does not exist, or one without a default is missing.

@@ -1,4 +1,4 @@
-"""Points in time as a configuration spells them."""
+"""Points in time, as written in a configuration."""
 
 import datetime
 import re
@@ -6,17 +6,18 @@ from fractions import Fraction
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
-# Seconds at which the year 10,000 begins: no time of a log is later.
+# The beginning of the year 10,000 in seconds: no time of a log is later.
 _YEAR_10000 = 253_402_300_800
 
 
 def seconds_of(text: str) -> Fraction:
-    """Seconds since 1970 of "2000-12-01", "2000-12-01T12:00" or a number of seconds.
+    """Parses "2000-12-01", "2000-12-01T12:00" or a number of seconds as seconds since 1970.
 
-    Dates and times are in UTC unless they say otherwise. Exact: a float would move nanoseconds.
+    Dates and times are in UTC unless they have an offset. The result is exact; a float would round
+    nanoseconds.
 
     Raises:
-      ValueError: it is no time.
+      ValueError: the text is not a time.
 
     Examples:
       >>> seconds_of("1970-01-02") == seconds_of("1970-01-02T01:00+01:00") == seconds_of("86400")
@@ -31,10 +32,10 @@ def seconds_of(text: str) -> Fraction:
 
 
 def meant_instead(text: str) -> str | None:
-    """What a number of seconds was most likely meant as; None if nothing else is likely.
+    """What was most likely meant instead of a number of seconds; None if nothing else is likely.
 
     Args:
-      text: that `seconds_of` takes.
+      text: a text that `seconds_of` accepts.
     """
     if re.fullmatch(r"(19|20)\d{6}", text) and _is_date(date := _with_dashes(text)):
         return (
@@ -62,8 +63,8 @@ def _is_date(text: str) -> bool:
 
 
 def date_text(seconds: int) -> str:
-    """The date, in UTC, of a time in seconds since 1970; of far ones the year alone."""
+    """The date, in UTC, of a time in seconds since 1970; for far away times, only the year."""
     if 0 <= seconds + 62_135_596_800 < _YEAR_10000 + 62_135_596_800:
         return (_EPOCH + datetime.timedelta(seconds=seconds)).date().isoformat()
-    # A mean year is exact enough for what is no date.
+    # The mean length of a year is exact enough here.
     return f"the year {1970 + seconds // 31_556_952:,}"

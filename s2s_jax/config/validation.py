@@ -1,4 +1,4 @@
-"""Refuses what no run could use, naming the dotted path."""
+"""Refuses impossible configurations, with messages that name the dotted path."""
 
 import dataclasses
 import re
@@ -17,10 +17,10 @@ from s2s_jax.errors import UserError
 
 
 def validate(config: Config) -> None:
-    """Refuses what no run could use.
+    """Refuses impossible configurations.
 
     Raises:
-      UserError: naming the dotted path, what was expected and what was found.
+      UserError: names the dotted path, and says what was expected and found.
     """
     _check_types(config, "")
     _check_addresses(config)
@@ -30,10 +30,10 @@ def validate(config: Config) -> None:
 
 
 def validate_reading(config: Config) -> None:
-    """Refuses what no log could be read with, wherever it lies and whatever is trained on it.
+    """Refuses settings with which no log could be read, regardless of paths and training.
 
     Raises:
-      UserError: as `validate`.
+      UserError: see `validate`.
     """
     _check_types(config, "")
     _check_io(config)
@@ -67,7 +67,7 @@ def _check_types_of_each(path: str, items: Any, cls: type) -> None:
 
 
 def _check_addresses(config: Config) -> None:
-    """Every key with a text but those of features, whose texts name columns."""
+    """Checks all text keys except those of features, which name columns."""
     for section in dataclasses.fields(config):
         settings = getattr(config, section.name)
         if dataclasses.is_dataclass(settings):
@@ -185,7 +185,7 @@ def _check_loss(config: Config) -> None:
     require(
         not loss.corrects or loss.negatives in ("in_batch", "mixed"),
         "loss.log_q",
-        f"none with loss.negatives {loss.negatives}, whose candidates come up equally often",
+        f"none with loss.negatives {loss.negatives}, where all candidates are equally frequent",
         loss.log_q,
     )
     require(loss.temperature > 0, "loss.temperature", "more than 0", loss.temperature)
@@ -212,8 +212,8 @@ def _check_loss(config: Config) -> None:
         require(
             not feature.of_next or feature.column_name not in shown,
             f"features.{i}.of_next",
-            f"False for columns that scored events show ({', '.join(sorted(shown))}), which would give "
-            "the event away",
+            f"False for columns of target features ({', '.join(sorted(shown))}), which would give the "
+            "target away",
             feature.of_next,
         )
 
@@ -278,7 +278,7 @@ def _check_split_by_time(config: Config, split: ByTime) -> None:
 
 
 def _expected_instead(text: str) -> str | None:
-    """What should stand instead of `text`, which should be a time; None if it is one."""
+    """A description of what was expected instead of `text`; None if `text` is a valid time."""
     try:
         return meant_instead(text)
     except ValueError:

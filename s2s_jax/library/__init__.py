@@ -1,1 +1,1 @@
-"""What `import s2s_jax` offers to Python programs; the package's `__init__` names it."""
+"""The interface for Python programs; the package's `__init__` exports its names."""

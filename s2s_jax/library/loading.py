@@ -1,4 +1,4 @@
-"""Configurations for Python programs."""
+"""Loads configurations in Python programs."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from s2s_jax.config import Config
 def load(
     config_file: str | os.PathLike[str], overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> Config:
-    """The configuration that a config file makes, with some of its keys changed, validated.
+    """Loads a config file, changes some of its keys, and validates it.
 
     Args:
       config_file: a Python file with `get_config() -> Config`, such as `configs/base.py`.
-      overrides: values by dotted key, or a list as on the command line.
+      overrides: values by dotted key, or a list of arguments as on the command line.
 
     Raises:
-      UserError: the file cannot be loaded, there is no such key, or a value is impossible.
+      UserError: the file cannot be loaded, a key does not exist, or a value is impossible.
 
     Examples:
       >>> config = load("configs/quickstart.py", {"model.num_layers": 1, "lr.clip_norm": None})
@@ -34,8 +34,8 @@ def load(
 
 
 def _words(key: str, value: Any) -> list[str]:
-    """How a command line would say it."""
+    """The same setting as arguments of a command line."""
     if isinstance(value, tuple | list):
         return [f"--{key}", *map(str, value)]
-    # In one word, since a text may begin like an option.
+    # A single word, because a text may begin like an option.
     return [f"--{key}={value}"]

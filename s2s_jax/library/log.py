@@ -1,4 +1,4 @@
-"""A log for Python programs."""
+"""Reads logs in Python programs."""
 
 import os
 
@@ -10,7 +10,7 @@ from s2s_jax.errors import UserError
 
 
 class Log:
-    """ORC files with a row for each user, read when asked for.
+    """ORC files with a row for each user; rows are read on request.
 
     Examples:
       >>> log = read_log("data/quickstart")
@@ -22,7 +22,7 @@ class Log:
     """
 
     def __init__(self, files: tuple[orc.OrcFile, ...]):
-        """Args: the files, at least one, with the same columns."""
+        """Args: files are at least one file; all have the same columns."""
         self._files = files
 
     def __repr__(self) -> str:
@@ -32,7 +32,7 @@ class Log:
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """Number of rows of all files."""
         return sum(file.rows for file in self._files)
 
     @property
@@ -46,9 +46,9 @@ class Log:
         return self.schema.names
 
     def head(self, rows: int = 5) -> pa.Table:
-        """The first rows; only the stripes that have them are read.
+        """The first rows. Only the stripes with these rows are read.
 
-        `.to_pylist()` makes histories of them, as `Run.recommend` takes them.
+        `.to_pylist()` turns them into histories for `Run.recommend`.
 
         Raises:
           UserError: a stripe cannot be read.
@@ -67,10 +67,10 @@ def read_log(paths: str | os.PathLike[str]) -> Log:
     """Finds the ORC files of a log and reads their footers.
 
     Args:
-      paths: files and directories, separated by commas, as `io.data_paths` names them.
+      paths: files and directories, separated by commas, as in `io.data_paths`.
 
     Raises:
-      UserError: there is no such file, it cannot be read, or files have other columns than the first.
+      UserError: a file does not exist or cannot be read, or its columns differ from those of the first.
     """
     names = split_names(os.fspath(paths))
     files = [file for file in map(orc.read_footer, find(names).files) if file.rows]

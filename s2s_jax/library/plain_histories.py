@@ -1,6 +1,6 @@
-"""Histories given as plain Python → Arrow rows like those of a log, which are decoded like them.
+"""Converts histories in plain Python to Arrow rows like those of a log, which are decoded like them.
 
-A history is `{feature: entries}`, oldest first; an entry is an id, a list of ids (a bag) or None.
+A history is `{feature: entries}`, oldest event first; an entry is an id, a list of ids (a bag) or None.
 """
 
 import bisect
@@ -18,7 +18,7 @@ from s2s_jax.errors import UserError
 History = Mapping[str, Any]
 Histories = Sequence[History] | pa.Table
 
-# The types of kinds of ids, see `features.entry_kinds`; of times as their types are called.
+# The Arrow types of the kinds of ids in `features.entry_kinds`; kinds of times are names of types.
 _OF_KIND: dict[str, pa.DataType] = {
     "text": pa.string(),
     "whole numbers": pa.int64(),
@@ -39,12 +39,12 @@ _ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 class Given(NamedTuple):
-    """Where the rows come from: an `arrow.Source`.
+    """The source of the rows: an `arrow.Source`.
 
     Attributes:
-      schema: names and types of their columns.
-      path: what messages call them.
-      encrypted: none.
+      schema: names and types of the columns.
+      path: name of the source in messages.
+      encrypted: always empty.
     """
 
     schema: pa.Schema
@@ -58,13 +58,13 @@ def to_rows(
     """One row for each history, with the columns that `features` read.
 
     Args:
-      histories: a list of histories, or a table like `Log.head` gives.
-      features: what the model reads. A history has the entries of each under the name of its column or,
-        if no column is called so, of the feature.
-      kinds: of the ids that the model was trained with, see `features.entry_kinds`.
+      histories: a list of histories, or a table such as the result of `Log.head`.
+      features: the features of the model. A history has their entries by the name of the column or,
+        unless a column has that name, of the feature.
+      kinds: kinds of the ids in training, see `features.entry_kinds`.
 
     Raises:
-      UserError: a feature is missing, or is no list of such ids as the log has.
+      UserError: a feature is missing, or is not a list of ids of the same kind as in the log.
     """
     names = column_names(features)
     if isinstance(histories, pa.Table):
@@ -78,7 +78,7 @@ def to_rows(
         columns = []
         for name in names:
             readers = [feature for feature in features if feature.column_name == name]
-            # A feature cannot be called like another one's column.
+            # A feature's name does not count if it is also the name of a column.
             keys = [name, *(f.name for f in readers if f.name not in names)]
             lists = [_entries(history, row, keys) for row, history in enumerate(listed)]
             wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
@@ -102,24 +102,24 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _check(given: Given, features: Sequence[FeatureConfig], kinds: Mapping[str, str]) -> None:
-    """Refuses ids that would become others than those of the log."""
+    """Refuses ids that would be encoded differently from those of the log."""
     lists = [f for f in features if arrow.is_list(given.schema.field(f.column_name).type)]
     found = entry_kinds(given, lists)
     for feature in lists:
         name = feature.name
         if name in kinds and found[name] != kinds[name]:
             raise UserError(
-                f"histories: {feature.column_name} holds {found[name]}, expected {kinds[name]} as the "
-                f"log has that the run was trained on; give the ids as they stand there"
+                f"histories: {feature.column_name} holds {found[name]}, expected {kinds[name]} as in "
+                f"the training log; give the ids as they are stored there"
             )
     check_schema(given, features)
 
 
 def _entries(history: Any, row: int, keys: Sequence[str]) -> list | None:
-    """What a history has under the first of some names; None: the user lacks the feature.
+    """The entries of a history under one of some names; None: the user has none for this feature.
 
     Raises:
-      UserError: there is none of them, or no list, or different ones.
+      UserError: no name is there, the value is not a list, or several names have different values.
     """
     if not isinstance(history, Mapping):
         raise UserError(
@@ -148,7 +148,7 @@ def _as_list(value: Any, row: int, name: str) -> list | None:
     if value is None:
         return None
     if isinstance(value, np.ndarray):
-        # NumPy would make plain numbers of times in nanoseconds.
+        # NumPy would convert times in nanoseconds to plain numbers.
         value = value.astype("datetime64[us]") if value.dtype.kind == "M" else value
         return value.tolist()
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -160,12 +160,12 @@ def _as_list(value: Any, row: int, name: str) -> list | None:
 
 
 def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.Array:
-    """list<T>, or list<list<T>> if an entry is a list.
+    """An array of list<T>, or list<list<T>> if an entry is a list.
 
     Args:
-      lists: of all histories.
-      name: of the column, for messages.
-      leaf: T where the ids do not tell it: there is none, or they are times of any unit.
+      lists: the entries of all histories.
+      name: name of the column, for messages.
+      leaf: the type T, if it cannot be inferred: there are no ids, or they are times of any unit.
     """
     bags = any(_is_bag(entry) for entries in lists for entry in entries or ())
     if bags:
@@ -178,7 +178,7 @@ def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.
         try:
             array = pa.array(lists[:rows])
         except OverflowError:
-            # Integers from 2^63 on.
+            # For integers of at least 2^63.
             array = pa.array(lists[:rows], of(pa.uint64()))
         found = arrow.leaf_type(array.type)
         if pa.types.is_null(found):
@@ -193,12 +193,12 @@ def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"histories: row {_first_wrong(len(lists), read)}: {name} cannot be read ({reason}); give "
-            f"ids of one kind, as they stand in the log"
+            f"ids of one kind, as stored in the log"
         ) from error
 
 
 def _first_wrong(rows: int, read: Callable[[int], pa.Array]) -> int:
-    """The first row that cannot be read after those before it."""
+    """The first row that cannot be read together with those before it."""
 
     def fails(row: int) -> bool:
         try:

@@ -1,6 +1,6 @@
-"""A restored checkpoint that encodes and ranks for histories in memory, a few at a time.
+"""A restored checkpoint that encodes histories in memory and ranks items for them.
 
-Batches have one of a few sizes, so that few programs are compiled whatever number of histories comes.
+Batches have one of a few sizes, so that few programs are compiled for any number of histories.
 
 Shapes: N histories, U users of a batch, E width, K items of a list.
 """
@@ -22,16 +22,16 @@ from s2s_jax.ranking.candidates import Candidates, make_candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
 
-# Users of one device in a batch; there are never more than `eval.batch_size`.
+# Users per device in a batch; never more than `eval.batch_size`.
 _SIZES = (4, 32)
 
 
 class Recommendations(NamedTuple):
-    """What each history may go on with, best first.
+    """Recommended items for each history, best first.
 
     Attributes:
-      items: for each history a list of at most k ids, as they stand in the log.
-      scores: their similarities with what is expected next, as `loss.similarity` has it.
+      items: a list of at most k ids for each history, as stored in the log.
+      scores: their similarities (see `loss.similarity`) with the predicted next event.
     """
 
     items: list[list]
@@ -42,7 +42,7 @@ class Ranker:
     """Encodes histories, and ranks the items of a catalogue for them."""
 
     def __init__(self, config: Config, run: Restored, mesh: Mesh):
-        """Args: the configuration of a run, one of its checkpoints, and the devices that hold it."""
+        """Args: the configuration of a run, one of its checkpoints, and the devices that it is on."""
         self._config, self._run, self._mesh = config, run, mesh
         most = config.eval.batch_size
         self._sizes = [size * mesh.size for size in (*(s for s in _SIZES if s < most), most)]
@@ -57,7 +57,7 @@ class Ranker:
         return self._catalogue is not None
 
     def set_items(self, catalogue: Catalogue) -> None:
-        """Encodes the items of a catalogue, which are ranked from now on."""
+        """Encodes the items of a catalogue, which will be ranked from now on."""
         numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
         self._encoder = HistoryEncoder(self._shown, numbers)
         self._candidates = make_candidates(
@@ -66,7 +66,7 @@ class Ranker:
         self._catalogue = catalogue
 
     def encode(self, histories: plain_histories.Histories) -> np.ndarray:
-        """f32 `[N, E]`, as items' vectors are compared with them; zeros for histories without events."""
+        """f32 `[N, E]`: vectors to compare with items' vectors; zeros for histories without events."""
         rows = self._rows(histories)
         vectors_NE = np.zeros((rows.num_rows, self._config.model.hidden_size), np.float32)
         for batch in self._batches(rows):
@@ -77,12 +77,12 @@ class Ranker:
     def recommend(
         self, histories: plain_histories.Histories, k: int, keep_seen: bool | None
     ) -> Recommendations:
-        """The best k items for each history; none for histories without events.
+        """The best k items for each history; no items for histories without events.
 
         Args:
-          histories: N of them.
+          histories: N histories.
           k: K, at least 1.
-          keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+          keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
         """
         assert self._catalogue is not None, "there are items to rank"
         assert self._candidates is not None, "made with the items"
@@ -114,7 +114,7 @@ class Ranker:
         encoded = self._encoder.encode(rows, Given(rows.schema), 0, 0, None)
         begin, users = 0, len(encoded.row_N)
         while begin < users:
-            # No more than half of a batch is padding, unless it has the least size.
+            # At most half of a batch is padding, unless it has the smallest size.
             fitting = [size for size in self._sizes if size <= 2 * (users - begin)]
             size = max(fitting, default=self._sizes[0])
             stop = min(begin + size, users)

@@ -1,4 +1,4 @@
-"""A run directory for Python programs: what it holds, and answers of its model."""
+"""A run directory in Python programs: its metrics and checkpoints, and its model."""
 
 import dataclasses
 import functools
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class Evaluated(NamedTuple):
-    """How well a run's model finds held-out events.
+    """The result of an evaluation on held-out events.
 
     Attributes:
-      step: of the checkpoint.
+      step: step of the checkpoint.
       metrics: means over users, such as `eval/hr@10`.
-      intervals: low and high end of 95% bootstrap intervals of some of them.
+      intervals: 95% bootstrap intervals (low, high) of some of the metrics.
     """
 
     step: int
@@ -46,10 +46,10 @@ class Evaluated(NamedTuple):
 
 
 class Run:
-    """A directory that training wrote.
+    """A training run, opened from its directory.
 
-    What is only read of files needs no device. The model is restored, and the items are read from the
-    log, when they are first asked for.
+    Reading files such as metrics needs no device. The model is restored, and the items are read from the
+    log, when they are first needed.
 
     Examples:
       >>> run = Run("runs/quickstart")
@@ -81,16 +81,16 @@ class Run:
 
         Args:
           directory: `train.output_dir` of the run, or a copy of it.
-          checkpoint: which one answers: `"best"` (by `eval.metric`; the newest if none was evaluated),
-            `"newest"` or a step.
-          data_paths: where the log lies now, if not where training read it; relative paths count from
-            the working directory.
-          catalogue: file of `s2s catalogue` with the items to recommend; None: those of the log, which
-            is read for them.
-          devices: that hold the model; None: all.
+          checkpoint: the checkpoint to use: `"best"` (by `eval.metric`; the newest if none was
+            evaluated), `"newest"` or a step.
+          data_paths: paths of the log, if it has moved since training; relative paths start from the
+            working directory.
+          catalogue: file of `s2s catalogue` with the items to recommend; None: the items are read from
+            the log.
+          devices: devices for the model; None: all.
 
         Raises:
-          UserError: there is no run of this version.
+          UserError: the directory has no run that this version can read.
         """
         self._directory = Path(directory)
         config = load_json(self._directory / "config.json")
@@ -112,17 +112,17 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The configuration of the run, where it lies now."""
+        """The configuration of the run, with its current paths."""
         return self._config
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that the run has now, rising."""
+        """Steps of the checkpoints that the run has now, ascending."""
         return whole_steps(self._directory)
 
     @property
     def best_step(self) -> int | None:
-        """The checkpoint that did best by `eval.metric`; the newest if none was evaluated.
+        """Step of the best checkpoint by `eval.metric`; of the newest if none was evaluated.
 
         None if there is no checkpoint.
         """
@@ -131,10 +131,10 @@ class Run:
         return best if best is not None or not steps else steps[-1]
 
     def metrics(self) -> pa.Table:
-        """What `metrics.jsonl` holds now: a row for each of its lines, a column for each name.
+        """The contents of `metrics.jsonl` now: a row for each line, and a column for each name.
 
         Lines of training have `loss` and others, lines of evaluations have names such as `eval/hr@10`;
-        what a line does not have is null. `.to_pandas()` makes a data frame of it.
+        missing values are null. `.to_pandas()` turns the table into a data frame.
         """
         lines = read_lines(self._directory)
         if not lines:
@@ -145,38 +145,38 @@ class Run:
         )
 
     def encode(self, histories: Histories) -> np.ndarray:
-        """Where each history leads: vectors that items are compared with.
+        """The vectors of histories, which are compared with those of items.
 
         Args:
-          histories: N of them, see `recommend`.
+          histories: N histories, see `recommend`.
 
         Returns:
           f32 `[N, model.hidden_size]`; zeros for a history without events.
 
         Raises:
-          UserError: as `recommend`, but the log is not needed.
+          UserError: see `recommend`; but the log is not needed.
         """
         return self._ranker.encode(histories)
 
     def recommend(
         self, histories: Histories, k: int = 10, *, keep_seen: bool | None = None
     ) -> "Recommendations":
-        """The items that each history goes on with most likely, as `s2s recommend` has them.
+        """Recommends the most likely next items for each history, as `s2s recommend` does.
 
         Args:
-          histories: a list of `{feature: list of entries}`, oldest event first. An entry is an id as it
-            stands in the log, or a list of ids, or None where there is none. All lists of a history
-            have as many entries, or none: then the user lacks that feature. A feature that reads a
-            column of another name may be given by either name; other keys do not matter. A table such as
-            `Log.head` gives will do, too.
-          k: items for each history; fewer where the catalogue has no more.
-          keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+          histories: a list of `{feature: list of entries}`, oldest event first. An entry is an id as
+            stored in the log, a list of ids, or None for no id. All lists of a history have the same
+            length, or are empty if the user has nothing for that feature. A feature that reads a column
+            with another name may be given by either name; other keys are ignored. May also be a table,
+            such as the result of `Log.head`.
+          k: number of items for each history; fewer if the catalogue has fewer.
+          keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
 
         Returns:
           `items` and `scores`, a list for each history, best first; empty for a history without events.
 
         Raises:
-          UserError: a history cannot be read, there is no such checkpoint, or the log cannot be read.
+          UserError: a history cannot be read, the checkpoint does not exist, or the log cannot be read.
         """
         if k < 1:
             raise UserError(f"k: expected at least 1, found {k}")
@@ -192,14 +192,14 @@ class Run:
           split: `"test"` or `"validation"`.
 
         Returns:
-          Metrics and their 95% intervals; nothing is written.
+          Metrics and their 95% intervals; no files are written.
 
         Raises:
-          UserError: nothing is held out, there is no such checkpoint, or the log cannot be read.
+          UserError: nothing is held out, the checkpoint does not exist, or the log cannot be read.
         """
         if split not in ("test", "validation"):
             raise UserError(f"split: expected test or validation, found {split}")
-        # Refused before anything is read.
+        # Refuses an impossible split before anything is read.
         held_out.targets(Split.of(self._config), split)
         run = self._restored
         files = index_files(Logs.of(self._config), Decoding.of(self._config)).files
@@ -210,7 +210,7 @@ class Run:
         return Evaluated(run.step, found.metrics, found.intervals())
 
     def _items(self) -> Catalogue:
-        """The items that are ranked."""
+        """The items to rank."""
         items, split = Items.of(self._config), Split.of(self._config)
         if self._catalogue is not None:
             return catalogues.load(Path(self._catalogue), items, split)
@@ -218,7 +218,7 @@ class Run:
         index = index_files(logs, Decoding.of(self._config))
         return catalogues.collect(items, logs, index, held_out.catalogue_cut(split))
 
-    # JAX takes seconds to import, so it is left to what needs it.
+    # JAX takes seconds to import, so only the methods that need it do so.
 
     @functools.cached_property
     def _mesh(self) -> "Mesh":

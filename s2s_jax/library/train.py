@@ -1,4 +1,4 @@
-"""Training, for Python programs."""
+"""Training in Python programs."""
 
 import sys
 import threading
@@ -18,26 +18,26 @@ from s2s_jax.signals import Stop
 
 
 def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
-    """Trains `config` to its end and opens the run; `train.output_dir` is continued if it was begun.
+    """Trains `config` to its end, or continues the run in `train.output_dir`, and opens the run.
 
-    The same as `s2s train`, for programs: errors are raised, and the process is left as it is, without
-    signal handlers, allocator settings or logging filters. Progress is told on stderr. While it trains,
-    nobody else can train in the directory.
+    The same as `s2s train`, but errors are raised, and the process is not changed: there are no signal
+    handlers, allocator settings or logging filters. Progress is printed to stderr. Meanwhile, no other
+    process can train in the directory.
 
-    A `KeyboardInterrupt` (Ctrl-C, or the stop button of a notebook) ends training after the present
-    step, saves it, and is then raised; the same call goes on from there. A second one does not wait.
+    A `KeyboardInterrupt` (Ctrl-C, or the stop button of a notebook) ends training after the current
+    step, saves it, and is then raised; the same call continues from there. A second one does not wait.
 
-    On several CPU devices JAX's cache of compiled programs is turned off for the rest of the process:
-    with programs from there gradients come out wrong.
+    On several CPU devices, JAX's compilation cache is turned off for the rest of the process, because
+    cached programs would compute wrong gradients.
 
     Args:
       config: the configuration, see `load`.
-      devices: to train on; None: all.
+      devices: devices to train on; None: all.
 
     Raises:
-      UserError: an impossible configuration, bad data, or a directory that cannot be continued; what was
-        trained is saved.
-      NotFiniteError: loss or gradient is not finite; the newest checkpoint is from before.
+      UserError: the configuration is impossible, data is bad, or the directory cannot be continued; all
+        completed steps are saved.
+      NotFiniteError: loss or gradient is not finite; the newest checkpoint is an earlier one.
 
     Examples:
       >>> from s2s_jax.library.loading import load
@@ -58,7 +58,7 @@ def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
 
 
 def _interruptible(work: Callable[[], object], stop: Stop) -> None:
-    """Does `work` in another thread, since Python interrupts the main one anywhere, even in a step."""
+    """Runs `work` in another thread, because Python may interrupt the main one even during a step."""
     errors: list[BaseException] = []
     done = threading.Event()
 

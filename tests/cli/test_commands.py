@@ -128,7 +128,7 @@ def test_every_argument_is_documented():
         (["train", "--config", CONFIG, "--io.batch_size", "x"], ["a whole number, found x"]),
         (["train", "--config", CONFIG, "x"], ["x: expected a flag before it"]),
         (["train", "-config", CONFIG], ["-config: no such option", "did you mean --config?"]),
-        (["train", "--config", "none.py"], ["--config: none.py is no file"]),
+        (["train", "--config", "none.py"], ["--config: none.py does not exist or is not a file"]),
         (["evaluate", "--config", CONFIG, "--split", "all"],
          ["--split: expected one of test, validation, found all"]),
         (["evaluate", "--config", CONFIG, "--spilt", "test"], ["did you mean --split?"]),

@@ -120,7 +120,7 @@ def test_overrides_are_typed():
         (["--loss.target_features", "itme_id"], "loss.target_features", ["item_id", "itme_id"]),
         (["--features.1.of_next", "True"], "features.1.of_next", ["cate_id, item_id", "True"]),
         (["--features.3.column", "item_id", "--features.3.of_next", "True"],
-         "features.3.of_next", ["give the event away"]),
+         "features.3.of_next", ["give the target away"]),
         (["--loss.item_feature", "sku"], "loss.item_feature", ["timestamp", "'sku'"]),
         (["--loss.log_q", "maybe"], "loss.log_q", ["none, catalogue, stream", "found maybe"]),
         (["--loss.temperature", "0"], "loss.temperature", ["more than 0"]),
@@ -201,7 +201,7 @@ def test_mistakes_in_config_files(tmp_path, body, words):
 
 
 def test_missing_file_and_missing_flag(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="does not exist or is not a file"):
         load(tmp_path / "none.py")
     with pytest.raises(UserError, match="--config"):
         main([])

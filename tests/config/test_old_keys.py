@@ -246,14 +246,14 @@ def test_an_old_key_on_the_command_line_has_a_sentence(arguments, sentence):
 
 @pytest.mark.parametrize(("old", "now"), [("True", "catalogue"), ("False", "none")])
 def test_old_values_of_log_q_have_a_sentence(tmp_path, old, now):
-    with pytest.raises(UserError, match=rf"^loss\.log_q: .*write {now} for what was {old}"):
+    with pytest.raises(UserError, match=rf"^loss\.log_q: .*{old} is now {now}"):
         load(BASE, ["--loss.log_q", old])
     path = tmp_path / "mine.py"
     path.write_text(
         "from s2s_jax.config import *\n"
         f"def get_config():\n    return Config(loss=LossConfig(log_q={old}))\n"
     )
-    with pytest.raises(UserError, match=rf"^loss\.log_q: .*write {now} for what was {old}"):
+    with pytest.raises(UserError, match=rf"^loss\.log_q: .*{old} is now {now}"):
         load(path)
 
 
