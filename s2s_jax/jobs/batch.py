@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.config.settings import Meaning, Reading
+from s2s_jax.config.settings import Items, Meaning, Negatives, Reading, Split
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import BatchDataset
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import ids
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.time_facts import time_columns
+from s2s_jax.data.items.catalogue import items_of_training
 from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.sharded import present
@@ -91,7 +92,10 @@ def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> Shown
     sent = dict(arrays)
     drawn = {}
     if config.loss.needs_catalogue:
-        items = ItemSource(config, mesh, index)
+        catalogue = items_of_training(
+            Items.of(config), Split.of(config), reading.logs, index, config.loss.catalogue
+        )
+        items = ItemSource(Items.of(config), Negatives.of(config), catalogue, mesh)
         sent, drawn = items.with_shares(arrays), items.draw(step)
     batch = put_batch(sent, microbatches, mesh)
     unpacked = unpack(config, batch | drawn)
