@@ -1,1 +1,1 @@
-"""Embedding tables: layout, lookup, and the way back for gradients."""
+"""Embedding tables: their layout, look-up, and the way back for gradients."""

@@ -1,8 +1,8 @@
-"""Rows for new ids: which ids get one, and where in the map.
+"""Gives rows to new ids: which ids get one, and where in the map.
 
 A new id waits until it was seen often enough (`waiting_ids`). Then it takes a free slot of one of its
 two buckets. If both are full, it takes the slot of an id that can move to its other bucket or, in a
-table that may not grow any more, of the id not seen for longest. `id_map` has the papers.
+table that may not grow any more, the slot of the id not seen for longest. `id_map` cites the papers.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
 and U ids of a device, C new ids that are placed together, W words of a segment.
@@ -21,23 +21,23 @@ from s2s_jax.embedding.id_keys import EMPTY, UniqueKeys, is_there, rank_among_eq
 from s2s_jax.embedding.id_map import NO_ROW, IdMap, bucket_pairs, find, saturated
 from s2s_jax.embedding.tables import SLOTS
 
-# New ids that are placed together: an eighth of all, since after a while few are new.
+# New ids are placed an eighth of all ids at a time, since after a while few are new.
 _CHUNKS = 8
 _BIG = np.iinfo(np.int32).max
 
-# A tree of arrays `[R, …]` beside a map, such as the table.
+# A tree of arrays `[R, …]` that belong to a map, such as the table.
 Beside = TypeVar("Beside")
-# `(beside, rows_C, keys_C2) -> beside` writes the rows of new ids; rows that are not to be written count
-# on from R.
+# `(beside, rows_C, keys_C2) -> beside` writes the rows of new ids; row numbers from R on are not
+# written.
 MakeRows: TypeAlias = Callable[[Beside, jax.Array, jax.Array], Beside]
 
 
 class Policy(NamedTuple):
-    """What happens to new ids.
+    """The policy for new ids.
 
     Attributes:
-      admit_after: sightings that give an id a row.
-      evict: whether ids that find no free slot take that of the id not seen for longest.
+      admit_after: sightings after which an id gets a row.
+      evict: whether ids that find no free slot take the slot of the id not seen for longest.
     """
 
     admit_after: int
@@ -45,13 +45,13 @@ class Policy(NamedTuple):
 
 
 class Claimed(NamedTuple, Generic[Beside]):
-    """What `find_or_claim` did.
+    """The result of `find_or_claim`.
 
     Attributes:
-      id_map: the map afterwards.
-      row_U: int32 row of each key, `NO_ROW` where it has none. If rows moved, it may be an earlier one.
-      beside: the arrays beside the map, new rows made by `make_rows`.
-      moved: int32, how many rows moved.
+      id_map: the updated map.
+      row_U: int32 row of each key, `NO_ROW` if it has none. If rows moved, it may be outdated.
+      beside: the updated arrays, with new rows made by `make_rows`.
+      moved: int32, number of rows that moved.
     """
 
     id_map: IdMap
@@ -69,18 +69,18 @@ def find_or_claim(
     beside: Beside,
     make_rows: MakeRows[Beside],
 ) -> Claimed[Beside]:
-    """Gives rows to keys that have none, as `policy` says, and notes that all were seen.
+    """Gives rows to keys that have none, according to `policy`, and records that all were seen.
 
-    Keys of one segment are placed together and without regard to others, so the outcome does not depend
-    on how segments lie on devices.
+    Keys of one segment are placed together, independently of other segments. So the result does not
+    depend on the placement of segments on devices.
 
     Args:
       id_map: the map.
-      unique: keys.
+      unique: the keys.
       first_segment: int32 number of this device's first segment.
       step: int32, this step.
-      policy: of admission and eviction.
-      beside: arrays `[R, …]` to be changed where rows get new owners.
+      policy: policy of admission and eviction.
+      beside: arrays `[R, …]` in which rows of new ids are written.
       make_rows: writes the rows of new ids.
     """
     keys_U2 = unique.keys_U2
@@ -96,7 +96,7 @@ def find_or_claim(
             segment_of(keys_U2) - first_segment,
         )
         wanting_U &= sighted.sightings_U >= policy.admit_after
-    # Seen before any is evicted, so that no id of this step is.
+    # Recorded before evictions, so that no id of this step is evicted.
     id_map = _see(id_map, row_U, unique.count_U, step)
     id_map, row_U, beside, moved = _claim(
         id_map, unique, row_U, wanting_U, first_segment, step, policy.evict, beside, make_rows
@@ -110,7 +110,7 @@ def find_or_claim(
 
 
 def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax.Array:
-    """Adds to each segment how many of its own are meant."""
+    """Adds to each segment its number of marked keys."""
     at_U = jnp.where(which_U, segment_U, number_S.size)
     return saturated(number_S, number_S.at[at_U].add(1, mode="drop"))
 
@@ -119,7 +119,7 @@ def _see(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -
     rows = id_map.seen_R.shape[0]
     index_U = jnp.where(row_U >= 0, row_U, rows + jnp.arange(row_U.size, dtype=jnp.int32))
     before_U = id_map.count_R.at[jnp.maximum(row_U, 0)].get(mode="promise_in_bounds")
-    # What has wrapped around, also in checkpoints of old, was counted often enough.
+    # Counts that have wrapped around, possibly in old checkpoints, are large.
     count_U = jnp.where((before_U < 0) | (before_U > _BIG - count_U), _BIG, before_U + count_U)
     return id_map._replace(
         seen_R=id_map.seen_R.at[index_U].set(step, mode="drop", unique_indices=True),
@@ -138,7 +138,7 @@ def _claim(
     beside: Beside,
     make_rows: MakeRows[Beside],
 ) -> tuple[IdMap, jax.Array, Beside, jax.Array]:
-    """Places the wanting keys, C of them at a time; a segment is cut only if it alone has more."""
+    """Places the wanting keys, C at a time; a segment is only split if it has more than C by itself."""
     size, rows = row_U.size, id_map.seen_R.shape[0]
     chunk = min(size, max(256, math.ceil(size / _CHUNKS)))
     wanting_U = wanting_U.astype(jnp.int32)
@@ -154,7 +154,7 @@ def _claim(
         keys_C2 = unique.keys_U2.at[place_C].get(mode="fill", fill_value=EMPTY)
         after = unique.keys_U2.at[place_of[jnp.minimum(begin + chunk, size)]]
         following = after.get(mode="fill", fill_value=EMPTY)[None]
-        # What belongs to the segment that goes on in the next chunk waits for it.
+        # Keys of a segment that continues in the next chunk wait for it.
         segment_C, next_segment = segment_of(keys_C2), segment_of(following)[0]
         waits_C = (begin + chunk < total) & (segment_C == next_segment) & (segment_C[0] < segment_C)
         active_C = (place_C < size) & ~waits_C
@@ -190,9 +190,9 @@ def _place(
     step: jax.Array,
     evict: bool,
 ) -> tuple[IdMap, jax.Array, jax.Array]:
-    """Finds slots in rounds: all choose a bucket, and those that chose the same share its free slots.
+    """Finds slots in rounds: all keys choose a bucket, and keys in a bucket share its free slots.
 
-    Returns the map, the row of each key (`NO_ROW` where there is none), and whether it was another's.
+    Returns the map, the row of each key (`NO_ROW` if it has none), and whether it was another id's row.
     """
     bucket_C2 = bucket_pairs(id_map, keys_C2, first_segment)
     chunk, rows = active_C.size, id_map.seen_R.shape[0]
@@ -225,10 +225,10 @@ def _place(
         keys_R2 = keys_R2.at[index_C].set(keys_C2, mode="drop", unique_indices=True)
         seen_R = seen_R.at[index_C].set(step, mode="drop", unique_indices=True)
         row_C = jnp.where(placed_C, at_C, row_C)
-        # Whoever found both buckets full gives up.
+        # Keys that found both buckets full give up.
         return pending_C & ~placed_C & (usable_C > 0), row_C, robbed_C, keys_R2, seen_R
 
-    # Made from what varies over devices, as all else here does.
+    # Computed from values that vary over devices, because shard_map requires it here.
     nowhere_C, not_C = jnp.where(active_C, NO_ROW, NO_ROW), active_C & ~active_C
     start = (active_C, nowhere_C, not_C, id_map.keys_R2, id_map.seen_R)
     _, row_C, robbed_C, keys_R2, seen_R = jax.lax.while_loop(
@@ -246,9 +246,9 @@ def _make_room(
     step: jax.Array,
     beside: Beside,
 ) -> tuple[IdMap, jax.Array, Beside, jax.Array]:
-    """For keys whose buckets are full, one after the other: moves a row to its other bucket.
+    """For each key whose buckets are full, one after the other, moves a row to its other bucket.
 
-    Returns the map, the row of each key, the arrays beside the map, and how many rows moved.
+    Returns the map, the row of each key, the arrays of the map, and the number of rows that moved.
     """
 
     def one_key(state: tuple) -> tuple:
@@ -267,13 +267,13 @@ def _make_room(
         source = here_N[place] * SLOTS + place.astype(jnp.int32) % SLOTS
 
         def move(x_R: jax.Array) -> jax.Array:
-            # To itself where none can move.
+            # A row moves to itself if none can move.
             return x_R.at[jnp.where(can, to, source)].set(x_R[source])
 
         keys_R2, seen_R, count_R, beside = jax.tree.map(move, (keys_R2, seen_R, count_R, beside))
         keys_R2 = keys_R2.at[source].set(jnp.where(can, key_2, keys_R2[source]))
         seen_R = seen_R.at[source].set(jnp.where(can, step, seen_R[source]))
-        # What moves may be a key that has just been placed.
+        # The key that moves may have just been placed.
         row_C = jnp.where(can & (row_C == source), to, row_C)
         row_C = row_C.at[number].set(jnp.where(can, source, NO_ROW))
         failed_C = failed_C.at[number].set(False)
@@ -289,6 +289,6 @@ def _make_room(
 
 
 def _slots_of(x_R: jax.Array, bucket_U2: jax.Array) -> jax.Array:
-    """`[U, 2, SLOTS, …]`: what is in the slots of some buckets."""
+    """`[U, 2, SLOTS, …]`: the contents of the slots of some buckets."""
     by_bucket = x_R.reshape(-1, SLOTS, *x_R.shape[1:])
     return by_bucket.at[bucket_U2].get(mode="promise_in_bounds")

@@ -1,11 +1,11 @@
-"""Rows of sharded tables: fetched from the devices that own them, and gradients brought back.
+"""Fetches rows of sharded tables from the devices that own them, and sends gradients back.
 
 Everything here runs inside `jax.shard_map` over one mesh axis of n devices; shapes are those of one
-device. Device d owns the contiguous rows `[d R/n, (d+1) R/n)` of every table. What a device needs of an
-owner lies together in its unique rows, since these are sorted; it travels through `all_to_all` in slices
-of a fixed size, in as many rounds as the device with the most rows for one owner needs. So nothing is
-lost however uneven these numbers are, and what travels is the rows that are used, whatever the number of
-devices.
+device. Device d owns the contiguous rows `[d R/n, (d+1) R/n)` of every table. The unique rows of a
+device are sorted, so the rows that it needs from an owner are consecutive. They are sent with
+`all_to_all` in slices of a fixed size, in as many rounds as the device with the most rows for one owner
+needs. So nothing is lost, however uneven these numbers are, and only rows that are used are sent, for
+any number of devices.
 
 Shapes: U unique rows of a device, n devices, C rows of a slice, G rows whose gradients are summed
 together, R rows and D width of a table.
@@ -30,7 +30,8 @@ from s2s_jax.embedding.slices import (
     take,
 )
 
-# Rounds whose gradients are summed together: all, unless some owner has very many of a device's rows.
+# Gradients of up to this many rounds are summed together: usually all, unless a device needs very many
+# rows of one owner.
 _ROUNDS = 10
 _NOWHERE = jnp.iinfo(jnp.int32).max
 
@@ -38,13 +39,13 @@ _Carry = TypeVar("_Carry")
 
 
 class Needed(NamedTuple):
-    """What a device needs of one table.
+    """The rows of one table that a device needs.
 
     Attributes:
-      rows_U: int32 rows of the whole table, ascending and without repeats; unused places count on
-        from R.
-      begins_n1: int32 `[n + 1]`; what it needs of owner p begins at place `begins_n1[p]` and ends before
-        `begins_n1[p + 1]`.
+      rows_U: int32 rows of the whole table, ascending and without repeats; unused places continue with
+        R, R + 1, …
+      begins_n1: int32 `[n + 1]`; the rows of owner p are at places `begins_n1[p]` to
+        `begins_n1[p + 1] - 1`.
     """
 
     rows_U: jax.Array
@@ -56,34 +57,34 @@ class RowGradients(NamedTuple):
 
     Attributes:
       rows_G: int32 rows of the device's part of the table, ascending and without repeats; unused places
-        count on from R/n.
-      sums_GD: f32.
+        continue with R/n, R/n + 1, …
+      sums_GD: f32 sums of gradients.
     """
 
     rows_G: jax.Array
     sums_GD: jax.Array
 
 
-# Takes a carry and gradients by table, returns the carry.
+# Takes a carry and gradients by table, and returns the new carry.
 Visit: TypeAlias = Callable[[_Carry, dict[str, RowGradients]], _Carry]
 
 
 def by_owner(rows_U: jax.Array, table_rows: int, devices: int) -> Needed:
-    """Finds what is of each owner in the unique rows of `lookup.deduplicate`."""
+    """Finds the rows of each owner among the unique rows of `lookup.deduplicate`."""
     bounds = jnp.arange(devices + 1, dtype=jnp.int32) * (table_rows // devices)
     return Needed(rows_U, jnp.searchsorted(rows_U, bounds).astype(jnp.int32))
 
 
 def fetch(tables: Mapping[str, jax.Array], needed: Mapping[str, Needed], axis: str) -> Arrays:
-    """The rows that a device needs, from all owners; tables of one width share the exchange.
+    """Fetches the rows that a device needs from all owners; tables of the same width share the exchange.
 
     Args:
       tables: this device's part of each table, `[R/n, D]`.
-      needed: what it needs of each.
+      needed: the rows that it needs of each table.
       axis: the mesh axis.
 
     Returns:
-      `[U, D]` for each table, zeros in unused places.
+      `[U, D]` for each table, with zeros in unused places.
     """
     fetched: Arrays = {}
     for names in by_width(tables):
@@ -136,24 +137,24 @@ def reduce(
     carry: _Carry,
     axis: str,
 ) -> _Carry:
-    """Brings gradients to the owners of their rows and sums them there, some of the rows at a time.
+    """Sends gradients to the owners of their rows and sums them there, some of the rows at a time.
 
-    Every device sends each owner its next rows, up to ten slices. If it has more for some owner, that
-    owner takes the rows up to the least one at which what some device sent ends, because all gradients
-    of these have come, and senders go on after it. So every row is visited exactly once, in arrays of a
-    fixed size.
+    Every device sends each owner its next rows, up to ten slices. If a device has more rows for an
+    owner, this owner only takes rows up to the smallest row at which some device's part ends, because
+    all gradients of these rows have arrived; senders then continue after that row. So every row is
+    visited exactly once, in arrays of a fixed size.
 
     Args:
       gradients: `[U, D]` of the rows that were fetched, by table.
-      needed: which these were.
+      needed: these rows.
       local_rows: R/n of each table.
       visit: called each time: `(carry, {table: RowGradients}) -> carry`.
-      carry: its first value; arrays that differ between devices must already do so.
+      carry: initial carry; arrays that will vary over devices must already be marked as varying.
       axis: the mesh axis.
     """
     devices = jax.lax.axis_size(axis)
     if devices == 1:
-        # Places outside the table may be ids without a row, whose gradients must not count anywhere.
+        # Places outside the table may be ids without a row, whose gradients must not count.
         inside = {n: (needed[n].rows_U < local_rows[n])[:, None] for n in gradients}
         own = {n: jnp.where(inside[n], g, 0) for n, g in gradients.items()}
         return visit(carry, {n: RowGradients(needed[n].rows_U, g) for n, g in own.items()})
@@ -188,28 +189,28 @@ def _sum_group(
     left: jax.Array,
     axis: str,
 ) -> tuple[dict[str, RowGradients], Arrays]:
-    """Sums of the gradients of some rows of tables of one width, and where each device goes on.
+    """Sums gradients of some rows of tables of the same width; also returns where each device continues.
 
     Args:
       gradients: `[U, D]`.
-      sent: int32 `[n, C]` the rows as their owners count them.
-      places: of these rows among all of a device.
+      sent: int32 `[n, C]`, rows as numbered by their owners.
+      places: places of these rows among all rows of a device.
       local_rows: R/n of each table.
-      slices: rows that travel in a round.
-      left: int32 scalar, rounds that are left to take.
+      slices: number of rows sent per round.
+      left: int32 scalar, number of rounds left.
       axis: the mesh axis.
     """
     values = {n: take(g, places[n]) for n, g in gradients.items()}
     rounds = jnp.minimum(left, _ROUNDS)
     arrived = _send(sent, local_rows, slices, rounds, axis)
     sums = _send(values, dict.fromkeys(gradients, 0), slices, rounds, axis)
-    # Where what is sent ends although there is more for that owner; nowhere, if all of it is sent.
+    # The row at which a device's part ends although it has more for this owner; no row if it sends all.
     last = [
         jnp.where(places[n].end > places[n].begin + sent[n].shape[1], sent[n][:, -1], _NOWHERE)
         for n in gradients
     ]
     complete = swap(jnp.stack(last, axis=1), axis).min(axis=0)
-    # Every sender learns how far each owner came.
+    # Tells every sender how far each owner got.
     reached = jax.lax.all_gather(complete, axis)
     summed, following = {}, {}
     for i, n in enumerate(gradients):
@@ -222,7 +223,7 @@ def _sum_group(
 def _send(
     parts: Arrays, fill: Mapping[str, int], slices: Mapping[str, int], rounds: jax.Array, axis: str
 ) -> Arrays:
-    """Sends `parts[p]` to device p, slice by slice; what comes in no round is `fill`."""
+    """Sends `parts[p]` to device p, slice by slice; places that no round sends are `fill`."""
 
     def one_round(number: jax.Array, received: Arrays) -> Arrays:
         cut = {
@@ -245,7 +246,7 @@ def _send(
 
 
 def _at_owner(needed: Needed, places: Places, local_rows: int) -> jax.Array:
-    """int32 `[n, C]`: rows as their owners count them, R/n where there is none."""
+    """int32 `[n, C]`: rows as numbered by their owners; R/n for no row."""
     owner_n1 = jnp.arange(places.place.shape[0], dtype=jnp.int32)[:, None]
     rows_nC = needed.rows_U.at[places.place].get(mode="clip") - owner_n1 * local_rows
     return jnp.where(places.valid, rows_nC, local_rows)
@@ -254,13 +255,13 @@ def _at_owner(needed: Needed, places: Places, local_rows: int) -> jax.Array:
 def _sum(
     rows_nC: jax.Array, values_nCD: jax.Array, complete: jax.Array, local_rows: int
 ) -> RowGradients:
-    """Adds up what several devices sent for the same rows, in the order of the devices."""
+    """Sums what several devices sent for the same rows, in the order of the devices."""
     usable_nC = (rows_nC <= complete) & (rows_nC < local_rows)
     rows_G = jnp.where(usable_nC, rows_nC, local_rows).reshape(-1)
     unique_G, place_G = jnp.unique(
         rows_G, size=rows_G.size, fill_value=local_rows, return_inverse=True
     )
-    # Rows that come again later must not count here.
+    # Rows that will be sent again later must not count here.
     values_GD = jnp.where(usable_nC[..., None], values_nCD, 0).reshape(rows_G.size, -1)
     sums_GD = jnp.zeros_like(values_GD).at[place_G].add(values_GD)
     past_end_G = local_rows + jnp.arange(rows_G.size, dtype=rows_G.dtype)

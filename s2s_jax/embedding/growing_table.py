@@ -1,10 +1,10 @@
-"""A table that grows, on a mesh: the rows of the ids of a batch, found or claimed at their owners.
+"""A growing table on a mesh: finds or claims the rows of a batch's ids at their owners.
 
 Everything here runs inside `jax.shard_map` over one mesh axis of n devices; shapes are those of one
 device.
 
-Shapes: M places that may hold an id, U = M unique ids of a device, V ids that an owner is asked about,
-C new ids that are placed together, R rows and D width of the table.
+Shapes: M places for ids, U = M unique ids of a device, V ids about which an owner is asked, C new ids
+that are placed together, R rows and D width of the table.
 """
 
 import dataclasses
@@ -29,10 +29,11 @@ class FoundRows(NamedTuple):
     """The rows of the unique ids of a device.
 
     Attributes:
-      rows_U: int32, ascending and without repeats; ids without a row and unused places count on from R.
-      places: for each feature of the table, int32 `[A, B, L, K]`: where its ids are in `rows_U`.
+      rows_U: int32, ascending and without repeats; ids without a row and unused places continue with R,
+        R + 1, …
+      places: int32 `[A, B, L, K]` for each feature of the table: indices of its ids in `rows_U`.
       keys_U2: keys of the ids.
-      unknown_U: bool, which of the ids have no row.
+      unknown_U: bool, whether an id has no row.
     """
 
     rows_U: jax.Array
@@ -42,11 +43,11 @@ class FoundRows(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What lies in the rows of a table.
+    """The contents of a table's rows.
 
     Attributes:
       values_RD: f32, the table.
-      moments_RM: f32, the optimizer's moments, M = 2 D.
+      moments_RM: f32, moments of the optimizer, M = 2 D.
     """
 
     values_RD: jax.Array
@@ -54,13 +55,13 @@ class Rows(NamedTuple):
 
 
 class _Questions(NamedTuple):
-    """What a device asks, and what it needs to answer itself.
+    """The questions of a device, and what it needs to answer those of others.
 
     Attributes:
-      device: int32 scalar, its number.
-      first_segment: int32 scalar, of those that it owns.
-      begins_n1: see `exchange.Needed`, of the ids.
-      asked_U3: uint32 words of the key of each id, and its count.
+      device: int32 scalar, number of the device.
+      first_segment: int32 scalar, its first segment.
+      begins_n1: places of each owner's ids, see `exchange.Needed`.
+      asked_U3: uint32, the two words of each id's key, and its count.
     """
 
     device: jax.Array
@@ -75,8 +76,8 @@ class GrowingTable:
 
     Attributes:
       spec: the table.
-      policy: what happens to new ids.
-      seed: of initial rows.
+      policy: policy for new ids.
+      seed: seed of initial rows.
       axis: the mesh axis.
       devices: n.
     """
@@ -95,10 +96,10 @@ class GrowingTable:
         return id_keys.unique_keys(keys_M2)
 
     def find(self, unique: UniqueKeys, of_table: IdMap) -> jax.Array:
-        """int32 `[U]` row of each key, `NO_ROW` where it has none.
+        """int32 `[U]` row of each key, `NO_ROW` if it has none.
 
         Args:
-          unique: keys.
+          unique: the keys.
           of_table: this device's part of the map.
         """
         return self._find(self._questions(unique), of_table)
@@ -106,10 +107,10 @@ class GrowingTable:
     def claim(
         self, unique: UniqueKeys, of_table: IdMap, rows: Rows, step: jax.Array
     ) -> tuple[IdMap, Rows, jax.Array]:
-        """The same in training, where new ids get rows first, as the policy says.
+        """The same as `find` in training, where new ids first get rows according to the policy.
 
         Args:
-          unique: keys.
+          unique: the keys.
           of_table: this device's part of the map.
           rows: this device's part of the rows.
           step: int32, this step.
@@ -144,7 +145,7 @@ class GrowingTable:
 
         moved = jnp.zeros_like(of_table.rows_S[0])
         (of_table, rows, moved), row_U = self._ask(questions, answer, (of_table, rows, moved))
-        # Rows that moved may have been found before they did.
+        # Some rows may have been found before they moved.
         row_U = jax.lax.cond(
             jax.lax.psum(moved, self.axis) > 0,
             lambda: self._find(questions, of_table),
@@ -155,12 +156,12 @@ class GrowingTable:
     def found_rows(
         self, unique: UniqueKeys, row_U: jax.Array, ids: Mapping[str, jax.Array]
     ) -> FoundRows:
-        """The rows that were found for unique keys, in the order in which they can be fetched.
+        """The rows of unique keys, in the order in which they can be fetched.
 
         Args:
-          unique: keys.
-          row_U: int32 row of each, `NO_ROW` where it has none.
-          ids: that the keys are of, see `unique_keys`.
+          unique: the keys.
+          row_U: int32 row of each key, `NO_ROW` if it has none.
+          ids: the ids of the keys, see `unique_keys`.
         """
         rows = self.spec.rows
         number_U = jnp.arange(row_U.size, dtype=jnp.int32)
@@ -180,7 +181,7 @@ class GrowingTable:
         return FoundRows(rows_U, places, keys_U2, unknown_U)
 
     def initial_rows(self, keys_C2: jax.Array) -> jax.Array:
-        """f32 `[C, D]`: what new ids begin with."""
+        """f32 `[C, D]`: initial rows of new ids."""
         seed = zlib.crc32(f"{self.seed} {self.spec.name}".encode())
         return id_keys.initial_rows(seed, self.spec.init_std, keys_C2, self.spec.emb_dim)
 
@@ -212,9 +213,9 @@ class GrowingTable:
         return self._ask(questions, answer, of_table)[1]
 
     def _note_all(self, questions: _Questions, of_table: IdMap, step: jax.Array) -> IdMap:
-        """The map with a note that all ids come in this step, if they are asked for in several rounds.
+        """If asking takes several rounds, records in the map that all ids occur in this step.
 
-        New ids of one round must not take the rows of ids that are asked for in the next.
+        This keeps new ids of one round from taking the rows of ids in a later round.
         """
 
         def answer(of_table: IdMap, asked_V3: jax.Array) -> tuple[IdMap, jax.Array]:
@@ -230,11 +231,11 @@ class GrowingTable:
         )
 
     def _in_table(self, row_V: jax.Array, device: jax.Array) -> jax.Array:
-        """Rows of the whole table, from those of a device's part."""
+        """Turns rows of a device's part into rows of the whole table."""
         return jnp.where(row_V >= 0, row_V + device * (self.spec.rows // self.devices), NO_ROW)
 
     def _with_new_rows(self, rows: Rows, rows_C: jax.Array, keys_C2: jax.Array) -> Rows:
-        """Rows with those of new ids, see `claiming.MakeRows`."""
+        """Writes the rows of new ids, see `claiming.MakeRows`."""
         new_CD = self.initial_rows(keys_C2)
         no_CM = jnp.zeros((rows_C.size, rows.moments_RM.shape[1]), rows.moments_RM.dtype)
         return Rows(

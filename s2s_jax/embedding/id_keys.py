@@ -1,6 +1,6 @@
-"""Keys of 64-bit ids: two uint32 words that a permutation makes of the id, so that no pattern shows.
+"""Keys of 64-bit ids: two uint32 words from a permutation of the ids, without visible patterns.
 
-Tables that grow find an id's row, its device and its initial vector by bits of its key.
+Growing tables use bits of an id's key to find its row and its device, and to make its initial vector.
 
 Shapes: M places, U distinct ids, C new ids, D table width.
 """
@@ -14,19 +14,19 @@ import numpy as np
 
 from s2s_jax.embedding.tables import NUM_SEGMENTS
 
-# Both words of a key (and of an id: the permutation leaves it alone) that stand for none.
+# Both words of a key for no id (and of the id itself, which the permutation does not change).
 EMPTY = np.uint32(0xFFFFFFFF)
 _SEGMENT_SHIFT = np.uint32(32 - (NUM_SEGMENTS.bit_length() - 1))
 _ROUND_KEYS = tuple(np.uint32(k) for k in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC835))
 
 
 class UniqueKeys(NamedTuple):
-    """Keys, each once, ascending, and therefore sorted by segment; `EMPTY` ones at the end.
+    """Distinct keys, ascending and therefore sorted by segment, with `EMPTY` at the end.
 
     Attributes:
       keys_U2: uint32.
-      count_U: int32, how many of the ids that were given have the key.
-      place_M: int32, where the key of each id is in `keys_U2`.
+      count_U: int32, number of given ids with each key.
+      place_M: int32, index of each id's key in `keys_U2`.
     """
 
     keys_U2: jax.Array
@@ -53,13 +53,13 @@ _SHIFT_LOW, _SHIFT_HIGH = (w ^ _NONE for w in _feistel((_NONE, _NONE), _ROUND_KE
 
 
 def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
-    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` stays as it is."""
+    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` does not change."""
     first, second = _feistel((low, high), _ROUND_KEYS)
     return first ^ _SHIFT_LOW[0], second ^ _SHIFT_HIGH[0]
 
 
 def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
-    """The reverse of `keys_of`: low and high word of ids.
+    """The inverse of `keys_of`: the low and high words of ids.
 
     Examples:
       >>> key = keys_of(jnp.array([5], jnp.uint32), jnp.array([0], jnp.uint32))
@@ -72,11 +72,11 @@ def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
 
 
 def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueKeys:
-    """Finds the distinct ones among M keys (so U = M).
+    """Finds the distinct keys among M keys (so U = M).
 
     Args:
       keys_M2: uint32.
-      count_M: int32, how often each counts; None: once.
+      count_M: int32, how often each key counts; None: once.
     """
     size = keys_M2.shape[0]
     number_M = jnp.arange(size, dtype=jnp.int32)
@@ -86,7 +86,7 @@ def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueK
     changed_M = (first_M[1:] != first_M[:-1]) | (second_M[1:] != second_M[:-1])
     group_M = jnp.cumsum(jnp.append(False, changed_M).astype(jnp.int32))
     place_M = jnp.zeros(size, jnp.int32).at[from_M].set(group_M, unique_indices=True)
-    # The last of a group writes; all of it hold the same.
+    # The first key of each group of equal keys.
     begins_U = jnp.full(size, size, jnp.int32).at[group_M].min(number_M, indices_are_sorted=True)
     there_U = begins_U < size
     keys_U2 = jnp.stack([first_M, second_M], axis=1).at[begins_U].get(mode="clip")
@@ -105,17 +105,17 @@ def segment_of(keys_U2: jax.Array) -> jax.Array:
 
 
 def other_bits(keys_U2: jax.Array) -> jax.Array:
-    """uint32 `[U, 2]` bits of each key that tell nothing of its segment and buckets."""
+    """uint32 `[U, 2]` bits of each key that are independent of its segment and buckets."""
     return _scramble(keys_U2 ^ _ROUND_KEYS[0])
 
 
 def is_there(keys_U2: jax.Array) -> jax.Array:
-    """bool `[U]`, which are keys of ids."""
+    """bool `[U]`, whether a key is the key of an id."""
     return (keys_U2 != EMPTY).any(axis=-1)
 
 
 def rank_among_equals(x_U: jax.Array) -> jax.Array:
-    """int32 `[U]`: how many equal ones stand before each.
+    """int32 `[U]`: the number of equal values before each value.
 
     Examples:
       >>> rank_among_equals(jnp.array([7, 9, 7, 7])).tolist()
@@ -129,11 +129,11 @@ def rank_among_equals(x_U: jax.Array) -> jax.Array:
 
 
 def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
-    """f32 `[C, D]`: normal with `std`, truncated at two standard deviations, from seed and key alone."""
+    """f32 `[C, D]`: normal with `std`, truncated at two standard deviations; depends on seed and key."""
     column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
     bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D)[None])
     bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
-    # 24 bits, in the middle of their cells, so that neither 0 nor 1 comes.
+    # 24 bits, in the middle of their cells, so that neither 0 nor 1 occurs.
     uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24
     edge = math.erf(2**0.5)
     unit_CD = 2**0.5 * jax.lax.erf_inv((2 * uniform_CD - 1) * edge)

@@ -1,13 +1,13 @@
 """64-bit ids → rows without collisions, in device memory: two-choice bucketed hashing.
 
-A map's arrays lie beside the rows of its table and are sharded as these are. An id belongs to one of S
-segments, and to two buckets of 16 slots in it, by bits of its key; a key is the id scrambled by a
-permutation of 64-bit numbers (`id_keys`). The slot is the row. Finding looks at these two buckets; a new
-id takes a free slot of the emptier one (Azar et al., "Balanced allocations", 1999; on GPUs, Awad et al.,
-"Analyzing and implementing GPU hash tables", 2023) or, if both are full, the slot of one that can move
-to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001); removing empties the slot and leaves no
-trace. When the number of buckets doubles, what is in bucket b goes to the same slot of bucket b or of
-its double, so growing copies and never fails.
+The arrays of a map have an entry for each row of its table and are sharded in the same way. Bits of an
+id's key determine its segment, one of S, and two buckets of 16 slots in this segment; a key is the id
+scrambled by a permutation of 64-bit numbers (`id_keys`). The slot is the row. Finding an id looks at
+its two buckets. A new id takes a free slot of the emptier one (Azar et al., "Balanced allocations",
+1999; on GPUs, Awad et al., "Analyzing and implementing GPU hash tables", 2023) or, if both are full,
+the slot of an id that can move to its other bucket (Pagh and Rodler, "Cuckoo hashing", 2001). Removing
+an id empties its slot and leaves no trace. When the number of buckets doubles, the ids of bucket b move
+to the same slots of bucket b or of its double, so growing is a copy and never fails.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
 and U ids of a device, C new ids that are placed together, D table width, W words of a segment.
@@ -23,23 +23,23 @@ from s2s_jax.embedding import waiting_ids
 from s2s_jax.embedding.id_keys import EMPTY, is_there, segment_of
 from s2s_jax.embedding.tables import NUM_SEGMENTS, SLOTS
 
-# Stands for the row of an id that has none.
+# The row of an id without a row.
 NO_ROW = -1
 _BIG = np.iinfo(np.int32).max
 
 
 class IdMap(NamedTuple):
-    """Which id has which row.
+    """The map from ids to rows.
 
     Attributes:
-      keys_R2: uint32 words of the key of each row's id, `EMPTY` where a row has none.
-      seen_R: int32 step at which the row was last used in training.
-      count_R: int32 places of batches that used the row, 2^31 - 1 for more.
-      sketch_SW: int32, what is known of ids that have no row yet, see `waiting_ids`; W = 1 where none
-        has to wait.
-      rows_S: int32 rows that have an id.
-      dropped_S: int32 ids, counted once a step, that found no free slot.
-      evicted_S: int32 ids that lost their row.
+      keys_R2: uint32 words of the key of each row's id, `EMPTY` if a row has none.
+      seen_R: int32 step in which the row was last used in training.
+      count_R: int32 number of places in batches that used the row, at most 2^31 - 1.
+      sketch_SW: int32 sightings of ids that have no row yet, see `waiting_ids`; W = 1 if ids do not
+        wait.
+      rows_S: int32 number of rows that have an id.
+      dropped_S: int32 number of ids that found no free slot, counted once per step.
+      evicted_S: int32 number of ids that lost their row.
     """
 
     keys_R2: jax.Array
@@ -52,7 +52,7 @@ class IdMap(NamedTuple):
 
 
 def empty_map(rows: int, admit_after: int) -> IdMap:
-    """A map of a whole table, without ids."""
+    """The map of a whole table, without ids."""
     return IdMap(
         keys_R2=jnp.full((rows, 2), EMPTY),
         seen_R=jnp.zeros(rows, jnp.int32),
@@ -74,7 +74,7 @@ def bucket_pairs(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) ->
 
 
 def find(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) -> jax.Array:
-    """int32 `[U]` row of each key in this device's part, `NO_ROW` where it has none."""
+    """int32 `[U]` row of each key in this device's part, `NO_ROW` if it has none."""
     bucket_U2 = bucket_pairs(id_map, keys_U2, first_segment)
     words = id_map.keys_R2.reshape(-1, SLOTS * 2).at[bucket_U2].get(mode="promise_in_bounds")
     same = words.reshape(-1, 2, SLOTS, 2) == keys_U2[:, None, None, :]
@@ -86,19 +86,19 @@ def find(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array) -> jax.Arr
 
 
 def saturated(before_S: jax.Array, after_S: jax.Array) -> jax.Array:
-    """Sums that stop at 2^31 - 1; what has wrapped around in an older checkpoint was there already."""
+    """Sums that stop at 2^31 - 1, also if they have wrapped around in an older checkpoint."""
     return jnp.where((before_S < 0) | (after_S < before_S), _BIG, after_S)
 
 
 def seen(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array, step: jax.Array) -> IdMap:
-    """The map with a note that some keys, which may repeat, come in this step and keep their rows."""
+    """Records in the map that some keys, which may repeat, occur in this step and keep their rows."""
     row_U = find(id_map, keys_U2, first_segment)
     index_U = jnp.where(row_U >= 0, row_U, id_map.seen_R.shape[0])
     return id_map._replace(seen_R=id_map.seen_R.at[index_U].set(step, mode="drop"))
 
 
 def doubled(id_map: IdMap) -> IdMap:
-    """The map with twice as many buckets a segment; see `doubled_rows` for the arrays beside it."""
+    """The map with twice as many buckets per segment; see `doubled_rows` for the table's arrays."""
     segments = id_map.dropped_S.shape[0]
     buckets = id_map.keys_R2.shape[0] // (segments * SLOTS)
     wide = id_map._replace(
@@ -106,7 +106,7 @@ def doubled(id_map: IdMap) -> IdMap:
         seen_R=doubled_rows(id_map.seen_R, segments),
         count_R=doubled_rows(id_map.count_R, segments),
     )
-    # In bucket b lies what chose it by its first word or else by its second.
+    # A key is in bucket b because of its first word or else because of its second.
     old, new = np.uint32(buckets - 1), np.uint32(2 * buckets - 1)
     number_R = jnp.arange(2 * id_map.seen_R.shape[0], dtype=jnp.int32) // SLOTS
     bucket_R = (number_R % (2 * buckets)).astype(jnp.uint32)
@@ -120,19 +120,19 @@ def doubled(id_map: IdMap) -> IdMap:
 
 
 def doubled_rows(x_R: jax.Array, segments: int) -> jax.Array:
-    """`[2R, …]`: in each of the segments, its buckets and then its buckets again."""
+    """`[2R, …]`: for each segment, its buckets and then its buckets again."""
     by_segment = x_R.reshape(segments, -1, *x_R.shape[1:])
     return jnp.concatenate([by_segment, by_segment], axis=1).reshape(-1, *x_R.shape[1:])
 
 
 def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: int) -> IdMap:
-    """The map without ids unseen for more than `unseen_for` steps or used `fewer_than` times till then.
+    """Evicts ids that were not seen for more than `unseen_for` steps, or were rarely used.
 
     Args:
       id_map: the map.
       step: int32, steps done.
       unseen_for: steps; None: no limit.
-      fewer_than: uses that an id must have to stay, once it was not seen in the last step.
+      fewer_than: ids with fewer uses than this are evicted, unless they were seen in the last step.
     """
     age_R = step - id_map.seen_R
     there_R = is_there(id_map.keys_R2)

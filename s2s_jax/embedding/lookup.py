@@ -1,7 +1,7 @@
-"""From bucket ids to embeddings through the unique rows of a batch, and back for gradients.
+"""From bucket ids to embeddings, by way of the unique rows of a batch, and back for gradients.
 
-Shapes: M places that may hold an id (all features of a table, all positions, all bags), U = M the
-static number of unique rows, R rows and D width of a table, K ids of a bag.
+Shapes: M places for ids (all features of a table, all positions, all bags), U = M the static number of
+unique rows, R rows and D width of a table, K ids of a bag.
 
 The model is differentiated with respect to the gathered unique rows, so the gradient of a table is
 `[U, D]` and a table-sized gradient never exists.
@@ -20,11 +20,13 @@ Arrays = dict[str, jax.Array]
 
 
 class UniqueRows(NamedTuple):
-    """The rows of one table that a batch uses, each once.
+    """The distinct rows of one table that a batch uses.
 
     Attributes:
-      rows_U: int32, ascending and without repeats. Unused places count on from R, outside the table.
-      places: for each feature of the table, int32 of its ids' shape: where its rows are in `rows_U`.
+      rows_U: int32, ascending and without repeats. Unused places continue with R, R + 1, …, which are
+        outside the table.
+      places: for each feature of the table, int32 with the shape of its ids: indices of its rows in
+        `rows_U`.
     """
 
     rows_U: jax.Array
@@ -32,11 +34,11 @@ class UniqueRows(NamedTuple):
 
 
 def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> UniqueRows:
-    """Finds the unique rows that the features of a table ask for.
+    """Finds the unique rows that the features of a table need.
 
     Args:
       spec: the table.
-      ids: int32 buckets of (at least) its features, any shapes; negative where there is no id.
+      ids: int32 buckets of (at least) its features, of any shapes; negative for no id.
     """
     asked_M = jnp.concatenate([ids[name].reshape(-1) for name in spec.features])
     rows_U, place_M = jnp.unique(
@@ -45,7 +47,7 @@ def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> UniqueRows:
         fill_value=spec.rows,
         return_inverse=True,
     )
-    # All rows stay distinct, which lets reading and writing skip the care for repeats.
+    # All rows stay distinct, so reading and writing need not handle repeats.
     past_end_U = spec.rows + jnp.arange(rows_U.size, dtype=rows_U.dtype)
     rows_U = jnp.where(rows_U < spec.rows, rows_U, past_end_U)
     places, begin = {}, 0
@@ -57,14 +59,14 @@ def deduplicate(spec: TableSpec, ids: Mapping[str, jax.Array]) -> UniqueRows:
 
 
 def read_rows(table_RD: jax.Array, rows_U: jax.Array) -> jax.Array:
-    """The rows `rows_U` of a table (or of an optimizer state beside it), `[U, D]`; outside it zeros."""
+    """The rows `rows_U` of a table (or of its optimizer state), `[U, D]`; zeros outside the table."""
     return table_RD.at[rows_U].get(
         mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True
     )
 
 
 def write_rows(table_RD: jax.Array, rows_U: jax.Array, new_UD: jax.Array) -> jax.Array:
-    """Replaces the rows `rows_U` by `new_UD`, leaving out those outside the table."""
+    """Replaces the rows `rows_U` by `new_UD`, ignoring rows outside the table."""
     return table_RD.at[rows_U].set(
         new_UD, mode="drop", unique_indices=True, indices_are_sorted=True
     )
@@ -76,7 +78,7 @@ def combine(rows_UD: jax.Array, places: jax.Array, present: jax.Array, combiner:
     Args:
       rows_UD: the unique rows.
       places: int32 `[..., K]`, see `UniqueRows`.
-      present: bool `[..., K]`, where there is an id.
+      present: bool `[..., K]`, whether there is an id.
       combiner: "mean" or "sum" over the ids of a bag.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Questions to the devices that own ids, who may change what they hold before they answer.
+"""Asks the devices that own ids; they may change their state before they answer.
 
-Runs inside `jax.shard_map` over one mesh axis of n devices, as `exchange` does.
+Runs inside `jax.shard_map` over one mesh axis of n devices, like `exchange`.
 
-Shapes: U unique ids of a device, C words of a question, V ids that an owner is asked about.
+Shapes: U unique ids of a device, C words of a question, V ids about which an owner is asked.
 """
 
 import math
@@ -16,13 +16,13 @@ import numpy as np
 from s2s_jax.embedding.id_map import NO_ROW
 from s2s_jax.embedding.slices import places_from, put, swap
 
-# Questions are small, so a round has room for twice as many for one owner as the mean, and for a few
-# more where the mean is small.
+# Questions are small, so a round has room for twice the mean number per owner, and for a few more if the
+# mean is small.
 _ROOM = 2
 _MORE = 32
 
 Held = TypeVar("Held")
-# `(held, asked_VC) -> (held, int32 [V])`, on the owner: it may change what it holds.
+# `(held, asked_VC) -> (held, int32 [V])`, on the owner, which may change its state.
 Answer: TypeAlias = Callable[[Held, jax.Array], tuple[Held, jax.Array]]
 
 
@@ -34,18 +34,18 @@ def ask_owners(
     held: Held,
     axis: str,
 ) -> tuple[Held, jax.Array]:
-    """Asks the owners of ids and brings back their answers.
+    """Asks the owners of ids and returns their answers.
 
     Args:
-      asked_UC: C words for each id, the ids of each owner one after the other.
-      begins_n1: as in `exchange.Needed`.
-      fill: stands where nothing is asked.
-      answer: called in each round with what all devices ask.
-      held: what the owner holds.
+      asked_UC: C words for each id; the ids of each owner are consecutive.
+      begins_n1: places of each owner's ids, see `exchange.Needed`.
+      fill: value of places without a question.
+      answer: called in each round with the questions of all devices.
+      held: state of the owner.
       axis: the mesh axis.
 
     Returns:
-      What the owner holds then, and int32 `[U]` answers, `NO_ROW` where nothing was asked.
+      The new state of the owner, and int32 `[U]` answers, `NO_ROW` for places without a question.
     """
     devices = jax.lax.axis_size(axis)
     if devices == 1:
@@ -72,11 +72,11 @@ def ask_owners(
 
 
 def rounds_of_asking(size: int, begins_n1: jax.Array, axis: str) -> jax.Array:
-    """Rounds that `ask_owners` takes for so many ids, the same on all devices."""
+    """Number of rounds that `ask_owners` needs for `size` ids, the same on all devices."""
     longest = (begins_n1[1:] - begins_n1[:-1]).max()
     return jax.lax.pmax(-(-longest // _questions(size, jax.lax.axis_size(axis))), axis)
 
 
 def _questions(size: int, devices: int) -> int:
-    """Ids about which a device asks an owner in one round."""
+    """Number of ids about which a device asks an owner in one round."""
     return min(size, math.ceil(_ROOM * size / devices) + _MORE)

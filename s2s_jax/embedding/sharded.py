@@ -1,18 +1,18 @@
 """All tables of a job on a mesh: from the ids of a batch to embeddings, and back for gradients.
 
-Each device looks up the unique rows of its own part of the batch and embeds its part with them. The
-model is differentiated with respect to these rows, and `exchange.reduce` brings the gradients to the
-owners. On one device nothing travels. The words for the way there, in all files of this room:
+Each device looks up the unique rows of its own part of the batch, and embeds its part with them. The
+model is differentiated with respect to these rows, and `exchange.reduce` sends the gradients to the
+owners. On one device, nothing is sent. All files of this package use these words:
 
-  find: which row an id has. Of a bucket it is known; a table that grows has a map.
-  claim: find, after new ids have been given rows.
-  ask: have the device that owns an id find or claim its row.
-  fetch: bring rows from the devices that own them.
+  find: determine the row of an id. For a bucket it is known; a growing table has a map.
+  claim: find, after giving rows to new ids.
+  ask: let the device that owns an id find or claim its row.
+  fetch: get rows from the devices that own them.
   look up: find and fetch.
-  admit: claim and fetch, which is how training looks up.
+  admit: claim and fetch, as in training.
 
-Shapes: A microbatches, B rows of one, L positions, K ids of a bag, U unique rows of a device's part,
-n devices, R rows and D width of a table.
+Shapes: A microbatches, B rows of a microbatch, L positions, K ids of a bag, U unique rows of a device's
+part, n devices, R rows and D width of a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,14 @@ _Carry = TypeVar("_Carry")
 
 
 class Found(NamedTuple):
-    """What a batch found in the tables; every leaf is sharded over the devices.
+    """The rows that a batch found in the tables; every leaf is sharded over the devices.
 
     Attributes:
       rows: f32 `[n * U, D]` of each table, the unique rows of each device's part of the batch.
-      places: int32 `[A, B, L, K]` of each feature: where its ids are in the rows of their device.
-      needed: what each device needed of each table.
-      unknown: bool `[n * U]` of each growing table: which of the rows are of ids that have none, and so
-        stand-ins.
+      places: int32 `[A, B, L, K]` of each feature: indices of its ids in the rows of their device.
+      needed: the rows that each device needed of each table.
+      unknown: bool `[n * U]` of each growing table: whether an entry of `rows` is a substitute for an id
+        without a row.
     """
 
     rows: Arrays
@@ -53,12 +53,12 @@ class Found(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What the tables of a job consist of.
+    """The contents of the tables of a job.
 
     Attributes:
       values: f32 `[R, D]` by table.
-      moments: of the optimizer, `[R, 2 D]` by table.
-      maps: of the tables that grow.
+      moments: moments of the optimizer, `[R, 2 D]` by table.
+      maps: maps of growing tables.
     """
 
     values: Arrays
@@ -67,7 +67,7 @@ class Stored(NamedTuple):
 
 
 class ShardedTables:
-    """The tables that some features read, sharded by rows over a mesh of one axis.
+    """The tables of some features, with rows sharded over a mesh with one axis.
 
     Attributes:
       specs: the tables by name.
@@ -81,14 +81,14 @@ class ShardedTables:
         capacities: Mapping[str, int] | None = None,
         seed: int = 0,
     ):
-        """Prepares lookups.
+        """Prepares look-ups.
 
         Args:
-          features: say which tables there are.
-          tables: the settings of each of them.
+          features: the features, which determine the tables.
+          tables: settings of each table.
           mesh: the devices.
-          capacities: rows of growing tables; None: those they start with.
-          seed: of the initial rows of growing tables.
+          capacities: rows of growing tables; None: initial capacities.
+          seed: seed of the initial rows of growing tables.
         """
         self.specs = table_specs(features, tables, capacities)
         self._settings = {table.name: table for table in tables}
@@ -100,20 +100,21 @@ class ShardedTables:
             for name, spec in self.specs.items()
             if spec.grows
         }
-        # Specs of arrays sharded by their first axis, and of those with microbatches before it.
+        # Specs of arrays that are sharded along their first axis, or along the second, after
+        # microbatches.
         self._first = PartitionSpec(self._axis)
         self._second = PartitionSpec(None, self._axis)
         self._found_specs = Found._make((self._first, self._second, self._first, self._first))
 
     def policy(self, name: str) -> Policy:
-        """What happens to new ids of a growing table."""
+        """The policy for new ids of a growing table."""
         settings = self._settings[name]
         at_most = settings.max_capacity
         full = at_most is not None and self.specs[name].rows >= at_most
         return Policy(settings.admit_after, full and settings.on_full == "evict")
 
     def empty_maps(self) -> Maps:
-        """Maps without ids of all tables that grow."""
+        """Maps without ids for all growing tables."""
         return {
             name: id_map.empty_map(spec.rows, self.policy(name).admit_after)
             for name, spec in self.specs.items()
@@ -125,9 +126,9 @@ class ShardedTables:
 
         Args:
           values: `[R, D]` by table.
-          maps: of the tables that grow.
-          ids: int32 `[A, B, L, K]` buckets of each feature or, where its table grows, words
-            `[A, B, L, K, 2]`; `NO_ID`, in both words, where there is none.
+          maps: maps of growing tables.
+          ids: int32 `[A, B, L, K]` buckets of each feature or, if its table grows, words
+            `[A, B, L, K, 2]`; `NO_ID`, in both words, for missing ids.
         """
 
         def on_device(values: Arrays, maps: Maps, ids: Arrays) -> Found:
@@ -143,13 +144,13 @@ class ShardedTables:
     def admit(
         self, stored: Stored, ids: Mapping[str, jax.Array], step: jax.Array
     ) -> tuple[Stored, Found]:
-        """The rows that a batch needs in training; new ids of growing tables get rows first.
+        """The rows that a batch needs in training; new ids of growing tables first get rows.
 
-        Ids that get none, because they are not admitted yet or find no free slot, have their initial
-        value, and what they would learn is lost; or zeros, where their table has a default row.
+        Ids may get no row because they are not admitted yet or find no free slot. Then they have their
+        initial value, and their updates are lost; or zeros, if their table has a default row.
 
         Args:
-          stored: the tables; of those that grow, all may change.
+          stored: the tables; everything of growing tables may change.
           ids: see `look_up`.
           step: int32, this step.
         """
@@ -180,7 +181,7 @@ class ShardedTables:
     def _claim(
         self, stored: Stored, ids: Arrays, step: jax.Array
     ) -> tuple[Stored, dict[str, UniqueRows | FoundRows]]:
-        """The same, where new ids of growing tables get rows first."""
+        """The same as `_find`, but new ids of growing tables first get rows."""
         values, moments, maps = dict(stored.values), dict(stored.moments), dict(stored.maps)
         found: dict[str, UniqueRows | FoundRows] = {}
         for name, spec in self.specs.items():
@@ -198,7 +199,7 @@ class ShardedTables:
     def _fetch(
         self, values: Arrays, found: Mapping[str, UniqueRows | FoundRows], initial: bool
     ) -> Found:
-        """Rows of all tables; of unknown ids, zeros or (without a default row) initial values."""
+        """Rows of all tables; for unknown ids, zeros or (without a default row) initial values."""
         needed = {
             name: exchange.by_owner(each.rows_U, self.specs[name].rows, self._mesh.size)
             for name, each in found.items()
@@ -222,7 +223,7 @@ class ShardedTables:
         Args:
           rows: see `Found`; the result can be differentiated with respect to them.
           places: `[B, L, K]`, see `Found`.
-          ids: of the microbatch, see `look_up`.
+          ids: ids of the microbatch, see `look_up`.
         """
 
         def on_device(rows: Arrays, places: Arrays, ids: Arrays) -> Arrays:
@@ -240,7 +241,7 @@ class ShardedTables:
         )
 
     def without_row(self, found: Found, name: str) -> jax.Array:
-        """bool `[A, B, L, K]`: where a feature whose table grows has an id without a row."""
+        """bool `[A, B, L, K]`: whether a feature with a growing table has an id without a row."""
 
         def on_device(unknown_U: jax.Array, places: jax.Array) -> jax.Array:
             return unknown_U[places]
@@ -259,13 +260,13 @@ class ShardedTables:
         visit: exchange.Visit[_Carry],
         carry: _Carry,
     ) -> _Carry:
-        """Gives `visit` the gradients of all rows, summed, where the rows live: see `exchange.reduce`.
+        """Calls `visit` with the summed gradients of all rows, on their owners: see `exchange.reduce`.
 
         Args:
           needed: see `Found`.
-          gradients: of the rows that were found.
+          gradients: gradients of the rows that were found.
           visit: `(carry, {table: RowGradients}) -> carry`, on each device.
-          carry: tables and arrays beside them, sharded by their first axis.
+          carry: tables and arrays that belong to them, sharded along their first axis.
         """
         local_rows = {name: spec.rows // self._mesh.size for name, spec in self.specs.items()}
 
@@ -281,7 +282,7 @@ class ShardedTables:
 
 
 def _with_initial(table: GrowingTable, found: FoundRows, rows_UD: jax.Array) -> jax.Array:
-    """Rows in which ids without a row have their initial values."""
+    """The rows, with initial values for ids without a row."""
 
     def with_initial(rows_UD: jax.Array) -> jax.Array:
         return jnp.where(found.unknown_U[:, None], table.initial_rows(found.keys_U2), rows_UD)
@@ -290,9 +291,9 @@ def _with_initial(table: GrowingTable, found: FoundRows, rows_UD: jax.Array) -> 
 
 
 def with_default_rows(rows: Arrays, unknown: Arrays, defaults: Arrays) -> Arrays:
-    """Rows in which the default row of a table stands for each id that has none.
+    """The rows, with the table's default row for each id without a row.
 
-    A gradient of the result goes to the default rows from just these ids, and to `rows` from the others.
+    Gradients of the result go to the default rows for these ids, and to `rows` for the others.
 
     Args:
       rows: see `Found`.
@@ -307,6 +308,6 @@ def with_default_rows(rows: Arrays, unknown: Arrays, defaults: Arrays) -> Arrays
 
 
 def present(feature: FeatureConfig, ids: Mapping[str, jax.Array]) -> jax.Array:
-    """bool `[…, K]`: which places of a feature hold an id."""
+    """bool `[…, K]`: whether a place of a feature has an id."""
     mine = ids[feature.name]
     return (mine != NO_ID).any(axis=-1) if feature.grows else mine >= 0

@@ -1,11 +1,11 @@
-"""Which features share which table, and how a table's rows are laid out, sharded and initialised.
+"""Which features share a table, and how a table's rows are laid out, sharded and initialised.
 
-Shapes: S segments, R rows of a table (padding included), D its width.
+Shapes: S segments, R rows of a table (including padding), D width of a table.
 
-The layout does not know how many devices there are. A table is cut into S segments; bucket b lives
-in segment b mod S at place b div S, so that small ids, which are often the popular ones, spread over
-all segments. Device d of n owns the contiguous segments [d S/n, (d+1) S/n), which is what a
-`NamedSharding` over axis 0 does, and a checkpoint restores on any device count that divides S.
+The layout does not depend on the number of devices. A table is cut into S segments; bucket b is in
+segment b mod S at place b div S, so that small ids, which are often the popular ones, are spread over
+all segments. Device d of n owns the contiguous segments [d S/n, (d+1) S/n), as with a `NamedSharding`
+over axis 0, and a checkpoint can be restored on any number of devices that divides S.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ import jax.numpy as jnp
 
 from s2s_jax.config import FeatureConfig, TableConfig
 
-# Also the largest number of devices, which must divide it.
+# Also the maximum number of devices. The number of devices must divide it.
 NUM_SEGMENTS = 256
-# Rows of a bucket of a growing table (see `id_map`): of the least possible size that holds load 0.85
-# without loss with two choices.
+# Rows of a bucket of a growing table (see `id_map`): the smallest size with which tables can be filled
+# to 0.85 without loss, given two choices.
 SLOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A table of a fixed number of buckets, or one that grows with the ids it has seen.
+    """A bucket table, or a growing table.
 
     Attributes:
-      name: its name in checkpoints, the features' `shard_name`.
-      buckets: ids it can tell apart; of a growing table, its rows at present.
+      name: name of the table in checkpoints.
+      buckets: number of buckets; for a growing table, its current number of rows.
       emb_dim: D.
-      init_std: standard deviation of its initial values.
-      features: names of the features that read it.
-      grows: whether each id has a row of its own, found through an `id_map.IdMap`.
-      default_row: whether one learned row stands for all ids that have none.
+      init_std: standard deviation of initial values.
+      features: names of the features that use the table.
+      grows: whether each id has its own row, found with an `id_map.IdMap`.
+      default_row: whether one trained row represents all ids without a row.
     """
 
     name: str
@@ -49,12 +49,12 @@ class TableSpec:
 
     @property
     def segment_rows(self) -> int:
-        """Rows of a segment."""
+        """Number of rows of a segment."""
         return -(-self.buckets // NUM_SEGMENTS)
 
     @property
     def rows(self) -> int:
-        """R, rows of the table: its buckets rounded up to whole segments."""
+        """R, number of rows of the table: its buckets, rounded up to whole segments."""
         return NUM_SEGMENTS * self.segment_rows
 
 
@@ -63,12 +63,12 @@ def table_specs(
     tables: Sequence[TableConfig],
     capacities: Mapping[str, int] | None = None,
 ) -> dict[str, TableSpec]:
-    """The tables that `features` read, by name, in order of first use.
+    """The tables of `features`, by name, in the order of their first use.
 
     Args:
       features: the features.
-      tables: the settings of each table that they read.
-      capacities: rows of each growing table; None: those it starts with.
+      tables: settings of each table.
+      capacities: rows of each growing table; None: initial capacities.
     """
     specs: dict[str, TableSpec] = {}
     settings = {table.name: table for table in tables}
@@ -91,7 +91,7 @@ def table_specs(
 
 
 def usable_capacity(rows: int) -> int:
-    """The least capacity of at least `rows` that a growing table can have: a power of two buckets.
+    """The smallest capacity of a growing table with at least `rows` rows: a power of two buckets.
 
     Examples:
       >>> usable_capacity(1), usable_capacity(5000)
@@ -102,14 +102,14 @@ def usable_capacity(rows: int) -> int:
 
 
 def rows_of_buckets(spec: TableSpec, buckets: jax.Array) -> jax.Array:
-    """Where buckets live in the table.
+    """The rows of buckets in the table.
 
     Args:
       spec: the table.
-      buckets: int32 of any shape; negative marks a place without an id.
+      buckets: int32 of any shape; negative for no id.
 
     Returns:
-      int32 rows; `spec.rows`, one past the end, where there is no id.
+      int32 rows; `spec.rows`, one past the end, for no id.
 
     Examples:
       >>> spec = TableSpec("item_id", buckets=300, emb_dim=8, init_std=0.1, features=("item_id",))
@@ -123,9 +123,8 @@ def rows_of_buckets(spec: TableSpec, buckets: jax.Array) -> jax.Array:
 def init_table(spec: TableSpec, key: jax.Array) -> jax.Array:
     """Initial values, f32 `[R, D]`: normal with `init_std`, truncated at two standard deviations.
 
-    A value depends on the key, the table's name and its place alone, so that under `jit` with sharded
-    outputs each device makes its own shard and nothing else. Rows of growing tables are made when an id
-    gets them, and zero before.
+    A value only depends on the key, the table's name and its place, so that under `jit` with sharded
+    outputs each device only makes its own shard. Rows of growing tables are zero until an id gets them.
     """
     if spec.grows:
         return jnp.zeros((spec.rows, spec.emb_dim))

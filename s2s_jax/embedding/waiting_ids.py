@@ -1,15 +1,16 @@
-"""Ids that wait for a row in a table that grows: which were seen lately, and how often.
+"""Ids that wait for a row in a growing table: which ones were seen recently, and how often.
 
-Beside the rows of a table lie buckets of 16 words, in segments as the rows are. A waiting id belongs to
-one bucket, by bits of its key. The first word of a bucket is a cursor; the others are a ring of the ids
-that were last seen there: 22 more bits of each key (its tag) and 10 bits of sightings. A sighting moves
-an id to the cursor, in place of the one that was not seen for longest.
+In addition to its rows, a table has buckets of 16 words, in the same segments. Bits of its key
+determine the bucket of a waiting id. The first word of a bucket is a cursor; the others are a ring of
+the ids that were seen last: 22 more bits of each key (its tag) and 10 bits of sightings. A sighting
+moves an id to the cursor, where it replaces the id that was not seen for longest.
 
 So an id is forgotten when 15 others of its bucket were seen after it. A table of R rows has R / 4
-buckets: of the ids that come again after R other waiting ones, 1 in 50,000 is forgotten, after 2 R one
-in 60, after 3 R a quarter. And an id that never came before is taken for another one only if bucket and
-tag agree, 15 times in 2^22 at most, however many came. (A count-min sketch of the same size keeps no
-tags and fills up: after as many one-off ids as it has cells it takes most of them for known ones.)
+buckets. Of the ids that occur again after R other waiting ids, 1 in 50,000 is forgotten; after 2 R, one
+in 60; after 3 R, a quarter. A new id is mistaken for another one only if bucket and tag agree, which
+has a probability of at most 15 in 2^22, for any number of ids. (A count-min sketch of the same size has
+no tags and fills up: after as many one-off ids as it has cells, it mistakes most of them for known
+ids.)
 
 Shapes: S segments and U ids of a device, W words of a segment, B words of a bucket.
 """
@@ -31,12 +32,12 @@ _BIG = np.iinfo(np.int32).max
 
 
 class Sighted(NamedTuple):
-    """What `sight` found.
+    """The result of `sight`.
 
     Attributes:
-      words_SW: the buckets afterwards.
-      sightings_U: int32, those of each id so far, with those of now.
-      at_U: int32, the word of each id in all of `words_SW`, past its end where it has none.
+      words_SW: the updated buckets.
+      sightings_U: int32, sightings of each id so far, including the new ones.
+      at_U: int32, index of each id's word in the flattened `words_SW`; past the end if it has none.
     """
 
     words_SW: jax.Array
@@ -45,7 +46,7 @@ class Sighted(NamedTuple):
 
 
 def empty(rows: int, admit_after: int) -> jax.Array:
-    """int32 `[S, W]` for a whole table of so many rows; W is 1 where no id has to wait."""
+    """int32 `[S, W]` for a whole table of `rows` rows; W is 1 if ids do not wait."""
     words = 4 * rows // NUM_SEGMENTS if admit_after > 1 else 1
     return jnp.zeros((NUM_SEGMENTS, words), jnp.int32)
 
@@ -57,14 +58,14 @@ def sight(
     waits_U: jax.Array,
     segment_U: jax.Array,
 ) -> Sighted:
-    """Notes sightings of ids that have no row.
+    """Records sightings of ids without a row.
 
     Args:
       words_SW: the buckets.
       keys_U2: uint32, distinct keys.
-      count_U: int32 sightings of each.
-      waits_U: bool, which of them to note; of one bucket at most 15, others are not remembered.
-      segment_U: int32 segments among those of this device.
+      count_U: int32, sightings of each key.
+      waits_U: bool, which keys to record; at most 15 per bucket are remembered.
+      segment_U: int32 segments, numbered from this device's first one.
     """
     segments, words = words_SW.shape
     buckets, size = words // _WORDS, words_SW.size
@@ -80,7 +81,7 @@ def sight(
     same_UB = (ring_UB >> np.uint32(_COUNT_BITS) == tag_U[:, None]) & (sightings_UB > 0)
     before_U = jnp.where(same_UB, sightings_UB, 0).max(axis=1).astype(jnp.int32)
     sightings_U = before_U + jnp.minimum(count_U, MOST_SIGHTINGS)
-    # Where it was it goes from, and to the cursor, behind those of its bucket that come before it.
+    # An id moves from its old place to the cursor, behind earlier ids of the same bucket.
     old_U = bucket_U * _WORDS + 1 + jnp.argmax(same_UB, axis=1).astype(jnp.int32)
     flat = flat.at[jnp.where(waits_U & (before_U > 0), old_U, size)].set(0, mode="drop")
     rank_U = rank_among_equals(jnp.where(waits_U, bucket_U, _BIG))
@@ -96,14 +97,14 @@ def sight(
 
 
 def forget(words_SW: jax.Array, at_U: jax.Array, which_U: jax.Array) -> jax.Array:
-    """The buckets without some of the ids that were just sighted, since they have a row now."""
+    """Removes some of the ids that were just sighted from the buckets, because they now have a row."""
     flat = words_SW.reshape(-1)
     at_U = jnp.where(which_U, at_U, flat.size)
     return flat.at[at_U].set(0, mode="drop").reshape(words_SW.shape)
 
 
 def doubled(words_SW: jax.Array) -> jax.Array:
-    """The buckets of a table of twice the rows: an id is found in whichever of the two is its own."""
+    """The buckets of a table with twice the rows: each bucket is copied, and ids are found in either."""
     if words_SW.shape[1] == 1:
         return words_SW
     return jnp.concatenate([words_SW, words_SW], axis=1)
