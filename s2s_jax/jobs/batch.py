@@ -40,7 +40,7 @@ from s2s_jax.training.negatives import ItemSource
 
 # In `ShownBatch.target`: a position that is scored against no event.
 NO_TARGET = -1
-_MISSING = np.datetime64("NaT")
+_MISSING = np.datetime64("NaT", "s")
 # Numbers from these on, in units since 1970, are a thousand times as fine: 5138 in seconds is 1973 in
 # milliseconds.
 _FINER = 10**11
