@@ -239,7 +239,9 @@ def test_one_huge_row_does_not_decide_the_memory(tmp_path):
     rows = [rng.integers(0, ITEMS, 5).tolist() for _ in range(500)]
     items = [*rows[:250], rng.integers(0, 10_000, events).tolist(), *rows[250:]]
     feature = FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=10_000)
-    config = small.config(features=(feature,), loss=LossConfig(target_features=("item_id",)))
+    config = small.config(
+        features=(feature,), tables=(), loss=LossConfig(target_features=("item_id",))
+    )
     io = dataclasses.replace(config.io, data_paths=str(tmp_path / "log.orc"), thread_num=0)
     config = dataclasses.replace(config, io=io)
     orc.write_table(pa.table({"item_id": items}), str(tmp_path / "log.orc"))

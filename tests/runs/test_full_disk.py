@@ -220,7 +220,7 @@ def test_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path, capsys):
     for number in (1, 2):
         with Writer(tmp_path, 0, 9, tensorboard=False) as writer:
             writer.write(line(number))
-    assert "what metrics.jsonl had is in metrics.1.jsonl" in capsys.readouterr().err
+    assert "the old metrics.jsonl is now metrics.1.jsonl" in capsys.readouterr().err
     assert lines(tmp_path) == [line(2)]
     assert json.loads((tmp_path / "metrics.1.jsonl").read_text()) == line(1)
     with Writer(tmp_path, 2, 9, tensorboard=False):
