@@ -1,0 +1,220 @@
+"""Which items follow each other, counted: a baseline that knows order, without a model.
+
+An item is a neighbour of those up to three events before it in a row. The pair weighs 1, 1/2 or 1/3 by
+that distance. A user's score of an item is the sum of its weights as a neighbour of the newest five
+events, the newest of which counts whole, the one before it half, and so on. Items without a score come
+after all others, by popularity. (Item-to-item transitions: Rendle, Freudenthaler, Schmidt-Thieme,
+"Factorizing personalized Markov chains for next-basket recommendation", 2010, is the factorized form.)
+
+Shapes: P events, N rows, T pairs of items, U users, I items of a catalogue, S scored pairs of a user and
+an item, E newest events of a user, K items of a list.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from s2s_jax.data.items.seen import Seen
+
+# Sixths, so that sums are exact, whatever their order.
+_WEIGHTS = (6, 3, 2)
+# Of the newest five events, in sixtieths.
+_EVENT_WEIGHTS = (60, 30, 20, 15, 12)
+# Pairs that are held: 16 bytes each, and twice that for a moment.
+MOST_PAIRS = 2**25
+
+
+class NeighbourCounts:
+    """Counts pairs of items, stripe by stripe, in bounded memory.
+
+    >>> counts = NeighbourCounts(items=3)
+    >>> counts.add(np.array([0, 1, 2, 0, 1]), np.array([3, 2]))
+    >>> counts.matrix().toarray().tolist()
+    [[0.0, 2.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, items: int, most: int = MOST_PAIRS):
+        """Starts with nothing.
+
+        Args:
+          items: I, of the catalogue.
+          most: pairs that may be held. Where a log has more, each item keeps its heaviest neighbours,
+            as many for each item, and what was dropped starts again from 0 when it occurs again.
+        """
+        self._items = items
+        self._most = most
+        self._pair_T = np.zeros(0, np.int64)
+        self._weight_T = np.zeros(0, np.int64)
+        # Not yet merged.
+        self._waiting: list[np.ndarray] = []
+        self._waiting_pairs = 0
+
+    def add(self, item_P: np.ndarray, length_N: np.ndarray) -> None:
+        """Counts the events of some rows.
+
+        Args:
+          item_P: int items, oldest first, row after row; a negative one is of no item of the catalogue.
+          length_N: int, events of each row.
+        """
+        row_P = np.repeat(np.arange(len(length_N)), length_N)
+        for distance, weight in enumerate(_WEIGHTS, 1):
+            before_T, after_T = item_P[:-distance], item_P[distance:]
+            pair = (row_P[:-distance] == row_P[distance:]) & (before_T >= 0) & (after_T >= 0)
+            pair_T = before_T[pair].astype(np.int64) * self._items + after_T[pair]
+            self._waiting.append(pair_T * len(_WEIGHTS) + _WEIGHTS.index(weight))
+            self._waiting_pairs += len(pair_T)
+        # Merged only when as many wait as are held, so that a pair is sorted few times.
+        if self._waiting_pairs > max(len(self._pair_T), self._most // 4):
+            self._merge()
+
+    def _merge(self) -> None:
+        found_T = np.concatenate([np.zeros(0, np.int64), *self._waiting])
+        self._waiting, self._waiting_pairs = [], 0
+        pair_T = np.concatenate([self._pair_T, found_T // len(_WEIGHTS)])
+        weight_T = np.concatenate([self._weight_T, np.take(_WEIGHTS, found_T % len(_WEIGHTS))])
+        order_T = np.argsort(pair_T, kind="stable")
+        pair_T, weight_T = pair_T[order_T], weight_T[order_T]
+        begins_T = np.flatnonzero(np.diff(pair_T, prepend=-1))
+        self._pair_T = pair_T[begins_T]
+        self._weight_T = np.add.reduceat(weight_T, begins_T) if len(begins_T) else weight_T
+        if len(self._pair_T) > self._most:
+            self._keep_heaviest()
+
+    def _keep_heaviest(self) -> None:
+        """Drops pairs until half of the room is free."""
+        item_T = self._pair_T // self._items
+        order_T = np.lexsort((self._pair_T, -self._weight_T, item_T))
+        begins_T = np.diff(item_T[order_T], prepend=-1) != 0
+        rank_T = np.arange(len(order_T))
+        rank_T -= np.maximum.accumulate(np.where(begins_T, rank_T, 0))
+        held = np.cumsum(np.bincount(rank_T))
+        kept = max(int(np.searchsorted(held, self._most // 2, side="right")), 1)
+        chosen_T = np.sort(order_T[rank_T < kept])
+        self._pair_T, self._weight_T = self._pair_T[chosen_T], self._weight_T[chosen_T]
+
+    def matrix(self) -> scipy.sparse.csr_matrix:
+        """f64 `[I, I]`: the weight of the second item as a neighbour of the first."""
+        self._merge()
+        rows, columns = np.divmod(self._pair_T, self._items)
+        shape = (self._items, self._items)
+        weights = self._weight_T / _WEIGHTS[0]
+        return scipy.sparse.csr_matrix((weights, (rows, columns)), shape=shape)
+
+
+class Scores(NamedTuple):
+    """Items with a score, by user and then by item; those that a user may not get are left out.
+
+    Attributes:
+      user_S: int32.
+      item_S: int32.
+      score_S: f64, above 0.
+    """
+
+    user_S: np.ndarray
+    item_S: np.ndarray
+    score_S: np.ndarray
+
+
+class Neighbours:
+    """Ranks a catalogue for users by what followed their newest events elsewhere."""
+
+    def __init__(self, matrix: scipy.sparse.csr_matrix, count_I: np.ndarray):
+        """Takes what was counted.
+
+        Args:
+          matrix: of `NeighbourCounts`.
+          count_I: int events of each item; items with a negative one are recommended to nobody.
+        """
+        # Sixths are whole numbers, so that equal scores are equal whatever their sums' order.
+        self._matrix = (matrix * _WEIGHTS[0]).rint()
+        self._count_I = count_I
+        # Of equally popular items, the first of the catalogue comes first.
+        order_I = np.argsort(-count_I, kind="stable")
+        self._popular = order_I[count_I[order_I] >= 0]
+
+    def score(self, item_P: np.ndarray, events_U: np.ndarray, seen: Seen | None) -> Scores:
+        """The items that score above 0 for each user.
+
+        Args:
+          item_P: int items of all events, user after user, oldest first; negative ones are unknown.
+          events_U: int, events of each user.
+          seen: pairs that are left out; None: none.
+        """
+        users, items = len(events_U), len(self._count_I)
+        end_U = np.cumsum(events_U)
+        newest_E = np.arange(len(_EVENT_WEIGHTS))
+        place_UE = end_U[:, None] - 1 - newest_E
+        there_UE = newest_E < np.asarray(events_U)[:, None]
+        item_UE = np.where(there_UE, np.append(item_P, -1)[np.where(there_UE, place_UE, -1)], -1)
+        user_T, event_T = np.nonzero(item_UE >= 0)
+        weights = np.take(_EVENT_WEIGHTS, event_T).astype(np.float64)
+        newest = scipy.sparse.csr_matrix(
+            (weights, (user_T, item_UE[user_T, event_T])), shape=(users, items)
+        )
+        scored = (newest @ self._matrix).tocoo()
+        user_S, item_S, score_S = (
+            scored.row,
+            scored.col,
+            scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0]),
+        )
+        allowed_S = self._count_I[item_S] >= 0
+        if seen is not None and len(seen.user_T):
+            pair_T = seen.user_T.astype(np.int64) * items + seen.item_T
+            allowed_S &= ~np.isin(user_S.astype(np.int64) * items + item_S, pair_T)
+        user_S, item_S, score_S = user_S[allowed_S], item_S[allowed_S], score_S[allowed_S]
+        order_S = np.lexsort((item_S, user_S))
+        return Scores(user_S[order_S], item_S[order_S], score_S[order_S])
+
+    def ranks(self, scores: Scores, target_U: np.ndarray, popularity_U: np.ndarray) -> np.ndarray:
+        """int64 `[U]` ranks of the targets, from 0; items that tie with a target come before it.
+
+        Args:
+          scores: of `score`.
+          target_U: int items that users may get; a negative one gives a rank without meaning.
+          popularity_U: int ranks of the targets by popularity, among the items that a user may get.
+        """
+        user_S, item_S, score_S = scores
+        target_S = target_U[user_S]
+        own_U = np.zeros(len(target_U))
+        own_U[user_S[item_S == target_S]] = score_S[item_S == target_S]
+        as_popular_S = self._count_I[item_S] >= self._count_I[target_S]
+        own_S = own_U[user_S]
+        before_S = (score_S > own_S) | ((score_S == own_S) & as_popular_S)
+        before_S &= item_S != target_S
+        before_U = np.bincount(user_S, before_S, minlength=len(target_U))
+        # Without a score, the target comes after all that have one, and by popularity after the rest.
+        rest_U = popularity_U - np.bincount(
+            user_S, as_popular_S & (item_S != target_S), minlength=len(target_U)
+        )
+        return np.where(own_U > 0, before_U, before_U + rest_U).astype(np.int64)
+
+    def top_k(self, scores: Scores, users: int, k: int, seen: Seen | None) -> np.ndarray:
+        """int32 `[U, K]` best items of each user, -1 where fewer are left.
+
+        Of equal scores, the more popular item comes first, and of those the first of the catalogue.
+
+        Args:
+          scores: of `score`.
+          users: U.
+          k: K.
+          seen: pairs that are left out; None: none.
+        """
+        best_UK = np.full((users, k), -1, np.int32)
+        order_S = np.lexsort(
+            (scores.item_S, -self._count_I[scores.item_S], -scores.score_S, scores.user_S)
+        )
+        begin_U = np.searchsorted(scores.user_S, np.arange(users + 1))
+        seen_begin_U = np.searchsorted(seen.user_T, np.arange(users + 1)) if seen else None
+        for user in range(users):
+            best = scores.item_S[order_S[begin_U[user] : begin_U[user + 1]]][:k]
+            if len(best) < k:
+                had = np.zeros(0, np.int32)
+                if seen is not None and seen_begin_U is not None:
+                    had = seen.item_T[seen_begin_U[user] : seen_begin_U[user + 1]]
+                # As many as are surely enough.
+                popular = self._popular[: k + len(had)]
+                more = popular[~np.isin(popular, np.concatenate([best, had]))]
+                best = np.concatenate([best, more])[:k]
+            best_UK[user, : len(best)] = best
+        return best_UK

@@ -1,0 +1,107 @@
+"""Counted neighbours against an independent count, pair by pair."""
+
+from collections import Counter
+from fractions import Fraction
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2s_jax.data.items import seen as seen_items
+from s2s_jax.data.items.neighbours import NeighbourCounts, Neighbours
+
+ITEMS = 7
+ROWS = st.lists(st.lists(st.integers(-1, ITEMS - 1), max_size=9), min_size=1, max_size=6)
+
+
+def counted(rows, items=ITEMS, **how):
+    counts = NeighbourCounts(items, **how)
+    for row in rows:
+        counts.add(np.array(row, np.int32), np.array([len(row)]))
+    return counts.matrix()
+
+
+def by_hand(rows):
+    weights = Counter()
+    for row in rows:
+        for place, item in enumerate(row):
+            for distance in (1, 2, 3):
+                if place >= distance and item >= 0 and row[place - distance] >= 0:
+                    weights[row[place - distance], item] += Fraction(1, distance)
+    return weights
+
+
+def scores_by_hand(weights, row):
+    scores = Counter()
+    for number, item in enumerate(row[::-1][:5], 1):
+        for (first, second), weight in weights.items():
+            if item == first:
+                scores[second] += weight / number
+    return scores
+
+
+@given(ROWS)
+def test_counts_against_a_count_by_hand(rows):
+    expected = np.zeros((ITEMS, ITEMS))
+    for (first, second), weight in by_hand(rows).items():
+        expected[first, second] = weight
+    np.testing.assert_allclose(counted(rows).toarray(), expected, rtol=1e-15)
+    together = NeighbourCounts(ITEMS)
+    together.add(np.array(list(chain(*rows)), np.int32), np.array([len(row) for row in rows]))
+    assert (together.matrix() != counted(rows)).nnz == 0
+
+
+@settings(max_examples=100)
+@given(ROWS, ROWS, st.booleans(), st.sets(st.integers(0, ITEMS - 1), max_size=3))
+def test_ranks_and_lists_against_sorting_all_items(rows, histories, filter_seen, left_out):
+    weights = by_hand(rows)
+    count_I = np.bincount(
+        [item for row in rows for item in row if item >= 0], minlength=ITEMS
+    ).astype(np.int64)
+    count_I[list(left_out)] = -1
+    model = Neighbours(counted(rows), count_I)
+    events_U = np.array([len(row) for row in histories])
+    item_P = np.array(list(chain(*histories)), np.int32)
+    pairs = seen_items.distinct(np.repeat(np.arange(len(histories)), events_U), item_P)
+    seen = pairs if filter_seen else None
+    scores = model.score(item_P, events_U, seen)
+    best_UK = model.top_k(scores, len(histories), ITEMS, seen)
+    for user, row in enumerate(histories):
+        exact = scores_by_hand(weights, row)
+        allowed = [i for i in range(ITEMS) if i not in left_out]
+        allowed = [i for i in allowed if not (filter_seen and i in row)]
+        expected = sorted(allowed, key=lambda i: (-exact[i], -count_I[i], i))
+        assert [i for i in best_UK[user].tolist() if i >= 0] == expected
+        for target in allowed:
+            others = [i for i in allowed if i != target]
+            key = (exact[target], count_I[target])
+            rank = sum((exact[i], count_I[i]) >= key for i in others)
+            popularity = sum(count_I[i] >= count_I[target] for i in others)
+            target_U = np.full(len(histories), target)
+            found = model.ranks(scores, target_U, np.full(len(histories), popularity))
+            assert found[user] == rank
+
+
+def test_memory_is_bounded_and_the_heaviest_stay():
+    rng = np.random.default_rng(0)
+    items, most = 400, 2_000
+    # Every item has one true successor among random ones.
+    rows = []
+    for _ in range(600):
+        row = [int(rng.integers(items))]
+        while len(row) < 30:
+            follows = rng.random() < 0.7
+            row.append((row[-1] + 1) % items if follows else int(rng.integers(items)))
+        rows.append(row)
+    matrix = counted(rows, items, most=most)
+    assert matrix.nnz <= most
+    assert counted(rows, items).nnz > 4 * most
+    heaviest = np.asarray(matrix.argmax(axis=1)).ravel()
+    assert (heaviest == (np.arange(items) + 1) % items).mean() > 0.99
+
+
+@pytest.mark.parametrize("rows", [[[]], [[3]], [[-1, -1, -1, -1]]])
+def test_nothing_to_count(rows):
+    assert counted(rows).nnz == 0
