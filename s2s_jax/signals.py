@@ -62,7 +62,7 @@ class Stop:
         if self.requested is not None:
             raise Stopped(self.requested)
 
-    def unless_told(self, work: Callable[[], T]) -> T | None:
+    def unless_stopped(self, work: Callable[[], T]) -> T | None:
         """The result of `work`, or None as soon as a stop is requested; `work` is then abandoned.
 
         For long calls outside Python, such as compilation: Python would only handle a signal after them.

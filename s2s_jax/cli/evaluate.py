@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     join()
     with ending_together(), signals.StopSignals() as stop, stop.at_once():
         # In another thread, since compilation would keep this one from hearing signals.
-        stop.unless_told(lambda: _evaluate(argv))
+        stop.unless_stopped(lambda: _evaluate(argv))
     leave()
     return EXIT_DONE
 

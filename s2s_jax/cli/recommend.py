@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         try:
             with stop.at_once():
                 # In another thread, since compilation would keep this one from hearing signals.
-                stop.unless_told(lambda: _recommend(argv))
+                stop.unless_stopped(lambda: _recommend(argv))
         except Stopped as told:
             print(
                 f"stopped by {told}; what is finished is kept, start the same command again to go on",

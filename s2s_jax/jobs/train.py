@@ -169,7 +169,7 @@ def _start_or_continue(job: Job, stop: Stop) -> Progress:
         clock = clock_of(job.config.train, Position(0, whole, whole, 0.0), None)
         check_decay(job.config.lr, clock)
         nothing = validation.Progress(job.config.eval)
-        state = stop.unless_told(job.functions(plan).init)
+        state = stop.unless_stopped(job.functions(plan).init)
         assert state is not None, "a signal would have been raised"
         return Progress(0, state, meters, plan, nothing, clock)
     saved = job.checkpoints.progress(step)

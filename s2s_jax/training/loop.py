@@ -219,7 +219,7 @@ class Loop:
         self._read_pending()
         functions = self._job.functions(self._plan, self._clock, self._step + 1)
         arrays = arrays | put_stop(False, self._job.mesh)
-        compiled = self._stop.unless_told(
+        compiled = self._stop.unless_stopped(
             lambda: functions.train_step.lower(functions.abstract, arrays).compile()
         )
         if hosts.any_told(self._stop.requested is not None):
@@ -327,7 +327,7 @@ class Loop:
                 return evaluation(functions, self._state, self._in_step)
 
         try:
-            return self._stop.unless_told(evaluate) if self._alone else evaluate()
+            return self._stop.unless_stopped(evaluate) if self._alone else evaluate()
         except Stopped:
             self._agreed = True
             return None

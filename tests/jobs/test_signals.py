@@ -230,7 +230,7 @@ def test_signals_are_only_noted_outside_of_at_once():
             pass
         tell(signal.SIGINT)
         assert stop.requested == "SIGINT"
-        assert stop.unless_told(threading.Event().wait) is None
+        assert stop.unless_stopped(threading.Event().wait) is None
         with pytest.raises(Stopped), stop.at_once():
             raise AssertionError("not reached")
 
@@ -246,7 +246,7 @@ def test_errors_of_another_thread_are_those_of_the_call():
         raise UserError("a sentence")
 
     with StopSignals() as stop, pytest.raises(UserError, match="a sentence"):
-        stop.unless_told(work)
+        stop.unless_stopped(work)
 
 
 def test_trains_in_a_thread_that_is_not_the_main_one(log, tmp_path, capsys):
