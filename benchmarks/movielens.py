@@ -35,7 +35,7 @@ RECIS = {
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
-def run_door(door: str, arguments: list[str], environment: dict[str, str]) -> None:
+def run_command(door: str, arguments: list[str], environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", door, *arguments]
     code = subprocess.run(command, env=environment, check=False, cwd=REPO).returncode
     if code:
@@ -56,10 +56,10 @@ def run_seed(log: str, seed: int, run_dir: Path, overrides: list[str]) -> dict[s
     config += overrides
     environment = {"PYTHONPATH": str(REPO), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
     begun = time.perf_counter()
-    run_door("s2s_jax.train", config, environment)
+    run_command("s2s_jax.train", config, environment)
     minutes = (time.perf_counter() - begun) / 60
     result = run_dir / "test.json"
-    run_door("s2s_jax.evaluate", [*config, "--out", str(result)], environment)
+    run_command("s2s_jax.evaluate", [*config, "--out", str(result)], environment)
     metrics = json.loads(result.read_text())["metrics"]
     return {name: metrics[f"eval/{name}"] for name in SHOWN} | {"minutes": minutes}
 

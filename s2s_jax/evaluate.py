@@ -5,8 +5,8 @@ from s2s_jax import signals
 if __name__ == "__main__":
     signals.answer_while_starting()
 
-from s2s_jax.cli.evaluate import main
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.commands.evaluate import main
+from s2s_jax.cli.exit import run_command
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

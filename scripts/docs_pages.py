@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from s2s_jax.cli import parsing
-from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import choices, help
 from s2s_jax.config.checks import spell
 from s2s_jax.config.schema import Config
@@ -179,7 +179,7 @@ def _plain(text: str) -> str:
 
 def command(name: str) -> str:
     """What a command does, and its arguments, as Markdown."""
-    module = importlib.import_module(f"s2s_jax.cli.{name}")
+    module = importlib.import_module(f"s2s_jax.cli.commands.{name}")
     cls = module.Arguments if hasattr(module, "Arguments") else module.Settings
     texts = {key: text for each in reversed(cls.__mro__[:-1]) for key, text in _texts(each).items()}
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}

@@ -49,9 +49,9 @@ def facts_of(text: str) -> Facts:
 
 
 def room_of(path: Path, package: Path) -> str:
-    """The directory of a file relative to the package, with dots; "doors" for the package itself."""
+    """The directory of a file relative to the package, with dots; "(top)" for the package itself."""
     parts = path.relative_to(package).parent.parts
-    return ".".join(parts) or "doors"
+    return ".".join(parts) or "(top)"
 
 
 def arrows(package: Path) -> tuple[int, int]:

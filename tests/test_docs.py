@@ -16,7 +16,7 @@ from places import REPO
 import s2s_jax
 from s2s_jax import config as configs
 from s2s_jax.cli import main as cli
-from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import identity, load, load_file
 from s2s_jax.errors import UserError
 from s2s_jax.ranking import metrics as ranking_metrics
@@ -106,7 +106,7 @@ def only_parse(monkeypatch):
     """Runs a command up to where its arguments and its configuration are read."""
 
     def parse(command, argv):
-        module = importlib.import_module(f"s2s_jax.cli.{command}")
+        module = importlib.import_module(f"s2s_jax.cli.commands.{command}")
 
         def stop_after(read):
             # Without the names of earlier versions, which pages must not use.
@@ -221,7 +221,7 @@ def test_python_of_the_pages_uses_names_of_the_library_that_exist():
 def test_the_rooms_of_the_architecture_are_those_of_the_code():
     text = (REPO / "docs" / "explanation" / "architecture.md").read_text()
     rooms = [room.rstrip("/").replace("/", ".") for room in re.findall(r"^\| `(.*?)` ", text, re.M)]
-    files = ("errors", "signals", "version", "writing", "doors")
+    files = ("errors", "signals", "version", "writing", "entry points")
     assert rooms == [room for room in test_imports.ORDER if room not in files]
 
 

@@ -30,7 +30,8 @@ ORDER = [
     "jobs",
     "library",
     "cli",
-    "doors",
+    "cli.commands",
+    "entry points",
 ]
 
 
@@ -39,7 +40,7 @@ def room(module: str) -> str:
     for name in (".".join(parts[:2]), parts[0] if parts else "errors"):
         if name in ORDER:
             return name
-    return "doors"
+    return "entry points"
 
 
 def imports(path):

@@ -13,7 +13,7 @@ from s2s_jax import signals
 from s2s_jax.errors import EXIT_STOPPED, Stopped, explain
 
 
-def run_door(main: Callable[[list[str]], int]) -> None:
+def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs a command with the arguments of this process and exits with its exit code.
 
     A `UserError` prints one line. Exits quietly if stdout is closed early (SIGPIPE).

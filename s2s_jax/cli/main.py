@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from s2s_jax import signals
-from s2s_jax.cli.commands import COMMANDS
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.command_list import COMMANDS
+from s2s_jax.cli.exit import run_command
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.version import __version__
 
@@ -49,14 +49,14 @@ def run() -> None:
     signals.answer_while_starting()
     # What takes seconds to import is there before a signal may interrupt it.
     _main_of(sys.argv[1:])
-    run_door(main)
+    run_command(main)
 
 
 def _main_of(argv: Sequence[str]) -> Callable[[list[str]], int] | None:
     """The function that runs the command; None if there is none of that name."""
     if not argv or argv[0] not in COMMANDS:
         return None
-    return importlib.import_module(f"s2s_jax.cli.{argv[0]}").main
+    return importlib.import_module(f"s2s_jax.cli.commands.{argv[0]}").main
 
 
 def _no_command(argv: Sequence[str]) -> str:

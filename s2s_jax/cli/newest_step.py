@@ -6,7 +6,7 @@ and the run directory. Refuses what training would refuse in them, in a second.
 
 from pathlib import Path
 
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.errors import EXIT_DONE
 from s2s_jax.runs.steps import whole_steps
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     given = parse_with_config(WithConfig, argv, "train")
     if given is not None:
@@ -26,4 +26,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

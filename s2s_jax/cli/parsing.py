@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
-from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
 from s2s_jax.config.checks import spell
 from s2s_jax.config.help import for_help

@@ -5,20 +5,21 @@ import importlib
 import re
 import typing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import small
 from places import REPO
 
 from s2s_jax import config as configs
-from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.cli.parsing import Argument, arguments_of
 from s2s_jax.config import Config, FeatureConfig, refuse_addresses, validate
 from s2s_jax.data.logs.files import find
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 
-DOORS = sorted([*COMMANDS, "newest_step"])
+EVERY = sorted([*COMMANDS, "newest_step"])
 # Required arguments of each command; their values are never used.
 NEEDED = {
     "train": [],
@@ -37,19 +38,26 @@ NEEDED = {
 CONFIG = str(REPO / "configs/quickstart.py")
 
 
-def arguments_of_door(door: str) -> dict[str, Argument]:
-    module = importlib.import_module(f"s2s_jax.cli.{door}")
+def module_of(command: str) -> ModuleType:
+    room = "s2s_jax.cli.commands" if command in COMMANDS else "s2s_jax.cli"
+    return importlib.import_module(f"{room}.{command}")
+
+
+def arguments_of_command(command: str) -> dict[str, Argument]:
+    module = module_of(command)
     names = [name for name in ("Arguments", "Settings", "WithConfig") if name in vars(module)]
     return arguments_of(vars(module)[names[0]])
 
 
-def options_of(door: str) -> list[Argument]:
+def options_of(command: str) -> list[Argument]:
     """Those that take a text or a path."""
-    return [a for a in arguments_of_door(door).values() if re.search(r"\bstr\b|Path", str(a.kind))]
+    return [
+        a for a in arguments_of_command(command).values() if re.search(r"\bstr\b|Path", str(a.kind))
+    ]
 
 
-def run(door: str, option: Argument, value: str) -> UserError:
-    needed = list(NEEDED[door])
+def run(command: str, option: Argument, value: str) -> UserError:
+    needed = list(NEEDED[command])
     flag = f"--{option.name}"
     if option.positional:
         needed = [value, *needed[1:]]
@@ -57,25 +65,25 @@ def run(door: str, option: Argument, value: str) -> UserError:
         needed[needed.index(flag) + 1] = value
     else:
         needed += [flag, value]
-    arguments = arguments_of_door(door)
+    arguments = arguments_of_command(command)
     if "config" in arguments and option.name != "config" and arguments["config"].required:
         needed = ["--config", CONFIG, *needed]
     with pytest.raises(UserError) as caught:
-        importlib.import_module(f"s2s_jax.cli.{door}").main(needed)
+        module_of(command).main(needed)
     return caught.value
 
 
-def test_the_doors_are_known():
-    assert sorted(NEEDED) == DOORS
+def test_the_commands_are_known():
+    assert sorted(NEEDED) == EVERY
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_option_of_every_door_refuses_them(door, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", EVERY)
+def test_every_option_of_every_command_refuses_them(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = options_of(door)
+    options = options_of(command)
     assert options
     for option in options:
-        told = str(run(door, option, "gs://bucket/a"))
+        told = str(run(command, option, "gs://bucket/a"))
         assert told.startswith(f"{option.place}: "), told
         assert "gs://bucket/a" in told
         assert "mount" in told
@@ -100,9 +108,7 @@ def text_keys() -> list[str]:
 def test_every_key_refuses_them(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"{key}: .*s3://bucket/a"):
-        importlib.import_module("s2s_jax.cli.train").main(
-            ["--config", CONFIG, f"--{key}", "s3://bucket/a"]
-        )
+        module_of("train").main(["--config", CONFIG, f"--{key}", "s3://bucket/a"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from places import REPO
 
 from s2s_jax.cli import main as front
 from s2s_jax.cli import parsing
-from s2s_jax.cli.commands import COMMANDS
+from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.cli.parsing import WithConfig, parse, parse_with_config
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
@@ -27,7 +27,7 @@ SECTIONS = ("io", "model", "lr", "loss", "train", "eval")
 
 
 def arguments_class(command: str) -> type:
-    module = importlib.import_module(f"s2s_jax.cli.{command}")
+    module = importlib.import_module(f"s2s_jax.cli.commands.{command}")
     return vars(module)["Arguments" if "Arguments" in vars(module) else "Settings"]
 
 
@@ -51,9 +51,8 @@ def mistake(*arguments: str) -> str:
 
 
 def test_every_module_with_a_main_is_a_command():
-    modules = {path.stem for path in Path(front.__file__).parent.glob("*.py")}
-    others = {"__init__", "main", "commands", "parsing", "exit", "newest_step"}
-    assert modules - others == set(COMMANDS)
+    modules = {path.stem for path in (Path(front.__file__).parent / "commands").glob("*.py")}
+    assert modules - {"__init__"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -315,12 +314,12 @@ def test_a_signal_ends_a_command_that_does_not_listen_itself(number):
     """What it was writing is cleaned up: a signal is an exception, no longer the end at once."""
     program = (
         "import os, signal, sys\nfrom s2s_jax import signals\n"
-        "from s2s_jax.cli.exit import run_door\nsignals.answer_while_starting()\n"
+        "from s2s_jax.cli.exit import run_command\nsignals.answer_while_starting()\n"
         "def main(_):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)}); signal.pause()\n"
         "    finally:\n        print('cleaned up')\n"
-        "run_door(main)\n"
+        "run_command(main)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

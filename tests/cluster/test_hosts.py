@@ -32,8 +32,8 @@ USERS = 90
 RUNNER = """
 import pickle, sys, time
 import s2s_jax.jobs.train as t
-from s2s_jax.cli.train import run
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.commands.train import run
+from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster.ending import leave
 from s2s_jax.cluster.joining import join
 config, pause = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
@@ -44,7 +44,7 @@ def main(_):
     code = run(config)
     leave()
     return code
-run_door(main)
+run_command(main)
 """
 
 

@@ -180,10 +180,10 @@ def test_jax_is_told_the_devices_and_guesses_nothing(task, monkeypatch):
 
 BOUNDED = """
 import sys
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster import joining
 joining._REACH_TIMEOUT, joining._START_TIMEOUT = 1, 1
-run_door(lambda _: joining.join())
+run_command(lambda _: joining.join())
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 from places import REPO
 
 from s2s_jax import config as configs
-from s2s_jax.cli.train import main
+from s2s_jax.cli.commands.train import main
 from s2s_jax.config import (
     Config,
     FeatureConfig,

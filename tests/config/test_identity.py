@@ -16,7 +16,7 @@ import small
 from logs import write_log
 
 import s2s_jax.jobs.train
-from s2s_jax.cli import evaluate, recommend
+from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
     ByTime,

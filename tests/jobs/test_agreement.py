@@ -21,7 +21,7 @@ from jobs_of import one_device
 from places import REPO
 from pyarrow import orc
 
-from s2s_jax.cli import evaluate, recommend
+from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
 from s2s_jax.data.encoding.features import id_columns

@@ -33,14 +33,14 @@ from s2s_jax import signals
 signals.answer_while_starting()
 import pickle, sys, time
 import jax
-from s2s_jax.cli.exit import run_door
-from s2s_jax.cli.train import run
+from s2s_jax.cli.exit import run_command
+from s2s_jax.cli.commands.train import run
 from s2s_jax.jobs.train import Reader
 from s2s_jax.cluster.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
 next_ = Reader.__next__
 Reader.__next__ = lambda self: (time.sleep(0.02), next_(self))[1]
-run_door(lambda _: run(config, make_mesh(jax.devices()[:1])))
+run_command(lambda _: run(config, make_mesh(jax.devices()[:1])))
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 import small
 from jax.sharding import Mesh
 
-from s2s_jax.cli import recommend
+from s2s_jax.cli.commands import recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError

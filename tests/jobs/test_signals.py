@@ -18,7 +18,7 @@ import small
 from jobs_of import job, lines, one_device, saved_state
 from places import HELPERS, REPO
 
-from s2s_jax.cli.train import run
+from s2s_jax.cli.commands.train import run
 from s2s_jax.config import LastEvents
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.items import item_counts
@@ -306,8 +306,8 @@ def test_doors_answer_while_they_are_still_importing(door, tmp_path):
 
 DOOR = """
 import os, pickle, signal, sys, threading
-import s2s_jax.cli.{door} as door
-from s2s_jax.cli.exit import run_door
+import s2s_jax.cli.commands.{door} as door
+from s2s_jax.cli.exit import run_command
 from s2s_jax.ranking import candidates
 config = pickle.load(open(sys.argv.pop(1), "rb"))
 parse = door.parse_with_config
@@ -318,7 +318,7 @@ def told(*arguments, **more):
     threading.Event().wait(20)
     return ranks(*arguments, **more)
 candidates.{name} = told
-run_door(door.main)
+run_command(door.main)
 """
 
 

@@ -28,7 +28,7 @@ from jobs_of import (
 )
 from places import HELPERS, REPO
 
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, Linear, Pack
 from s2s_jax.errors import EXIT_STOPPED, NotFiniteError, UserError
@@ -99,12 +99,12 @@ def test_interrupted_and_continued_equals_straight(straight, log, tmp_path, caps
 RUNNER = """
 import pickle, sys, jax
 import small
-from s2s_jax.cli.exit import run_door
-from s2s_jax.cli.train import run
+from s2s_jax.cli.exit import run_command
+from s2s_jax.cli.commands.train import run
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.cluster.mesh import make_mesh
 config = pickle.load(open(sys.argv[1], "rb"))
-run_door(lambda _: run(config, make_mesh(jax.devices()[:1])))
+run_command(lambda _: run(config, make_mesh(jax.devices()[:1])))
 """
 
 
@@ -382,14 +382,14 @@ def test_exit_codes_of_errors(error, code, capsys):
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        run_door(main)
+        run_command(main)
     assert caught.value.code == code
     assert capsys.readouterr().err == "error: a sentence\n"
 
 
 @pytest.mark.parametrize("words", ["print('much') or 0", "sys.exit(print('much'))"])
 def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
-    program = f"import sys\nfrom s2s_jax.cli.exit import run_door\nrun_door(lambda _: {words})"
+    program = f"import sys\nfrom s2s_jax.cli.exit import run_command\nrun_door(lambda _: {words})"
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -405,13 +405,13 @@ def test_a_signal_to_a_door_that_is_done_does_not_change_its_code():
     """A slow exit: a module takes long to be torn down."""
     program = """
 import os, sys, time
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 class Slow:
     def __del__(self, sleep=time.sleep, write=os.write):
         write(1, b"ending")
         sleep(1)
 sys.modules["last"] = Slow()
-run_door(lambda _: 0)
+run_command(lambda _: 0)
 """
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -429,12 +429,12 @@ def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
     begun = tmp_path / "begun"
     program = f"""
 import pathlib, tempfile, time
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 def main(_):
     with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
         pathlib.Path({str(begun)!r}).touch()
         time.sleep(60)
-run_door(main)
+run_command(main)
 """
     with subprocess.Popen(
         [sys.executable, "-c", program],

@@ -35,7 +35,12 @@ def test_metrics_and_steps_need_no_jax():
 
 @pytest.mark.parametrize(
     "before",
-    ["", "import s2s_jax.cli.main", "import s2s_jax.cli.train", "import s2s_jax.jobs.train"],
+    [
+        "",
+        "import s2s_jax.cli.main",
+        "import s2s_jax.cli.commands.train",
+        "import s2s_jax.jobs.train",
+    ],
 )
 def test_train_is_the_function(before):
     code = f"{before}\nfrom s2s_jax import train\nprint(type(train).__name__, train.__module__)"

@@ -14,7 +14,7 @@ from evaluations import config_file, evaluating, rows_of, user_vector
 from logs import write_log
 
 import s2s_jax as s2s
-from s2s_jax.cli import recommend as door
+from s2s_jax.cli.commands import recommend as door
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
     FeatureConfig,

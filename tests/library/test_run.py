@@ -13,7 +13,7 @@ from jobs_of import lines
 from logs import write_log
 
 import s2s_jax as s2s
-from s2s_jax.cli import evaluate as door
+from s2s_jax.cli.commands import evaluate as door
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.jobs.train import train
 

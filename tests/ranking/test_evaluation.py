@@ -17,7 +17,7 @@ from evaluations import config_file, cut, evaluating, rows_of, user_vector
 from jobs_of import job, lines, one_device
 from pyarrow import orc
 
-from s2s_jax.cli import evaluate, recommend
+from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Pack, Truncate
 from s2s_jax.config.settings import Sequences

@@ -20,8 +20,8 @@ from evaluations import cut, evaluating, user_vector
 from jobs_of import lines, one_device
 from pyarrow import orc
 
-from s2s_jax.cli import report
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.commands import report
+from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.data.items.catalogue import item_text
@@ -368,7 +368,7 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
     ):
         monkeypatch.setattr(sys, "argv", ["report", *arguments])
         with pytest.raises(SystemExit) as ended:
-            run_door(report.main)
+            run_command(report.main)
         assert ended.value.code == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert told.startswith("error: ")

@@ -12,7 +12,7 @@ import pytest
 import small
 from jobs_of import job, learned, lines, one_device
 
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.exit import run_command
 from s2s_jax.data.logs.index import Skipped
 from s2s_jax.errors import EXIT_USER_ERROR, UserError
 from s2s_jax.jobs import report
@@ -78,7 +78,7 @@ def test_a_run_whose_checkpoints_fill_the_disk_goes_on_from_the_last_whole_one(
     config = job(log, disk.path / "run", train_steps=12, log_steps=1, save_steps=3)
     disk.resize("300k")
     with pytest.raises(SystemExit) as caught:
-        run_door(lambda _: train(config, one_device()))
+        run_command(lambda _: train(config, one_device()))
     assert caught.value.code == EXIT_USER_ERROR
     told = capfd.readouterr().err
     assert "cannot be written (No space left on device)" in told
@@ -211,7 +211,7 @@ def test_errors_of_the_machine_are_explained_wherever_they_come_from(number, cap
         raise OSError(number, "what the machine says", "/the/file")
 
     with pytest.raises(SystemExit) as caught:
-        run_door(main)
+        run_command(main)
     assert caught.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith("error: /the/file: what the machine says")
 

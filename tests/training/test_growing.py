@@ -14,7 +14,7 @@ from jax import monitoring
 from jobs_of import assert_same_run, job, lines, one_device, saved_state
 from pyarrow import orc
 
-from s2s_jax.cli import tables as inspect_tables
+from s2s_jax.cli.commands import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables

@@ -21,8 +21,8 @@ from flax import nnx
 from growth import SMALLEST, rows_in_map
 from jobs_of import checkpoints_of, one_device
 
-from s2s_jax.cli import evaluate, recommend
-from s2s_jax.cli import tables as inspect_tables
+from s2s_jax.cli.commands import evaluate, recommend
+from s2s_jax.cli.commands import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import FeatureConfig, LRConfig, TableConfig, validate
 from s2s_jax.data.encoding.features import id_columns

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from logs import write_log
 from places import DATA, REPO
 
-from s2s_jax.cli.convert import main
+from s2s_jax.cli.commands.convert import main
 from s2s_jax.config import load_file
 from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.batch_fill import with_packing
@@ -668,8 +668,8 @@ def test_the_doors(tmp_path):
         f"user_id, item_id, cate_id, behavior_id, timestamp\n"
     )
     code = (
-        "import sys; sys.modules['duckdb'] = None; from s2s_jax.cli.convert import main\n"
-        "from s2s_jax.cli.exit import run_door; assert 'jax' not in sys.modules; run_door(main)"
+        "import sys; sys.modules['duckdb'] = None; from s2s_jax.cli.commands.convert import main\n"
+        "from s2s_jax.cli.exit import run_command; assert 'jax' not in sys.modules; run_command(main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command[4:]], capture_output=True, text=True, check=False

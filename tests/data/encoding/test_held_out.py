@@ -19,8 +19,8 @@ from logs import write_log
 from places import REPO
 from pyarrow import orc
 
-from s2s_jax.cli import evaluate
-from s2s_jax.cli.exit import run_door
+from s2s_jax.cli.commands import evaluate
+from s2s_jax.cli.exit import run_command
 from s2s_jax.config import (
     ByTime,
     Config,
@@ -397,7 +397,7 @@ def test_mistakes_are_one_sentence_and_end_with_2(overrides, start, words, monke
     base = str(REPO / "configs" / "base.py")
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", base, *overrides])
     with pytest.raises(SystemExit) as ended:
-        run_door(evaluate.main)
+        run_command(evaluate.main)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {start}: ")

@@ -11,7 +11,7 @@ import pytest
 from logs import write_log
 from places import DATA
 
-from s2s_jax.cli.inspect import main
+from s2s_jax.cli.commands.inspect import main
 from s2s_jax.data.batching.order import Order
 from s2s_jax.data.inspection.distinct import DistinctCounter, countable
 from s2s_jax.data.inspection.log_shape import LogShape

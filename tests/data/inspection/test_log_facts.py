@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from logs import write_log
 
-from s2s_jax.cli.inspect import main as inspect
+from s2s_jax.cli.commands.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.encoding import hashing
 from s2s_jax.data.inspection.hash_tally import HashTally

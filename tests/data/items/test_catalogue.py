@@ -16,7 +16,7 @@ from logs import write_log
 from murmur import reference as murmur
 from places import DATA, REPO
 
-from s2s_jax.cli.catalogue import main
+from s2s_jax.cli.commands.catalogue import main
 from s2s_jax.config import (
     Config,
     EvalConfig,

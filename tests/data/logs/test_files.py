@@ -6,7 +6,7 @@ import of_config
 import pytest
 from logs import write_log
 
-from s2s_jax.cli.inspect import main as inspect
+from s2s_jax.cli.commands.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.logs import files
 from s2s_jax.errors import UserError

@@ -20,7 +20,7 @@ import small
 from logs import write_log
 from places import DATA
 
-from s2s_jax.cli.inspect import main
+from s2s_jax.cli.commands.inspect import main
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.batching.dataset import HostBatch

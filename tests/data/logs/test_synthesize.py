@@ -11,7 +11,7 @@ import pyarrow.orc
 import pytest
 from logs import write_log
 
-from s2s_jax.cli.synthesize import main
+from s2s_jax.cli.commands.synthesize import main
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
 from s2s_jax.data.logs.synthesize import Settings, synthesize
 from s2s_jax.errors import UserError
@@ -274,7 +274,8 @@ def test_the_door_refuses_in_one_line_without_jax(tmp_path):
     done = subprocess.run([*command, "--users", "0"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --users: expected at least 1, found 0\n"
-    modules = "s2s_jax.cli.synthesize, s2s_jax.cli.inspect, s2s_jax.cli.convert"
+    names = ("synthesize", "inspect", "convert")
+    modules = ", ".join(f"s2s_jax.cli.commands.{name}" for name in names)
     code = f"import sys, {modules}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

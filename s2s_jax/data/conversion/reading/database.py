@@ -73,7 +73,7 @@ class Database:
           UserError: it fails.
         """
         with _explained(what):
-            return self._unless_told(lambda: self._connection.execute(query).fetchall())
+            return self._unless_stopped(lambda: self._connection.execute(query).fetchall())
 
     def ask(self, aggregates: Mapping[str, str], table: str, what: str = "the events") -> dict:
         """The values of aggregates over a table, under the same names."""
@@ -89,13 +89,13 @@ class Database:
           UserError: it fails, for example because the disk is full.
         """
         with _explained("the events"):
-            reader = self._unless_told(
+            reader = self._unless_stopped(
                 lambda: iter(pa.RecordBatchReader.from_stream(self._connection.sql(query)))
             )
-            while (batch := self._unless_told(lambda: next(reader, None))) is not None:
+            while (batch := self._unless_stopped(lambda: next(reader, None))) is not None:
                 yield batch
 
-    def _unless_told(self, work: Callable[[], T]) -> T:
+    def _unless_stopped(self, work: Callable[[], T]) -> T:
         """Returns what `work` returns; an exception raised by a signal meanwhile ends DuckDB's query.
 
         DuckDB does not hear signals, and Python hears them only outside of DuckDB.

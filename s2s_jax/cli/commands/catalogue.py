@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     given = parse_with_config(Arguments, argv, "catalogue", {"out": "output"})
     if given is None:

@@ -10,7 +10,7 @@ import pytest
 import small
 from logs import write_log
 
-from s2s_jax.cli import evaluate, recommend
+from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
     Config,
@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_what_each_door_says(tmp_path, capsys):
+def test_what_each_command_warns_of(tmp_path, capsys):
     types = {"user_id": pa.int64(), "item_id": pa.list_(pa.int64())}
     for day in range(2):
         log = [{"user_id": n, "item_id": [n % 40, n % 7 + 3 * day, 5]} for n in range(40)]

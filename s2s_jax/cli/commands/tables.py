@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     arguments = parse(Arguments, argv, "tables", {"step": "checkpoint"})
     if arguments is None:

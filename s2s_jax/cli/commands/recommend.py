@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `errors.run_door`.
+      UserError: see `errors.run_command`.
     """
     with signals.StopSignals() as stop:
         try:

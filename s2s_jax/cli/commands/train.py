@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError, NotFiniteError: see `exit.run_door`.
+      UserError, NotFiniteError: see `exit.run_command`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
     join()

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
       Stopped: SIGTERM or SIGINT came; nothing is left of what was written.
     """
     settings = parse(Settings, argv, "convert", _OLD_NAMES)

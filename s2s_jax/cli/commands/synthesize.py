@@ -9,7 +9,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     settings = parse(Settings, argv, "synthesize", {"out": "output"})
     if settings is None:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     # First, so that a mistake that only this process sees ends the others, too.
     join()

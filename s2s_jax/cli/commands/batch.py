@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_door`.
+      UserError: see `exit.run_command`.
     """
     given = parse_with_config(Arguments, argv, "batch")
     if given is None:

@@ -1,0 +1,1 @@
+"""The commands of `s2s`: one file each, with a function `main(argv)` that returns the exit code."""
