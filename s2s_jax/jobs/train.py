@@ -1,7 +1,7 @@
-"""Training: from a configuration to a run directory with checkpoints and metrics.
+"""Trains a configuration, and writes checkpoints and metrics to its run directory.
 
-Trains until `train.train_steps` or `train.train_epoch`, or until told to stop; continues from the
-newest checkpoint of the run directory.
+Training ends at `train.train_steps` or `train.train_epoch`, or when a stop is requested. It continues
+from the newest checkpoint of the run directory, if there is one.
 """
 
 import contextlib
@@ -18,14 +18,15 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
-from s2s_jax.config.settings import Items, Meaning, Negatives, Reading, Split
+from s2s_jax.config.settings import Meaning, Reading
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import first_look
-from s2s_jax.data.items.catalogue import items_of_training
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.compatibility import check_config
@@ -40,25 +41,28 @@ from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.loop import Evaluate, Job, Loop, Progress
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.negatives import ItemSource
-from s2s_jax.training.schedule import Position, check_decay, clock_of
+from s2s_jax.training.schedule import Clock, Position, check_decay, clock_of
 from s2s_jax.training.state import TrainState
 from s2s_jax.training.step import StepFunctions
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:
-    """Trains `config`, and says whether it was told to stop before the end; what was trained is saved.
+    """Trains `config` to its end, or until a stop is requested, and saves the result.
 
-    Nothing of the process is changed for it: signals, for one, are the caller's.
+    This changes nothing of the process; for example, the caller has to handle signals.
 
     Args:
-      config: the configuration.
-      mesh: devices; None: all.
-      stop: is looked at between steps.
+      config: the configuration of the run.
+      mesh: the devices to train on; None: all.
+      stop: the request to stop, which is checked between steps; None: training is never stopped.
+
+    Returns:
+      Whether training was stopped before its end.
 
     Raises:
-      UserError: bad data or a directory that cannot be continued; what was trained is saved.
-      NotFiniteError: loss or gradient not finite; nothing is saved after the last good step.
-      Stopped: it was told to stop before there was anything new to save.
+      UserError: bad data, or a directory that cannot be continued; all completed steps are saved.
+      NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good step.
+      Stopped: a stop was requested before there was anything new to save.
     """
     run_dir = Path(config.train.output_dir)
     with ending_together():
@@ -66,17 +70,17 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
         with (
             locked(run_dir),
             contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
-            # Before checkpoints are closed on the way out, which waits for the others.
+            # Once more, inside: closing checkpoints waits for the other processes.
             ending_together(),
         ):
             return _run(config, mesh, checkpoints, Stop() if stop is None else stop)
 
 
 def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bool:
-    """Trains to the end, or until told to stop; returns whether it was told."""
+    """See `train`."""
     with stop.at_once():
         job, notes = _prepare(config, mesh, checkpoints)
-    with contextlib.closing(job.reader), _memory_explained(job):
+    with contextlib.closing(job.reader), _memory_errors_explained(job):
         with stop.at_once():
             progress = _start_or_continue(job, stop)
             total_steps = progress.clock.end_step
@@ -85,55 +89,60 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
             if progress.done:
                 return False
             evaluate = _evaluation(job)
-        with _make_writer(job.config, progress, total_steps) as writer:
+        with _make_writer(config.train, progress, total_steps) as writer:
             return Loop(job, progress, total_steps, writer, stop, evaluate).run()
 
 
 def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job, list[str]]:
-    """Reads what a run needs of its directory and its log; with sentences that the user should see."""
+    """Reads what a run needs from its directory and its log.
+
+    Returns:
+      The job, and notes for the user, a sentence each.
+    """
     if checkpoints.newest_step is not None:
         check_config(Path(config.train.output_dir), config)
     reading = Reading.of(config)
     index = index_files(reading.logs, reading.decoding)
-    # Before anything that takes long, or that hosts do together.
+    # Before work that takes long, and before work in which hosts wait for each other.
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
     notes = [*packing_notes(reading, index), *first_look(Meaning.of(config), index)]
     reading = with_packing(reading, index)
-    items = None
-    if config.loss.needs_catalogue:
-        catalogue = items_of_training(
-            Items.of(config), Split.of(config), reading.logs, index, config.loss.catalogue
-        )
-        items = ItemSource(Items.of(config), Negatives.of(config), catalogue, mesh)
+    items = make_item_source(config, reading.logs, index, mesh)
     hosts.check_same(
         {
             "io.sequences.rows": str(reading.sequences.packing),
             "the items of io.data_paths": "" if items is None else items.fingerprint,
         }
     )
-    microbatches = config.train.gradient_accumulation_steps
+    reader = _make_reader(config.train, reading, index, items, mesh)
+    return Job(config, mesh, reader, checkpoints, items), notes
+
+
+def _make_reader(
+    settings: TrainConfig, reading: Reading, index: FileIndex, items: ItemSource | None, mesh: Mesh
+) -> Reader:
+    """The reader of this host, which puts batches on the devices of `mesh`."""
+    microbatches = settings.gradient_accumulation_steps
 
     def to_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         arrays = arrays if items is None else items.with_shares(arrays)
         return put_batch(arrays, microbatches, mesh)
 
-    reader = Reader(
+    return Reader(
         reading,
         reading.sequences.device_rows * mesh.size * microbatches,
         HostSlice(jax.process_index(), jax.process_count()),
         to_device=to_device,
         index=index,
     )
-    return Job(config, mesh, reader, checkpoints, items), notes
 
 
 def _make_writer(
-    config: Config, progress: Progress, total_steps: int
+    settings: TrainConfig, progress: Progress, total_steps: int
 ) -> contextlib.AbstractContextManager[Writer | None]:
-    """A writer in the first process, None in the others."""
+    """A writer of metrics in the first process, None in the others."""
     if not hosts.is_first():
         return contextlib.nullcontext()
-    settings = config.train
     return Writer(
         Path(settings.output_dir),
         progress.step,
@@ -144,7 +153,10 @@ def _make_writer(
 
 
 def _evaluation(job: Job) -> Evaluate | None:
-    """Ranks validation events; what that needs of the log is read now, while nothing can be lost."""
+    """Makes the function that evaluates on validation events; None if the run never evaluates.
+
+    The items of the log are read here, before training: if that fails, no step is lost.
+    """
     if job.config.eval.every_steps is None:
         return None
     evaluator = Evaluator(job.config, job.mesh, job.config.eval.max_users)
@@ -159,19 +171,28 @@ def _evaluation(job: Job) -> Evaluate | None:
 
 
 def _start_or_continue(job: Job, stop: Stop) -> Progress:
-    """Continues from the newest whole checkpoint if there is one, else starts."""
+    """Continues from the newest complete checkpoint, or starts if there is none."""
     items = 0 if job.items is None else job.items.items
     meters = Meters(time_at_peak(job.config, job.mesh.size, items))
     plan = GrowthPlan(job.config.features, job.config.tables)
+    # The number of steps of a run that had these settings from its start.
+    all_steps = _end_step(job.config.train, job.reader, 0)
     step = job.checkpoints.newest_step
-    whole = _end_step(job.config.train, job.reader, 0)
     if step is None:
-        clock = clock_of(job.config.train, Position(0, whole, whole, 0.0), None)
-        check_decay(job.config.lr, clock)
-        nothing = validation.Progress(job.config.eval)
-        state = stop.unless_stopped(job.functions(plan).init)
-        assert state is not None, "a signal would have been raised"
-        return Progress(0, state, meters, plan, nothing, clock)
+        return _start(job, stop, meters, plan, all_steps)
+    return _continue(job, step, meters, plan, all_steps)
+
+
+def _start(job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int) -> Progress:
+    clock = clock_of(job.config.train, Position(0, all_steps, all_steps, 0.0), None)
+    check_decay(job.config.lr, clock)
+    state = stop.unless_stopped(job.functions(plan).init)
+    assert state is not None, "a signal raises `Stopped` here"
+    return Progress(0, state, meters, plan, validation.Progress(job.config.eval), clock)
+
+
+def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: int) -> Progress:
+    """Restores the checkpoint of `step`, also into `meters`, `plan` and the reader."""
     saved = job.checkpoints.progress(step)
     _check_catalogue(job, saved)
     plan.set_state(saved["growth"])
@@ -180,28 +201,38 @@ def _start_or_continue(job: Job, stop: Stop) -> Progress:
     job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
-    # Lines that a full disk, say, kept from being written.
+    clock = _continued_clock(job, step, saved, all_steps)
+    # Lines that could not be written to metrics.jsonl, for example because the disk was full.
     unwritten = saved["unwritten"] if "unwritten" in saved else []
     lines = [*read_lines(Path(job.config.train.output_dir)), *unwritten]
     before = [line for line in lines if line["step"] <= step]
-    end_step = _end_step(job.config.train, job.reader, step)
-    now = Position(step, end_step, whole, job.reader.epochs_done)
-    # Older checkpoints have no clock.
-    clock_before = saved["clock"] if "clock" in saved else None
-    clock = clock_of(job.config.train, now, clock_before)
-    check_decay(job.config.lr, clock)
-    if clock_before is not None and clock_before["end_step"] != end_step:
-        hosts.say(
-            f"the run ends at step {end_step:,}, no longer at {clock_before['end_step']:,}; learning "
-            f"rates follow the share of it that is done"
-        )
     evaluations = validation.Progress(job.config.eval, before)
     return Progress(step, state, meters, plan, evaluations, clock, unwritten)
 
 
+def _continued_clock(job: Job, step: int, saved: Mapping[str, Any], all_steps: int) -> Clock:
+    """The clock from `step` on; reports a change of the run's last step."""
+    end_step = _end_step(job.config.train, job.reader, step)
+    # Older checkpoints have no clock.
+    before = saved["clock"] if "clock" in saved else None
+    clock = clock_of(
+        job.config.train, Position(step, end_step, all_steps, job.reader.epochs_done), before
+    )
+    check_decay(job.config.lr, clock)
+    if before is not None and before["end_step"] != end_step:
+        hosts.say(
+            f"the run now ends at step {end_step:,} instead of {before['end_step']:,}; learning rates "
+            f"follow the completed share of the run"
+        )
+    return clock
+
+
 def _check_catalogue(job: Job, saved: Mapping[str, Any]) -> None:
-    """Refuses a catalogue file that is not what it was, unless the log, too, may have more."""
-    # Older checkpoints say nothing of it; a catalogue of the log is as new as its files.
+    """Refuses a catalogue file that has changed, unless `io.new_files` allows the log to grow too.
+
+    A catalogue collected from the log needs no check, because the files of the log are checked.
+    """
+    # Older checkpoints have no catalogue.
     before = saved["catalogue"] if "catalogue" in saved else None
     settings = job.config.loss
     if before is None or job.items is None or settings.catalogue is None:
@@ -209,14 +240,14 @@ def _check_catalogue(job: Job, saved: Mapping[str, Any]) -> None:
     if before != job.items.fingerprint and job.config.io.new_files == "refuse":
         raise UserError(
             f"loss.catalogue: the checkpoint was made with other items than {settings.catalogue} has; "
-            f"bring that catalogue back, set io.new_files to next_epoch to go on with this one, or give "
+            f"restore that catalogue, set io.new_files to next_epoch to continue with this one, or give "
             f"another train.output_dir"
         )
 
 
 @contextlib.contextmanager
-def _memory_explained(job: Job) -> Iterator[None]:
-    """Says what takes the memory when a device has too little."""
+def _memory_errors_explained(job: Job) -> Iterator[None]:
+    """Explains what uses the memory when a device runs out of it."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -225,15 +256,15 @@ def _memory_explained(job: Job) -> Iterator[None]:
         state = job.functions(GrowthPlan(job.config.features, job.config.tables)).abstract
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         raise UserError(
-            f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB, "
-            f"tables shared by {job.mesh.size} device(s), activations come on top; lower "
+            f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB "
+            f"(tables are shared by {job.mesh.size} device(s)), and activations need more; lower "
             f"features.N.hash_bucket_size or emb_dim, or io.batch_size with "
             f"train.gradient_accumulation_steps, or use more devices"
         ) from error
 
 
 def _end_step(settings: TrainConfig, reader: Reader, step: int) -> int:
-    """The step at which the run ends; the epochs' part of it depends on where the reader stands."""
+    """The step at which the run ends, if the reader is at its position after `step`."""
     ends = [settings.train_steps]
     if settings.train_epoch is not None:
         ends.append(step + reader.steps_until(settings.train_epoch))
@@ -241,6 +272,8 @@ def _end_step(settings: TrainConfig, reader: Reader, step: int) -> int:
 
 
 def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[str]) -> None:
+    """Prints the size of the run, and notes."""
+
     def count(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -249,8 +282,8 @@ def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[st
         f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
         f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].platform} device(s); "
-        f"{total_steps:,} steps into {job.config.train.output_dir}; reading holds about "
-        f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows"
+        f"{total_steps:,} steps into {job.config.train.output_dir}; reading keeps about "
+        f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows in memory"
     )
     if job.reader.packing is not None:
         hosts.say(f"{job.reader.packing:,} users fill a device's batch (io.sequences.rows)")
