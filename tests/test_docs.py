@@ -19,7 +19,7 @@ from s2s_jax.cli import main as cli
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import identity, load, load_file
 from s2s_jax.errors import UserError
-from s2s_jax.ranking import metrics as ranking_metrics
+from s2s_jax.ranking import ranking_metrics
 from s2s_jax.training.flops import AtPeak
 from s2s_jax.training.meters import Meters
 
@@ -264,7 +264,7 @@ def test_the_metrics_of_evaluations_are_documented():
     assert [key for key in found if not is_documented(key)] == []
     # And those that the evaluation itself adds.
     source = (REPO / "s2s_jax" / "ranking" / "evaluation.py").read_text()
-    added = re.findall(r'\{metrics\.PREFIX\}(\w+)"', source)
+    added = re.findall(r'\{PREFIX\}(\w+)"', source)
     assert len(added) >= 6
     assert [name for name in added if not is_documented(f"eval/{name}")] == []
 

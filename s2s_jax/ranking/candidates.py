@@ -19,9 +19,9 @@ from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.errors import UserError
-from s2s_jax.ranking import metrics
 from s2s_jax.ranking.encode import item_ids, item_vectors
 from s2s_jax.ranking.ranked_items import RankedItems, put_items
+from s2s_jax.ranking.ranking_metrics import MISSED
 from s2s_jax.ranking.ranks import ranks
 from s2s_jax.ranking.top_k import top_k
 from s2s_jax.training.state import TrainState
@@ -122,10 +122,10 @@ class Candidates:
     def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
         """int64 `[U]` ranks of the targets among these items, from 0.
 
-        Items with the same score as the target rank before it. The rank is `metrics.MISSED` if the
-        target cannot be recommended or there is none.
+        Items with the same score as the target rank before it. The rank is `MISSED` if the target cannot
+        be recommended, or if there is none.
         """
-        rank_U = np.full(len(batch.target_U), metrics.MISSED)
+        rank_U = np.full(len(batch.target_U), MISSED)
         found_U = self.can_be_found(batch)
         before_U = np.zeros(len(rank_U), np.int64)
         for group in self._groups:

@@ -26,9 +26,10 @@ from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect_for_evaluation
 from s2s_jax.errors import UserError
-from s2s_jax.ranking import metrics
+from s2s_jax.ranking import ranking_metrics
 from s2s_jax.ranking.candidates import make_candidates, returns
 from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.ranking_metrics import PREFIX
 from s2s_jax.training.state import TrainState
 from s2s_jax.training.step import StepFunctions
 
@@ -48,7 +49,7 @@ class Evaluation(NamedTuple):
         "eval/unknown_items", the share of those of the histories' events that the model was shown whose
         item has no row; and, where ids of items share rows of their table, "eval/shared_rows", the
         share of the log's events that are of such ids.
-      values: of each user, see `metrics.user_values`.
+      values: of each user, see `ranking_metrics.user_values`.
     """
 
     metrics: dict[str, float]
@@ -56,7 +57,7 @@ class Evaluation(NamedTuple):
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95% bootstrap intervals of the means over all users, which take a while to compute."""
-        return metrics.intervals(self.values)
+        return ranking_metrics.intervals(self.values)
 
 
 class Evaluator:
@@ -114,7 +115,7 @@ class Evaluator:
         count_I = np.where(candidates.left_out_I, -1, self._count_I)
         rank, popular, events, target = [], [], [], []
         shown = unknown = unknown_targets = returning = 0
-        coverage = metrics.Coverage(len(self.catalogue.item))
+        coverage = ranking_metrics.Coverage(len(self.catalogue.item))
         batches = in_step(self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes()))
         for batch, users in batches:
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
@@ -124,8 +125,10 @@ class Evaluator:
             rank.append(candidates.ranks(users_UE, batch)[chosen])
             best = candidates.top_k(users_UE, max(_COVERAGE), batch)
             coverage.add(best.index_UK[chosen])
-            popular_U = metrics.popularity_ranks(count_I, batch.target_U, candidates.seen(batch))
-            popular_U = np.where(candidates.can_be_found(batch), popular_U, metrics.MISSED)
+            popular_U = ranking_metrics.popularity_ranks(
+                count_I, batch.target_U, candidates.seen(batch)
+            )
+            popular_U = np.where(candidates.can_be_found(batch), popular_U, ranking_metrics.MISSED)
             popular.append(popular_U[chosen])
             events.append(batch.events_U[chosen])
             target.append(batch.target_U[chosen])
@@ -139,17 +142,17 @@ class Evaluator:
                 f"eval.split"
             )
         found = self._result(rank, popular, events, target, coverage)
-        found.metrics[f"{metrics.PREFIX}unknown_targets"] = unknown_targets
+        found.metrics[f"{PREFIX}unknown_targets"] = unknown_targets
         shared_events = self.catalogue.shared_events
         if shared_events:
             share = shared_events / int(self.catalogue.count_I.sum())
-            found.metrics[f"{metrics.PREFIX}shared_rows"] = share
-        found.metrics[f"{metrics.PREFIX}returning_targets"] = returning / sum(map(len, rank))
+            found.metrics[f"{PREFIX}shared_rows"] = share
+        found.metrics[f"{PREFIX}returning_targets"] = returning / sum(map(len, rank))
         trained_U = candidates.trained_I[np.concatenate(target)]
-        found.metrics[f"{metrics.PREFIX}untrained_targets"] = float(1 - trained_U.mean())
-        found.metrics[f"{metrics.PREFIX}untrained_items"] = float(1 - candidates.trained_I.mean())
+        found.metrics[f"{PREFIX}untrained_targets"] = float(1 - trained_U.mean())
+        found.metrics[f"{PREFIX}untrained_items"] = float(1 - candidates.trained_I.mean())
         if self._config.feature(self._config.loss.item_feature).grows:
-            found.metrics[f"{metrics.PREFIX}unknown_items"] = unknown / shown
+            found.metrics[f"{PREFIX}unknown_items"] = unknown / shown
         return found
 
     def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
@@ -162,13 +165,18 @@ class Evaluator:
                 return
 
     def _result(
-        self, rank: list, popular: list, events: list, target: list, coverage: metrics.Coverage
+        self,
+        rank: list,
+        popular: list,
+        events: list,
+        target: list,
+        coverage: ranking_metrics.Coverage,
     ) -> Evaluation:
-        values = metrics.user_values(np.concatenate(rank))
-        baseline = metrics.user_values(np.concatenate(popular))
-        found = metrics.summarize(values)
+        values = ranking_metrics.user_values(np.concatenate(rank))
+        baseline = ranking_metrics.user_values(np.concatenate(popular))
+        found = ranking_metrics.summarize(values)
         found |= coverage.summarize(_COVERAGE)
-        found |= metrics.summarize(baseline, f"{metrics.PREFIX}popularity/")
-        found |= metrics.by_length(values, np.concatenate(events))
-        found |= metrics.by_popularity(values, np.concatenate(target), self._count_I)
+        found |= ranking_metrics.summarize(baseline, f"{PREFIX}popularity/")
+        found |= ranking_metrics.by_length(values, np.concatenate(events))
+        found |= ranking_metrics.by_popularity(values, np.concatenate(target), self._count_I)
         return Evaluation(found, values)

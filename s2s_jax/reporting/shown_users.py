@@ -20,9 +20,9 @@ from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumber
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect, item_text
-from s2s_jax.ranking import metrics
 from s2s_jax.ranking.candidates import make_candidates, returns
 from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.ranking_metrics import MISSED
 from s2s_jax.ranking.restored import Restored, restore
 
 _EVENTS = 10
@@ -149,7 +149,7 @@ class _Shower:
         users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
         index_UK, score_UK = self._candidates.top_k(users_UE, _TOP_K, batch)
         rank_U = self._candidates.ranks(users_UE, batch)
-        again_U = returns(batch) & (rank_U == metrics.MISSED)
+        again_U = returns(batch) & (rank_U == MISSED)
         shown = []
         for n in range(users):
             target = int(batch.target_U[n])
@@ -160,7 +160,7 @@ class _Shower:
                 if index >= 0
             ]
             events = self._events(batch, n)
-            rank = None if rank_U[n] == metrics.MISSED else int(rank_U[n]) + 1
+            rank = None if rank_U[n] == MISSED else int(rank_U[n]) + 1
             row = int(batch.row_U[n])
             again = bool(again_U[n])
             shown.append(ShownUser(file, row, len(events), events[-_EVENTS:], listed, rank, again))

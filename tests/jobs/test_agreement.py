@@ -27,7 +27,7 @@ from s2s_jax.config import FeatureConfig, LossConfig
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.data.items.seen import distinct
 from s2s_jax.jobs.train import train
-from s2s_jax.ranking import metrics
+from s2s_jax.ranking.ranking_metrics import MISSED, user_values
 from s2s_jax.reporting.shown_users import show_users
 from s2s_jax.training.batches import put_batch
 from s2s_jax.training.step import make_step_functions
@@ -265,7 +265,7 @@ def test_pairs_are_distinct_and_in_order():
 
 
 def test_what_cannot_be_recommended_is_worth_nothing():
-    values = metrics.user_values(np.array([[0, metrics.MISSED], [metrics.MISSED, -1]]))
+    values = user_values(np.array([[0, MISSED], [MISSED, -1]]))
     assert values["hr@5"].tolist() == [1, 0]
     assert values["recall@200"].tolist() == [0.5, 0]
     assert values["ndcg@200"][1] == values["mrr"][1] == 0

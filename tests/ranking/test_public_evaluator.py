@@ -6,7 +6,7 @@ import pytest
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.items.seen import of_rows
-from s2s_jax.ranking import metrics
+from s2s_jax.ranking import ranking_metrics
 from s2s_jax.ranking.ranked_items import put_items
 from s2s_jax.ranking.ranks import ranks
 
@@ -43,7 +43,7 @@ def test_one_target_of_each_user_among_all_unseen_items(ranx):
     users_UE += 0.3 * items_IE[target_U]
     items = put_items(items_IE, make_mesh(jax.devices()[:2]))
     rank_U = np.asarray(ranks(users_UE, target_U, items, of_rows(seen_US)))
-    ours = metrics.summarize(metrics.user_values(rank_U), prefix="")
+    ours = ranking_metrics.summarize(ranking_metrics.user_values(rank_U), prefix="")
     score_UI = users_UE @ items_IE.T
     scores = [
         {i: x for i, x in enumerate(score_UI[u]) if i not in seen_US[u]} for u in range(USERS)
@@ -64,7 +64,7 @@ def test_several_targets_of_a_user(ranx):
     for u, items in enumerate(targets):
         order = np.argsort(-score_UI[u])
         rank_UT[u, : len(items)] = np.argsort(order)[items]
-    ours = metrics.summarize(metrics.user_values(rank_UT), prefix="")
+    ours = ranking_metrics.summarize(ranking_metrics.user_values(rank_UT), prefix="")
     scores = [dict(enumerate(row)) for row in score_UI]
     for name, value in evaluate(ranx, targets, scores).items():
         assert ours[name] == pytest.approx(value, abs=1e-6), name

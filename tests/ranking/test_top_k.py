@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.data.items.seen import of_rows
-from s2s_jax.ranking import metrics
+from s2s_jax.ranking import ranking_metrics
 from s2s_jax.ranking import ranks as ranks_module
 from s2s_jax.ranking import scores as scores_module
 from s2s_jax.ranking import top_k as top_k_module
@@ -156,84 +156,6 @@ def test_edges():
         put_items(vectors[:0], mesh_of(1))
 
 
-def test_values_against_loops():
-    rng = np.random.default_rng(0)
-    rank = rng.integers(0, 30, (200, 3))
-    rank[rng.random(rank.shape) < 0.4] = -1
-    rank[:, 0] = np.abs(rank[:, 0])
-    values = metrics.user_values(rank, (5, 10))
-    for u, row in enumerate(rank.tolist()):
-        targets = [r for r in row if r >= 0]
-        for k in (5, 10):
-            hits = [r for r in targets if r < k]
-            best = sum(1 / np.log2(p + 2) for p in range(min(k, len(targets))))
-            assert values[f"hr@{k}"][u] == bool(hits)
-            assert values[f"recall@{k}"][u] == len(hits) / len(targets)
-            assert values[f"ndcg@{k}"][u] == pytest.approx(
-                sum(1 / np.log2(r + 2) for r in hits) / best
-            )
-        assert values["mrr"][u] == pytest.approx(1 / (min(targets) + 1))
-    # In the integer type of the devices.
-    result = metrics.summarize(metrics.user_values(np.asarray([0, 9, 10, 300], np.int32)))
-    assert result["eval/hr@10"] == result["eval/recall@10"] == 0.5
-    assert result["eval/ndcg@10"] == pytest.approx((1 + 1 / np.log2(11)) / 4)
-    assert result["eval/mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 301) / 4)
-    assert result["eval/users"] == 4
-    with pytest.raises(ValueError, match="one target"):
-        metrics.user_values(np.asarray([[1, 2], [-1, -1]]))
-
-
-def test_intervals(monkeypatch):
-    rng = np.random.default_rng(0)
-    values = metrics.user_values(rng.integers(0, 40, 400), (10,))
-    found = metrics.intervals(values)
-    for name, value in values.items():
-        low, high = found[f"eval/{name}"]
-        error = 1.96 * value.std() / np.sqrt(value.size)
-        assert low == pytest.approx(value.mean() - error, abs=0.25 * error)
-        assert high == pytest.approx(value.mean() + error, abs=0.25 * error)
-    # Resamples do not depend on how many are held in memory at once.
-    monkeypatch.setattr(metrics, "_DRAWS", 3 * 400)
-    again = metrics.intervals(values)
-    for name, pair in found.items():
-        assert again[name] == pytest.approx(pair, rel=1e-12)
-
-
-def test_slices():
-    """Histories of one item are in the first slice."""
-    rank = np.asarray([0, 100, 0, 100, 0, 0])
-    values = metrics.user_values(rank, (10,))
-    found = metrics.by_length(values, np.asarray([1, 5, 6, 200, 201, 10_000]))
-    assert {n: v for n, v in found.items() if "hr@" in n} == {
-        "eval/length_1-5/hr@10": 0.5,
-        "eval/length_6-20/hr@10": 1.0,
-        "eval/length_51-200/hr@10": 0.0,
-        "eval/length_201+/hr@10": 1.0,
-    }
-    assert found["eval/length_1-5/users"] == 2
-    # Item 2 has half of the events, items 0 and 3 have the next 40%.
-    target = np.asarray([2, 0, 3, 1, 4, 99])
-    found = metrics.by_popularity(values, target, np.asarray([25, 10, 50, 15, 0]))
-    assert {n: v for n, v in found.items() if "users" in n} == {
-        "eval/target_head/users": 1,
-        "eval/target_middle/users": 2,
-        "eval/target_tail/users": 3,
-    }
-    assert found["eval/target_middle/hr@10"] == 0.5
-
-
-def test_coverage():
-    coverage = metrics.Coverage(4)
-    coverage.add(np.asarray([[0, 1, 2], [0, 1, -1]]))
-    coverage.add(np.asarray([[1, -1, -1]]))
-    assert coverage.summarize((1, 2, 3, 10)) == {
-        "eval/coverage@1": 0.5,
-        "eval/coverage@2": 0.5,
-        "eval/coverage@3": 0.75,
-        "eval/coverage@10": 0.75,
-    }
-
-
 @settings(max_examples=100, database=None)
 @given(problems())
 def test_popularity_baseline(problem):
@@ -241,15 +163,17 @@ def test_popularity_baseline(problem):
     counts = np.abs(vectors[:, :1]).astype(int)
     expected = expected_ranks(np.ones((len(target), 1), int), target, counts, seen)
     np.testing.assert_array_equal(
-        metrics.popularity_ranks(counts[:, 0], target, of_rows(seen)), expected
+        ranking_metrics.popularity_ranks(counts[:, 0], target, of_rows(seen)), expected
     )
     unseen = np.full_like(seen, -1)
     np.testing.assert_array_equal(
-        metrics.popularity_ranks(counts[:, 0], target),
-        metrics.popularity_ranks(counts[:, 0], target, of_rows(unseen)),
+        ranking_metrics.popularity_ranks(counts[:, 0], target),
+        ranking_metrics.popularity_ranks(counts[:, 0], target, of_rows(unseen)),
     )
     gone = np.full(len(target), len(counts))
-    assert (metrics.popularity_ranks(counts[:, 0], gone, of_rows(seen)) == len(counts)).all()
+    assert (
+        ranking_metrics.popularity_ranks(counts[:, 0], gone, of_rows(seen)) == len(counts)
+    ).all()
 
 
 @pytest.mark.slow
@@ -265,8 +189,8 @@ def test_public_evaluator_agrees():
     seen = rng.integers(0, items, (users, SEEN)).astype(np.int32)
     seen[seen == target[:, None]] = -1
     catalogue = put_items(vectors, mesh_of(2))
-    found = metrics.summarize(
-        metrics.user_values(np.asarray(ranks(queries, target, catalogue, of_rows(seen))))
+    found = ranking_metrics.summarize(
+        ranking_metrics.user_values(np.asarray(ranks(queries, target, catalogue, of_rows(seen))))
     )
     best = top_k(queries, catalogue, items, of_rows(seen))
     run = {
@@ -275,7 +199,7 @@ def test_public_evaluator_agrees():
     }
     relevant = {str(u): {str(item): 1} for u, item in enumerate(target)}
     names = {"mrr": "mrr"}
-    for k in metrics.CUTOFFS:
+    for k in ranking_metrics.CUTOFFS:
         names |= {
             f"hit_rate@{k}": f"hr@{k}",
             f"ndcg@{k}": f"ndcg@{k}",
