@@ -29,9 +29,9 @@ from step_parts import Parts
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, Pack, load
 from s2s_jax.model.transformer import compute_dtype
-from s2s_jax.training.batches import put_batch
 from s2s_jax.training.flops import peak_flops, step_flops
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 BATCHES = 8
 

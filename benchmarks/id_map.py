@@ -28,8 +28,8 @@ from s2s_jax.config import (
     TrainConfig,
 )
 from s2s_jax.embedding import claiming, id_keys, id_map, lookup
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 
 def keys_of(ids: np.ndarray) -> np.ndarray:

@@ -26,8 +26,8 @@ from s2s_jax.config import (
     TrainConfig,
     validate,
 )
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 ROWS, SEQ_LEN, ITEMS = 16, 128, 2_000
 # Large enough that events differ from the start; otherwise the first steps amplify any rounding error.

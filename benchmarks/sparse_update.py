@@ -19,7 +19,7 @@ import numpy as np
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding import exchange, lookup
 from s2s_jax.embedding.tables import TableSpec, init_table
-from s2s_jax.training.optimizer import apply_updates, make_optimizer
+from s2s_jax.training.step.optimizer import apply_updates, make_optimizer
 
 
 def make_step(spec: TableSpec, optimizer):

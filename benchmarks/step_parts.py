@@ -21,9 +21,9 @@ from s2s_jax.model import transformer
 from s2s_jax.model.attention import causal_attention, choose
 from s2s_jax.model.loss import Events, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
-from s2s_jax.training import optimizer as optimizers
-from s2s_jax.training.batches import unpack
-from s2s_jax.training.state import TrainState
+from s2s_jax.training.step import optimizer as optimizers
+from s2s_jax.training.step.batches import unpack
+from s2s_jax.training.step.state import TrainState
 
 
 def implementation(config: Config) -> str:

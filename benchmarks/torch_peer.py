@@ -57,7 +57,7 @@ class SparseTable:
 
     @torch.no_grad()
     def update(self, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01) -> None:
-        """One step of `s2s_jax.training.optimizer.sparse_row_adamw`."""
+        """One step of `s2s_jax.training.step.optimizer.sparse_row_adamw`."""
         self.steps += 1
         grad_UD, used_U = self.rows_UD.grad, self.used_U
         m_UD = self.m_RD[used_U].lerp_(grad_UD, 1 - beta1)

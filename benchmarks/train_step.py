@@ -36,8 +36,8 @@ import numpy as np
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig, validate
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 # item_id and timestamp, the first and the last, have the large tables.
 FEATURES = ("item_id", "cate_id", "behavior_id", "timestamp")

@@ -24,6 +24,7 @@ ORDER = [
     "model",
     "cluster",
     "runs",
+    "training.step",
     "training",
     "ranking",
     "reporting",

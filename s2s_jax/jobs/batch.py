@@ -27,7 +27,8 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.sharded import present
 from s2s_jax.errors import UserError
 from s2s_jax.model.loss import Events, pair_up
-from s2s_jax.training.batches import (
+from s2s_jax.training.item_source import ItemSource
+from s2s_jax.training.step.batches import (
     SEQUENCE,
     Batch,
     count_rows,
@@ -36,7 +37,6 @@ from s2s_jax.training.batches import (
     put_batch,
     unpack,
 )
-from s2s_jax.training.negatives import ItemSource
 
 # In `ShownBatch.target`: a position that is scored against no event.
 NO_TARGET = -1

@@ -6,7 +6,7 @@ from s2s_jax.config import Config
 from s2s_jax.config.settings import Items, Logs, Negatives, Split
 from s2s_jax.data.items.catalogue import items_of_training
 from s2s_jax.data.logs.index import FileIndex
-from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.item_source import ItemSource
 
 
 def make_item_source(config: Config, logs: Logs, index: FileIndex, mesh: Mesh) -> ItemSource | None:

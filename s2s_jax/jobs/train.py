@@ -34,16 +34,16 @@ from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.runs.run_dir import locked, write_config
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
-from s2s_jax.training import validation
-from s2s_jax.training.batches import put_batch
+from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.loop import Evaluate, Job, Loop, Progress
+from s2s_jax.training.item_source import ItemSource
+from s2s_jax.training.loop import Evaluate, Job, Loop, Start
 from s2s_jax.training.meters import Meters
-from s2s_jax.training.negatives import ItemSource
-from s2s_jax.training.schedule import Clock, Position, check_decay, clock_of
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import StepFunctions
+from s2s_jax.training.step.schedule import Clock, Position, check_decay, clock_of
+from s2s_jax.training.step.state import TrainState
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:
@@ -82,15 +82,15 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
         job, notes = _prepare(config, mesh, checkpoints)
     with contextlib.closing(job.reader), _memory_errors_explained(job):
         with stop.at_once():
-            progress = _start_or_continue(job, stop)
-            total_steps = progress.clock.end_step
+            start = _start_or_continue(job, stop)
+            total_steps = start.clock.end_step
             write_config(Path(config.train.output_dir), config)
-            _describe(job, progress, total_steps, notes)
-            if progress.done:
+            _describe(job, start, total_steps, notes)
+            if start.done:
                 return False
             evaluate = _evaluation(job)
-        with _make_writer(config.train, progress, total_steps) as writer:
-            return Loop(job, progress, total_steps, writer, stop, evaluate).run()
+        with _make_writer(config.train, start, total_steps) as writer:
+            return Loop(job, start, total_steps, writer, stop, evaluate).run()
 
 
 def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job, list[str]]:
@@ -138,17 +138,17 @@ def _make_reader(
 
 
 def _make_writer(
-    settings: TrainConfig, progress: Progress, total_steps: int
+    settings: TrainConfig, start: Start, total_steps: int
 ) -> contextlib.AbstractContextManager[Writer | None]:
     """A writer of metrics in the first process, None in the others."""
     if not hosts.is_first():
         return contextlib.nullcontext()
     return Writer(
         Path(settings.output_dir),
-        progress.step,
+        start.step,
         total_steps,
         settings.tensorboard,
-        progress.unwritten,
+        start.unwritten,
     )
 
 
@@ -170,7 +170,7 @@ def _evaluation(job: Job) -> Evaluate | None:
     return evaluate
 
 
-def _start_or_continue(job: Job, stop: Stop) -> Progress:
+def _start_or_continue(job: Job, stop: Stop) -> Start:
     """Continues from the newest complete checkpoint, or starts if there is none."""
     items = 0 if job.items is None else job.items.items
     meters = Meters(time_at_peak(job.config, job.mesh.size, items))
@@ -183,15 +183,15 @@ def _start_or_continue(job: Job, stop: Stop) -> Progress:
     return _continue(job, step, meters, plan, all_steps)
 
 
-def _start(job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int) -> Progress:
+def _start(job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int) -> Start:
     clock = clock_of(job.config.train, Position(0, all_steps, all_steps, 0.0), None)
     check_decay(job.config.lr, clock)
     state = stop.unless_stopped(job.functions(plan).init)
     assert state is not None, "a signal raises `Stopped` here"
-    return Progress(0, state, meters, plan, validation.Progress(job.config.eval), clock)
+    return Start(0, state, meters, plan, Evaluations(job.config.eval), clock)
 
 
-def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: int) -> Progress:
+def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: int) -> Start:
     """Restores the checkpoint of `step`, also into `meters`, `plan` and the reader."""
     saved = job.checkpoints.progress(step)
     _check_catalogue(job, saved)
@@ -206,8 +206,8 @@ def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: 
     unwritten = saved["unwritten"] if "unwritten" in saved else []
     lines = [*read_lines(Path(job.config.train.output_dir)), *unwritten]
     before = [line for line in lines if line["step"] <= step]
-    evaluations = validation.Progress(job.config.eval, before)
-    return Progress(step, state, meters, plan, evaluations, clock, unwritten)
+    evaluations = Evaluations(job.config.eval, before)
+    return Start(step, state, meters, plan, evaluations, clock, unwritten)
 
 
 def _continued_clock(job: Job, step: int, saved: Mapping[str, Any], all_steps: int) -> Clock:
@@ -271,13 +271,13 @@ def _end_step(settings: TrainConfig, reader: Reader, step: int) -> int:
     return min(end for end in ends if end is not None)
 
 
-def _describe(job: Job, progress: Progress, total_steps: int, notes: Sequence[str]) -> None:
+def _describe(job: Job, start: Start, total_steps: int, notes: Sequence[str]) -> None:
     """Prints the size of the run, and notes."""
 
     def count(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    params = progress.state.params
+    params = start.state.params
     hosts.say(
         f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
         f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "

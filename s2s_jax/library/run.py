@@ -22,7 +22,7 @@ from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.runs.one_error import hooks_put_back
 from s2s_jax.runs.steps import whole_steps
-from s2s_jax.training.validation import best_step
+from s2s_jax.training.evaluations import best_step
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

@@ -24,8 +24,8 @@ from s2s_jax.ranking.ranked_items import RankedItems, put_items
 from s2s_jax.ranking.ranking_metrics import MISSED
 from s2s_jax.ranking.ranks import ranks
 from s2s_jax.ranking.top_k import top_k
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions
+from s2s_jax.training.step.functions import StepFunctions
+from s2s_jax.training.step.state import TrainState
 
 
 class Lists(NamedTuple):

@@ -14,9 +14,9 @@ from s2s_jax.config import Config
 from s2s_jax.config.features import NO_ID
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.training.inference import Users
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions
+from s2s_jax.training.step.functions import StepFunctions
+from s2s_jax.training.step.inference import Users
+from s2s_jax.training.step.state import TrainState
 
 # Items that are encoded together by one device.
 _ITEMS = 4096

@@ -30,8 +30,8 @@ from s2s_jax.ranking import ranking_metrics
 from s2s_jax.ranking.candidates import make_candidates, returns
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.ranking_metrics import PREFIX
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions
+from s2s_jax.training.step.functions import StepFunctions
+from s2s_jax.training.step.state import TrainState
 
 # Lengths of the lists from which coverage is taken.
 _COVERAGE = (5, 10, 50)

@@ -9,10 +9,10 @@ from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.compatibility import check_config
+from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions, make_step_functions
-from s2s_jax.training.validation import chosen_step
+from s2s_jax.training.step.functions import StepFunctions, make_step_functions
+from s2s_jax.training.step.state import TrainState
 
 
 class Restored(NamedTuple):

@@ -14,7 +14,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.reporting.charts import Series
 from s2s_jax.runs.checkpoints import checkpoint_fingerprint
 from s2s_jax.runs.metrics_file import read_lines
-from s2s_jax.training.validation import Progress
+from s2s_jax.training.evaluations import Evaluations
 
 Line = dict[str, float]
 
@@ -75,7 +75,7 @@ def read_record(run_dir: Path, config: Config) -> Record:
         ) from error
     lines = sorted((line for line in lines if "step" in line), key=lambda line: line["step"])
     evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
-    best_step = Progress(config.eval, evaluations).best_step
+    best_step = Evaluations(config.eval, evaluations).best_step
     metric = f"eval/{config.eval.metric}"
     best = [line for line in evaluations if line["step"] == best_step and metric in line]
     saved, others = _saved(run_dir)

@@ -40,7 +40,7 @@ def _errors_only(logger_name: str) -> Iterator[None]:
 
 
 class State(Protocol):
-    """The trained state: a `training.state.TrainState`."""
+    """The trained state: a `training.step.state.TrainState`."""
 
     def saved_parts(self) -> dict[str, Any]:
         """The parts that are saved in a checkpoint, by name."""

@@ -15,8 +15,8 @@ from s2s_jax.cluster.mesh import DATA_AXIS
 from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
-from s2s_jax.training.optimizer import table_moments, with_table_moments
-from s2s_jax.training.state import TrainState
+from s2s_jax.training.step.optimizer import table_moments, with_table_moments
+from s2s_jax.training.step.state import TrainState
 
 _MAX_LOAD = 0.85
 _LAG = 2
@@ -48,7 +48,7 @@ class GrowthPlan:
         self._dropped = dict.fromkeys(self._tables, 0)
         self._due: dict[int, list[str]] = {}
 
-    def hear(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of `step` into account."""
         for name, table in self._tables.items():
             rows = int(metrics[f"table/{name}/rows"])

@@ -23,16 +23,17 @@ from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.skip_log import SkipLog
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
-from s2s_jax.training import growth, validation
-from s2s_jax.training.batches import put_stop
+from s2s_jax.training import growth
+from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.growth import Evictions, GrowthPlan
+from s2s_jax.training.item_source import ItemSource
 from s2s_jax.training.meters import Meters
-from s2s_jax.training.negatives import ItemSource
 from s2s_jax.training.pair_watch import PairWatch
 from s2s_jax.training.profile import Profile
-from s2s_jax.training.schedule import Clock
-from s2s_jax.training.state import TrainState
-from s2s_jax.training.step import StepFunctions, make_step_functions
+from s2s_jax.training.step.batches import put_stop
+from s2s_jax.training.step.functions import StepFunctions, make_step_functions
+from s2s_jax.training.step.schedule import Clock
+from s2s_jax.training.step.state import TrainState
 
 # From the functions and the state of now to a line of metrics of the validation events; what is done one
 # after the other goes through the last argument.
@@ -69,7 +70,7 @@ class Job(NamedTuple):
         return make_step_functions(self.config, self.mesh, plan.capacities_now(step), clock)
 
 
-class Progress(NamedTuple):
+class Start(NamedTuple):
     """Where a run stands.
 
     Attributes:
@@ -86,7 +87,7 @@ class Progress(NamedTuple):
     state: TrainState
     meters: Meters
     plan: GrowthPlan
-    evaluations: validation.Progress
+    evaluations: Evaluations
     clock: Clock
     unwritten: Sequence[dict[str, float]] = ()
 
@@ -103,7 +104,7 @@ class Loop:
     def __init__(
         self,
         job: Job,
-        progress: Progress,
+        start: Start,
         total_steps: int,
         writer: Writer | None,
         stop: Stop,
@@ -113,7 +114,7 @@ class Loop:
 
         Args:
           job: the parts of the run that stay.
-          progress: where it stands.
+          start: where it stands.
           total_steps: at which it ends.
           writer: of metrics; None in all processes but the first.
           stop: may ask for an end.
@@ -121,8 +122,8 @@ class Loop:
             nowhere.
         """
         self._job, self._total_steps, self._writer, self._stop = job, total_steps, writer, stop
-        self._step, self._state, self._meters, self._plan = progress[:4]
-        self._evaluations, self._clock = progress.evaluations, progress.clock
+        self._step, self._state, self._meters, self._plan = start[:4]
+        self._evaluations, self._clock = start.evaluations, start.clock
         self._place = job.reader.place
         self._evaluate = evaluate
         self._saved_step = self._step
@@ -271,8 +272,8 @@ class Loop:
         values = {name: _total(x) for name, x in jax.device_get(metrics).items()}
         _check_finite(step, values, self._job.checkpoints)
         self._agreed = self._agreed or bool(values["stop"])
-        self._plan.hear(step, values)
-        self._pairs.hear(step, values)
+        self._plan.update(step, values)
+        self._pairs.update(step, values)
         self._meters.add(values, waited)
         if self._writer is not None:
             self._writer.advance(step)
@@ -308,7 +309,7 @@ class Loop:
         line = {"step": self._step} | found
         if self._writer is not None:
             self._writer.write(line)
-        self._evaluations.hear(line)
+        self._evaluations.add(line)
         name = f"eval/{self._job.config.eval.metric}"
         hosts.say(
             f"step {self._step}: {name} {line[name]:.4f} of {line['eval/users']:,.0f} users, best at "

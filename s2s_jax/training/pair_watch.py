@@ -39,7 +39,7 @@ class PairWatch:
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._without = self._rows = self._skipped = 0
 
-    def hear(self, step: int, metrics: dict[str, float]) -> None:
+    def update(self, step: int, metrics: dict[str, float]) -> None:
         """Takes in the metrics of a step."""
         # Where padding is scored, there are pairs without any event.
         if metrics["pairs"] > 0 and metrics["tokens"] > 0:

@@ -6,7 +6,7 @@ import jax
 
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
-from s2s_jax.training.state import TrainState
+from s2s_jax.training.step.state import TrainState
 
 
 class Profile:

@@ -9,7 +9,7 @@ from jobs_of import job
 from pyarrow import orc
 
 from s2s_jax.config import LastEvents
-from s2s_jax.training.batches import put_batch
+from s2s_jax.training.step.batches import put_batch
 
 
 def evaluating(log, run_dir, grows=False, **settings):

@@ -13,7 +13,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.functions import make_step_functions
 
 
 def job(log: Path, run_dir: Path, **train_changes) -> Config:

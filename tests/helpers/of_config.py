@@ -31,7 +31,7 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.data.logs.orc import OrcFile
-from s2s_jax.training.negatives import ItemSource
+from s2s_jax.training.item_source import ItemSource
 
 
 def index(config: Config) -> FileIndex:

@@ -9,7 +9,7 @@ import small
 from jobs_of import job
 
 from s2s_jax.ranking.encode import item_vectors
-from s2s_jax.training.batches import put_batch
+from s2s_jax.training.step.batches import put_batch
 
 ROWS = 16
 

@@ -29,8 +29,8 @@ from s2s_jax.data.items.seen import distinct
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.ranking_metrics import MISSED, user_values
 from s2s_jax.reporting.shown_users import show_users
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 ITEMS, USERS = 30, 48
 

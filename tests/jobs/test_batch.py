@@ -19,7 +19,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs import train as training
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
 from s2s_jax.runs.checkpoints import Checkpoints
-from s2s_jax.training.batches import unpack
+from s2s_jax.training.step.batches import unpack
 
 BIG = 2**40
 USERS = 23

@@ -22,7 +22,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
-from s2s_jax.training.batches import ITEM_SHARE, unpack
+from s2s_jax.training.step.batches import ITEM_SHARE, unpack
 
 # Number of configurations that cover every value of every option.
 FEW = 6

@@ -10,8 +10,8 @@ import pytest
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 
 def run(config, arrays, steps, devices=1):

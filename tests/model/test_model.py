@@ -13,8 +13,8 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LossConfig
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.seq2seq import Seq2Seq
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 B, L = 3, small.SEQ_LEN
 

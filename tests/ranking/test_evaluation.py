@@ -30,8 +30,8 @@ from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.ranking.evaluation import Evaluator
 from s2s_jax.ranking.restored import restore
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 USERS = 90
 

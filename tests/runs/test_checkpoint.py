@@ -14,8 +14,8 @@ from saving import configured
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 ROWS = 16
 

@@ -18,7 +18,7 @@ from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.saved_tables import SavedTables
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.functions import make_step_functions
 
 NOBODY = 65534
 

@@ -16,10 +16,10 @@ from s2s_jax.config import (
     Pack,
     load,
 )
-from s2s_jax.training.batches import count_rows, put_batch
 from s2s_jax.training.flops import AtPeak, attention_flops, peak_flops, step_flops
 from s2s_jax.training.meters import Meters
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import count_rows, put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 
 def test_of_base():

@@ -22,10 +22,10 @@ from s2s_jax.embedding.tables import rows_of_buckets, table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.training import growth
-from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import max_load
-from s2s_jax.training.optimizer import table_moments, with_table_moments
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.optimizer import table_moments, with_table_moments
 
 
 def test_equals_a_table_with_a_row_for_each_id():
@@ -193,7 +193,7 @@ def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
     saved = plan.get_state() | {"dropped": {"item_id": 2**31 + 5 - 2**32}}
     plan.set_state(saved)
     numbers = {"rows": 100, "dropped": 2**31 + 5, "capacity": SMALLEST}
-    plan.hear(3, {f"table/item_id/{name}": x for name, x in numbers.items()})
+    plan.update(3, {f"table/item_id/{name}": x for name, x in numbers.items()})
     assert plan.full is None
 
 

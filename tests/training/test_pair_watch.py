@@ -52,10 +52,10 @@ def test_packing_that_leaves_each_user_one_event(tmp_path):
 def test_an_epoch_without_a_pair_ends_a_run(tmp_path):
     watch = PairWatch(tmp_path, None, step=0, steps_per_epoch=3, total_steps=100)
     for step, pairs in enumerate([0, 0, 5, 0, 0], 1):
-        watch.hear(step, metrics(pairs, examples=1, skipped=3))
+        watch.update(step, metrics(pairs, examples=1, skipped=3))
         assert watch.nothing is None
     assert not watch.none_yet
-    watch.hear(6, metrics(0, examples=1, skipped=3))
+    watch.update(6, metrics(0, examples=1, skipped=3))
     assert watch.nothing is not None
     assert "the 3 steps to step 6" in watch.nothing
     assert "9 rows could not be read; skipped.jsonl" in watch.nothing
@@ -64,7 +64,7 @@ def test_an_epoch_without_a_pair_ends_a_run(tmp_path):
 def test_the_end_of_a_continued_run_may_have_no_pair(tmp_path):
     watch = PairWatch(tmp_path, None, step=8, steps_per_epoch=5, total_steps=10)
     for step in (9, 10):
-        watch.hear(step, metrics(0))
+        watch.update(step, metrics(0))
     assert watch.nothing is None
     assert not watch.none_yet
 
@@ -73,5 +73,5 @@ def test_padding_alone_is_no_pair(tmp_path):
     """If padding is scored, pairs are counted even without events."""
     watch = PairWatch(tmp_path, None, step=0, steps_per_epoch=2, total_steps=10)
     for step in (1, 2):
-        watch.hear(step, metrics(20) | {"tokens": 0})
+        watch.update(step, metrics(20) | {"tokens": 0})
     assert watch.nothing is not None

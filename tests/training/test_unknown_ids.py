@@ -34,10 +34,10 @@ from s2s_jax.jobs.recommend import _Job
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
-from s2s_jax.training.batches import put_batch
 from s2s_jax.training.growth import GrowthPlan, doubled
-from s2s_jax.training.optimizer import state_of
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.optimizer import state_of
 
 ROWS, STEPS, IDS = 16, 3, 300
 LR = LRConfig(dense_lr=1e-2, sparse_lr=3e-3, clip_norm=1.0)

@@ -16,7 +16,7 @@ from s2s_jax.config.features import NO_ID
 from s2s_jax.config.settings import Split
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
-from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE, UNIFORM_SHARE
+from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE, UNIFORM_SHARE
 
 # Width of output that does not go to a terminal.
 _PIPE_WIDTH = 240

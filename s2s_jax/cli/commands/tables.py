@@ -22,8 +22,8 @@ from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.runs.saved_tables import SavedTables
 from s2s_jax.runs.steps import whole_steps
+from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
-from s2s_jax.training.validation import chosen_step
 
 _PERCENTILES = (1, 50, 99)
 # Rows whose norms are computed at once.

@@ -1,78 +1,33 @@
-"""Items of the catalogue as negatives, and how often items come up.
+"""Items of the catalogue as negatives, drawn on the host.
 
-Items are drawn on the host from (seed, step, device) alone, so a continued run draws the same.
+Draws depend on (seed, step, device) alone, so a continued run draws the same items.
 
-Shapes: I items, S items of one device, n devices, B rows, L positions, C columns of ids.
+Shapes: I items, S items of one device, n devices, K ids of a bag.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
-from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Items, Negatives
 from s2s_jax.data.batching.histories import ItemNumbers
 from s2s_jax.data.batching.order import integers
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_counts import codes_of
-from s2s_jax.model.loss import Pairs, Sampled
-from s2s_jax.training.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE, Batch
+from s2s_jax.training.step.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE
+from s2s_jax.training.step.negatives import PREFIX
 
-_PREFIX = "negatives:"
-# Keeps draws apart from those of the order of rows, which may have the same seed.
+# Keeps these draws apart from those of the order of rows, which may have the same seed.
 _DRAWS = int.from_bytes(b"drawn")
-
-
-def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
-    """What items show, once more for negatives that are drawn: they read the same tables."""
-    return tuple(
-        dataclasses.replace(f, name=_PREFIX + f.name, shard_name=f.table_name)
-        for f in items.item_side
-    )
-
-
-def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Ids of events, and those of negatives under their features' own names."""
-    events = {name: x for name, x in ids.items() if not name.startswith(_PREFIX)}
-    drawn = {name.removeprefix(_PREFIX): x for name, x in ids.items() if name.startswith(_PREFIX)}
-    return events, drawn
 
 
 def drawn_items(items: int, size: int, seed: int, step: int, device: int) -> np.ndarray:
     """int64 `[size]`: numbers of items that a device draws in a step, with replacement."""
     return integers(items, size, seed, _DRAWS, step, device)
-
-
-def with_log_q(
-    pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
-) -> tuple[Sampled | None, jax.Array | None]:
-    """Sampled candidates with log q, and log q of the pairs: how often each is expected to come up.
-
-    Args:
-      pairs: of this device, with shares where a correction is asked for.
-      sampled: candidates drawn from the catalogue; None: there are none.
-      batch: of this device, with the shares of what was drawn.
-      axis: inside `jax.shard_map`, the mesh axis over which all devices' pairs are candidates; None:
-        this device's own are.
-    """
-    if pairs.share_N is None:
-        return sampled, None
-    candidates = pairs.valid_N.sum(dtype=jnp.float32)
-    candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
-    # A batch may hold no pair; its logits need to be numbers all the same.
-    candidates = jnp.maximum(candidates, 1)
-    drawn = 0.0
-    if sampled is not None:
-        drawn = len(sampled.vectors_CE) * batch[UNIFORM_SHARE].reshape(())
-        share_C = batch[NEGATIVES_SHARE].reshape(-1)
-        sampled = sampled._replace(log_q_C=jnp.log(candidates * share_C + drawn))
-    return sampled, jnp.log(candidates * pairs.share_N + drawn)
 
 
 class ItemSource:
@@ -123,7 +78,7 @@ class ItemSource:
         return self._put(np.concatenate(chosen))
 
     def _put(self, chosen: np.ndarray) -> dict[str, jax.Array]:
-        arrays = {f"ids/{_PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
+        arrays = {f"ids/{PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
         if self._negatives.item_shares:
             arrays[NEGATIVES_SHARE] = self._share_I[chosen]
         if self._negatives.corrects:

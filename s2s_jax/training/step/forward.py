@@ -18,9 +18,9 @@ from s2s_jax.embedding.sharded import ShardedTables, present
 from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.model.transformer import compute_dtype
-from s2s_jax.training.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
-from s2s_jax.training.negatives import split_ids, with_log_q
-from s2s_jax.training.params import Tree
+from s2s_jax.training.step.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
+from s2s_jax.training.step.negatives import split_ids, with_log_q
+from s2s_jax.training.step.params import Tree
 
 
 def model_graph(config: Config) -> nnx.GraphDef:

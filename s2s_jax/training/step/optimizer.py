@@ -19,8 +19,8 @@ from s2s_jax.config import LRConfig
 from s2s_jax.embedding.exchange import RowGradients, Visit
 from s2s_jax.embedding.lookup import Arrays, read_rows, write_rows
 from s2s_jax.embedding.tables import NUM_SEGMENTS
-from s2s_jax.training.params import Params, Tree
-from s2s_jax.training.schedule import Clock, learning_rate
+from s2s_jax.training.step.params import Params, Tree
+from s2s_jax.training.step.schedule import Clock, learning_rate
 
 # A part of `Params`, and its place in the chain of `make_optimizer`, which clips first.
 Part = Literal["dense", "tables", "unknown"]

@@ -11,7 +11,7 @@ from s2s_jax.runs.metrics_file import read_lines
 _EVALUATIONS = 10
 
 
-class Progress:
+class Evaluations:
     """The evaluations of a run so far.
 
     Attributes:
@@ -28,9 +28,9 @@ class Progress:
         self._best = -1.0
         self._since_best = 0
         for line in lines:
-            self.hear(line)
+            self.add(line)
 
-    def hear(self, line: dict[str, float]) -> None:
+    def add(self, line: dict[str, float]) -> None:
         """Takes in a line of metrics.jsonl."""
         if self._name not in line:
             return
@@ -61,7 +61,7 @@ class Progress:
 def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int | None:
     """Of some checkpoints, that whose evaluation in metrics.jsonl was best; None if none has any."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
-    return Progress(settings, lines).best_step
+    return Evaluations(settings, lines).best_step
 
 
 def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: EvalConfig) -> int:

@@ -16,11 +16,11 @@ from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import Found, ShardedTables, with_default_rows
 from s2s_jax.model.loss import comparable
 from s2s_jax.model.seq2seq import Encoded
-from s2s_jax.training.batches import Batch, ids_of, unpack
-from s2s_jax.training.forward import Forward
-from s2s_jax.training.optimizer import table_moments
-from s2s_jax.training.params import default_rows
-from s2s_jax.training.state import TrainState
+from s2s_jax.training.step.batches import Batch, ids_of, unpack
+from s2s_jax.training.step.forward import Forward
+from s2s_jax.training.step.optimizer import table_moments
+from s2s_jax.training.step.params import default_rows
+from s2s_jax.training.step.state import TrainState
 
 
 class Users(NamedTuple):

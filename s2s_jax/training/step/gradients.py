@@ -15,9 +15,9 @@ from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import Found, with_default_rows
 from s2s_jax.model.loss import LossSums
 from s2s_jax.model.seq2seq import Encoded
-from s2s_jax.training.batches import Batch
-from s2s_jax.training.forward import Forward
-from s2s_jax.training.params import Params, Tree, default_rows
+from s2s_jax.training.step.batches import Batch
+from s2s_jax.training.step.forward import Forward
+from s2s_jax.training.step.params import Params, Tree, default_rows
 
 
 def gradients(

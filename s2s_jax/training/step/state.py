@@ -17,8 +17,8 @@ from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import Maps, ShardedTables
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.seq2seq import Seq2Seq
-from s2s_jax.training.item_stream import ItemStream, empty_stream
-from s2s_jax.training.params import Params
+from s2s_jax.training.step.item_stream import ItemStream, empty_stream
+from s2s_jax.training.step.params import Params
 
 
 class TrainState(NamedTuple):

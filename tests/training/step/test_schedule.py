@@ -12,9 +12,9 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Constant, Cosine, Linear, LRConfig, TrainConfig
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.training import optimizer
 from s2s_jax.training.loop import Loop
-from s2s_jax.training.schedule import Position, check_decay, clock_of, learning_rate
+from s2s_jax.training.step import optimizer
+from s2s_jax.training.step.schedule import Position, check_decay, clock_of, learning_rate
 
 ROWS = 960
 PEAK = 2.0

@@ -10,8 +10,8 @@ from s2s_jax.config import Constant, Cosine, Linear, LRConfig
 from s2s_jax.embedding import lookup
 from s2s_jax.embedding.exchange import RowGradients
 from s2s_jax.embedding.tables import TableSpec
-from s2s_jax.training.optimizer import apply_updates, make_optimizer, rows_norm, table_moments
-from s2s_jax.training.schedule import learning_rate
+from s2s_jax.training.step.optimizer import apply_updates, make_optimizer, rows_norm, table_moments
+from s2s_jax.training.step.schedule import learning_rate
 
 ROWS, WIDTH = 512, 6
 SPEC = TableSpec(name="t", buckets=ROWS, emb_dim=WIDTH, init_std=1.0, features=("f",))

@@ -1,114 +1,37 @@
-"""One pure train step: look up, encode, score, differentiate, update; and all pure functions of a job.
+"""One training step: looks up rows, encodes, scores, differentiates and updates.
 
 Shapes: A microbatches, B rows of one, L positions, K ids of a bag, E model width.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from s2s_jax.cluster import mesh as meshes
-from s2s_jax.config import Config
-from s2s_jax.config.settings import Items
 from s2s_jax.embedding.id_map import IdMap
 from s2s_jax.embedding.sharded import Found, ShardedTables, Stored
-from s2s_jax.model.seq2seq import Encoded
-from s2s_jax.training.batches import Batch, count_rows, ids_of, unpack
-from s2s_jax.training.forward import Forward, model_graph
-from s2s_jax.training.gradients import gradients
-from s2s_jax.training.inference import Inference, Users
-from s2s_jax.training.item_stream import ItemStream, with_stream_shares
-from s2s_jax.training.negatives import negative_features
-from s2s_jax.training.optimizer import (
+from s2s_jax.training.step.batches import Batch, count_rows, ids_of, unpack
+from s2s_jax.training.step.forward import Forward
+from s2s_jax.training.step.gradients import gradients
+from s2s_jax.training.step.item_stream import ItemStream, with_stream_shares
+from s2s_jax.training.step.optimizer import (
     Updates,
     apply_updates,
-    make_optimizer,
     rows_norm,
     table_moments,
     with_table_moments,
 )
-from s2s_jax.training.params import Params, default_rows
-from s2s_jax.training.schedule import Clock
-from s2s_jax.training.state import TrainState, initial_state, with_shardings
+from s2s_jax.training.step.params import Params, default_rows
+from s2s_jax.training.step.state import TrainState
 
 Metrics = dict[str, jax.Array]
 
 
-class StepFunctions(NamedTuple):
-    """The pure functions of a job, made by `make_step_functions`.
-
-    Attributes:
-      init: `() -> TrainState`, sharded from the start.
-      abstract: the state's shapes, types and shardings, for restoring.
-      train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
-      predict: `(state, batch) -> Encoded`, jitted, see `Inference.predict`.
-      user_vectors: `(state, batch) -> Users`, jitted, see `Inference.user_vectors`.
-      item_vectors: `(state, ids) -> f32 [B, E]`, jitted, see `Inference.item_vectors`.
-      items_trained: `(state, ids) -> bool [B]`, jitted, see `Inference.items_trained`.
-    """
-
-    init: Callable[[], TrainState]
-    abstract: TrainState
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    predict: Callable[[TrainState, Batch], Encoded]
-    user_vectors: Callable[[TrainState, Batch], Users]
-    item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
-    items_trained: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
-
-
-def make_step_functions(
-    config: Config,
-    mesh: Mesh,
-    capacities: Mapping[str, int] | None = None,
-    clock: Clock | None = None,
-) -> StepFunctions:
-    """Builds the train step of `config` over `mesh`.
-
-    Args:
-      config: the configuration.
-      mesh: the devices.
-      capacities: rows of the tables that grow; None: those they start with.
-      clock: of the run that takes steps, which learning rates follow.
-    """
-    seed = config.train.seed
-    tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)
-    # Negatives are looked up with the events.
-    drawn = () if config.loss.negatives == "in_batch" else negative_features(Items.of(config))
-    in_training = ShardedTables((*config.features, *drawn), config.tables, mesh, capacities, seed)
-    has_default_rows = any(spec.default_row for spec in tables.specs.values())
-    optimizer = make_optimizer(config.lr, has_default_rows, clock)
-    forward = Forward(config, model_graph(config), in_training, mesh)
-
-    def init() -> TrainState:
-        return initial_state(config, tables, optimizer)
-
-    fsdp = config.train.dense_sharding == "fsdp"
-    abstract = with_shardings(jax.eval_shape(init), tables.specs, mesh, fsdp)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    everywhere = meshes.replicated(mesh)
-    step = _Step(forward, tables, optimizer, shardings.params["dense"])
-    inference = Inference(forward, tables)
-    return StepFunctions(
-        init=jax.jit(init, out_shardings=shardings),
-        abstract=abstract,
-        train_step=jax.jit(
-            step.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
-        ),
-        predict=jax.jit(inference.predict),
-        user_vectors=jax.jit(inference.user_vectors, out_shardings=everywhere),
-        item_vectors=jax.jit(inference.item_vectors, out_shardings=everywhere),
-        items_trained=jax.jit(inference.items_trained, out_shardings=everywhere),
-    )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Step:
+class TrainStep:
     """The train step.
 
     Attributes:

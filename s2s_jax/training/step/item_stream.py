@@ -25,8 +25,8 @@ from s2s_jax.cluster.mesh import replicated
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.id_keys import EMPTY, is_there, keys_of, unique_keys
 from s2s_jax.embedding.sharded import present
-from s2s_jax.training.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
-from s2s_jax.training.negatives import split_ids
+from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
+from s2s_jax.training.step.negatives import split_ids
 
 # The keys of items have 64 random bits, enough for two cells, and for two more when scrambled again.
 ROWS = 4

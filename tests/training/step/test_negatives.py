@@ -15,9 +15,9 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import validate
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.negatives import drawn_items
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.item_source import drawn_items
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
 
 
 @pytest.fixture(scope="module")

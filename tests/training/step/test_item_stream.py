@@ -19,10 +19,10 @@ from sampling import ROWS, configured, expected_loss
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.jobs.train import train
-from s2s_jax.training import item_stream
-from s2s_jax.training.batches import put_batch
-from s2s_jax.training.item_stream import counted, empty_stream, item_keys, shares
-from s2s_jax.training.step import make_step_functions
+from s2s_jax.training.step import item_stream
+from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.item_stream import counted, empty_stream, item_keys, shares
 
 STREAM = {"log_q": "stream"}
 

@@ -1,0 +1,88 @@
+"""The pure functions of a job: the initial state, a training step, vectors of users and items."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from s2s_jax.cluster import mesh as meshes
+from s2s_jax.config import Config
+from s2s_jax.config.settings import Items
+from s2s_jax.embedding.sharded import ShardedTables
+from s2s_jax.model.seq2seq import Encoded
+from s2s_jax.training.step.batches import Batch
+from s2s_jax.training.step.forward import Forward, model_graph
+from s2s_jax.training.step.inference import Inference, Users
+from s2s_jax.training.step.negatives import negative_features
+from s2s_jax.training.step.optimizer import make_optimizer
+from s2s_jax.training.step.schedule import Clock
+from s2s_jax.training.step.state import TrainState, initial_state, with_shardings
+from s2s_jax.training.step.train_step import Metrics, TrainStep
+
+
+class StepFunctions(NamedTuple):
+    """The pure functions of a job, made by `make_step_functions`.
+
+    Attributes:
+      init: `() -> TrainState`, sharded from the start.
+      abstract: the state's shapes, types and shardings, for restoring.
+      train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
+      predict: `(state, batch) -> Encoded`, jitted, see `Inference.predict`.
+      user_vectors: `(state, batch) -> Users`, jitted, see `Inference.user_vectors`.
+      item_vectors: `(state, ids) -> f32 [B, E]`, jitted, see `Inference.item_vectors`.
+      items_trained: `(state, ids) -> bool [B]`, jitted, see `Inference.items_trained`.
+    """
+
+    init: Callable[[], TrainState]
+    abstract: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    predict: Callable[[TrainState, Batch], Encoded]
+    user_vectors: Callable[[TrainState, Batch], Users]
+    item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
+    items_trained: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
+
+
+def make_step_functions(
+    config: Config,
+    mesh: Mesh,
+    capacities: Mapping[str, int] | None = None,
+    clock: Clock | None = None,
+) -> StepFunctions:
+    """Builds the train step of `config` over `mesh`.
+
+    Args:
+      config: the configuration.
+      mesh: the devices.
+      capacities: rows of the tables that grow; None: those they start with.
+      clock: of the run that takes steps, which learning rates follow.
+    """
+    seed = config.train.seed
+    tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)
+    # Negatives are looked up with the events.
+    drawn = () if config.loss.negatives == "in_batch" else negative_features(Items.of(config))
+    in_training = ShardedTables((*config.features, *drawn), config.tables, mesh, capacities, seed)
+    has_default_rows = any(spec.default_row for spec in tables.specs.values())
+    optimizer = make_optimizer(config.lr, has_default_rows, clock)
+    forward = Forward(config, model_graph(config), in_training, mesh)
+
+    def init() -> TrainState:
+        return initial_state(config, tables, optimizer)
+
+    fsdp = config.train.dense_sharding == "fsdp"
+    abstract = with_shardings(jax.eval_shape(init), tables.specs, mesh, fsdp)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    everywhere = meshes.replicated(mesh)
+    step = TrainStep(forward, tables, optimizer, shardings.params["dense"])
+    inference = Inference(forward, tables)
+    return StepFunctions(
+        init=jax.jit(init, out_shardings=shardings),
+        abstract=abstract,
+        train_step=jax.jit(
+            step.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
+        ),
+        predict=jax.jit(inference.predict),
+        user_vectors=jax.jit(inference.user_vectors, out_shardings=everywhere),
+        item_vectors=jax.jit(inference.item_vectors, out_shardings=everywhere),
+        items_trained=jax.jit(inference.items_trained, out_shardings=everywhere),
+    )
