@@ -263,7 +263,7 @@ def test_the_metrics_of_evaluations_are_documented():
     found |= ranking_metrics.by_popularity(values, np.array([0, 1, 2]), np.array([50, 30, 20]))
     assert [key for key in found if not is_documented(key)] == []
     # And those that the evaluation itself adds.
-    source = (REPO / "s2s_jax" / "ranking" / "evaluation.py").read_text()
+    source = (REPO / "s2s_jax" / "ranking" / "tally.py").read_text()
     added = re.findall(r'\{PREFIX\}(\w+)"', source)
     assert len(added) >= 6
     assert [name for name in added if not is_documented(f"eval/{name}")] == []

@@ -346,6 +346,30 @@ class ShownHistory:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Which items may be recommended to a user, and in which order.
+
+    Attributes:
+      items: what an item is, and what it shows.
+      filter_seen: whether the items of a user's history are left out.
+      untrained: what becomes of items that were never trained; see `eval.untrained`.
+    """
+
+    items: Items
+    filter_seen: bool
+    untrained: Literal["keep", "last", "drop"]
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The ranking of `eval`."""
+        return cls(
+            items=Items.of(config),
+            filter_seen=config.eval.filter_seen,
+            untrained=config.eval.untrained,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Meaning:
     """What the columns of a log are taken for, to see whether they are it.
 

@@ -10,8 +10,9 @@ from s2s_jax.config.settings import Decoding, Logs, Split
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
-from s2s_jax.ranking.evaluation import Evaluation, Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
+from s2s_jax.ranking.tally import Evaluation
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -75,5 +76,5 @@ def evaluate(
     run = restore(config, mesh, checkpoint)
     index = index_files(Logs.of(config), Decoding.of(config))
     check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
-    found = Evaluator(config, mesh).evaluate(run.functions, run.state, split)
+    found = Evaluator(EvaluationSettings.of(config), mesh).evaluate(run.functions, run.state, split)
     return Evaluated(run.step, run.fingerprint, split, found)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, identity
-from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
+from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding.held_out import catalogue_cut
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
@@ -179,9 +179,8 @@ class _Job:
         numbers = ItemNumbers(catalogue.ids[config.loss.item_feature])
         users = config.eval.batch_size * mesh.size
         self._reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, users)
-        self._candidates = make_candidates(
-            run.functions, run.state, catalogue, config, mesh, filter_seen=not request.keep_seen
-        )
+        ranking = dataclasses.replace(Ranking.of(config), filter_seen=not request.keep_seen)
+        self._candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
         self.untrained_items = int((~self._candidates.trained_I).sum())
         self._run, self._mesh, self._index = run, mesh, index
         self._item = catalogue.item

@@ -27,7 +27,7 @@ from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.item_source import make_item_source
-from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.runs.checkpoints import Checkpoints
 from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.metrics_file import read_lines
@@ -159,7 +159,7 @@ def _evaluation(job: Job) -> Evaluate | None:
     """
     if job.config.eval.every_steps is None:
         return None
-    evaluator = Evaluator(job.config, job.mesh, job.config.eval.max_users)
+    evaluator = Evaluator(EvaluationSettings.of(job.config), job.mesh, job.config.eval.max_users)
     hosts.check_same({"the items of io.data_paths": evaluator.catalogue.fingerprint()})
 
     def evaluate(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from s2s_jax.config import Config
-from s2s_jax.config.settings import ShownHistory
+from s2s_jax.config.settings import Ranking, ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.library import plain_histories
@@ -61,7 +61,7 @@ class Ranker:
         numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
         self._encoder = HistoryEncoder(self._shown, numbers)
         self._candidates = make_candidates(
-            self._run.functions, self._run.state, catalogue, self._config, self._mesh
+            self._run.functions, self._run.state, catalogue, Ranking.of(self._config), self._mesh
         )
         self._catalogue = catalogue
 

@@ -204,9 +204,10 @@ class Run:
         run = self._restored
         files = index_files(Logs.of(self._config), Decoding.of(self._config)).files
         check_kinds(files, run.kinds, "as the run was trained with", self._config.features)
-        from s2s_jax.ranking.evaluation import Evaluator
+        from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 
-        found = Evaluator(self._config, self._mesh).evaluate(run.functions, run.state, split)
+        evaluator = Evaluator(EvaluationSettings.of(self._config), self._mesh)
+        found = evaluator.evaluate(run.functions, run.state, split)
         return Evaluated(run.step, found.metrics, found.intervals())
 
     def _items(self) -> Catalogue:

@@ -1,1 +1,1 @@
-"""Ranking all items for users, and evaluating the ranking."""
+"""Ranks the items of a catalogue for users, and evaluates the ranking."""

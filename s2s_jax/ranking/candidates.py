@@ -1,20 +1,20 @@
-"""The items that a user may be recommended, both for recommendation and for evaluation.
+"""The items that may be recommended to a user, for recommending and for evaluating.
 
-Since both use the same candidates, a target only counts as found if it could have been recommended. With
-`eval.filter_seen`, items of the history are never recommended, so a target among them is missed. Items
-that were never trained are ranked like others, last, or not at all (`eval.untrained`).
+Both use the same candidates, so evaluation counts a target as found only if it can be recommended. With
+`eval.filter_seen`, items of the history are not recommended, so a target among them counts as missed.
+`eval.untrained` says whether items that were never trained are ranked like others, last, or not at all.
 
 Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item.
 """
 
 import copy
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s2s_jax.config import Config
+from s2s_jax.config.settings import Ranking
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.seen import Seen
@@ -29,11 +29,11 @@ from s2s_jax.training.step.state import TrainState
 
 
 class Lists(NamedTuple):
-    """The best items of each user: see `top_k.Best`.
+    """The best items of each user; see `top_k.Best`.
 
     Attributes:
       index_UK: int32; -1 if fewer than K items are left.
-      score_UK: f32; -inf at these places.
+      score_UK: f32; -inf where `index_UK` is -1.
     """
 
     index_UK: np.ndarray
@@ -44,9 +44,9 @@ class _Group(NamedTuple):
     """Items that are ranked together.
 
     Attributes:
-      items: their vectors.
-      item_G: int32 items, ascending.
-      place_I: int32, the index of an item in the group; -1 if it is not in this group.
+      items: the vectors of these items.
+      item_G: int32, the items of the group, ascending.
+      place_I: int32, the index of each item in the group; -1 if it is not in the group.
     """
 
     items: RankedItems
@@ -58,8 +58,8 @@ class Candidates:
     """The items of a catalogue, ranked for batches of users.
 
     Attributes:
-      trained_I: bool, see `StepFunctions.items_trained`.
-      left_out_I: bool, items that are recommended to nobody.
+      trained_I: bool, whether an item was ever trained; see `StepFunctions.items_trained`.
+      left_out_I: bool, whether an item is recommended to nobody.
     """
 
     def __init__(
@@ -67,8 +67,7 @@ class Candidates:
         vectors_IE: np.ndarray,
         trained_I: np.ndarray,
         mesh: Mesh,
-        filter_seen: bool,
-        untrained: Literal["keep", "last", "drop"],
+        ranking: Ranking,
     ):
         """Puts the items on the devices.
 
@@ -76,36 +75,36 @@ class Candidates:
           vectors_IE: f32, the vector of each item of the catalogue.
           trained_I: bool, whether an item was ever trained.
           mesh: the devices.
-          filter_seen: whether items of the history are left out.
-          untrained: see `eval.untrained`.
+          ranking: which items may be recommended, and in which order.
 
         Raises:
           UserError: all items would be left out.
         """
         self.trained_I = trained_I
-        self.left_out_I = ~trained_I & (untrained == "drop")
+        self.left_out_I = ~trained_I & (ranking.untrained == "drop")
         if self.left_out_I.all():
             raise UserError(
-                f"eval.untrained: expected keep or last because none of the {len(trained_I):,} items of "
-                f"the catalogue was ever trained, found drop; or give the catalogue of the training log"
+                f"eval.untrained: expected keep or last, because none of the {len(trained_I):,} items "
+                f"of the catalogue was ever trained, found drop; or give the catalogue of the training "
+                f"log"
             )
-        self._filter_seen = filter_seen
-        # In the order in which they are recommended.
-        groups = [~self.left_out_I] if untrained != "last" else [trained_I, ~trained_I]
+        self._filter_seen = ranking.filter_seen
+        # The items of the first group are recommended before those of the second.
+        groups = [~self.left_out_I] if ranking.untrained != "last" else [trained_I, ~trained_I]
         self._groups = [_group(vectors_IE, member_I, mesh) for member_I in groups if member_I.any()]
 
     def filtering(self, filter_seen: bool) -> "Candidates":
-        """The same items, with items of the history left out or not."""
+        """Return the same candidates, with or without the items of the history."""
         other = copy.copy(self)
         other._filter_seen = filter_seen
         return other
 
     def seen(self, batch: Histories) -> Seen | None:
-        """The items that are not recommended to each user of a batch; None: there are none."""
+        """Return the items that are not recommended to each user of a batch; None if there are none."""
         return batch.seen if self._filter_seen else None
 
     def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
-        """The K best items that may be recommended to each user."""
+        """Return the K best items that may be recommended to each user."""
         found = None
         for group in self._groups:
             best = top_k(users_UE, group.items, k, _inside(group, self.seen(batch)))
@@ -120,10 +119,10 @@ class Candidates:
         return found
 
     def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
-        """int64 `[U]` ranks of the targets among these items, from 0.
+        """Return the int64 `[U]` ranks of the targets among these items, from 0.
 
         Items with the same score as the target rank before it. The rank is `MISSED` if the target cannot
-        be recommended, or if there is none.
+        be recommended or the user has no target.
         """
         rank_U = np.full(len(batch.target_U), MISSED)
         found_U = self.can_be_found(batch)
@@ -140,7 +139,7 @@ class Candidates:
         return rank_U
 
     def can_be_found(self, batch: Histories) -> np.ndarray:
-        """bool `[U]`: whether the target of a user may be recommended."""
+        """Return bool `[U]`: whether the target of a user may be recommended."""
         found_U = (batch.target_U >= 0) & ~self.left_out_I[batch.target_U]
         return found_U & ~returns(batch) if self._filter_seen else found_U
 
@@ -154,7 +153,7 @@ def _group(vectors_IE: np.ndarray, member_I: np.ndarray, mesh: Mesh) -> _Group:
 
 
 def _inside(group: _Group, seen: Seen | None) -> Seen | None:
-    """The pairs whose item is in the group, with its index there."""
+    """Return the pairs whose item is in the group, with the item's index in the group."""
     if seen is None:
         return None
     place_T = group.place_I[seen.item_T]
@@ -162,7 +161,7 @@ def _inside(group: _Group, seen: Seen | None) -> Seen | None:
 
 
 def _appended(first: Lists, second: Lists) -> Lists:
-    """Fills free places of the first lists with the second lists."""
+    """Fills the free places at the end of the first lists with the second lists."""
     index = np.concatenate([first.index_UK, second.index_UK], axis=1)
     score = np.concatenate([first.score_UK, second.score_UK], axis=1)
     order = np.argsort(index < 0, axis=1, kind="stable")[:, : first.index_UK.shape[1]]
@@ -170,7 +169,7 @@ def _appended(first: Lists, second: Lists) -> Lists:
 
 
 def returns(batch: Histories) -> np.ndarray:
-    """bool `[U]`: whether the target of a user is an item of the history."""
+    """Return bool `[U]`: whether the target of a user is an item of the history."""
     user_T, item_T = batch.seen
     again_U = np.zeros(len(batch.target_U), bool)
     again_U[user_T[item_T == batch.target_U[user_T]]] = True
@@ -181,25 +180,25 @@ def make_candidates(
     functions: StepFunctions,
     state: TrainState,
     catalogue: Catalogue,
-    config: Config,
+    ranking: Ranking,
     mesh: Mesh,
-    filter_seen: bool | None = None,
 ) -> Candidates:
-    """What may be recommended by a state.
+    """Return the candidates of a catalogue, with the vectors of a state.
 
     Args:
-      functions: over the state.
-      state: the state.
+      functions: the functions of the model.
+      state: the state on the devices.
       catalogue: the items.
-      config: the configuration.
+      ranking: which items may be recommended, and in which order.
       mesh: the devices.
-      filter_seen: instead of `eval.filter_seen`, unless None.
+
+    Raises:
+      UserError: all items would be left out.
     """
-    vectors_IE = item_vectors(functions, state, catalogue, config, mesh)
+    items = ranking.items
+    vectors_IE = item_vectors(functions, state, catalogue, items, mesh)
     trained = [
-        np.asarray(functions.items_trained(state, ids)) for ids in item_ids(catalogue, config, mesh)
+        np.asarray(functions.items_trained(state, ids)) for ids in item_ids(catalogue, items, mesh)
     ]
     trained_I = np.concatenate(trained)[: len(catalogue.item)]
-    if filter_seen is None:
-        filter_seen = config.eval.filter_seen
-    return Candidates(vectors_IE, trained_I, mesh, filter_seen, config.eval.untrained)
+    return Candidates(vectors_IE, trained_I, mesh, ranking)

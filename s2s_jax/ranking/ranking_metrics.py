@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from s2s_jax.data.batching.order import integers
-from s2s_jax.data.items.seen import Seen
 
 # The rank of a target that cannot be recommended: beyond any list, even of the whole catalogue.
 MISSED = np.iinfo(np.int64).max
@@ -187,30 +186,3 @@ class Coverage:
         Lists shorter than k count as they are.
         """
         return {f"{PREFIX}coverage@{k}": float((self.first_I < k).mean()) for k in cutoffs}
-
-
-def popularity_ranks(
-    count_I: np.ndarray, target_U: np.ndarray, seen: Seen | None = None
-) -> np.ndarray:
-    """int64 `[U]` ranks of the targets if the most popular items are recommended to everybody.
-
-    Args:
-      count_I: events of each item in training.
-      target_U: int target item of each user; an item outside the catalogue has rank I.
-      seen: items that do not count; the target is ranked even if it is one of them. None: all items
-        count.
-
-    Examples:
-      >>> popularity_ranks(np.array([5, 9, 7, 7]), target_U=np.array([1, 2, -1])).tolist()
-      [0, 2, 4]
-    """
-    count_I = np.asarray(count_I)
-    known_U = (target_U >= 0) & (target_U < count_I.size)
-    target_U = np.where(known_U, target_U, 0)
-    least_U = count_I[target_U]
-    rank_U = count_I.size - np.searchsorted(np.sort(count_I), least_U) - 1
-    if seen is not None:
-        user_T, item_T = seen
-        ahead_T = (count_I[item_T] >= least_U[user_T]) & (item_T != target_U[user_T])
-        rank_U = rank_U - np.bincount(user_T[ahead_T], minlength=len(target_U))
-    return np.where(known_U, rank_U, count_I.size)

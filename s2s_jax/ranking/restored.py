@@ -1,4 +1,4 @@
-"""A trained run, restored for evaluation, recommending and export."""
+"""Restores a checkpoint of a run for evaluating, recommending and reporting."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from s2s_jax.training.step.state import TrainState
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds, on the devices.
+    """A restored checkpoint.
 
     Attributes:
-      step: of the checkpoint.
-      fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
-      functions: over its state.
-      state: the state.
-      kinds: of the ids that it was trained with, see `features.entry_kinds`.
+      step: the step of the checkpoint.
+      fingerprint: the fingerprint of the checkpoint; see `Checkpoints.fingerprint`.
+      functions: the functions of the model.
+      state: the state on the devices.
+      kinds: the kind of ids of each feature in the training log; see `features.entry_kinds`.
     """
 
     step: int
@@ -39,14 +39,14 @@ def restore(
     """Restores a checkpoint of a run.
 
     Args:
-      config: of the run, which is checked.
-      mesh: the devices, which may be others than the run's.
-      checkpoint: "best" (by `eval.metric`, and the newest where nothing was evaluated), "newest", or a
-        step.
-      run_dir: its directory; None: `train.output_dir`.
+      config: the configuration, which must fit the run.
+      mesh: the devices; they may differ from those that the run was trained on.
+      checkpoint: "best" (by `eval.metric`; the newest if nothing was evaluated), "newest", or a step.
+      run_dir: the directory of the run; None: `train.output_dir`.
 
     Raises:
-      UserError: there is no such checkpoint, it cannot be read, or the run was another one's.
+      UserError: there is no such checkpoint, it cannot be read, or the configuration does not fit the
+        run.
     """
     run_dir = Path(config.train.output_dir) if run_dir is None else run_dir
     if not (run_dir / "checkpoints").is_dir():
@@ -65,7 +65,7 @@ def restore(
         functions = make_step_functions(config, mesh, plan.capacities_now())
         state = checkpoints.restore(step, functions.abstract)
         reader = saved["reader"] if "reader" in saved else {}
-        # Older checkpoints do not tell them.
+        # Older checkpoints do not have them.
         kinds = reader["kinds"] if "kinds" in reader else {}
         return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
     finally:

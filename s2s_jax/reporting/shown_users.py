@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.config.settings import Decoding, Items, Logs, ShownHistory, Split
+from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
@@ -142,7 +142,8 @@ class _Shower:
     def __init__(self, config: Config, run: Restored, catalogue: Catalogue, mesh: Mesh):
         self._split, self._run, self._mesh = Split.of(config), run, mesh
         self._item = catalogue.item
-        self._candidates = make_candidates(run.functions, run.state, catalogue, config, mesh)
+        ranking = Ranking.of(config)
+        self._candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
         """The first `users` of a batch."""

@@ -8,6 +8,7 @@ import of_config
 import small
 from jobs_of import job
 
+from s2s_jax.config.settings import Items
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.training.step.batches import put_batch
 
@@ -44,7 +45,9 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
     known = catalogue.item.to_pylist()
     vectors = np.empty((0, 0))
     if len(items) > 0:
-        vectors = item_vectors(functions, state, catalogue, config, mesh).astype(np.float64)
+        vectors = item_vectors(functions, state, catalogue, Items.of(config), mesh).astype(
+            np.float64
+        )
     length, seq_len = batch["length"], config.model.seq_len
     item = batch["ids"][..., 0]
 

@@ -20,7 +20,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.step.batches import ITEM_SHARE, unpack
 
@@ -69,7 +69,9 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
         return
     if config.eval.split is not None:
         run = restore(config, mesh, "newest")
-        found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
+        found = Evaluator(EvaluationSettings.of(config), mesh).evaluate(
+            run.functions, run.state, "test"
+        )
         assert all(math.isfinite(value) for value in found.metrics.values())
     recommends(config, directory, mesh)
 

@@ -20,7 +20,7 @@ from pyarrow import orc
 from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Pack, Truncate
-from s2s_jax.config.settings import Sequences
+from s2s_jax.config.settings import Items, Sequences
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
@@ -28,7 +28,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
-from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
@@ -55,7 +55,7 @@ def trained(log, tmp_path_factory):
 def test_against_numpy(trained, log, split):
     mesh = make_mesh(jax.devices()[:2])
     run = restore(trained, mesh, "newest")
-    evaluator = Evaluator(trained, mesh)
+    evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
     found = evaluator.evaluate(run.functions, run.state, split)
     ahead = 0 if split == "test" else 1
     rows = [row for row in rows_of(log) if len(row["item_id"]) >= 2 + ahead]
@@ -63,7 +63,7 @@ def test_against_numpy(trained, log, split):
     users = user_vector(trained, run, before, mesh)
     items = evaluator.catalogue.item.to_pylist()
     assert set(items) == {i for row in rows_of(log) for (i,) in row["item_id"]}
-    vectors = item_vectors(run.functions, run.state, evaluator.catalogue, trained, mesh)
+    vectors = item_vectors(run.functions, run.state, evaluator.catalogue, Items.of(trained), mesh)
     ranks = []
     for row, history, user in zip(rows, before, users, strict=True):
         target = row["item_id"][len(history["item_id"])][0]
@@ -85,7 +85,7 @@ def test_against_numpy(trained, log, split):
 
 
 def test_popularity_counts_only_what_training_sees(trained, log):
-    evaluator = Evaluator(trained, one_device())
+    evaluator = Evaluator(EvaluationSettings.of(trained), one_device())
     counts = {}
     for row in rows_of(log):
         for (item,) in row["item_id"][:-2]:
@@ -102,7 +102,9 @@ def test_results_do_not_depend_on_devices_or_batches(trained):
         )
         mesh = make_mesh(jax.devices()[:devices])
         run = restore(config, mesh, "newest")
-        found = Evaluator(config, mesh).evaluate(run.functions, run.state, "test")
+        found = Evaluator(EvaluationSettings.of(config), mesh).evaluate(
+            run.functions, run.state, "test"
+        )
         results.append(found.metrics)
     for other in results[1:]:
         assert other == pytest.approx(results[0], abs=1.5 / USERS)
@@ -314,7 +316,7 @@ def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
 
 def test_nothing_held_out_is_refused(log, tmp_path):
     with pytest.raises(UserError, match=r"eval\.split: expected last_events or by_time"):
-        Evaluator(job(log, tmp_path), one_device())
+        Evaluator(EvaluationSettings.of(job(log, tmp_path)), one_device())
 
 
 def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_path, monkeypatch):
@@ -348,7 +350,7 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
     run = restore(trained, mesh, "newest")
     catalogue = of_config.collect(trained)
     items = catalogue.item.to_pylist()
-    vectors = item_vectors(run.functions, run.state, catalogue, trained, mesh)
+    vectors = item_vectors(run.functions, run.state, catalogue, Items.of(trained), mesh)
     users = user_vector(trained, run, rows, mesh)
     for row, user, found, scores in zip(
         rows, users, table["items"].to_pylist(), table["scores"].to_pylist(), strict=True

@@ -24,11 +24,12 @@ from s2s_jax.cli.commands import report
 from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Items
 from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
-from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.charts import Chart, Series, figure, thinned
 from s2s_jax.reporting.markup import escaped
@@ -512,7 +513,8 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
     titles.write_text("".join(f"{i},Title of {i}\n" for i in range(300)))
     mesh = one_device()
     run = restore(trained, mesh)
-    evaluation = Evaluator(trained, mesh).evaluate(run.functions, run.state, "test")
+    evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
+    evaluation = evaluator.evaluate(run.functions, run.state, "test")
     told = {"step": run.step, "split": "test", "metrics": evaluation.metrics}
     told["intervals_95"] = evaluation.intervals()
     (run_dir / "evaluation_test_20.json").write_text(json.dumps(told))
@@ -578,7 +580,7 @@ def test_users_are_ranked_as_in_an_evaluation(trained, log):
     vectors = user_vector(trained, run, before, mesh)
     catalogue = of_config.collect(trained)
     items = catalogue.item.to_pylist()
-    item_vectors_IE = item_vectors(run.functions, run.state, catalogue, trained, mesh)
+    item_vectors_IE = item_vectors(run.functions, run.state, catalogue, Items.of(trained), mesh)
     for user, row, vector in zip(shown.users, chosen, vectors, strict=True):
         history = [i for (i,) in row["item_id"]]
         assert user.events == len(history)

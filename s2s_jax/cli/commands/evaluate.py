@@ -26,7 +26,7 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
 from s2s_jax.jobs.evaluate import Intervals, evaluate
-from s2s_jax.ranking.evaluation import Evaluation
+from s2s_jax.ranking.tally import Evaluation
 from s2s_jax.writing import replacing
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")

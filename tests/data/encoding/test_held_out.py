@@ -32,13 +32,14 @@ from s2s_jax.config import (
     load,
     validate,
 )
+from s2s_jax.config.settings import Items
 from s2s_jax.config.times import seconds_of
 from s2s_jax.data.encoding.held_out import Cut, TimeCut
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
-from s2s_jax.ranking.evaluation import Evaluator
+from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 
 DAY = 86_400
@@ -457,7 +458,7 @@ def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
     restored = restore(config, mesh, "newest")
     out = tmp_path / "result.json"
     arguments = ["--config", config_file(config, tmp_path), "--out", str(out)]
-    evaluator = Evaluator(config, mesh)
+    evaluator = Evaluator(EvaluationSettings.of(config), mesh)
     items = evaluator.catalogue.item.to_pylist()
     ends = [sum(t < 500 for (t,) in row["timestamp"]) for row in rows]
     trained_on = Counter(
@@ -465,7 +466,9 @@ def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
     )
     counts = dict(zip(items, evaluator._count_I.tolist(), strict=True))
     assert counts == trained_on
-    vectors = item_vectors(restored.functions, restored.state, evaluator.catalogue, config, mesh)
+    vectors = item_vectors(
+        restored.functions, restored.state, evaluator.catalogue, Items.of(config), mesh
+    )
     for split, begin, end in (("test", 700, 1000), ("validation", 500, 700)):
         wanted, unknown = [], 0
         for row in rows:
@@ -513,7 +516,7 @@ def test_both_protocols_count_users_whose_event_has_no_known_item(run):
     changed = dataclasses.replace(config.eval, split=LastEvents(events=1))
     leaving_one_out = dataclasses.replace(config, eval=changed)
     for users in (None, 17):
-        found = Evaluator(leaving_one_out, mesh, users).evaluate(
+        found = Evaluator(EvaluationSettings.of(leaving_one_out), mesh, users).evaluate(
             restored.functions, restored.state, "test"
         )
         missing = [not row["item_id"][-1] for row in rows][:users]

@@ -1,0 +1,142 @@
+"""Collects the ranks of users' targets, batch by batch, and computes the metrics of an evaluation.
+
+Shapes: U users of a batch, N users of all batches, I items, K items of a list.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from s2s_jax.data.batching.histories import Histories
+from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.ranking import ranking_metrics
+from s2s_jax.ranking.candidates import returns
+from s2s_jax.ranking.ranking_metrics import PREFIX
+
+# Coverage is computed for lists of these lengths.
+COVERAGE_CUTOFFS = (5, 10, 50)
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+      metrics: means over users, such as "eval/hr@10", also for slices of users and for the baselines.
+        In addition:
+        "eval/unknown_targets": the number of users who are left out because their target is not in the
+        catalogue;
+        "eval/returning_targets": the share of users whose target was in their history;
+        "eval/untrained_items" and "eval/untrained_targets": the share of the catalogue, and of the
+        targets, that was never trained;
+        "eval/unknown_items", if the item table grows: the share of the events shown to the model whose
+        item has no row;
+        "eval/shared_rows", if ids of items share rows of their table: the share of the log's events that
+        are about such ids.
+      values: the metrics of each user; see `ranking_metrics.user_values`.
+    """
+
+    metrics: dict[str, float]
+    values: dict[str, np.ndarray]
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Return 95% bootstrap intervals of the means over all users; this takes a while."""
+        return ranking_metrics.intervals(self.values)
+
+
+class Ranked(NamedTuple):
+    """A batch of users for whom the catalogue was ranked.
+
+    Attributes:
+      batch: the histories and the targets.
+      users: how many users at the beginning of the batch are evaluated.
+      rank_U: int64 ranks of the targets by the model, from 0.
+      baselines: int64 `[U]` ranks of the targets by each baseline, by its name.
+      best_UK: int32, the model's best items of each user; -1 where a list ends early.
+      unknown_U: int32, number of events shown to the model whose item has no row in its table.
+    """
+
+    batch: Histories
+    users: int
+    rank_U: np.ndarray
+    baselines: Mapping[str, np.ndarray]
+    best_UK: np.ndarray
+    unknown_U: np.ndarray
+
+
+class Tally:
+    """Sums up ranked batches.
+
+    Attributes:
+      users: number of users with a target in the catalogue, so far.
+      unknown_targets: number of users whose target is not in the catalogue, so far.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        count_I: np.ndarray,
+        trained_I: np.ndarray,
+        counts_unknown_items: bool,
+    ):
+        """Starts without users.
+
+        Args:
+          catalogue: the items that are ranked.
+          count_I: int64, events of each item in training.
+          trained_I: bool, whether an item was ever trained.
+          counts_unknown_items: whether the result has "eval/unknown_items".
+        """
+        self.users = 0
+        self.unknown_targets = 0
+        self._catalogue = catalogue
+        self._count_I = count_I
+        self._trained_I = trained_I
+        self._counts_unknown_items = counts_unknown_items
+        self._coverage = ranking_metrics.Coverage(len(catalogue.item))
+        self._ranks: list[np.ndarray] = []
+        self._baselines: dict[str, list[np.ndarray]] = {}
+        self._events: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
+        self._returning = 0
+        self._shown_events = 0
+        self._unknown_events = 0
+
+    def add(self, ranked: Ranked) -> None:
+        """Adds the users of a batch."""
+        batch = ranked.batch
+        chosen = np.flatnonzero(batch.target_U[: ranked.users] >= 0)
+        self.users += len(chosen)
+        self.unknown_targets += ranked.users - len(chosen)
+        self._coverage.add(ranked.best_UK[chosen])
+        self._ranks.append(ranked.rank_U[chosen])
+        for name, rank_U in ranked.baselines.items():
+            self._baselines.setdefault(name, []).append(rank_U[chosen])
+        self._events.append(batch.events_U[chosen])
+        self._targets.append(batch.target_U[chosen])
+        self._returning += int(returns(batch)[chosen].sum())
+        self._shown_events += int(batch.arrays["length"][chosen].sum())
+        self._unknown_events += int(ranked.unknown_U[chosen].sum())
+
+    def result(self) -> Evaluation:
+        """Return the evaluation of all users added; there must be at least one."""
+        values = ranking_metrics.user_values(np.concatenate(self._ranks))
+        target_N = np.concatenate(self._targets)
+        metrics = ranking_metrics.summarize(values)
+        metrics |= self._coverage.summarize(COVERAGE_CUTOFFS)
+        for name, ranks in self._baselines.items():
+            of_baseline = ranking_metrics.user_values(np.concatenate(ranks))
+            metrics |= ranking_metrics.summarize(of_baseline, f"{PREFIX}{name}/")
+        metrics |= ranking_metrics.by_length(values, np.concatenate(self._events))
+        metrics |= ranking_metrics.by_popularity(values, target_N, self._count_I)
+        metrics[f"{PREFIX}unknown_targets"] = self.unknown_targets
+        shared_events = self._catalogue.shared_events
+        if shared_events:
+            share = shared_events / int(self._catalogue.count_I.sum())
+            metrics[f"{PREFIX}shared_rows"] = share
+        metrics[f"{PREFIX}returning_targets"] = self._returning / self.users
+        metrics[f"{PREFIX}untrained_targets"] = float(1 - self._trained_I[target_N].mean())
+        metrics[f"{PREFIX}untrained_items"] = float(1 - self._trained_I.mean())
+        if self._counts_unknown_items:
+            metrics[f"{PREFIX}unknown_items"] = self._unknown_events / self._shown_events
+        return Evaluation(metrics, values)
