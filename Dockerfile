@@ -1,4 +1,4 @@
-# The image that launch/kubernetes.yaml names: this repository in /s2s_jax, and all that it needs.
+# The image for launch/kubernetes.yaml: this repository in /s2s_jax, with all dependencies.
 #   docker build -t s2s-jax .                                   # for CPUs
 #   docker build -t s2s-jax --build-arg EXTRA=cuda13 .          # for NVIDIA GPUs; cuda12 for older drivers
 #   docker run --rm -v /path/to/log:/data s2s-jax inspect /data
@@ -10,7 +10,7 @@ ARG EXTRA=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /s2s_jax
 
-# First what other packages it needs, which changes less often than the code: a layer of its own.
+# Dependencies change less often than the code, so they get a layer of their own.
 COPY pyproject.toml README.md ./
 COPY constraints constraints
 COPY s2s_jax/version.py s2s_jax/version.py
@@ -19,7 +19,7 @@ RUN python -m pip install \
       --editable ".[convert${EXTRA:+,$EXTRA}]"
 
 COPY . .
-# So that users who may not write here do not compile it at every start.
+# Users without write permission here could not cache the compiled files.
 RUN python -m compileall -q s2s_jax
 
 ENTRYPOINT ["python", "-m", "s2s_jax"]
