@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# N processes of one job on this machine, with one GPU each or, without GPUs, with CPU devices:
+# Starts one job of N processes on this machine. Each process gets one GPU or, without GPUs, CPU devices:
 #   launch/local.sh 2 --config configs/base.py --io.data_paths /path/to/log
-# Relative paths start from the current directory. CUDA_VISIBLE_DEVICES: the GPUs to use. RESTARTS=3: starts
-# the job again, at most this many times, if it ends with 75 although this script was not stopped (for example
-# after a process was lost). DEVICES=2: CPU devices per process. PYTHON: the interpreter. PATIENCE=60: when a
-# process has failed, the others must end within this many seconds.
+# Relative paths start from the current directory. Environment variables:
+#   CUDA_VISIBLE_DEVICES  the GPUs to use
+#   DEVICES=2             the number of CPU devices per process
+#   PYTHON                the Python interpreter
+#   RESTARTS=3            restarts the job at most this many times if it exits with 75 although this script was not
+#                         stopped, for example after a process was killed
+#   PATIENCE=60           when a process has failed, the others must exit within this many seconds
 set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -17,15 +20,15 @@ processes=${1:-}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES --config FILE [--section.key value ...]"
 shift
 python=${PYTHON:-$([[ -x $home/.venv/bin/python ]] && echo "$home/.venv/bin/python" || echo python)}
-command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to the interpreter that s2s_jax is installed for"
+command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to an interpreter that has s2s_jax installed"
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 restarts=${RESTARTS:-0}
 patience=${PATIENCE:-60}
 [[ $restarts =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a whole number, found $restarts"
 [[ $patience =~ ^[0-9]+$ ]] || fail "PATIENCE: expected a whole number of seconds, found $patience"
 
-# The GPUs, one for each process, and the variable that assigns them. Without GPUs, processes use CPU devices,
-# or what JAX_PLATFORMS says.
+# The GPUs, one per process, and the variable that assigns them. Without GPUs, processes use CPU devices or the
+# platform that JAX_PLATFORMS names.
 gpus=() visible=CUDA_VISIBLE_DEVICES
 if [[ ${JAX_PLATFORMS:-} == *rocm* ]]; then visible=ROCR_VISIBLE_DEVICES; fi
 if [[ ${JAX_PLATFORMS:-} =~ cuda|gpu|rocm ]] || { [[ -z ${JAX_PLATFORMS:-} ]] && command -v nvidia-smi >/dev/null; }; then
@@ -38,7 +41,7 @@ if [[ ${JAX_PLATFORMS:-} =~ cuda|gpu|rocm ]] || { [[ -z ${JAX_PLATFORMS:-} ]] &&
   fi
 fi
 if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)); then
-  fail "$processes processes need a GPU each, and there are ${#gpus[@]} (${gpus[*]});" \
+  fail "$processes processes need a GPU each, but there are ${#gpus[@]} (${gpus[*]});" \
     "start fewer, or set JAX_PLATFORMS=cpu"
 fi
 
@@ -83,8 +86,8 @@ start() {
   exec "$python" -m s2s_jax.train "$@"
 }
 
-# For finding the worst exit code: a mistake (2), a loss that is not finite (3) or a crash (1) ranks above
-# "start again" (75), and that above death by a signal, after which the other processes end with 75.
+# Ranks exit codes, to find the worst. A mistake (2), a loss that is not finite (3) or a crash (1) ranks above
+# "start again" (75), and 75 above death by a signal, because the other processes then exit with 75.
 rank() {
   if (($1 == 0)); then echo 0; elif (($1 > 128)); then echo 1; elif (($1 == 75)); then echo 2; else echo 3; fi
 }
@@ -119,7 +122,7 @@ run_once() {
     if ((worst != 0 && ${#pids[@]} > 0)); then
       deadline=${deadline:-$((SECONDS + patience))}
       if ((SECONDS >= deadline)); then
-        echo "launch/local.sh: a process ended with $worst, and others did not within $patience s: killed" >&2
+        echo "launch/local.sh: a process exited with $worst, and the others did not within $patience s: killing them" >&2
         signal_all KILL
       fi
     fi
@@ -133,5 +136,5 @@ while :; do
   run_once "$@" || code=$?
   if ((code != 75 && code <= 128 || restarts == 0)) || [[ -n $stopped ]]; then exit "$code"; fi
   restarts=$((restarts - 1))
-  echo "launch/local.sh: ended with $code, starting again, $restarts restarts left" >&2
+  echo "launch/local.sh: the job exited with $code; starting it again, $restarts restarts left" >&2
 done
