@@ -108,7 +108,7 @@ def measure(config: Config, steps: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=20, help="in each round")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments, overrides = parser.parse_known_args()
     config = load(arguments.config, overrides)
@@ -117,7 +117,7 @@ def main() -> None:
     packs = isinstance(config.io.sequences, Pack)
     if config.loss.negatives != "in_batch" or config.loss.corrects or packs:
         parser.error(
-            "no log is read: no loss.negatives but in_batch, no loss.log_q, no io.sequences pack"
+            "expected in_batch negatives, no log-Q and no packing, because this reads no log"
         )
     measure(config, arguments.steps, arguments.rounds)
 

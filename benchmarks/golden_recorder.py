@@ -1,6 +1,6 @@
-"""A pytest plugin for `short_runs.golden`: writes the numbers that the golden tests compute.
+"""A pytest plugin for `short_runs.golden`, which writes the numbers that the golden tests compute.
 
-These tests start from given weights, which no command can do.
+The golden tests start from given weights. No command can do this.
 """
 
 import json
@@ -15,7 +15,7 @@ OUT = "SAME_NUMBERS_GOLDEN_OUT"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Makes the function `run` of each collected module write its results."""
+    """Wraps the function `run` of each collected module, so that it also writes its results."""
     modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
     for module in modules:
         assert isinstance(module, ModuleType)

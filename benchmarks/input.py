@@ -126,7 +126,7 @@ def compare(
     cores = sorted(os.sched_getaffinity(0))
     for threads in (1, 2):
         if len(cores) < threads:
-            print(f"{threads} threads need as many cores, here is {len(cores)}")
+            print(f"{threads} threads need {threads} cores, found {len(cores)}; skipped")
             continue
         os.sched_setaffinity(0, cores[:threads])
         jobs: dict[str, Callable[[], None]] = {"raw": lambda t=threads: read_raw(directory, t)}

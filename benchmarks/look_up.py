@@ -115,7 +115,7 @@ def main() -> None:
     )
     for name, rounds in taken.items():
         for kind in rounds[0]:
-            # Ids get their rows in the first rounds, which are left out.
+            # Ids get their rows in the first rounds, which are not counted.
             median = statistics.median(each[kind] for each in rounds[BATCHES:])
             rate = arguments.ids / median / 1e3
             print(f"  {name}, {kind:10} {median:9.3f} ms   {rate:9.1f} million ids/s")

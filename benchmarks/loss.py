@@ -151,7 +151,7 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"{device.platform} {device.device_kind}, medians of {arguments.rounds} rounds in turn")
     if torch is None:
-        print("PyTorch is not installed: left out")
+        print("PyTorch is not installed; skipped")
     for pairs in arguments.pairs:
         for width in arguments.width:
             measure(pairs, width, arguments.dtype, arguments.rounds)

@@ -54,7 +54,7 @@ def read_events(log: Path, column: str) -> pd.DataFrame:
 
 
 def fit(events: pd.DataFrame, loss: str, minutes: float, seed: int) -> SASRecModel:
-    """Fits to all events but each user's last two."""
+    """Fits the model to all events except the last two of each user."""
 
     def trainer() -> pl.Trainer:
         return pl.Trainer(
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log", type=Path)
     parser.add_argument("--item_column", default="item_id")
-    parser.add_argument("--loss", default="softmax", help="softmax, BCE, gBCE, sampled_softmax")
+    parser.add_argument("--loss", default="softmax", help="softmax, BCE, gBCE or sampled_softmax")
     parser.add_argument("--minutes", type=float, default=36)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()

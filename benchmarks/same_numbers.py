@@ -1,17 +1,17 @@
-"""The proof that a refactoring changes no number: short runs, recorded before and compared after.
+"""Checks that a refactoring changes no number: records short runs before it, and compares them after it.
 
     python benchmarks/same_numbers.py record before.json --keep before_runs     # in the old checkout
     python benchmarks/same_numbers.py compare before.json --continue-from before_runs   # in the new one
 
-Trains, evaluates and recommends on the CPU, through the commands alone, and collects every number that
-they write except times and rates. `compare` asks for equal numbers, to the last bit, and exits with 1
-if one differs. With --continue-from it also copies the runs that `record` kept, takes their later
-checkpoints away, and continues them with the present code. Recording takes about 11 minutes on 2 cores
-that are busy with other things, too, comparing and continuing about 14; --runs names the runs to take.
+Trains, evaluates and recommends on the CPU with the commands, and collects every number that they write
+except times and rates. `compare` expects numbers that are equal to the last bit, and exits with 1 if one
+differs. With --continue-from it also copies the runs that `record` kept, deletes their later
+checkpoints, and continues them with the present code. On 2 cores that other programs use too, recording
+takes about 11 minutes, and comparing and continuing about 14. --runs chooses the runs.
 
-The numbers depend on the processor, the count of its cores and the version of jaxlib, so a recording
-says what it was made with, and another machine needs another one. MovieLens-1M is looked for where
-`configs/ml1m.py` looks for it. `short_runs.py` has the runs.
+The numbers depend on the processor, the number of cores and the version of jaxlib, so a recording
+contains these, and each machine needs its own recording. MovieLens-1M is read from the place where
+`configs/ml1m.py` expects it. The runs are defined in `short_runs.py`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from short_runs import CONTINUED, RUNS, Checkout, Failed, Missing, Numbers, cont
 
 
 def machine() -> dict[str, str]:
-    """What numbers depend on besides the code."""
+    """Return what the numbers depend on besides the code."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -42,23 +42,23 @@ def machine() -> dict[str, str]:
 
 
 def attempt(title: str, run: Callable[[], Numbers]) -> Numbers | None:
-    """The numbers of a run; None if it needs what is not here, which is told.
+    """Return the numbers of a run; None, with a message, if its data is not on this machine.
 
     Raises:
-      Failed: one of its commands failed.
+      Failed: a command of the run failed.
     """
     begun = time.perf_counter()
     try:
         numbers = run()
     except Missing as missing:
-        print(f"{title}: left out: {missing}", flush=True)
+        print(f"{title}: skipped: {missing}", flush=True)
         return None
     print(f"{title}: {len(numbers)} numbers in {time.perf_counter() - begun:.0f} s", flush=True)
     return numbers
 
 
 def record(checkout: Checkout, names: list[str], file: Path) -> None:
-    """Writes the numbers of the runs called `names`.
+    """Runs `names` and writes their numbers to `file`.
 
     Raises:
       Failed: a command failed.
@@ -72,7 +72,7 @@ def record(checkout: Checkout, names: list[str], file: Path) -> None:
 
 
 def differences(before: Numbers, now: Numbers) -> list[str]:
-    """A sentence for each number that is not the same, in the order of `before`."""
+    """Return a sentence for each number that differs, in the order of `before`."""
     found = []
     for name in before | now:
         was = before[name] if name in before else "nothing"
@@ -83,7 +83,7 @@ def differences(before: Numbers, now: Numbers) -> list[str]:
 
 
 def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool | None:
-    """Says whether a run gives the numbers of `before`; None if it cannot be run here."""
+    """Whether a run gives the numbers of `before`; None if it cannot run on this machine."""
     try:
         now = attempt(title, run)
     except Failed as failed:
@@ -92,19 +92,19 @@ def compare_run(title: str, before: Numbers, run: Callable[[], Numbers]) -> bool
     if now is None:
         return None
     different = differences(before, now)
-    told = f"; the first: {different[0]}" if different else ""
+    first = f"; the first: {different[0]}" if different else ""
     compared = len(before | now)
-    print(f"{title}: {compared} compared, {len(different)} differ{told}", flush=True)
+    print(f"{title}: {compared} compared, {len(different)} differ{first}", flush=True)
     return not different
 
 
 def compare(checkout: Checkout, names: list[str], file: Path, kept: Path | None) -> bool:
-    """Runs again what `file` has of `names`; True if something could be compared and nothing differs."""
+    """Repeats the runs `names` that are in `file`; True if numbers were compared and none differs."""
     recorded = json.loads(file.read_text())
     here = machine()
     for name, was in recorded["machine"].items():
         if here[name] != was:
-            print(f"{name} was {was} and is {here[name]}: numbers may differ because of that")
+            print(f"{name} was {was} and is {here[name]}, so numbers may differ")
     results = []
     for name in names:
         if name not in recorded["runs"]:
@@ -122,7 +122,7 @@ def compare(checkout: Checkout, names: list[str], file: Path, kept: Path | None)
     if not compared:
         print("nothing was compared")
     else:
-        print("all that was compared is the same" if all(compared) else "NOT the same")
+        print("all compared numbers are equal" if all(compared) else "some numbers DIFFER")
     return bool(compared) and all(compared)
 
 
@@ -133,10 +133,16 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("action", choices=("record", "compare"))
-    parser.add_argument("file", type=Path, help="JSON file of numbers")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
-    parser.add_argument("--keep", type=Path, help="of record: where run directories are kept")
-    parser.add_argument("--continue-from", type=Path, help="of compare: runs that record kept")
+    parser.add_argument("file", type=Path, help="the JSON file of the recorded numbers")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        choices=RUNS,
+        default=list(RUNS),
+        help="the runs to record or compare (default: all)",
+    )
+    parser.add_argument("--keep", type=Path, help="record: a new directory for the runs")
+    parser.add_argument("--continue-from", type=Path, help="compare: a directory that record kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if args.action == "compare":
@@ -146,7 +152,7 @@ def main() -> None:
             return
         work = Path(temporary) if args.keep is None else args.keep.resolve()
         if args.keep is not None and work.exists():
-            # Runs that are in it would be continued, not made.
+            # Runs in an old directory would be continued instead of repeated.
             parser.error(f"--keep: expected a new directory, found {work}")
         work.mkdir(parents=True, exist_ok=True)
         try:

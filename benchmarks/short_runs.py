@@ -1,7 +1,7 @@
 """The short runs whose numbers `same_numbers.py` records and compares.
 
-Each goes through the commands alone, so that code may move behind them. Keys and commands that have been
-renamed are given in the form that the checkout knows.
+Each run uses only the commands, so that it works in checkouts whose modules differ. For keys and
+commands that have been renamed, it uses the names that the checkout has.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ import pyarrow.parquet as pq
 REPO = Path(__file__).resolve().parents[1]
 DATA = Path(os.getenv("S2S_JAX_DATA", str(REPO.parent / "shared" / "data")))
 QUICKSTART = REPO / "configs" / "quickstart.py"
-# Of a line of metrics.jsonl, what depends on how busy the machine is.
+# The values of a line of metrics.jsonl that depend on how busy the machine is.
 TIMES = {"examples_per_sec", "tokens_per_sec", "step_ms", "input_wait_ms", "mfu"}
 
-# What a run wrote, by name: a number, or the digest of many.
+# The results of a run, by name: a number, or the digest of many numbers.
 Numbers = dict[str, float | str]
 Flags = dict[str, object]
 
 
 class Failed(Exception):
-    """A command did not do what it should."""
+    """A command failed."""
 
 
 class Missing(Exception):
-    """What a run needs is not on this machine."""
+    """The data that a run needs is not on this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Renamed:
     """Settings whose keys were renamed.
 
     Attributes:
-      old: by their old keys.
-      new: the same by their new ones.
+      old: the settings with their old keys.
+      new: the same settings with their new keys.
     """
 
     old: Flags
@@ -70,11 +70,11 @@ CROPPED = Renamed(
     {"io.windows": 3, "io.windows_per_epoch": 1},
     {"io.sequences": "crop", "io.sequences.windows": 3},
 )
-LOG_Q_OF_STREAM = Renamed(
+LOG_Q_STREAM = Renamed(
     {"loss.log_q": True, "loss.log_q_from": "stream"},
     {"loss.log_q": "stream"},
 )
-LOG_Q_OF_CATALOGUE = Renamed(
+LOG_Q_CATALOGUE = Renamed(
     {"loss.log_q": True, "loss.log_q_from": "catalogue"},
     {"loss.log_q": "catalogue"},
 )
@@ -82,8 +82,8 @@ COSINE = Renamed(
     {"lr.decay": "cosine", "lr.decay_steps": 28, "lr.final_ratio": 0.1},
     {"lr.decay": "cosine", "lr.decay.steps": 28, "lr.decay.final_ratio": 0.1},
 )
-# One whose ids wait until they come again and are forgotten soon; and one of so many ids that it grows
-# once and is then full.
+# In the first table, ids wait for their second sighting and are soon evicted. The second has so many
+# ids that it grows once and is then full.
 _TABLES = {
     "item_id": {
         "init_std": 0.02,
@@ -103,10 +103,10 @@ GROWING = Renamed(
 
 
 class Checkout:
-    """The commands of this checkout, run one after the other.
+    """Runs the commands of this checkout.
 
     Attributes:
-      work: directory for all that they write.
+      work: the directory for the files that they write.
     """
 
     def __init__(self, work: Path):
@@ -125,7 +125,7 @@ class Checkout:
         """Runs a command.
 
         Raises:
-          Failed: it did not exit with 0.
+          Failed: the command did not exit with 0.
         """
         done = subprocess.run(
             command,
@@ -136,15 +136,15 @@ class Checkout:
             check=False,
         )
         if done.returncode:
-            told = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-            raise Failed(f"{' '.join(command)} exited with {done.returncode}:\n{told}")
+            last_lines = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+            raise Failed(f"{' '.join(command)} exited with {done.returncode}:\n{last_lines}")
 
-    def door(self, module: str, *arguments: str) -> None:
+    def run_module(self, module: str, *arguments: str) -> None:
         """Runs `python -m module`."""
         self.call(sys.executable, "-m", module, *arguments)
 
-    def words(self, config: Path, *settings: Flags | Renamed) -> list[str]:
-        """Arguments that say `settings`, by the keys that this checkout knows."""
+    def arguments(self, config: Path, *settings: Flags | Renamed) -> list[str]:
+        """Return arguments for `settings`, with the keys that this checkout has."""
         flags: Flags = {}
         for setting in settings:
             if isinstance(setting, Renamed):
@@ -155,7 +155,7 @@ class Checkout:
         return ["--config", str(config), *words]
 
     def _knows(self, flags: Flags) -> bool:
-        """Whether the help of training tells of all these keys."""
+        """Whether the help of training lists all these keys."""
         if not self._help:
             self._help = subprocess.run(
                 [sys.executable, "-m", "s2s_jax.train", "--config", str(QUICKSTART), "--help"],
@@ -165,28 +165,28 @@ class Checkout:
                 text=True,
                 check=True,
             ).stdout
-        told = set(self._help.split())
-        # `loss.log_q` is old and new; what came with it is old alone.
-        return all(f"--{key}" in told for key in flags)
+        listed = set(self._help.split())
+        # `loss.log_q` is both an old and a new key, but `loss.log_q_from` is only an old one.
+        return all(f"--{key}" in listed for key in flags)
 
     def log(self) -> Path:
-        """The quickstart's log, made when it is first asked for.
+        """Return the directory of the quickstart's log, after making the log if it is missing.
 
         Raises:
-          Failed: no command makes it.
+          Failed: none of the commands made it.
         """
         log = self.work / "log"
         if log.exists():
             return log
-        doors = (
+        modules = (
             ["s2s_jax", "synthesize"],
             ["s2s_jax.data.logs.synthesize"],
             ["s2s_jax.data.synthesize"],
         )
         failures = []
-        for door in doors:
+        for module in modules:
             try:
-                self.door(*door, "--out", str(log))
+                self.run_module(*module, "--out", str(log))
             except Failed as failed:
                 failures.append(str(failed))
             if (log / "part-0.orc").exists():
@@ -195,7 +195,7 @@ class Checkout:
 
 
 def read_metrics(run_dir: Path, after_step: int = 0) -> Numbers:
-    """The numbers of the lines of metrics.jsonl after a step."""
+    """Return the numbers in the lines of metrics.jsonl after a step."""
     numbers: Numbers = {}
     for text in (run_dir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -206,16 +206,16 @@ def read_metrics(run_dir: Path, after_step: int = 0) -> Numbers:
 
 
 def step_of(name: str) -> float:
-    """The step of a line's number; infinity for what is measured at the end of a run."""
+    """Return the step of a number; infinity if it was measured at the end of a run."""
     words = name.split()
     return int(words[1]) if words[0] == "step" else math.inf
 
 
 def evaluate(checkout: Checkout, words: list[str], checkpoint: str) -> Numbers:
-    """Metrics of the test events, and their intervals."""
+    """Return the metrics of the test events and their intervals."""
     out = checkout.work / "evaluation.json"
     arguments = ["--checkpoint", checkpoint, "--split", "test", "--out", str(out)]
-    checkout.door("s2s_jax.evaluate", *words, *arguments)
+    checkout.run_module("s2s_jax.evaluate", *words, *arguments)
     found = json.loads(out.read_text())
     numbers: Numbers = {f"{k} at {checkpoint}": value for k, value in found["metrics"].items()}
     for name, (low, high) in found["intervals_95"].items():
@@ -224,11 +224,11 @@ def evaluate(checkout: Checkout, words: list[str], checkpoint: str) -> Numbers:
 
 
 def recommend(checkout: Checkout, words: list[str]) -> Numbers:
-    """A digest of each column of the recommendations for the first file of the log."""
+    """Return a digest of each column of the recommendations for the first file of the log."""
     out = checkout.work / "recommended.parquet"
     log = str(checkout.log() / "part-0.orc")
     arguments = ["--input", log, "--output", str(out), "--top_k", "10", "--user_column", "user_id"]
-    checkout.door("s2s_jax.recommend", *words, *arguments)
+    checkout.run_module("s2s_jax.recommend", *words, *arguments)
     table = pq.read_table(out)
     return {
         f"recommended {name}": hashlib.sha256(repr(table[name].to_pylist()).encode()).hexdigest()
@@ -236,19 +236,19 @@ def recommend(checkout: Checkout, words: list[str]) -> Numbers:
     }
 
 
-# ---------------------------------------------------------------------------------------- the runs
+# -------------------------------------------------------------------------------------------- runs
 
 
-def quickstart_words(checkout: Checkout, *settings: Flags | Renamed) -> list[str]:
-    """Arguments of a run of `configs/quickstart.py` on its log; `settings` add to it."""
+def quickstart_arguments(checkout: Checkout, *settings: Flags | Renamed) -> list[str]:
+    """Return the arguments of a run of `configs/quickstart.py` on its log, with more `settings`."""
     common: Flags = {"io.data_paths": checkout.log(), "train.tensorboard": False}
-    return checkout.words(QUICKSTART, common, *settings)
+    return checkout.arguments(QUICKSTART, common, *settings)
 
 
 def quickstart(checkout: Checkout, run_dir: Path, start: int = 0) -> Numbers:
-    """The whole quickstart, its events held out, evaluated and recommended from."""
-    words = quickstart_words(checkout, HELD_OUT, {"train.output_dir": run_dir})
-    checkout.door("s2s_jax.train", *words)
+    """The complete quickstart: training, evaluation and recommendation."""
+    words = quickstart_arguments(checkout, HELD_OUT, {"train.output_dir": run_dir})
+    checkout.run_module("s2s_jax.train", *words)
     numbers = read_metrics(run_dir, start)
     for step in ("200", "400"):
         numbers |= evaluate(checkout, words, step)
@@ -267,16 +267,16 @@ def growing(checkout: Checkout, run_dir: Path, start: int = 0) -> Numbers:
         "train.save_steps": 20,
         "train.output_dir": run_dir,
     }
-    renamed = (GROWING, PACKED, LOG_Q_OF_STREAM, BY_TIME)
-    words = quickstart_words(checkout, settings, *renamed)
+    renamed = (GROWING, PACKED, LOG_Q_STREAM, BY_TIME)
+    words = quickstart_arguments(checkout, settings, *renamed)
     for steps in (20, 40):
         if steps > start:
-            checkout.door("s2s_jax.train", *words, "--train.train_steps", str(steps))
+            checkout.run_module("s2s_jax.train", *words, "--train.train_steps", str(steps))
     return read_metrics(run_dir, start) | evaluate(checkout, words, "newest")
 
 
 def options(checkout: Checkout, run_dir: Path) -> Numbers:
-    """Windows drawn anew in each epoch, log-Q of the catalogue, and rates that fall."""
+    """Windows drawn anew in each epoch, log-Q from the catalogue, and learning rates that decay."""
     settings: Flags = {
         "loss.negatives": "mixed",
         "model.dropout": 0.2,
@@ -284,8 +284,8 @@ def options(checkout: Checkout, run_dir: Path) -> Numbers:
         "train.log_steps": 1,
         "train.output_dir": run_dir,
     }
-    words = quickstart_words(checkout, settings, CROPPED, LOG_Q_OF_CATALOGUE, COSINE)
-    checkout.door("s2s_jax.train", *words)
+    words = quickstart_arguments(checkout, settings, CROPPED, LOG_Q_CATALOGUE, COSINE)
+    checkout.run_module("s2s_jax.train", *words)
     return read_metrics(run_dir)
 
 
@@ -305,7 +305,9 @@ def recis(checkout: Checkout, run_dir: Path) -> Numbers:
         "train.tensorboard": False,
         "train.output_dir": run_dir,
     }
-    checkout.door("s2s_jax.train", *checkout.words(REPO / "configs" / "recis.py", settings))
+    checkout.run_module(
+        "s2s_jax.train", *checkout.arguments(REPO / "configs" / "recis.py", settings)
+    )
     return read_metrics(run_dir)
 
 
@@ -313,14 +315,16 @@ def two_processes(checkout: Checkout, run_dir: Path) -> Numbers:
     """The quickstart as a job of two processes."""
     settings: Flags = {"train.train_steps": 30, "train.log_steps": 1, "train.output_dir": run_dir}
     script = str(REPO / "launch" / "local.sh")
-    checkout.call("bash", script, "2", *quickstart_words(checkout, settings))
+    checkout.call("bash", script, "2", *quickstart_arguments(checkout, settings))
     return read_metrics(run_dir)
 
 
 def ml1m(checkout: Checkout, run_dir: Path) -> Numbers:
-    """The first steps of `configs/ml1m.py`, some validation events and all test events."""
+    """The first steps of `configs/ml1m.py`, a part of the validation events and all test events."""
     if not (DATA / "ml-1m").is_dir():
-        raise Missing(f"there is no {DATA / 'ml-1m'}; S2S_JAX_DATA names the directory of ml-1m")
+        raise Missing(
+            f"{DATA / 'ml-1m'} does not exist; set S2S_JAX_DATA to the directory of ml-1m"
+        )
     settings: Flags = {
         "lr.warmup_steps": 10,
         "eval.every_steps": 50,
@@ -330,13 +334,13 @@ def ml1m(checkout: Checkout, run_dir: Path) -> Numbers:
         "train.tensorboard": False,
         "train.output_dir": run_dir,
     }
-    words = checkout.words(REPO / "configs" / "ml1m.py", settings)
-    checkout.door("s2s_jax.train", *words)
+    words = checkout.arguments(REPO / "configs" / "ml1m.py", settings)
+    checkout.run_module("s2s_jax.train", *words)
     return read_metrics(run_dir) | evaluate(checkout, words, "newest")
 
 
 def golden(checkout: Checkout, run_dir: Path) -> Numbers:
-    """What the golden tests compute."""
+    """The numbers that the golden tests compute."""
     run_dir.mkdir()
     out = run_dir / "golden.jsonl"
     (tests,) = (REPO / "tests").rglob("test_golden.py")
@@ -355,12 +359,12 @@ def golden(checkout: Checkout, run_dir: Path) -> Numbers:
 RUNS: dict[str, Callable[[Checkout, Path], Numbers]] = {
     run.__name__: run for run in (quickstart, ml1m, golden, two_processes, growing, options, recis)
 }
-# Runs that are continued from a recorded checkpoint, and its step.
+# The runs that are continued from a recorded checkpoint, with the step of the checkpoint.
 CONTINUED = {"quickstart": (quickstart, 200), "growing": (growing, 20)}
 
 
 def continue_run(checkout: Checkout, name: str, kept: Path) -> Numbers:
-    """The numbers of a kept run, continued by this checkout from a checkpoint in its middle."""
+    """Continue a kept run from a checkpoint in its middle with this checkout; return its numbers."""
     run, step = CONTINUED[name]
     run_dir = checkout.work / f"{name}-continued"
     shutil.copytree(kept / name, run_dir)

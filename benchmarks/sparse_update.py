@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--ids", type=int, default=16_384)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--skew", type=float, default=0.0, help="0: uniform")
+    parser.add_argument(
+        "--skew", type=float, default=0.0, help="exponent of the power law of ids; 0: uniform"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
 

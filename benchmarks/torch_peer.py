@@ -41,7 +41,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 class SparseTable:
-    """A table and its AdamW, which only updates the rows of a batch's unique ids."""
+    """A table and its AdamW, which updates only the rows of the unique ids of a batch."""
 
     def __init__(self, rows: int, width: int, device: str):
         self.values_RD = torch.empty(rows, width, device=device).normal_(std=0.001)

@@ -209,17 +209,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--seq_len", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=2_048_000, help="of the two large tables")
+    parser.add_argument("--rows", type=int, default=2_048_000, help="rows of the two large tables")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--unroll", type=int, default=0, help="0: as a config does")
-    parser.add_argument("--masks", action="store_true", help="our default loss, not the example's")
+    parser.add_argument(
+        "--unroll", type=int, default=0, help="layers per iteration of the loop; 0: the default"
+    )
+    parser.add_argument(
+        "--masks", action="store_true", help="use the loss of base.py, not of RecIS"
+    )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=3, help="in each round")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--peer_python", default=sys.executable, help="none: no PyTorch")
-    parser.add_argument("--compiled", action="store_true", help="PyTorch compiled, too")
+    parser.add_argument(
+        "--peer_python", default=sys.executable, help="Python with PyTorch; none: time only ours"
+    )
+    parser.add_argument("--compiled", action="store_true", help="also time compiled PyTorch")
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     sizes = zip(arguments.hidden, arguments.layers, arguments.batch, strict=True)
