@@ -188,7 +188,8 @@ def test_the_page_of_the_library_has_all_names():
 
 
 def test_the_example_of_a_config_file_can_be_loaded(tmp_path):
-    (tmp_path / "base.py").write_text((REPO / "configs" / "base.py").read_text())
+    for name in ("base.py", "ml1m.py"):
+        (tmp_path / name).write_text((REPO / "configs" / name).read_text())
     (block,) = blocks(REPO / "docs" / "tutorial" / "your_own_log.md", "python")
     path = tmp_path / "mine.py"
     path.write_text(block)
