@@ -149,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = jax.devices()[0]
-    print(f"{device.platform} {device.device_kind}, medians of {arguments.rounds} rounds in turn")
+    print(f"{device.platform} {device.device_kind}, medians of {arguments.rounds} rounds")
     if torch is None:
         print("PyTorch is not installed; skipped")
     for pairs in arguments.pairs:

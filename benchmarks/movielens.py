@@ -35,15 +35,15 @@ RECIS = {
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
-def run_command(door: str, arguments: list[str], environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", door, *arguments]
+def run_command(module: str, arguments: list[str], environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", module, *arguments]
     code = subprocess.run(command, env=environment, check=False, cwd=REPO).returncode
     if code:
         sys.exit(code)
 
 
 def run_seed(log: str, seed: int, run_dir: Path, overrides: list[str]) -> dict[str, float]:
-    """Metrics of the test events of a run, and the minutes that this training took."""
+    """Return the metrics of the test events of a run, and the minutes that its training took."""
     config = ["--config", str(REPO / "configs" / "ml1m.py"), "--io.data_paths", log]
     config += [
         "--train.output_dir",
