@@ -20,9 +20,10 @@ from s2s_jax.embedding.sharded import ShardedTables, Stored, present
 from s2s_jax.model import transformer
 from s2s_jax.model.attention import causal_attention, choose
 from s2s_jax.model.loss import Events, pair_up, softmax_loss
-from s2s_jax.model.seq2seq import Encoded, Seq2Seq
+from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step import optimizer as optimizers
 from s2s_jax.training.step.batches import unpack
+from s2s_jax.training.step.forward import model_graph
 from s2s_jax.training.step.state import TrainState
 
 
@@ -39,7 +40,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
     """The parts as jitted pure functions."""
     model, tables = config.model, ShardedTables(config.features, config.tables, mesh)
     optimizer: Any = optimizers.make_optimizer(config.lr)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
+    graph = model_graph(config)
 
     def ids_of(batch):
         unpacked = unpack(config, batch)

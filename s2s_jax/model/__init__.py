@@ -1,1 +1,1 @@
-"""The causal transformer over event embeddings, and its loss."""
+"""The causal transformer over embedded events, and its loss."""

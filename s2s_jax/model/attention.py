@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
 
     Attributes:
       cos_BLH: f32 `[B, L, H/2]`, or `[1, L, H/2]` if all rows have the same positions.
-      sin_BLH: of the same shape.
+      sin_BLH: f32, of the same shape.
     """
 
     cos_BLH: jax.Array
@@ -44,7 +44,7 @@ def causal_attention(
     sequence_BL: jax.Array | None = None,
     implementation: Attention = "auto",
 ) -> jax.Array:
-    """Attention of each position over itself and earlier ones, with scores scaled by 1/sqrt(H).
+    """Computes attention of each position to itself and earlier ones, with scores scaled by 1/sqrt(H).
 
     Args:
       q_BLNH: queries.
@@ -73,7 +73,7 @@ def causal_attention(
 
 
 def choose(backend: str, dtype: jnp.dtype, head_width: int) -> _Implementation:
-    """The fastest implementation on `backend` for this type and head width."""
+    """Return the fastest implementation on `backend` for this type and head width."""
     if backend == "cpu":
         return "blocked"
     narrow = dtype in (jnp.bfloat16, jnp.float16)
@@ -144,7 +144,7 @@ def _blocks(seq_len: int) -> list[tuple[int, int]]:
 def _scores(
     q_BNLH: jax.Array, k_BNLH: jax.Array, sequence_BL: jax.Array | None, begin: int, end: int
 ) -> jax.Array:
-    """f32 `[B, N, K, Q]` scores of queries `begin` to `end` with keys up to `end`.
+    """Return f32 `[B, N, K, Q]` scores of queries `begin` to `end` with keys up to `end`.
 
     Keys come before queries because the products of the backward pass sum over queries. With queries
     last, two of its five products need no transposed operand, which makes attention 10% faster.
@@ -158,12 +158,12 @@ def _scores(
 
 
 def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Einsum of `a`, cast to the type of `b`, and `b`; accumulates in f32."""
+    """Return the einsum of `a`, cast to the type of `b`, and `b`, accumulated in f32."""
     return jnp.einsum(axes, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
 
 
 def sequence_positions(sequence_BL: jax.Array) -> jax.Array:
-    """int32 `[B, L]`: the index of each position within its sequence.
+    """Return int32 `[B, L]`: the index of each position within its sequence.
 
     Examples:
       >>> sequence_positions(jnp.array([[4, 4, 4, 7, 7]])).tolist()
@@ -175,7 +175,7 @@ def sequence_positions(sequence_BL: jax.Array) -> jax.Array:
 
 
 def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
-    """Angles for rotary positions: position / 10000^(2i/H) for the i-th pair of features.
+    """Return angles for rotary positions: position / 10000^(2i/H) for the i-th pair of features.
 
     The dot product of a rotated query and a rotated key then depends on their positions only through
     the distance between them (Su et al., "RoFormer", 2021).

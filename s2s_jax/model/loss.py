@@ -1,4 +1,4 @@
-"""Softmax loss over similarities between predictions and events.
+"""The softmax loss over similarities between predictions and events.
 
 Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C candidates (the
 positives of one device, or of all devices), E model width, K ids of a bag.
@@ -14,8 +14,8 @@ from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries, alignment,
 from s2s_jax.model.streamed_softmax import softmax_sums
 
 _NORM_EPS = 1e-6
-# Items with more ids (or words) than this are numbered before they are compared.
-_WORDS_COMPARED = 2
+# Items with more ids (or words) than this are replaced by one number each before they are compared.
+_MAX_COMPARED_WORDS = 2
 
 
 class LossSums(NamedTuple):
@@ -58,7 +58,7 @@ class Events(NamedTuple):
       item_BLK: int32 ids (or the words of ids) of the item feature.
       present_BL: bool, whether a position has an item. A position without one is never a positive or a
         negative.
-      sequence_BL: int32, which sequence of its row a position belongs to; None: each row is one
+      sequence_BL: int32, the number of the sequence that a position belongs to; None: each row is one
         sequence.
       share_BL: f32 share of all events that are about the position's item; None if not needed.
     """
@@ -76,7 +76,7 @@ def pair_up(
     """Pairs each position's prediction with the event that it is scored against.
 
     Args:
-      config: gives the pairing and the masks.
+      config: the pairing and the masks.
       preds_ME: f32 `[B*L, E]`.
       targets_ME: f32 `[B*L, E]`.
       events: the events at these positions.
@@ -128,13 +128,13 @@ def softmax_loss(
     """Cross-entropy of each query's positive among itself and its negatives.
 
     Negatives are other pairs' positives, sampled candidates or both, depending on `config.negatives`.
-    The correction subtracts log q from the logit of a candidate drawn with probability q, also from the
-    positive's (Jean et al., "On using very large target vocabulary for neural machine translation",
-    2015; Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations",
-    2019).
+    The correction subtracts log q from the logit of a candidate drawn with probability q, and from the
+    positive's logit too (Jean et al., "On using very large target vocabulary for neural machine
+    translation", 2015; Yi et al., "Sampling-bias-corrected neural modeling for large corpus item
+    recommendations", 2019).
 
     Args:
-      config: gives the temperature and the kind of negatives.
+      config: the temperature and the kind of negatives.
       pairs: the pairs of this device.
       axis: inside `jax.shard_map`, the mesh axis whose devices share their positives as candidates;
         None: only this device's positives are candidates. Sampled candidates are never shared.
@@ -151,18 +151,19 @@ def softmax_loss(
         raise ValueError(
             f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
         )
-    # Pads with invalid pairs to a size that the device multiplies well.
-    pairs, log_q_N = _filled_up((pairs, log_q_N))
+    pairs, log_q_N = _padded((pairs, log_q_N))  # With invalid pairs.
     dtype = pairs.queries_NE.dtype if dtype is None else dtype
     vectors_NE = comparable(config, pairs.queries_NE).astype(dtype)
     positives_NE = comparable(config, pairs.positives_NE).astype(dtype)
-    size, first, wide = pairs.valid_N.size, 0, sum_type(vectors_NE)
-    bias_N = jnp.zeros_like(vectors_NE[:, 0], wide) if log_q_N is None else -log_q_N
+    size, first = pairs.valid_N.size, 0
+    no_bias_N = jnp.zeros_like(vectors_NE[:, 0], sum_type(vectors_NE))
+    bias_N = no_bias_N if log_q_N is None else -log_q_N
     bias_A, item_AK = jnp.where(pairs.valid_N, bias_N, MASKED), pairs.item_NK
     if config.negatives not in ("in_batch", "mixed"):
         axis = None
     if axis is not None:
-        # These are small, so only vectors go round the ring, and all devices number items alike.
+        # Only vectors are sent round the ring. Biases and items are small, so every device gets all of
+        # them, and all devices number the items alike.
         bias_A, item_AK = jax.tree.map(
             lambda x: jax.lax.all_gather(x, axis, tiled=True), (bias_A, item_AK)
         )
@@ -170,58 +171,69 @@ def softmax_loss(
     item_NK, item_AK, item_SK = _item_words(item_AK, sampled, first, size)
     own_N = first + jnp.arange(size, dtype=jnp.int32)
     queries = Queries(vectors_NE, positives_NE, pairs.valid_N, bias_N, own_N, item_NK)
-    candidates, further = Candidates(positives_NE, bias_A, item_AK), None
+    candidates, local = Candidates(positives_NE, bias_A, item_AK), None
     if sampled is not None:
-        further_CE = comparable(config, sampled.vectors_CE).astype(dtype)
-        bias_C = jnp.zeros_like(further_CE[:, 0], wide)
-        if sampled.log_q_C is not None:
-            bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
-        further = _filled_up(Candidates(further_CE, bias_C, item_SK))
-        there_C = jnp.arange(further.bias_C.size) < bias_C.size
-        further = further._replace(bias_C=jnp.where(there_C, further.bias_C, MASKED))
+        local = _sampled_candidates(config, sampled, item_SK, dtype)
         if config.negatives != "mixed":
-            queries, candidates, further = queries._replace(own_N=None), further, None
-    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, further)
+            queries, candidates, local = queries._replace(own_N=None), local, None
+    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local)
     return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+
+
+def _sampled_candidates(
+    config: LossConfig, sampled: Sampled, item_SK: jax.Array | None, dtype: jnp.dtype
+) -> Candidates:
+    """Return sampled candidates with the items `item_SK`, padded with candidates that do not count."""
+    vectors_CE = comparable(config, sampled.vectors_CE).astype(dtype)
+    bias_C = jnp.zeros_like(vectors_CE[:, 0], sum_type(vectors_CE))
+    if sampled.log_q_C is not None:
+        bias_C = jnp.maximum(-sampled.log_q_C, MASKED)
+    padded = _padded(Candidates(vectors_CE, bias_C, item_SK))
+    real_C = jnp.arange(padded.bias_C.size) < bias_C.size
+    return padded._replace(bias_C=jnp.where(real_C, padded.bias_C, MASKED))
 
 
 def _item_words(
     item_AK: jax.Array | None, sampled: Sampled | None, first: jax.Array | int, size: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Items in few words: of pairs `[first, first + size)`, of all A pairs, of sampled candidates."""
+    """Return items as few int32 words, for comparing them.
+
+    Returns:
+      The items of the pairs `[first, first + size)`, of all A pairs, and of the sampled candidates.
+    """
     if item_AK is None:
         return None, None, None
     item_SK = None if sampled is None else sampled.item_CK
     if sampled is not None and item_SK is None:
         raise ValueError("sampled candidates need items where the pairs have them")
-    if item_AK.shape[1] > _WORDS_COMPARED:
+    if item_AK.shape[1] > _MAX_COMPARED_WORDS:
         others_SK = item_AK[:0] if item_SK is None else item_SK
         number_N1 = _number_bags(jnp.concatenate([item_AK, others_SK]))[:, None]
         item_AK, item_SK = number_N1[: len(item_AK)], number_N1[len(item_AK) :]
     return jax.lax.dynamic_slice_in_dim(item_AK, first, size), item_AK, item_SK
 
 
-def _filled_up(arrays: Any) -> Any:
-    """The arrays, padded at the end with zeros to a size that the device need not pad itself."""
+def _padded(arrays: Any) -> Any:
+    """Return the arrays, padded with zeros at the end to a size that the device multiplies well."""
 
-    def fill(x: jax.Array) -> jax.Array:
+    def pad(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, -len(x) % alignment())] + [(0, 0)] * (x.ndim - 1))
 
-    return jax.tree.map(fill, arrays)
+    return jax.tree.map(pad, arrays)
 
 
 def comparable(config: LossConfig, x_NE: jax.Array) -> jax.Array:
-    """Vectors whose dot products are the similarity chosen in `config`."""
+    """Return vectors whose dot products are the similarity that `config` chooses."""
     return normalize(x_NE) if config.similarity == "cosine" else x_NE
 
 
 def normalize(x_NE: jax.Array) -> jax.Array:
-    """x / max(|x|, eps), with a finite gradient at 0."""
+    """Return x / max(|x|, eps); its gradient is finite at 0."""
     square_N1 = jnp.sum(x_NE * x_NE, axis=-1, keepdims=True)
     return x_NE * jax.lax.rsqrt(jnp.maximum(square_N1, _NORM_EPS**2))
 
 
 def _number_bags(item_NK: jax.Array) -> jax.Array:
-    """int32 `[N]`, equal only for bags with the same ids in the same order."""
+    """Return int32 `[N]` numbers, equal only for bags with the same ids in the same order."""
     _, number_N = jnp.unique(item_NK, axis=0, size=item_NK.shape[0], return_inverse=True)
     return number_N.reshape(-1)

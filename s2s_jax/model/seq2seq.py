@@ -1,16 +1,16 @@
-"""Embedded events → projection → causal transformer: vectors of predictions and of target events.
+"""The dense part of the model: embedded events → projection → causal transformer.
 
 Shapes: B batch, L positions, M = B L, D concatenated embedding width, E model width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from s2s_jax.config import Config
+from s2s_jax.config import FeatureConfig, ModelConfig
 from s2s_jax.model.transformer import Transformer, compute_dtype, linear
 
 
@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
     """The model's output for a batch.
 
     Attributes:
-      preds_ME: f32 `[B*L, E]`, the user's state after each event.
+      preds_ME: f32 `[B*L, E]`, the prediction after each event.
       targets_ME: f32 `[B*L, E]`, the vector of each event as a target.
     """
 
@@ -29,19 +29,32 @@ class Encoded(NamedTuple):
 class Seq2Seq(nnx.Module):
     """The dense part of the model."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        shown = config.target_features
-        self.shown = shown
-        self.hidden = tuple(f.name for f in config.features if f.name not in shown)
-        # Rows of the projection's kernel that belong to each feature.
+    def __init__(
+        self,
+        features: Sequence[FeatureConfig],
+        shown: Sequence[str],
+        model: ModelConfig,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the initial parameters.
+
+        Args:
+          features: the features of an event.
+          shown: the names of the features that a target shows.
+          model: the sizes and options of the model.
+          rngs: the source of the initial values.
+        """
+        self.shown = tuple(shown)
+        self.hidden = tuple(f.name for f in features if f.name not in shown)
+        # The rows of the projection's kernel that belong to each feature.
         self.begin_end: dict[str, tuple[int, int]] = {}
         begin = 0
-        for feature in config.features:
+        for feature in features:
             self.begin_end[feature.name] = (begin, begin + feature.emb_dim)
             begin += feature.emb_dim
-        self.dtype = compute_dtype(config.model)
-        self.proj = linear(begin, config.model.hidden_size, self.dtype, rngs)
-        self.transformer = Transformer(config.model, rngs)
+        self.dtype = compute_dtype(model)
+        self.proj = linear(begin, model.hidden_size, self.dtype, rngs)
+        self.transformer = Transformer(model, rngs)
 
     def __call__(
         self,
@@ -54,8 +67,8 @@ class Seq2Seq(nnx.Module):
         Args:
           embeddings: f32 `[B, L, emb_dim]` of each feature.
           key: for dropout; None turns dropout off, as in evaluation.
-          sequence_BL: int32, which sequence of its row a position belongs to; None: each row is one
-            sequence.
+          sequence_BL: int32, the number of the sequence that a position belongs to; None: each row is
+            one sequence.
         """
         seq_len = embeddings[self.shown[0]].shape[1]
         # Projecting target features and other features separately gives both vectors at no extra cost.
@@ -67,7 +80,7 @@ class Seq2Seq(nnx.Module):
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 
     def targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:
-        """f32 `[B*L, E]`: the vectors of events, or items, as targets.
+        """Return f32 `[B*L, E]`: the vectors of events, or of items, as targets.
 
         Args:
           embeddings: f32 `[B, L, emb_dim]` of each target feature.
@@ -80,7 +93,7 @@ class Seq2Seq(nnx.Module):
         return self._project(embeddings, self.shown) + bias_1E
 
     def _project(self, embeddings: Mapping[str, jax.Array], names: tuple[str, ...]) -> jax.Array:
-        """`[B*L, E]`: the projection of some features, as if the others were zero, without bias."""
+        """Return `[B*L, E]`: the projection of some features without bias, as if others were zero."""
         kernel_DE = self.proj.kernel[...]
         flat = [embeddings[name].reshape(-1, embeddings[name].shape[-1]) for name in names]
         kernels = [kernel_DE[slice(*self.begin_end[name])] for name in names]

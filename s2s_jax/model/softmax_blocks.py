@@ -1,6 +1,6 @@
-"""Blocks of queries scored against candidates: logits, outcomes and gradients.
+"""Scores blocks of queries against candidates: logits, outcomes and gradients.
 
-Used by both algorithms of `streamed_softmax`.
+`streamed_softmax` and `softmax_ring` use these functions.
 
 Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
 queries each.
@@ -17,12 +17,14 @@ import jax.numpy as jnp
 MASKED = -1e30
 # A backward rule returns this for an input without a gradient.
 NO_GRADIENT: Any = None
-# Bytes of a block's logits. Smaller blocks make the matrix products too small, larger ones make them no
-# faster. On a GPU, products are faster, so adding to all candidates' gradients once a block weighs more.
+# Bytes of a block's logits. Smaller blocks make the matrix products too small; larger ones make them no
+# faster. On a GPU, products are so fast that adding to the gradients of all candidates, once per block,
+# takes a larger part of the time.
 _BLOCK_BYTES_CPU, _BLOCK_BYTES = 2**24, 2**26
 # Every block adds to the gradients of all candidates, so a block should have at least this many queries.
 _LEAST_ROWS = 128
-# Sizes should be multiples of this on tensor cores. Otherwise XLA pads, all candidates again each block.
+# Sizes should be multiples of this on tensor cores. Otherwise XLA pads them, and it pads all candidates
+# again in every block.
 _ALIGNMENT_CPU, _ALIGNMENT = 1, 128
 
 
@@ -30,12 +32,13 @@ class Queries(NamedTuple):
     """Queries, each with its positive.
 
     Attributes:
-      vectors_NE: already scaled, so that dot products are similarities.
-      positives_NE: scaled in the same way.
+      vectors_NE: the vectors of the queries, scaled so that dot products are similarities.
+      positives_NE: the vectors of the positives, scaled in the same way.
       valid_N: bool, whether a query counts.
-      bias_N: added to the positive's logit; has no gradient.
-      own_N: int32, which candidate is the positive (in a ring: which of all devices' candidates), so
-        that it is not also used as a negative; None: the positives are not among the candidates.
+      bias_N: a number added to the positive's logit; it has no gradient.
+      own_N: int32, the number of the positive among the candidates (in a ring: among those of all
+        devices), so that it is not also used as a negative; None: positives are not among the
+        candidates.
       item_NK: int32 items of the positives; a candidate with the same item is not a negative. None: all
         candidates but the positive are negatives.
     """
@@ -52,10 +55,10 @@ class Candidates(NamedTuple):
     """What queries are scored against.
 
     Attributes:
-      vectors_CE: scaled like the queries; in a ring, those of this device.
-      bias_C: added to logits, `MASKED` for a candidate that does not count; has no gradient. In a ring,
-        `[A]`, of all devices in order.
-      item_CK: int32, None if `Queries.item_NK` is. In a ring, `[A, K]`.
+      vectors_CE: the vectors, scaled like the queries; in a ring, those of this device.
+      bias_C: numbers added to logits, `MASKED` for a candidate that does not count; they have no
+        gradient. In a ring, `[A]`, those of all devices in order.
+      item_CK: int32 items; None if `Queries.item_NK` is None. In a ring, `[A, K]`.
     """
 
     vectors_CE: jax.Array
@@ -84,12 +87,15 @@ class Outcome(NamedTuple):
 
 
 def alignment() -> int:
-    """The numbers of queries and candidates should be multiples of this, on the default backend."""
+    """Return a number; sizes that are multiples of it are fastest on the default backend."""
     return _ALIGNMENT_CPU if jax.default_backend() == "cpu" else _ALIGNMENT
 
 
 def cut_queries(queries: Queries, candidates: int, temperature: jax.Array) -> Queries:
-    """Queries over temperature, in blocks `[G, B, …]`; invalid queries fill up the last block."""
+    """Divides queries by the temperature and cuts them into blocks `[G, B, …]`.
+
+    Invalid queries pad the last block.
+    """
     vectors_NE = queries.vectors_NE
     size = vectors_NE.shape[0]
     # Computed in the wide type, so that it is rounded to the vectors' type only once.
@@ -115,17 +121,17 @@ def join_blocks(x_GB: jax.Array, queries: Queries) -> jax.Array:
 def logits_of(
     block: Queries, candidates: Candidates, first: jax.Array | int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """`[B, C]` products without biases, and logits, masked where a candidate is not a negative.
+    """Return `[B, C]` products without biases, and logits, masked where a candidate is not a negative.
 
     Args:
       block: queries divided by temperature.
       candidates: some or all candidates.
-      first: the number of the first of these, as `own_N` counts; None: they include no positives.
+      first: the number of the first of these candidates, as in `own_N`; None: no positive is among them.
     """
     raw_BC = product(block.vectors_NE, candidates.vectors_CE, (1, 1))
     logits_BC = raw_BC + candidates.bias_C[None]
     if block.item_NK is not None and candidates.item_CK is not None:
-        # This masks the positive itself too.
+        # This also masks the positive.
         words = zip(block.item_NK.T, candidates.item_CK.T, strict=True)
         unlike_BC = functools.reduce(jnp.logical_or, [b[:, None] != c[None] for b, c in words])
         logits_BC = jnp.where(unlike_BC, logits_BC, MASKED)
@@ -136,7 +142,7 @@ def logits_of(
 
 
 def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
-    """The outcome of queries scored against all candidates, and `[B, C]` exp(logit - shift)."""
+    """Return the outcome of queries against all candidates, and `[B, C]` exp(logit - shift)."""
     raw_BC, logits_BC = logits_of(block, candidates, 0)
     if block.own_N is None:
         both_BE = block.vectors_NE.astype(raw_BC.dtype) * block.positives_NE.astype(raw_BC.dtype)
@@ -154,7 +160,7 @@ def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
 def outcome_of(
     own: jax.Array, top: jax.Array, shift: jax.Array, rest: jax.Array, valid: jax.Array
 ) -> Outcome:
-    """`rest` is the sum of exp(logit - shift) over the negatives."""
+    """Return the outcome, given the sum `rest` of exp(logit - shift) over the negatives."""
     total = rest + jnp.exp(own - shift)
     # Where the positive leads, log1p(rest) keeps digits that log(1 + rest) would round away.
     loss = jnp.where(own >= top, jnp.log1p(rest), jnp.log(total) + shift - own)
@@ -167,12 +173,12 @@ def outcome_of(
     )
 
 
-def pull(
+def negative_gradients(
     shares_BC: jax.Array, block: Queries, candidates: Candidates, outcome: Outcome
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients through the negatives: of scaled queries, `[B, E]`, and of candidates, `[E, C]`.
+    """Return gradients through the negatives: `[B, E]` of scaled queries, `[E, C]` of candidates.
 
-    Vectors are multiplied by the weights instead of shares, because vectors are smaller.
+    The weights multiply the vectors, not the shares, because vectors are smaller.
     """
     vectors_CE = candidates.vectors_CE
     weight_B1 = outcome.weight[:, None]
@@ -186,7 +192,10 @@ def pull(
 def query_gradients(
     vectors_NE: jax.Array, temperature: jax.Array, lack_N: jax.Array, d_NE: jax.Array, by: jax.Array
 ) -> tuple[Queries, jax.Array]:
-    """Gradients of vectors, positives and temperature, given those of vectors divided by temperature."""
+    """Return gradients of vectors, positives and temperature.
+
+    `d_NE` are the gradients of the vectors divided by the temperature.
+    """
     scaled_NE = vectors_NE.astype(d_NE.dtype) / temperature
     d_vectors_NE = (by / temperature * d_NE).astype(vectors_NE.dtype)
     d_positives_NE = (-by * lack_N[:, None] * scaled_NE).astype(vectors_NE.dtype)
@@ -195,21 +204,21 @@ def query_gradients(
 
 
 def sums_of(loss: jax.Array, hit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of the losses, and the number of hits."""
+    """Return the sum of the losses, and the number of hits."""
     return loss.sum(), hit.sum(dtype=jnp.float32)
 
 
 def pick(x_BC: jax.Array, place_B: jax.Array) -> jax.Array:
-    """`x_BC[b, place_B[b]]`; out-of-range places are clipped."""
+    """Return `x_BC[b, place_B[b]]` for each b; places out of range are clipped."""
     return jnp.take_along_axis(x_BC, place_B[:, None], axis=1, mode="clip")[:, 0]
 
 
 def product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product over one dimension of each operand, accumulated in `sum_type`."""
+    """Return the matrix product over one dimension of each operand, accumulated in `sum_type`."""
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=sum_type(a))
 
 
 def sum_type(x: jax.Array) -> jnp.dtype:
-    """The type in which products of `x` are summed: float64 if `x` is, else float32."""
+    """Return the type in which products of `x` are summed: float64 if `x` has it, else float32."""
     return jnp.promote_types(x.dtype, jnp.float32)

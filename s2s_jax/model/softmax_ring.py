@@ -1,4 +1,4 @@
-"""Softmax cross-entropy where each device has a part of the candidates, sent round a ring of devices.
+"""Softmax cross-entropy where each device has a part of the candidates and sends it round a ring.
 
 The maximum and the sum are updated as candidates pass (Milakov and Gimelshein, "Online normalizer
 calculation for softmax", 2018). The backward pass sends the candidates round again, together with their
@@ -23,15 +23,15 @@ from s2s_jax.model.softmax_blocks import (
     cut_queries,
     join_blocks,
     logits_of,
+    negative_gradients,
     outcome_of,
     pick,
-    pull,
     query_gradients,
     sums_of,
 )
 
-# The maximum before any logit is seen: above every masked logit and below all others.
-_NOTHING = -1e29
+# The maximum before the first logit: above every masked logit and below all others.
+_NO_LOGIT = -1e29
 
 
 class _Online(NamedTuple):
@@ -56,7 +56,7 @@ def ring_sums(
     local: Candidates | None,
     temperature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of `softmax_sums` where every device has its part of the candidates."""
+    """Computes the sums of `softmax_sums` where every device has a part of the candidates."""
     return _ring_forward(axis, queries, candidates, local, temperature)[0]
 
 
@@ -68,24 +68,24 @@ def _ring_forward(
     temperature: jax.Array,
 ) -> tuple:
     size = jax.lax.axis_size(axis)
-    blocks = cut_queries(queries, _most(candidates, local), temperature)
+    blocks = cut_queries(queries, _max_candidates(candidates, local), temperature)
 
     def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
         vectors_CE, online = carry
-        # Sent before they are used, so that sending overlaps with the products.
-        coming_CE = _pass_on(vectors_CE, axis)
+        # Sent before use, so that sending overlaps with the products.
+        coming_CE = _send_on(vectors_CE, axis)
         return (
             coming_CE,
-            _meet(online, blocks, *_of_step(candidates, vectors_CE, step, axis)),
+            _update(online, blocks, *_at_step(candidates, vectors_CE, step, axis)),
         ), None
 
     own_GB = jnp.zeros_like(blocks.bias_N)
-    online = _Online(own_GB, jnp.full_like(own_GB, _NOTHING), own_GB)
+    online = _Online(own_GB, jnp.full_like(own_GB, _NO_LOGIT), own_GB)
     steps = jnp.arange(size - 1)
     (last_CE, online), _ = jax.lax.scan(one_step, (candidates.vectors_CE, online), steps)
-    online = _meet(online, blocks, *_of_step(candidates, last_CE, size - 1, axis))
+    online = _update(online, blocks, *_at_step(candidates, last_CE, size - 1, axis))
     if local is not None:
-        online = _meet(online, blocks, local, None)
+        online = _update(online, blocks, local, None)
     shift_GB = jnp.maximum(online.top, online.own)
     rest_GB = online.rest * jnp.exp(online.top - shift_GB)
     outcome = outcome_of(online.own, online.top, shift_GB, rest_GB, blocks.valid_N)
@@ -96,13 +96,13 @@ def _ring_forward(
 def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
     queries, candidates, local, temperature, outcome = residuals
     size, by = jax.lax.axis_size(axis), cotangents[0]
-    blocks = cut_queries(queries, _most(candidates, local), temperature)
+    blocks = cut_queries(queries, _max_candidates(candidates, local), temperature)
 
     def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
         vectors_CE, d_EC, d_GBE = carry
-        coming_CE, d_EC = _pass_on(vectors_CE, axis), _pass_on(d_EC, axis)
-        d_GBE, d_step_EC = _pull_again(
-            d_GBE, blocks, outcome, *_of_step(candidates, vectors_CE, step, axis)
+        coming_CE, d_EC = _send_on(vectors_CE, axis), _send_on(d_EC, axis)
+        d_GBE, d_step_EC = _add_gradients(
+            d_GBE, blocks, outcome, *_at_step(candidates, vectors_CE, step, axis)
         )
         return (coming_CE, d_EC + d_step_EC, d_GBE), None
 
@@ -110,14 +110,14 @@ def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
     none_EC = jnp.zeros_like(candidates.vectors_CE.T, dtype=temperature.dtype)
     carry, _ = jax.lax.scan(one_step, (candidates.vectors_CE, none_EC, d_GBE), jnp.arange(size - 1))
     last_CE, d_EC, d_GBE = carry
-    d_GBE, d_step_EC = _pull_again(
-        d_GBE, blocks, outcome, *_of_step(candidates, last_CE, size - 1, axis)
+    d_GBE, d_step_EC = _add_gradients(
+        d_GBE, blocks, outcome, *_at_step(candidates, last_CE, size - 1, axis)
     )
-    # One step further, gradients are back on their own device.
-    d_EC = _pass_on(_pass_on(d_EC, axis) + d_step_EC, axis)
+    # After one more step, gradients are back on the device of their candidates.
+    d_EC = _send_on(_send_on(d_EC, axis) + d_step_EC, axis)
     dtype, d_local = queries.vectors_NE.dtype, None
     if local is not None:
-        d_GBE, d_local_EC = _pull_again(d_GBE, blocks, outcome, local, None)
+        d_GBE, d_local_EC = _add_gradients(d_GBE, blocks, outcome, local, None)
         d_local = Candidates((by * d_local_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
     lack_N, d_NE = join_blocks(outcome.lack, queries), join_blocks(d_GBE, queries)
     d_queries, d_temperature = query_gradients(queries.vectors_NE, temperature, lack_N, d_NE, by)
@@ -128,13 +128,13 @@ def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
 ring_sums.defvjp(_ring_forward, _ring_backward)
 
 
-def _meet(
+def _update(
     online: _Online, blocks: Queries, candidates: Candidates, first: jax.Array | None
 ) -> _Online:
     """Updates the running sums of all queries with some candidates; `[G, B]` arrays in and out."""
 
-    def one_block(_: None, met: tuple[_Online, Queries]) -> tuple[None, _Online]:
-        before, block = met
+    def one_block(_: None, each: tuple[_Online, Queries]) -> tuple[None, _Online]:
+        before, block = each
         raw_BC, logits_BC = logits_of(block, candidates, first)
         own_B = before.own
         if first is not None and block.own_N is not None:
@@ -148,20 +148,24 @@ def _meet(
     return jax.lax.scan(one_block, None, (online, blocks))[1]
 
 
-def _pull_again(
+def _add_gradients(
     d_GBE: jax.Array,
     blocks: Queries,
     outcome: Outcome,
     candidates: Candidates,
     first: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds these candidates' part to the queries' gradients; also returns the candidates' gradients."""
+    """Adds the part of some candidates to the queries' gradients.
+
+    Returns:
+      The gradients of the queries, and those of the candidates.
+    """
 
     def one_block(d_EC: jax.Array, each: tuple) -> tuple[jax.Array, jax.Array]:
         d_BE, block, outcome = each
         _, logits_BC = logits_of(block, candidates, first)
         shares_BC = jnp.exp(logits_BC - outcome.shift[:, None])
-        d_more_BE, d_more_EC = pull(shares_BC, block, candidates, outcome)
+        d_more_BE, d_more_EC = negative_gradients(shares_BC, block, candidates, outcome)
         return d_EC + d_more_EC, d_BE + d_more_BE
 
     none_EC = jnp.zeros_like(candidates.vectors_CE.T, dtype=d_GBE.dtype)
@@ -169,10 +173,10 @@ def _pull_again(
     return d_GBE, d_EC
 
 
-def _of_step(
+def _at_step(
     candidates: Candidates, vectors_CE: jax.Array, step: jax.Array | int, axis: str
 ) -> tuple[Candidates, jax.Array]:
-    """The candidates that a device holds after `step` ring steps, and the number of the first one."""
+    """Return the candidates that a device holds after `step` steps, and the number of the first one."""
     rows = vectors_CE.shape[0]
     size = jax.lax.axis_size(axis)
     first = (jax.lax.axis_index(axis) + size - step) % size * rows
@@ -182,11 +186,11 @@ def _of_step(
     return Candidates(vectors_CE, bias_C, item_CK), first
 
 
-def _pass_on(x: jax.Array, axis: str) -> jax.Array:
+def _send_on(x: jax.Array, axis: str) -> jax.Array:
     size = jax.lax.axis_size(axis)
     return jax.lax.ppermute(x, axis, [(i, (i + 1) % size) for i in range(size)])
 
 
-def _most(candidates: Candidates, local: Candidates | None) -> int:
-    """The most candidates that a device scores at a time."""
+def _max_candidates(candidates: Candidates, local: Candidates | None) -> int:
+    """Return the largest number of candidates that a device scores at a time."""
     return max(x.vectors_CE.shape[0] for x in (candidates, local) if x is not None)

@@ -1,9 +1,9 @@
 """Softmax cross-entropy over many candidates, without the matrix of all logits in memory.
 
 Queries are processed in blocks. If a device has all candidates, each block computes its gradients
-together with its logits, which is possible because the loss is a sum: three matrix products a block, and
-nothing is computed twice. If every device has a part of the candidates, these go round a ring: see
-`softmax_ring`.
+together with its logits. This is possible because the loss is a sum. It takes three matrix products per
+block, and nothing is computed twice. If every device has a part of the candidates, they are sent round a
+ring of devices: see `softmax_ring`.
 
 Shapes: N queries, C candidates, A candidates of all devices, E width, K words of an item, G blocks of B
 queries each.
@@ -18,7 +18,7 @@ from s2s_jax.model.softmax_blocks import (
     Queries,
     cut_queries,
     join_blocks,
-    pull,
+    negative_gradients,
     query_gradients,
     score,
     sum_type,
@@ -34,7 +34,7 @@ def softmax_sums(
     axis: str | None = None,
     local: Candidates | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of each query's positive among itself and the candidates that are negatives.
+    """Computes the cross-entropy of each query's positive among itself and the query's negatives.
 
     Logits are dot products divided by temperature, plus biases. Products are summed in float32, or in
     float64 if the vectors are float64. All vectors and the temperature get gradients. If a positive is
@@ -45,8 +45,9 @@ def softmax_sums(
       queries: the queries of this device.
       candidates: the candidates of this device.
       temperature: number or scalar array.
-      axis: inside `jax.shard_map`, the mesh axis round which candidates are sent; None: they stay.
-      local: more candidates of this device, none of them a positive, which are never sent.
+      axis: inside `jax.shard_map`, the mesh axis round which candidates are sent; None: they are not
+        sent.
+      local: more candidates of this device, which are never sent; none of them is a positive.
 
     Returns:
       Sums over the queries that count: the loss, and the number of positives above all negatives.
@@ -69,7 +70,7 @@ def softmax_sums(
 def _row_sums(
     queries: Queries, candidates: Candidates, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums, block by block, where a device has all candidates."""
+    """Computes the sums block by block, where a device has all candidates."""
 
     def one_block(_: None, block: Queries) -> tuple[None, tuple]:
         outcome, _shares_BC = score(block, candidates)
@@ -81,11 +82,11 @@ def _row_sums(
 
 
 def _row_forward(queries: Queries, candidates: Candidates, temperature: jax.Array) -> tuple:
-    """The sums together with their gradients."""
+    """Computes the sums together with their gradients."""
 
     def one_block(d_EC: jax.Array, block: Queries) -> tuple[jax.Array, tuple]:
         outcome, shares_BC = score(block, candidates)
-        d_BE, d_block_EC = pull(shares_BC, block, candidates, outcome)
+        d_BE, d_block_EC = negative_gradients(shares_BC, block, candidates, outcome)
         d_BE -= outcome.lack[:, None] * block.positives_NE
         return d_EC + d_block_EC, (outcome.loss, outcome.hit, outcome.lack, d_BE)
 

@@ -22,18 +22,18 @@ from s2s_jax.model.attention import (
 _LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
 # With unroll="auto", models of up to this many layers are unrolled. Each unrolled layer is compiled.
-_MOST_UNROLLED = 16
+_MAX_UNROLLED = 16
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """The type that `config.dtype` stands for on this machine."""
+    """Return the type that `config.dtype` stands for on this machine."""
     if config.dtype == "auto":
         return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return jnp.dtype(config.dtype)
 
 
 def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with PyTorch's initial weights and biases: uniform in ±1/sqrt(size_in)."""
+    """Return a linear layer with PyTorch's initial values: uniform in ±1/sqrt(size_in)."""
     bound = size_in**-0.5
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -43,7 +43,7 @@ def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx
 
 
 def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm, always computed in float32."""
+    """Return a layer norm, which is always computed in float32."""
     return nnx.LayerNorm(size, epsilon=_LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
 
 
@@ -82,7 +82,7 @@ class CausalAttention(nnx.Module):
           keys: two keys for dropout; None turns it off.
           sequence_BL: int32; positions attend only within their sequence. None: each row is one
             sequence.
-          turns: rotation of queries and keys; None: no rotary positions.
+          turns: the rotation of queries and keys; None: no rotary positions.
 
         Returns:
           `[B*L, E]`.
@@ -147,23 +147,21 @@ class Layer(nnx.Module):
         return x_ME + self.ffn(self.norm2(x_ME), None if keys is None else keys[2])
 
 
-def layers_a_turn(config: ModelConfig) -> int:
-    """The number of layers that one iteration of the scan over layers runs.
+def layers_per_iteration(config: ModelConfig) -> int:
+    """Return the number of layers in one iteration of the scan over layers.
 
-    A scan writes what each layer saves for the backward pass into one array for all layers, zeroed
-    first, and reads it back. On a GPU this takes a quarter of a step.
+    A scan collects what the layers save for the backward pass: it fills one array for all layers with
+    zeros, writes each layer's part, and reads it back. On a GPU this takes a quarter of a step.
     """
     if config.unroll != "auto":
         return config.unroll
-    return (
-        config.num_layers if config.remat == "none" and config.num_layers <= _MOST_UNROLLED else 1
-    )
+    return config.num_layers if config.remat == "none" and config.num_layers <= _MAX_UNROLLED else 1
 
 
 def _prevent_cse(config: ModelConfig) -> bool:
     # The forward and the backward scan cannot share computations. Without a scan, XLA would see that the
     # recomputed values equal the first ones and keep those in memory after all.
-    return layers_a_turn(config) == config.num_layers
+    return layers_per_iteration(config) == config.num_layers
 
 
 class Transformer(nnx.Module):
@@ -203,8 +201,8 @@ class Transformer(nnx.Module):
             positions from attending to it.
           seq_len: L.
           key: for dropout; None turns it off.
-          sequence_BL: int32, which of the sequences packed into a row a position belongs to; each is
-            encoded as if it were alone. None: each row is one sequence.
+          sequence_BL: int32, the number of the packed sequence that a position belongs to; each sequence
+            is encoded as if it were alone. None: each row is one sequence.
           position_BL: int32, position numbers for learned and rotary positions. None: they count from 0
             at the start of each sequence.
 
@@ -236,5 +234,7 @@ class Transformer(nnx.Module):
 
         if config.remat == "full":
             run_layer = jax.checkpoint(run_layer, prevent_cse=_prevent_cse(config))
-        x_ME, _ = jax.lax.scan(run_layer, x_ME, (stacked, keys), unroll=layers_a_turn(config))
+        x_ME, _ = jax.lax.scan(
+            run_layer, x_ME, (stacked, keys), unroll=layers_per_iteration(config)
+        )
         return self.final_norm(x_ME)

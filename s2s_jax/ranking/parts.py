@@ -1,7 +1,8 @@
-"""Finished parts of an interruptible command, one per stripe, as Parquet files next to its output.
+"""Keeps the finished parts of a command that may be interrupted, one Parquet file per stripe.
 
-A note in their directory says what they were made for. A later command reuses them if all of this is the
-same, and starts over otherwise. Other files in the directory are never removed.
+The files are in a directory next to the output. A note in this directory says what they were made for:
+checkpoint, configuration, logs and so on. The next command uses the parts again if all of this is the
+same; otherwise it starts over. Other files in the directory are never removed.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
 
 
 class Parts:
-    """The parts of one output."""
+    """The finished parts of one output file."""
 
     def __init__(self, output: Path, made_for: Mapping[str, Any]):
-        """Opens the directory of `output`'s parts; removes parts that were made for something else.
+        """Opens the directory of the parts, and removes parts that were made for something else.
 
         Args:
-          output: the final file.
+          output: the output file.
           made_for: everything that the parts depend on, as JSON.
 
         Raises:
@@ -69,7 +70,7 @@ class Parts:
         Raises:
           UserError: the part cannot be written.
         """
-        # Both are in one file, so that an interruption cannot separate them.
+        # Both are in one file, so that an interruption cannot save one without the other.
         table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
         try:
             _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
@@ -77,7 +78,7 @@ class Parts:
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
 
     def join(self) -> Counter[str]:
-        """Joins the parts into the output, with one part at a time in memory, and removes them.
+        """Joins the parts into the output file, one part at a time in memory, and removes them.
 
         Returns:
           The sums of the parts' counts.
@@ -109,13 +110,13 @@ class Parts:
         return self._dir / f"{number:08}.parquet"
 
     def _made_for(self) -> dict[str, Any] | None:
-        """What the existing parts were made for; None if there are none."""
+        """Return what the existing parts were made for; None if there are no parts."""
         names = [path.name for path in self._dir.iterdir()]
         if not names:
             return None
-        strange = [name for name in names if not _OURS.fullmatch(name)]
-        if strange or _NOTE not in names:
-            found = strange[0] if strange else f"no {_NOTE}"
+        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        if foreign or _NOTE not in names:
+            found = foreign[0] if foreign else f"no {_NOTE}"
             raise UserError(
                 f"--output: {self._dir} is needed for the parts of an unfinished output, but it is not "
                 f"such a directory (found {found}); move it away or give another --output"
@@ -127,7 +128,7 @@ class Parts:
         return made_for if isinstance(made_for, dict) else {}
 
     def _locked(self) -> int:
-        """A file descriptor of the directory, which holds a lock until it is closed."""
+        """Return a file descriptor of the directory; it holds a lock until it is closed."""
         directory = os.open(self._dir, os.O_RDONLY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,7 +147,7 @@ class Parts:
         self._unlock()
 
     def _remove(self) -> bool:
-        """Removes the parts; returns whether nothing else is in the directory."""
+        """Removes the parts, and returns whether the directory is empty now."""
         others = False
         for path in self._dir.iterdir():
             if _OURS.fullmatch(path.name):
@@ -157,7 +158,7 @@ class Parts:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Writes a temporary file and then moves it to `path`, so that a partial file is never seen."""
+    """Writes a temporary file and moves it to `path`, so that no one reads a partial file."""
     unfinished = path.with_suffix(".tmp")
     write(unfinished)
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""What is ranked, on the devices: vectors of items and of users, and pairs that are left out.
+"""Puts the vectors of items and users on the devices, and the pairs that are left out of a ranking.
 
 Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item.
 """
@@ -17,8 +17,8 @@ from s2s_jax.ranking.scores import Pairs, pad_rows
 
 # Approximate number of items that each device scores at once.
 _BLOCK_ITEMS = 2**14
-# Seen pairs are padded to a power of two, at least this, so that few programs are compiled.
-_LEAST_PAIRS = 1024
+# Seen pairs are padded to a power of two, and to at least this, so that few programs are compiled.
+_MIN_PAIRS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class RankedItems:
 
     Attributes:
       vectors_RE: f32, rows sharded over the devices; rows from `items` on are padding and never rank.
-      items: I.
-      blocks: number of blocks per device.
+      items: I, the number of items.
+      blocks: the number of blocks on each device.
       mesh: the devices.
     """
 
@@ -44,8 +44,9 @@ def put_items(
     """Pads vectors and shards their rows over the devices of a mesh with one axis.
 
     Args:
-      vectors_IE: finite numbers. Of a NumPy array, each device gets only its own rows; with several
-        hosts, each host must have the whole array. A JAX array needs memory for a second one.
+      vectors_IE: finite numbers. Each device gets only its own rows of a NumPy array; with several
+        hosts, every host must have the whole array. A JAX array is copied, which takes as much memory
+        again.
       mesh: see `s2s_jax.cluster.mesh.make_mesh`.
       block_items: approximate number of items that each device scores at once.
 
@@ -79,7 +80,10 @@ def put_items(
 def padded(
     users_BE: np.ndarray | jax.Array, seen: Seen | None, ranked: RankedItems
 ) -> tuple[jax.Array, Pairs]:
-    """Users padded to whole groups, and padded seen pairs (item -1 is padding), on all devices."""
+    """Return the users, padded to whole groups, and the seen pairs, padded with item -1.
+
+    Every device has all of both.
+    """
     width = ranked.vectors_RE.shape[1]
     if users_BE.ndim != 2 or users_BE.shape[1] != width:
         raise ValueError(f"expected users of width {width}, found shape {users_BE.shape}")
@@ -91,7 +95,7 @@ def padded(
         )
     rows = -(-len(users_BE) // scores.USERS) * scores.USERS
     users = pad_rows(users_BE.astype(np.float32), rows, 0)
-    size = max(_LEAST_PAIRS, 2 ** int(len(user_S) - 1).bit_length()) if len(user_S) else 0
+    size = max(_MIN_PAIRS, 2 ** int(len(user_S) - 1).bit_length()) if len(user_S) else 0
     pairs = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1)
     users, pairs = jax.device_put((users, pairs), replicated(ranked.mesh))
     return users, Pairs(*pairs)

@@ -1,6 +1,6 @@
 """Metrics of rankings: means over users, and bootstrap intervals.
 
-Uses only NumPy. A rank is the number of other items with at least the target's score; 0 is best
+A rank is the number of other items with at least the target's score; 0 is best
 (`s2s_jax.ranking.ranks`). Results are dicts from names such as "eval/hr@10" to numbers.
 
 Shapes: U users, T targets of a user, I items, K items of a top-K list, M values of a user, N resamples.
@@ -16,23 +16,23 @@ from s2s_jax.data.batching.order import integers
 MISSED = np.iinfo(np.int64).max
 CUTOFFS = (5, 10, 50, 100, 200)
 PREFIX = "eval/"
-# The maximum length of history of each slice; the last slice has longer ones.
+# The longest history of each slice of users; one more slice has all longer histories.
 LENGTH_BINS = (5, 20, 50, 200)
-# Cumulative shares of all events: of the head, of head and middle, and of all items.
+# Cumulative shares of all events: the head, head and middle together, and all items.
 POPULARITY_SHARES = {"head": 0.5, "middle": 0.8, "tail": 1.0}
 _CONFIDENCE = 0.95
 _RESAMPLES = 1000
-# Maximum number of drawn users held in memory at once.
+# Maximum number of drawn users in memory at once.
 _DRAWS = 2**22
 
 
 def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """The metrics of each user.
+    """Computes the metrics of each user.
 
     Args:
-      rank_UT: int ranks of each user's targets, from 0; -1 is padding, `MISSED` a target that cannot be
-        recommended. `[U]` if each user has one target.
-      cutoffs: values of k.
+      rank_UT: int ranks of each user's targets, from 0; -1 is padding, and `MISSED` stands for a target
+        that cannot be recommended. `[U]` if each user has one target.
+      cutoffs: the values of k.
 
     Returns:
       f64 `[U]` by name: "hr@k", 1 if a target is among the best k; "recall@k", the share of targets
@@ -47,7 +47,7 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
       >>> values["hr@10"].tolist(), values["ndcg@10"].tolist()
       ([1.0, 1.0, 0.0], [1.0, 0.5, 0.0])
     """
-    # Devices give ranks of 32 bits; `MISSED` needs more.
+    # Devices return ranks of 32 bits, but `MISSED` needs 64.
     rank_UT = np.asarray(rank_UT, np.int64)
     rank_UT = rank_UT[:, None] if rank_UT.ndim == 1 else rank_UT
     real_UT = rank_UT >= 0
@@ -69,7 +69,10 @@ def user_values(rank_UT: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[s
 
 
 def summarize(values: Mapping[str, np.ndarray], prefix: str = PREFIX) -> dict[str, float]:
-    """Means of `user_values` over all users, with `prefix` in their names, and the number of "users"."""
+    """Return the means of `user_values` over all users, and the number of "users".
+
+    All names begin with `prefix`.
+    """
     users = len(next(iter(values.values())))
     means = {f"{prefix}{name}": float(value_U.mean()) for name, value_U in values.items()}
     return means | {f"{prefix}users": users}
@@ -78,11 +81,11 @@ def summarize(values: Mapping[str, np.ndarray], prefix: str = PREFIX) -> dict[st
 def intervals(
     values: Mapping[str, np.ndarray], seed: int = 0, resamples: int = _RESAMPLES
 ) -> dict[str, tuple[float, float]]:
-    """95% bootstrap intervals of the means: users are drawn with replacement.
+    """Computes 95% bootstrap intervals of the means by drawing users with replacement.
 
     Args:
-      values: results of `user_values`.
-      seed: seed of the draws; all metrics use the same draws.
+      values: the result of `user_values`.
+      seed: the seed of the draws; all metrics use the same draws.
       resamples: N.
 
     Returns:
@@ -106,14 +109,14 @@ def intervals(
 
 
 def by_length(values: Mapping[str, np.ndarray], length_U: np.ndarray) -> dict[str, float]:
-    """Means over users by length of history, such as "eval/length_1-5/hr@10".
+    """Computes means over slices of users by length of history, such as "eval/length_1-5/hr@10".
 
     Args:
-      values: results of `user_values`.
-      length_U: int events before the target.
+      values: the result of `user_values`.
+      length_U: int, number of events before the target.
 
     Returns:
-      The results of `summarize` for each slice that has users.
+      The result of `summarize` for each slice that has users.
     """
     bounds = (0, *LENGTH_BINS)
     names = [f"{low + 1}-{high}" for low, high in zip(bounds, LENGTH_BINS, strict=False)]
@@ -125,18 +128,18 @@ def by_length(values: Mapping[str, np.ndarray], length_U: np.ndarray) -> dict[st
 def by_popularity(
     values: Mapping[str, np.ndarray], target_U: np.ndarray, count_I: np.ndarray
 ) -> dict[str, float]:
-    """Means over users by popularity of the target, such as "eval/target_tail/hr@10".
+    """Computes means over slices of users by popularity of the target: "eval/target_tail/hr@10".
 
-    The head has the most popular items, with half of all events; the middle the next ones, up to 80%;
-    and the tail all others.
+    The head has the most popular items, which together have half of all events. The middle has the next
+    ones, up to 80% of the events. The tail has all others.
 
     Args:
-      values: results of `user_values`, with one target per user.
-      target_U: int target item of each user; an item outside the catalogue belongs to the tail.
-      count_I: events of each item in training.
+      values: the result of `user_values`, with one target per user.
+      target_U: int, the target item of each user; an item outside the catalogue belongs to the tail.
+      count_I: int, number of events of each item in training.
 
     Returns:
-      The results of `summarize` for each slice that has users.
+      The result of `summarize` for each slice that has users.
     """
     count_I = np.asarray(count_I)
     order_I = np.argsort(-count_I, kind="stable")
@@ -164,13 +167,14 @@ def _by_slice(
 
 
 class Coverage:
-    """The share of the catalogue that is recommended to at least one user.
+    """Measures the share of the catalogue that is recommended to at least one user.
 
     Attributes:
-      first_I: int64, the best place of an item in any list.
+      first_I: int64, the best place of each item in any list.
     """
 
     def __init__(self, items: int):
+        """Starts without lists, for a catalogue of `items` items."""
         self.first_I = np.full(items, np.iinfo(np.int64).max)
 
     def add(self, index_UK: np.ndarray) -> None:
@@ -181,8 +185,8 @@ class Coverage:
         np.minimum.at(self.first_I, index_UK[real_UK], place_UK[real_UK])
 
     def summarize(self, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-        """The share of items among the first k of any list, such as "eval/coverage@10".
+        """Return the share of items among the first k of any list, such as "eval/coverage@10".
 
-        Lists shorter than k count as they are.
+        If lists are shorter than k, all of their items count.
         """
         return {f"{PREFIX}coverage@{k}": float((self.first_I < k).mean()) for k in cutoffs}

@@ -1,4 +1,4 @@
-"""The rank of one item among all, for each user, exactly.
+"""Computes the exact rank of one item among all items, for each user.
 
 Shapes: B users, E width, I items, R rows (I and padding), N tiles of T items in a block, L counters of a
 user.
@@ -16,7 +16,7 @@ from s2s_jax.data.items.seen import Seen
 from s2s_jax.ranking.ranked_items import RankedItems, padded
 from s2s_jax.ranking.scores import Pairs, pad_rows, score_block, shard_of, target_scores
 
-# Independent counters per user: summing a row into a single number would not be vectorized.
+# Number of independent counters of a user. A sum into a single number would not be vectorized.
 _LANES = 64
 
 
@@ -26,13 +26,15 @@ def ranks(
     ranked: RankedItems,
     seen: Seen | None = None,
 ) -> jax.Array:
-    """int32 `[B]`: the number of other items with at least the score of the user's target; 0 is best.
+    """Return int32 `[B]`: the number of other items that score at least as high as the user's target.
+
+    Rank 0 is the best.
 
     Args:
-      users_BE: f32.
-      target_B: int32 target item of each user; an item outside the catalogue has rank I.
+      users_BE: f32, the vectors of the users.
+      target_B: int32, the target item of each user; an item outside the catalogue has rank I.
       ranked: the items.
-      seen: items that do not count, as in `top_k.top_k`; the target is ranked even if it is one of them.
+      seen: items that are left out, as in `top_k.top_k`; the target is ranked even if it is one of them.
 
     Raises:
       ValueError: shapes do not fit.
@@ -75,7 +77,7 @@ def _ranks(
 
         def visit(block: jax.Array, count_BL: jax.Array) -> jax.Array:
             scores_NBT, _ = score_block(users_BE, shard, block, items, left_out)
-            # Written so that NaN scores count as at least as large.
+            # Written in this way so that a NaN score counts as at least as large.
             at_least_NBT = ~(scores_NBT < score_B[None, :, None])
             lanes_NBXL = at_least_NBT.reshape(*at_least_NBT.shape[:2], -1, _LANES)
             return count_BL + jnp.where(lanes_NBXL, 1, 0).sum(axis=(0, 2))

@@ -1,9 +1,8 @@
 """Scores of items: dot products that are the same, bit for bit, wherever they are computed.
 
 The score of an item is the dot product of its vector with the user's; for cosines, normalize both first.
-The rows of items are sharded over the devices, and each device scores its items in blocks, so that the
-memory in addition to the vectors is 4 bytes × users × items of a block (about twice that at the peak),
-for any number of items.
+The items are sharded over the devices, and each device scores its items in blocks. Besides the vectors,
+this takes 4 bytes × users × items of a block (about twice that at the peak), for any number of items.
 
 Every product has the same shape, P users by T items. For different shapes, kernels sum in different
 orders, which changes the last bits of a score; with a single shape, a score depends only on the two
@@ -11,8 +10,8 @@ vectors. So results are the same, bit for bit, for any batch, block and number o
 kind, and items with equal vectors tie exactly. This requires that a kernel sums in the same way at all
 places of a shape, which is tested on CPUs.
 
-Shapes: B users, G groups of P users, E width, X items of a device (and padding), N tiles of T items in a
-block, S pairs of a user and an item.
+Shapes: B users, G groups of P users, E width, X items of a device (with padding), N tiles of T items in
+a block, S pairs of a user and an item.
 """
 
 from typing import NamedTuple, overload
@@ -23,6 +22,7 @@ import numpy as np
 
 from s2s_jax.cluster.mesh import DATA_AXIS
 
+# P and T: the one shape of all products.
 USERS = 64
 TILE = 2048
 
@@ -38,9 +38,9 @@ class Shard(NamedTuple):
     """The items of one device.
 
     Attributes:
-      vectors_XE: f32.
-      first: int32 scalar, the number of the first among the items of all devices.
-      tiles: N.
+      vectors_XE: f32, the vectors of the items.
+      first: int32 scalar, the number of the first item among the items of all devices.
+      tiles: N, the number of tiles in a block.
     """
 
     vectors_XE: jax.Array
@@ -49,7 +49,7 @@ class Shard(NamedTuple):
 
 
 def shard_of(vectors_XE: jax.Array, blocks: int) -> Shard:
-    """This device's items, to be scored in so many blocks; inside `jax.shard_map`."""
+    """Return the items of this device, divided into `blocks` blocks; call it inside `jax.shard_map`."""
     first = jax.lax.axis_index(DATA_AXIS) * vectors_XE.shape[0]
     return Shard(vectors_XE, first, vectors_XE.shape[0] // TILE // blocks)
 
@@ -57,18 +57,18 @@ def shard_of(vectors_XE: jax.Array, blocks: int) -> Shard:
 def score_block(
     users_BE: jax.Array, shard: Shard, block: jax.Array, items: jax.Array, left_out: Pairs
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores of one block.
+    """Scores the items of one block.
 
     Args:
-      users_BE: f32.
+      users_BE: f32, the vectors of the users.
       shard: the items of this device.
-      block: int32 scalar, its number.
-      items: int32 scalar, the items of all devices; those from here on are padding.
-      left_out: items that get -inf.
+      block: int32 scalar, the number of the block.
+      items: int32 scalar, the number of items of all devices; items from this number on are padding.
+      left_out: the pairs whose score is -inf.
 
     Returns:
-      f32 `[N, B, T]`, -inf for items that are left out and for padding, and the number of the first
-      item.
+      f32 `[N, B, T]` scores, -inf for items that are left out and for padding; and the number of the
+      first item of the block.
     """
     tiles = shard.tiles
     begin = shard.first + block * (tiles * TILE)
@@ -91,15 +91,15 @@ def _score(
     items: jax.Array,
     left_out: Pairs,
 ) -> jax.Array:
-    """The same, with items counted from the beginning of the block.
+    """Scores the items of one block, which are numbered from the beginning of the block.
 
     Args:
-      users_BE: f32.
+      users_BE: f32, the vectors of the users.
       vectors_XE: f32, all vectors of this device.
-      first_tile: int32 scalar, first tile of the block.
-      tiles: N.
-      items: int32 scalar; places of the block from here on are padding.
-      left_out: places of the block that get -inf; places outside the block are ignored.
+      first_tile: int32 scalar, the number of the first tile of the block.
+      tiles: N, the number of tiles in a block.
+      items: int32 scalar; items from this number on are padding.
+      left_out: the pairs whose score is -inf; items outside the block are ignored.
     """
     users_GPE = users_BE.reshape(-1, USERS, users_BE.shape[1])
     users = users_BE.shape[0]
@@ -119,7 +119,7 @@ def _score(
 
 
 def target_scores(users_BE: jax.Array, shard: Shard, target_B: jax.Array) -> jax.Array:
-    """f32 `[B]` scores of each user's target item, bit for bit the same as in its block."""
+    """Return f32 `[B]`: the score of each user's target, bit for bit the same as in its block."""
     targets_BE = _fetch(shard.vectors_XE, target_B - shard.first)
     width = users_BE.shape[1]
 
@@ -129,24 +129,27 @@ def target_scores(users_BE: jax.Array, shard: Shard, target_B: jax.Array) -> jax
 
     shape = (-1, USERS, width)
     score_GP = jax.lax.map(one_group, (users_BE.reshape(shape), targets_BE.reshape(shape)))
-    # Below all scores that count, but above items that are left out.
+    # NaN becomes the lowest score, which is still above that of items that are left out.
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(jnp.isnan(score_GP), lowest, score_GP).reshape(-1)
 
 
 def _product(users_PE: jax.Array, tile_TE: jax.Array) -> jax.Array:
-    """f32 `[P, T]`: the only product that computes scores."""
-    # XLA must not fuse the operands' computation into the product, which might change the order of sums.
+    """Return f32 `[P, T]` scores; all scores are computed by this product."""
+    # If XLA fused the computation of the operands into the product, the order of sums might change.
     users_PE, tile_TE = jax.lax.optimization_barrier((users_PE, tile_TE))
     scores_PT = jax.lax.dot_general(
         users_PE, tile_TE, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
     )
-    # Sorting would distinguish -0 from 0.
+    # Sorting would distinguish -0 from 0, so -0 becomes 0.
     return jnp.where(scores_PT == 0, 0.0, scores_PT)
 
 
 def _fetch(vectors_XE: jax.Array, row_B: jax.Array) -> jax.Array:
-    """f32 `[B, E]` rows, numbered relative to this device, from whichever device has them; else 0."""
+    """Return f32 `[B, E]` rows of whichever device has them; 0 for rows that no device has.
+
+    Row numbers are relative to the first row of this device.
+    """
     mine_B = (row_B >= 0) & (row_B < vectors_XE.shape[0])
     rows_BE = vectors_XE.at[jnp.where(mine_B, row_B, 0)].get(mode="clip")
     return jax.lax.psum(jnp.where(mine_B[:, None], rows_BE, 0), DATA_AXIS)
@@ -161,9 +164,9 @@ def pad_rows(x: np.ndarray, rows: int, value: int) -> np.ndarray: ...
 
 
 def pad_rows(x: np.ndarray | jax.Array, rows: int, value: int) -> np.ndarray | jax.Array:
-    """More rows of `value`, so that there are `rows`."""
+    """Appends rows filled with `value`, so that there are `rows` rows."""
     widths = [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     if isinstance(x, jax.Array):
         return jnp.pad(x, widths, constant_values=value)
-    # np.pad needs no compilation for each shape.
+    # Unlike jnp.pad, np.pad does not compile a program for each shape.
     return np.pad(x, widths, constant_values=value)

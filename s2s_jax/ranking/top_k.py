@@ -1,4 +1,4 @@
-"""The best items of each user, exactly.
+"""Finds the exact K best items of each user.
 
 Shapes: B users, E width, R rows (items and padding), N tiles of T items in a block, C items of a chunk,
 M chunks that are searched, K best items.
@@ -17,10 +17,10 @@ from s2s_jax.data.items.seen import Seen
 from s2s_jax.ranking.ranked_items import RankedItems, padded
 from s2s_jax.ranking.scores import Pairs, score_block, shard_of
 
-# Only the largest score of each chunk is sorted. Smaller chunks mean more sorting, larger ones more
-# searching.
+# Number of items in a chunk. Only the largest score of each chunk is sorted, so smaller chunks mean more
+# sorting, and larger ones more searching.
 _CHUNK = 32
-# Numbers of chunks to search if only few need it, as is usual after the first blocks.
+# Numbers of chunks to search if few of them can improve a list, as is usual after the first blocks.
 _FEW_CHUNKS = (8, 32)
 
 
@@ -29,7 +29,7 @@ class Best(NamedTuple):
 
     Attributes:
       index_BK: int32; -1 if fewer than K items are left.
-      score_BK: f32; -inf at these places.
+      score_BK: f32; -inf where `index_BK` is -1.
     """
 
     index_BK: jax.Array
@@ -42,13 +42,13 @@ def top_k(
     k: int,
     seen: Seen | None = None,
 ) -> Best:
-    """The K best items of each user.
+    """Return the K best items of each user.
 
     Args:
-      users_BE: f32, finite.
+      users_BE: f32, the vectors of the users; all numbers must be finite.
       ranked: the items.
-      k: K, at least 1; may exceed the number of items.
-      seen: items that are left out; users are indices into `users_BE`. None: all items count.
+      k: K, at least 1; it may exceed the number of items.
+      seen: items that are left out; its users are indices into `users_BE`. None: no items are left out.
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
@@ -99,7 +99,8 @@ def _top_k(
         in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec(), PartitionSpec()),
         out_specs=PartitionSpec(None, DATA_AXIS),
     )
-    # Devices have ascending items, so the lower index still comes first among equal scores.
+    # Items are numbered in the order of the devices, so the lower index still comes first among equal
+    # scores.
     all_best = mapped(users_BE, vectors_RE, items, seen)
     all_best = jax.lax.with_sharding_constraint(all_best, replicated(mesh))
     score_BK, place_BK = jax.lax.top_k(all_best.score_BK, k)
@@ -108,11 +109,11 @@ def _top_k(
 
 
 def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:
-    """Merges the scores of one more block, of items from `begin` on, into the best.
+    """Merges the scores of one more block, whose items are numbered from `begin`, into the best items.
 
     Only chunks whose largest score beats a user's K-th best so far can improve that user's list, and of
-    these only the K chunks with the largest such scores (for equal scores the earlier chunk): every item
-    elsewhere has K better ones. The number of chunks needed is known before they are searched.
+    these only the K chunks with the largest such scores (for equal scores the earlier chunk): for every
+    item elsewhere there are K better ones. The number of chunks needed is known before the search.
     """
     tiles, users, _ = scores_NBT.shape
     k = best.score_BK.shape[1]

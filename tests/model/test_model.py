@@ -22,7 +22,7 @@ B, L = 3, small.SEQ_LEN
 def make_model(**model_changes):
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_changes))
-    model = Seq2Seq(config, nnx.Rngs(0))
+    model = Seq2Seq(config.features, config.target_features, config.model, nnx.Rngs(0))
     rng = np.random.default_rng(0)
     embeddings = {
         f.name: jnp.asarray(rng.normal(size=(B, L, f.emb_dim)), jnp.float32)

@@ -31,11 +31,11 @@ from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
-from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.runs.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.growth import GrowthPlan, doubled
 from s2s_jax.training.step.batches import put_batch
+from s2s_jax.training.step.forward import model_graph
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import state_of
 
@@ -153,7 +153,7 @@ def reference():
     moments = {name: (np.zeros_like(x), np.zeros_like(x)) for name, x in params.items()}
     dense, optimizer = start.params["dense"], optax.adamw(LR.dense_lr, weight_decay=LR.weight_decay)
     dense_state = optimizer.init(dense)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(CONFIG, nnx.Rngs(0))))
+    graph = model_graph(CONFIG)
     gradient_of = jax.jit(jax.value_and_grad(functools.partial(plain_loss, graph)))
     sightings, found = collections.Counter(), []
     for number in range(STEPS):

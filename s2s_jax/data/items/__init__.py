@@ -1,1 +1,1 @@
-"""The items of a log: their counts, the catalogue, and the items that users have seen."""
+"""The items of a log: their counts, the catalogue, neighbours, and the items that users have seen."""

@@ -44,13 +44,14 @@ class Catalogue(NamedTuple):
     """Distinct items, sorted by descending count, then by encoded id (as signed numbers).
 
     Attributes:
-      item: ids in the log, int64 or large_string (or a type of times or bytes).
+      item: ids in the log, as int64 or large_string (or as a type of times or bytes).
       count_I: int64, number of events of each item.
       ids: encoded ids, as in training, for each of `loss.target_features` and for `loss.item_feature`;
         `NO_ID` for missing ids: int32 `[I, K]`, or `[I, K, 2]` if the feature's table grows.
       collisions: number of ids in the log that are not separate items, because they are encoded like an
         earlier one.
-      shared_events: events of items that stand for several ids; None in files of older versions.
+      shared_events: number of events of items that stand for several ids; None if the catalogue was read
+        from a file of an older version.
     """
 
     item: pa.Array
@@ -60,17 +61,17 @@ class Catalogue(NamedTuple):
     shared_events: int | None = None
 
     def sharing(self) -> str | None:
-        """A sentence about ids of the log that share a table row; None if none do."""
+        """Return a sentence about ids of the log that share a table row; None if no ids do."""
         if not self.collisions:
             return None
-        told = f"{self.collisions:,} more ids of the log share a row of the table with an item"
+        text = f"{self.collisions:,} more ids of the log share a row of the table with an item"
         if self.shared_events is not None:
             share = self.shared_events / self.count_I.sum()
-            told += f" and count as that one ({share:.1%} of the events are of such items)"
-        return told
+            text += f" and count as that one ({share:.1%} of the events are of such items)"
+        return text
 
     def fingerprint(self) -> str:
-        """A fingerprint of items, counts and ids, regardless of where they come from."""
+        """Return a fingerprint of items, counts and ids; it does not depend on where they come from."""
         sink = pa.BufferOutputStream()
         batch = pa.record_batch({"item": self.item, "count": pa.array(self.count_I)})
         with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -86,8 +87,8 @@ def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
     """Collects the items of a log, with one stripe per thread in memory.
 
     Args:
-      items: says what an item is.
-      logs: says how files are read.
+      items: what an item is, and what it shows.
+      logs: how the files are read.
       index: the index of the files.
       cut: events before this cut count.
 
@@ -100,17 +101,17 @@ def collect(items: Items, logs: Logs, index: FileIndex, cut: Cut) -> Catalogue:
 def items_of_training(
     items: Items, split: Split, logs: Logs, index: FileIndex, path: str | None
 ) -> Catalogue:
-    """The items that training sees.
+    """Collects the items that training sees, or reads them from a saved catalogue.
 
     Args:
-      items: what an item is.
-      split: what is held out.
-      logs: how they are read.
-      index: of their files.
-      path: of a saved catalogue that is read instead of the logs; None: there is none.
+      items: what an item is, and what it shows.
+      split: which events are held out.
+      logs: how the files are read.
+      index: the index of the files.
+      path: a saved catalogue to read instead of the logs; None: the logs are read.
 
     Raises:
-      UserError: as `collect`, or `load`.
+      UserError: see `collect` and `load`.
     """
     if path is not None:
         return load(path, items, split)
@@ -120,16 +121,16 @@ def items_of_training(
 def collect_for_evaluation(
     items: Items, logs: Logs, index: FileIndex, split: Split
 ) -> tuple[Catalogue, np.ndarray]:
-    """The items to rank, and how often training sees them, from a single pass over the log.
+    """Collects the items to rank and how often training sees them, in a single pass over the log.
 
     Args:
-      items: says what an item is.
-      logs: says how files are read.
+      items: what an item is, and what it shows.
+      logs: how the files are read.
       index: the index of the files.
-      split: says which events are held out.
+      split: which events are held out.
 
     Returns:
-      The result of `collect`, and int64 `[I]`, events of each item without held-out ones.
+      The result of `collect`, and int64 `[I]`: the number of events of each item without held-out ones.
 
     Raises:
       UserError: see `collect`.
@@ -173,13 +174,13 @@ def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> 
         columns[f"ids/{name}"] = pa.FixedSizeListArray.from_arrays(
             pa.array(values.ravel()), values.shape[1]
         )
-    told = {
+    metadata = {
         "made_for": _made_for(items, split),
         "collisions": catalogue.collisions,
         "shared_events": catalogue.shared_events,
     }
-    table = pa.table(columns, metadata={_METADATA: json.dumps(told).encode()})
-    # So readers never see a partial file.
+    table = pa.table(columns, metadata={_METADATA: json.dumps(metadata).encode()})
+    # Moved into place when complete, so that readers never see a partial file.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,8 +211,8 @@ def load(path: str | Path, items: Items, split: Split) -> Catalogue:
     metadata = table.schema.metadata or {}
     if _METADATA not in metadata:
         raise UserError(f"{path}: expected a catalogue, found another Parquet file; {_REMEDY}")
-    told = json.loads(metadata[_METADATA])
-    _check_made_for(path, told["made_for"], _made_for(items, split))
+    saved = json.loads(metadata[_METADATA])
+    _check_made_for(path, saved["made_for"], _made_for(items, split))
     ids = {}
     for feature in items.item_side:
         lists = pa.concat_arrays(table[f"ids/{feature.name}"].chunks)
@@ -219,12 +220,12 @@ def load(path: str | Path, items: Items, split: Split) -> Catalogue:
         ids[feature.name] = _shaped(ids_IC, feature)
     item = pa.concat_arrays(table["item"].chunks)
     # Files of older versions do not have it.
-    shared = told["shared_events"] if "shared_events" in told else None
-    return Catalogue(item, table["count"].to_numpy(), ids, told["collisions"], shared)
+    shared = saved["shared_events"] if "shared_events" in saved else None
+    return Catalogue(item, table["count"].to_numpy(), ids, saved["collisions"], shared)
 
 
 def item_text(items: pa.Array, index: int) -> str:
-    """One of `Catalogue.item` as text."""
+    """Return an id of `Catalogue.item` as text."""
     try:
         item = items[index].as_py()
     except (ValueError, OverflowError):
@@ -234,7 +235,7 @@ def item_text(items: pa.Array, index: int) -> str:
 
 
 def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
-    """A new array `[I, K]`, or `[I, K, 2]` if ids have two words."""
+    """Return a new array `[I, K]`, or `[I, K, 2]` if ids have two words."""
     shape = (len(ids_IC), feature.bag_size, feature.id_words)
     ids_IKW = np.array(ids_IC, np.int32).reshape(shape)
     return ids_IKW if feature.grows else ids_IKW[..., 0]
@@ -257,7 +258,7 @@ def _check_item_feature(items: Items) -> None:
 
 
 def _made_for(items: Items, split: Split) -> Fingerprint:
-    """Everything that encoded ids and counts depend on, except the files."""
+    """Return everything that encoded ids and counts depend on, except the files."""
     return {"version": DECODING_VERSION, **items.fingerprint, "split": split.fingerprint}
 
 

@@ -45,8 +45,8 @@ class ItemCounts(NamedTuple):
       part_I: int64, number of these events before the second cut.
       item: the id in the log; the first one, if several have the same code.
       others_IC: int32 ids of the other features.
-      collisions: number of ids in the log with the same code as an earlier one.
-      shared_events: events of ids that share a code with another id, whichever came first.
+      collisions: number of ids in the log that have the same code as an earlier id.
+      shared_events: number of events whose id shares its code with another id, earlier or later.
     """
 
     code_I: np.ndarray
@@ -62,9 +62,9 @@ class _Stripe(NamedTuple):
     """The tallies of one stripe.
 
     Attributes:
-      originals: columns `code` (int64), `item`, `count`, `part` (of the count) and `first`, which is
-        smaller for earlier places in the log.
-      combinations: the same, with `other0` … (int32) instead of `item`.
+      originals: a table with the columns `code` (int64), `item`, `count`, `part` (the part of the count
+        before the second cut) and `first`, which is smaller for earlier places in the log.
+      combinations: the same, with columns `other0` … (int32) instead of `item`.
     """
 
     originals: pa.Table
@@ -77,11 +77,11 @@ def count_items(
     """Counts the items of a log.
 
     Args:
-      items: says what an item is; an event must have at most one.
-      logs: says how files are read.
+      items: what an item is, and what it shows; an event must have at most one item.
+      logs: how the files are read.
       index: the index of the log's files.
       cut: events before this cut are counted.
-      part: a second, earlier cut; events before it are also counted separately. None: the same cut.
+      part: a second, earlier cut; events before it are also counted separately. None: the same as `cut`.
 
     Raises:
       UserError: files disagree on the type of items, a stripe cannot be read and may not be skipped,
@@ -159,12 +159,13 @@ class _Tally:
     def add(self, counts: pa.Table) -> None:
         """Adds rows with distinct values of the tally's columns, and `count`, `part` and `first`."""
         self._parts.append(counts)
-        # Merged only when as many rows wait as are merged, so that a row is merged only a few times.
+        # Merges only when at least as many rows are new as are merged already, so that a row is merged
+        # only a few times.
         if self.rows > 2 * len(self._parts[0]):
             self.table()
 
     def table(self) -> pa.Table:
-        """All rows, with each combination once."""
+        """Return all rows, with each combination once."""
         if len(self._parts) > 1:
             self._parts = [_group(pa.concat_tables(self._parts), self._by)]
         return self._parts[0]
@@ -183,7 +184,10 @@ def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
 
 
 def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
-    """The `kept` most frequent rows of each code (for ties, the first in the log), sorted by code."""
+    """Return the `kept` most frequent rows of each code, sorted by code.
+
+    Among equally frequent rows, those that come first in the log are kept.
+    """
     code_T, count_T, first_T = (_numpy(table, name) for name in ("code", "count", "first"))
     order_T = np.lexsort((first_T, -count_T, code_T))
     begins_T = _begins(code_T[order_T])
@@ -193,7 +197,7 @@ def _most_frequent(table: pa.Table, kept: int) -> pa.Table:
 
 
 def _begins(sorted_T: np.ndarray) -> np.ndarray:
-    """Indices at which sorted values change."""
+    """Return bool: whether a sorted value differs from the one before it."""
     begins_T = np.ones(len(sorted_T), bool)
     np.not_equal(sorted_T[1:], sorted_T[:-1], out=begins_T[1:])
     return begins_T
@@ -211,9 +215,9 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
-    """The result of `_count_stripe` for each stripe, in order; each thread counts one at a time."""
+    """Yields the result of `_count_stripe` for each stripe, in order; a thread counts one at a time."""
     for skipped in index.skipped:
-        _tell_skipped(skipped.reason)
+        _report_skipped(skipped.reason)
     threads = logs.threads
     waiting: deque[Future[_Stripe]] = deque()
 
@@ -223,9 +227,9 @@ def _read(items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut) -> It
         except UserError as error:
             if not may_skip(error, logs):
                 raise
-            _tell_skipped(str(error))
+            _report_skipped(str(error))
 
-    # Without threads, a stripe is counted in a thread while this one waits for it.
+    # With 0 threads, one thread counts a stripe while the main thread waits.
     with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
         for stripe in range(len(index.stripes)):
             waiting.append(pool.submit(_count_stripe, items, index, stripe, cut, part))
@@ -260,13 +264,16 @@ def _count_stripe(items: Items, index: FileIndex, stripe: int, cut: Cut, part: C
 
 
 def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
-    """bool `[P]`: whether a position is among the first `kept_N` of its row; rows must be complete."""
+    """Return bool `[P]`: whether a position is one of the first `kept_N` of its row.
+
+    The block must hold complete rows.
+    """
     ends_N = block.begins_N + kept_N
     return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
 
 
 def codes_of(ids_PW: np.ndarray) -> np.ndarray:
-    """int64 `[P]`: buckets, or 64-bit ids from their words; `NO_ID` for missing ids.
+    """Return int64 `[P]`: buckets, or 64-bit ids made from their words; `NO_ID` for missing ids.
 
     Examples:
       >>> codes_of(np.array([[5, 0], [5, 1], [-1, -1]], np.int32)).tolist()
@@ -278,14 +285,14 @@ def codes_of(ids_PW: np.ndarray) -> np.ndarray:
 
 
 def code_words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:
-    """int32 `[I, id_words]`: the words of `ItemCounts.code_I`."""
+    """Return int32 `[I, id_words]`: the words of `ItemCounts.code_I`."""
     if not feature.grows:
         return code_I.astype(np.int32)[:, None]
     return code_I.astype("<i8").view("<i4").astype(np.int32).reshape(-1, 2)
 
 
 def _other_columns(items: Items) -> np.ndarray:
-    """bool: whether a column of a block is not of the item feature."""
+    """Return bool: whether a column of a block belongs to another feature than the item."""
     columns = features.id_columns(items.item_side)
     others = np.ones(max(one.stop for one in columns.values()), bool)
     others[columns[items.item.name]] = False
@@ -293,12 +300,12 @@ def _other_columns(items: Items) -> np.ndarray:
 
 
 def _other_names(items: Items) -> list[str]:
-    """Names of a tally's columns with the ids of other features."""
+    """Return the names of a tally's columns for the ids of other features."""
     return [f"other{i}" for i in range(_other_columns(items).sum())]
 
 
 def _values(column: pa.Array) -> pa.Array:
-    """The ids of a column of lists, or of lists of lists, as stored in the log."""
+    """Return the ids of a column of lists, or of lists of lists, as stored in the log."""
     values = column.flatten()
     if is_list(values.type):
         values = values.flatten()
@@ -306,7 +313,7 @@ def _values(column: pa.Array) -> pa.Array:
 
 
 def _stored_type(column_type: pa.DataType) -> pa.DataType:
-    """The type in which ids of a column are kept."""
+    """Return the type in which the ids of a column are kept."""
     while is_list(column_type):
         column_type = column_type.value_type
     if pa.types.is_integer(column_type):
@@ -330,5 +337,5 @@ def _check_types(index: FileIndex, item: FeatureConfig) -> None:
             )
 
 
-def _tell_skipped(reason: str) -> None:
+def _report_skipped(reason: str) -> None:
     print(f"skipped: {reason}", file=sys.stderr, flush=True)

@@ -1,10 +1,11 @@
-"""Which items follow each other, counted: a baseline that knows order, without a model.
+"""Counts which items follow each other, and ranks items by these counts: a baseline without a model.
 
-An item is a neighbour of those up to three events before it in a row. The pair weighs 1, 1/2 or 1/3 by
-that distance. A user's score of an item is the sum of its weights as a neighbour of the newest five
-events, the newest of which counts whole, the one before it half, and so on. Items without a score come
-after all others, by popularity. (Item-to-item transitions: Rendle, Freudenthaler, Schmidt-Thieme,
-"Factorizing personalized Markov chains for next-basket recommendation", 2010, is the factorized form.)
+An item is a neighbour of the items up to three events before it in a row. The weight of such a pair is
+1, 1/2 or 1/3, for a distance of one, two or three events. An item's score for a user is the weighted sum
+of its weights as a neighbour of the user's newest five events: the newest event counts 1, the one before
+it 1/2, and so on. Items without a score come after all others, ordered by popularity. (The factorized
+form of such item-to-item transitions is in Rendle, Freudenthaler, Schmidt-Thieme, "Factorizing
+personalized Markov chains for next-basket recommendation", 2010.)
 
 Shapes: P events, N rows, T pairs of items, U users, I items of a catalogue, S scored pairs of a user and
 an item, E newest events of a user, K items of a list.
@@ -17,11 +18,11 @@ import scipy.sparse
 
 from s2s_jax.data.items.seen import Seen
 
-# Sixths, so that sums are exact, whatever their order.
+# Weights by distance, in sixths, so that sums are exact in any order.
 _WEIGHTS = (6, 3, 2)
-# Of the newest five events, in sixtieths.
+# Weights of the newest five events, the newest first, in sixtieths.
 _EVENT_WEIGHTS = (60, 30, 20, 15, 12)
-# Pairs that are held: 16 bytes each, and twice that for a moment.
+# Maximum number of pairs in memory. A pair takes 16 bytes, and twice that while pairs are merged.
 MOST_PAIRS = 2**25
 
 
@@ -35,12 +36,13 @@ class NeighbourCounts:
     """
 
     def __init__(self, items: int, most: int = MOST_PAIRS):
-        """Starts with nothing.
+        """Starts without pairs.
 
         Args:
-          items: I, of the catalogue.
-          most: pairs that may be held. Where a log has more, each item keeps its heaviest neighbours,
-            as many for each item, and what was dropped starts again from 0 when it occurs again.
+          items: I, the number of items in the catalogue.
+          most: maximum number of pairs in memory. If a log has more, every item keeps the same number of
+            neighbours, those with the largest weights. A pair that was dropped starts again from 0 when
+            it occurs again.
         """
         self._items = items
         self._most = most
@@ -54,8 +56,8 @@ class NeighbourCounts:
         """Counts the events of some rows.
 
         Args:
-          item_P: int items, oldest first, row after row; a negative one is of no item of the catalogue.
-          length_N: int, events of each row.
+          item_P: int items, row after row, oldest first; negative if the item is not in the catalogue.
+          length_N: int, number of events of each row.
         """
         row_P = np.repeat(np.arange(len(length_N)), length_N)
         for distance, weight in enumerate(_WEIGHTS, 1):
@@ -64,7 +66,7 @@ class NeighbourCounts:
             pair_T = before_T[pair].astype(np.int64) * self._items + after_T[pair]
             self._waiting.append(pair_T * len(_WEIGHTS) + _WEIGHTS.index(weight))
             self._waiting_pairs += len(pair_T)
-        # Merged only when as many wait as are held, so that a pair is sorted few times.
+        # Merges only when about as many pairs wait as are merged, so that a pair is sorted few times.
         if self._waiting_pairs > max(len(self._pair_T), self._most // 4):
             self._merge()
 
@@ -82,7 +84,7 @@ class NeighbourCounts:
             self._keep_heaviest()
 
     def _keep_heaviest(self) -> None:
-        """Drops pairs until half of the room is free."""
+        """Drops pairs until at most half of the maximum is left, but keeps one of each item."""
         item_T = self._pair_T // self._items
         order_T = np.lexsort((self._pair_T, -self._weight_T, item_T))
         begins_T = np.diff(item_T[order_T], prepend=-1) != 0
@@ -94,7 +96,7 @@ class NeighbourCounts:
         self._pair_T, self._weight_T = self._pair_T[chosen_T], self._weight_T[chosen_T]
 
     def matrix(self) -> scipy.sparse.csr_matrix:
-        """f64 `[I, I]`: the weight of the second item as a neighbour of the first."""
+        """Return f64 `[I, I]`: the weight of the second item as a neighbour of the first."""
         self._merge()
         rows, columns = np.divmod(self._pair_T, self._items)
         shape = (self._items, self._items)
@@ -103,7 +105,7 @@ class NeighbourCounts:
 
 
 class Scores(NamedTuple):
-    """Items with a score, by user and then by item; those that a user may not get are left out.
+    """Scores above 0, sorted by user, then item, without items that may not be recommended.
 
     Attributes:
       user_S: int32.
@@ -117,29 +119,30 @@ class Scores(NamedTuple):
 
 
 class Neighbours:
-    """Ranks a catalogue for users by what followed their newest events elsewhere."""
+    """Ranks a catalogue for users by the items that follow their newest events in the log."""
 
     def __init__(self, matrix: scipy.sparse.csr_matrix, count_I: np.ndarray):
-        """Takes what was counted.
+        """Prepares the ranking.
 
         Args:
-          matrix: of `NeighbourCounts`.
-          count_I: int events of each item; items with a negative one are recommended to nobody.
+          matrix: the result of `NeighbourCounts.matrix`.
+          count_I: int, number of events of each item; negative for items that are recommended to nobody.
         """
-        # Sixths are whole numbers, so that equal scores are equal whatever their sums' order.
+        # In sixths, weights are whole numbers, so that sums are exact in any order.
         self._matrix = (matrix * _WEIGHTS[0]).rint()
         self._count_I = count_I
-        # Of equally popular items, the first of the catalogue comes first.
+        # Equally popular items keep the order of the catalogue.
         order_I = np.argsort(-count_I, kind="stable")
         self._popular = order_I[count_I[order_I] >= 0]
 
     def score(self, item_P: np.ndarray, events_U: np.ndarray, seen: Seen | None) -> Scores:
-        """The items that score above 0 for each user.
+        """Scores the items for each user.
 
         Args:
-          item_P: int items of all events, user after user, oldest first; negative ones are unknown.
-          events_U: int, events of each user.
-          seen: pairs that are left out; None: none.
+          item_P: int items of all events, user after user, oldest first; negative if the item is not in
+            the catalogue.
+          events_U: int, number of events of each user.
+          seen: items that are left out of the ranking; None: no items are left out.
         """
         users, items = len(events_U), len(self._count_I)
         end_U = np.cumsum(events_U)
@@ -167,12 +170,14 @@ class Neighbours:
         return Scores(user_S[order_S], item_S[order_S], score_S[order_S])
 
     def ranks(self, scores: Scores, target_U: np.ndarray, popularity_U: np.ndarray) -> np.ndarray:
-        """int64 `[U]` ranks of the targets, from 0; items that tie with a target come before it.
+        """Return the int64 `[U]` ranks of the targets, from 0; items that tie with a target come first.
 
         Args:
-          scores: of `score`.
-          target_U: int items that users may get; a negative one gives a rank without meaning.
-          popularity_U: int ranks of the targets by popularity, among the items that a user may get.
+          scores: the result of `score`.
+          target_U: int, the target item of each user, which must be one that may be recommended; the
+            rank of a negative one has no meaning.
+          popularity_U: int, ranks of the targets by popularity, among the items that may be recommended
+            to the user.
         """
         user_S, item_S, score_S = scores
         target_S = target_U[user_S]
@@ -183,22 +188,23 @@ class Neighbours:
         before_S = (score_S > own_S) | ((score_S == own_S) & as_popular_S)
         before_S &= item_S != target_S
         before_U = np.bincount(user_S, before_S, minlength=len(target_U))
-        # Without a score, the target comes after all that have one, and by popularity after the rest.
+        # A target without a score comes after all items with a score, and is ranked by popularity among
+        # the others.
         rest_U = popularity_U - np.bincount(
             user_S, as_popular_S & (item_S != target_S), minlength=len(target_U)
         )
         return np.where(own_U > 0, before_U, before_U + rest_U).astype(np.int64)
 
     def top_k(self, scores: Scores, users: int, k: int, seen: Seen | None) -> np.ndarray:
-        """int32 `[U, K]` best items of each user, -1 where fewer are left.
+        """Return the int32 `[U, K]` best items of each user; -1 where fewer items are left.
 
-        Of equal scores, the more popular item comes first, and of those the first of the catalogue.
+        Items with equal scores are ordered by popularity, and equally popular ones as in the catalogue.
 
         Args:
-          scores: of `score`.
+          scores: the result of `score`.
           users: U.
           k: K.
-          seen: pairs that are left out; None: none.
+          seen: items that are left out of the ranking; None: no items are left out.
         """
         best_UK = np.full((users, k), -1, np.int32)
         order_S = np.lexsort(
@@ -212,7 +218,6 @@ class Neighbours:
                 had = np.zeros(0, np.int32)
                 if seen is not None and seen_begin_U is not None:
                     had = seen.item_T[seen_begin_U[user] : seen_begin_U[user + 1]]
-                # As many as are surely enough.
                 popular = self._popular[: k + len(had)]
                 more = popular[~np.isin(popular, np.concatenate([best, had]))]
                 best = np.concatenate([best, more])[:k]

@@ -1,7 +1,7 @@
 """The items in the histories of users, stored sparsely.
 
-Some users have a million times as many items as others. So items are stored as pairs, never as a
-rectangle as wide as the longest history.
+Some users have a million times as many items as others. So items are stored as pairs, and not as a
+rectangle that is as wide as the longest history.
 
 Shapes: T pairs, U users, S places of a row.
 """
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 
 
 def distinct(user_T: np.ndarray, item_T: np.ndarray) -> Seen:
-    """The distinct pairs.
+    """Return the distinct pairs.
 
     Args:
       user_T: int users, in any order.
@@ -45,6 +45,6 @@ def distinct(user_T: np.ndarray, item_T: np.ndarray) -> Seen:
 
 
 def of_rows(item_US: np.ndarray) -> Seen:
-    """The items of each row; negative ones are padding."""
+    """Return the distinct items of each row; negative items are padding."""
     user_US = np.broadcast_to(np.arange(len(item_US))[:, None], item_US.shape)
     return distinct(user_US.ravel(), item_US.ravel())

@@ -25,7 +25,11 @@ from s2s_jax.training.step.params import Tree
 
 def model_graph(config: Config) -> nnx.GraphDef:
     """The static structure of the model; its parameters are a plain tree of arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, nnx.Rngs(0))))
+
+    def make() -> Seq2Seq:
+        return Seq2Seq(config.features, config.target_features, config.model, nnx.Rngs(0))
+
+    return nnx.graphdef(nnx.eval_shape(make))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

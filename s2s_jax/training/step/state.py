@@ -58,7 +58,16 @@ def initial_state(
       optimizer: the optimizer, for its state.
     """
     key = jax.random.key(config.train.seed)
-    dense = nnx.to_pure_dict(nnx.state(Seq2Seq(config, nnx.Rngs(jax.random.fold_in(key, 0)))))
+    dense = nnx.to_pure_dict(
+        nnx.state(
+            Seq2Seq(
+                config.features,
+                config.target_features,
+                config.model,
+                nnx.Rngs(jax.random.fold_in(key, 0)),
+            )
+        )
+    )
     specs = tables.specs
     values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
     params: Params = {"dense": dense, "tables": values}
