@@ -8,6 +8,7 @@ import re
 from s2s_jax.config.checks import require
 from s2s_jax.config.features import GROWING_KEYS, MOST_SIGHTINGS, FeatureConfig, TableConfig
 from s2s_jax.config.schema import Config
+from s2s_jax.errors import UserError
 
 # Rows are numbered with int32, and rows past the end mark missing ids, so there must be room for both.
 MAX_BUCKETS = 2_000_000_000
@@ -16,6 +17,7 @@ _DEFAULT_OF_GROWING = {
     for field in dataclasses.fields(TableConfig)
     if field.name in GROWING_KEYS
 }
+_REPLACE_TABLES = "remove it (a config file that replaces the features of another one must replace its tables, too)"
 # Keys on which features that share a table must agree.
 _OF_TABLE = ("emb_dim", "hash_bucket_size")
 
@@ -114,12 +116,11 @@ def check_tables(config: Config) -> None:
     grows = {feature.table_name: feature.grows for feature in config.features}
     names: set[str] = set()
     for i, table in enumerate(config.tables):
-        require(
-            table.name in grows,
-            f"tables.{i}.name",
-            f"a table that a feature uses ({', '.join(grows)})",
-            table.name,
-        )
+        if table.name not in grows:
+            raise UserError(
+                f"tables.{i}.name: expected a table that a feature uses ({', '.join(grows)}), found "
+                f"{table.name!r}; {_REPLACE_TABLES}"
+            )
         require(table.name not in names, f"tables.{i}.name", "a name used once", table.name)
         names.add(table.name)
         path = f"tables.{table.name}"
@@ -132,12 +133,12 @@ def check_tables(config: Config) -> None:
 
 def _check_buckets(table: TableConfig, path: str) -> None:
     for key, default in _DEFAULT_OF_GROWING.items():
-        require(
-            getattr(table, key) == default,
-            f"{path}.{key}",
-            f"{default}, because only tables with hash_bucket_size 0 grow",
-            getattr(table, key),
-        )
+        found = getattr(table, key)
+        if found != default:
+            raise UserError(
+                f"{path}.{key}: expected {default}, because only tables with hash_bucket_size 0 grow, "
+                f"found {found!r}; {_REPLACE_TABLES}"
+            )
 
 
 def _check_growing(table: TableConfig, path: str) -> None:

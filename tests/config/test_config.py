@@ -244,6 +244,32 @@ def test_every_key_is_documented():
             assert following.startswith('"""'), f"{section.__name__}.{field.name} has no docstring"
 
 
+@pytest.mark.parametrize(
+    ("feature", "place", "found"),
+    [
+        ("FeatureConfig(name='shop', hash_bucket_size=9)", "tables.1.name", "'behavior_id'"),
+        (
+            "FeatureConfig(name='behavior_id', hash_bucket_size=9)",
+            "tables.behavior_id.capacity",
+            "4096",
+        ),
+    ],
+)
+def test_a_file_that_replaces_features_must_replace_tables(tmp_path, feature, place, found):
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom s2s_jax.config import *\n"
+        "def get_config():\n"
+        f"    base = load_file({str(CONFIGS / 'base.py')!r})\n"
+        f"    return dataclasses.replace(base, features=({feature},))\n"
+    )
+    told = refusal([], tmp_path / "mine.py")
+    assert told.startswith(f"{place}: expected ")
+    assert told.endswith(
+        f", found {found}; remove it (a config file that replaces the features of another one must "
+        f"replace its tables, too)"
+    )
+
+
 def test_validate_accepts_shared_tables():
     features = (
         FeatureConfig(name="item_id", hash_bucket_size=8),
