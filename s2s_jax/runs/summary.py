@@ -8,7 +8,7 @@ from rich.table import Table
 from s2s_jax.runs.metrics_file import read_lines
 
 
-def print_summary(run_dir: Path, rows: int = 6) -> None:
+def print_summary(run_dir: Path, console: Console, rows: int = 6) -> None:
     """Prints a table of some lines of metrics.jsonl, including the first and the last."""
     lines = [line for line in read_lines(run_dir) if "loss" in line]
     if not lines:
@@ -26,4 +26,4 @@ def print_summary(run_dir: Path, rows: int = 6) -> None:
             f"{line['step_ms']:.1f}",
             f"{line['input_wait_ms']:.1f}",
         )
-    Console().print(table)
+    console.print(table)

@@ -389,7 +389,9 @@ def test_exit_codes_of_errors(error, code, capsys):
 
 @pytest.mark.parametrize("words", ["print('much') or 0", "sys.exit(print('much'))"])
 def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
-    program = f"import sys\nfrom s2s_jax.cli.exit import run_command\nrun_door(lambda _: {words})"
+    program = (
+        f"import sys\nfrom s2s_jax.cli.exit import run_command\nrun_command(lambda _: {words})"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,

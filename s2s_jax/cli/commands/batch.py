@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from s2s_jax.cli.console import wide_console
 from s2s_jax.cli.parsing import OfConfig, parse_with_config
 from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.config.features import NO_ID
@@ -18,8 +18,6 @@ from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
 from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE, UNIFORM_SHARE
 
-# Width of output that does not go to a terminal.
-_PIPE_WIDTH = 240
 _NOTHING = "-"
 _HOLDS = {
     "length": "real positions of each row; they come first",
@@ -61,9 +59,7 @@ def main(argv: list[str]) -> int:
         if found < least:
             raise UserError(f"--{name}: expected at least {least}, found {found}")
     batch = show_batch(config, arguments.step)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = wide_console()
     console.print(Text(_summary(config, batch, arguments.step)), soft_wrap=True)
     console.print(_arrays(config, batch))
     if batch.times is None and arguments.rows:

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from s2s_jax import signals
+from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together, leave
@@ -78,10 +78,13 @@ def _evaluate(argv: list[str]) -> None:
         intervals = done.evaluation.intervals()
         text = json.dumps(done.as_json(config, intervals), indent=2)
         where = f"{config.train.output_dir}, step {done.step}, {done.split}, in {out}"
-        # Before the file is written, so that nothing is lost where it cannot be.
-        _print(config, done.evaluation, intervals, f"{_track(config)}: {where}")
-        with replacing(out) as unfinished:
-            unfinished.write_text(text)
+        try:
+            # First, so that the result is not lost if the reader of stdout stops reading.
+            with replacing(out) as unfinished:
+                unfinished.write_text(text)
+        finally:
+            # If the file cannot be written, the result is at least printed.
+            _print(config, done.evaluation, intervals, f"{_track(config)}: {where}")
         index = index_files(Logs.of(config), Decoding.of(config))
         for warning in odd_facts(Meaning.of(config), index):
             print(warning, file=sys.stderr)
@@ -94,7 +97,7 @@ def _track(config: Config) -> str:
 
 
 def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) -> None:
-    console = Console()
+    console = OutputConsole()
     values = found.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
     for column in ("", "value", "95% interval", "popularity"):

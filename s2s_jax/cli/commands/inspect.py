@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from s2s_jax.cli.console import wide_console
 from s2s_jax.cli.parsing import parse_with_overrides
 from s2s_jax.config.loading import read
 from s2s_jax.data.inspection.inspect import Settings, inspect
 from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR
-
-# Where the output is no terminal, lines may be long; a terminal's are folded at its width.
-_PIPE_WIDTH = 240
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,4 @@ def main(argv: list[str]) -> int:
         return EXIT_DONE
     arguments, overrides = given
     config = None if arguments.config is None else read(arguments.config, overrides)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return EXIT_DONE if inspect(arguments, config, console) else EXIT_USER_ERROR
+    return EXIT_DONE if inspect(arguments, config, wide_console()) else EXIT_USER_ERROR

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import parse
 from s2s_jax.cluster.mesh import all_devices
 from s2s_jax.config import Config, load_json
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     step = chosen_step(arguments.checkpoint, steps, arguments.run_dir, config.eval)
     saved = SavedTables(arguments.run_dir, step)
     specs = _specs(config, saved)
-    console = Console()
+    console = OutputConsole()
     if arguments.look_up:
         name, *texts = arguments.look_up
         _print_ids(console, saved, _growing(specs, name), [_parse(text) for text in texts])
@@ -97,7 +97,7 @@ def _parse(text: str) -> int:
     return number % 2**64
 
 
-def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSpec]) -> None:
+def _print_tables(console: OutputConsole, saved: SavedTables, specs: dict[str, TableSpec]) -> None:
     table = Table(title=f"{saved.path}")
     for column in ("table", "rows", "capacity", "load", "dropped", "evicted"):
         table.add_column(column, justify="left" if column == "table" else "right")
@@ -132,7 +132,7 @@ def _print_tables(console: Console, saved: SavedTables, specs: dict[str, TableSp
     console.print(table)
 
 
-def _print_ids(console: Console, saved: SavedTables, spec: TableSpec, ids: list[int]) -> None:
+def _print_ids(console: OutputConsole, saved: SavedTables, spec: TableSpec, ids: list[int]) -> None:
     of_table, values = saved.id_map(spec), saved.values(spec)
     table = Table(title=f"{saved.path}, table {spec.name}")
     for column in ("id", "row", "last used in step", "uses", "norm", "first values"):

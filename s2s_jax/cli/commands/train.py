@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together, leave
@@ -63,5 +64,5 @@ def run(config: Config, mesh: Mesh | None = None) -> int:
         hosts.say(f"stopped by {told}; start the same command again to continue")
         return EXIT_STOPPED
     if hosts.is_first():
-        print_summary(Path(config.train.output_dir))
+        print_summary(Path(config.train.output_dir), OutputConsole())
     return EXIT_DONE

@@ -8,6 +8,7 @@ first. Logs that are already ORC are rewritten unchanged, in stripes of a good s
 import codecs
 import contextlib
 import dataclasses
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -302,7 +303,11 @@ def _temp_dir(settings: Settings) -> Iterator[Path]:
     parent = settings.temp_dir or settings.output
     with contextlib.suppress(OSError):
         for left in parent.glob(f"{orc_writer.SORTING}*"):
-            print(f"warning: {left} is of a conversion that runs, or was killed; if so, remove it")
+            print(
+                f"warning: {left} belongs to a conversion that is running or was killed; if it was "
+                f"killed, remove it",
+                file=sys.stderr,
+            )
     try:
         made = tempfile.TemporaryDirectory(prefix=orc_writer.SORTING, dir=parent)
     except OSError as error:

@@ -78,8 +78,8 @@ def test_what_a_kill_leaves_elsewhere_is_named(tmp_path, capsys):
     (tmp_path / ".sorting_x").mkdir()
     run(tmp_path / "log", source, temp_dir=tmp_path)
     assert (
-        f"{tmp_path}/.sorting_x is of a conversion that runs, or was killed"
-        in capsys.readouterr().out
+        f"{tmp_path}/.sorting_x belongs to a conversion that is running or was killed"
+        in capsys.readouterr().err
     )
 
 
