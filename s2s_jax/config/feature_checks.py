@@ -17,7 +17,10 @@ _DEFAULT_OF_GROWING = {
     for field in dataclasses.fields(TableConfig)
     if field.name in GROWING_KEYS
 }
-_REPLACE_TABLES = "remove it (a config file that replaces the features of another one must replace its tables, too)"
+_REPLACE_TABLES = (
+    "remove it (a config file that replaces the features of another one must replace its tables "
+    "too)"
+)
 # Keys on which features that share a table must agree.
 _OF_TABLE = ("emb_dim", "hash_bucket_size")
 

@@ -266,7 +266,7 @@ def test_a_file_that_replaces_features_must_replace_tables(tmp_path, feature, pl
     assert told.startswith(f"{place}: expected ")
     assert told.endswith(
         f", found {found}; remove it (a config file that replaces the features of another one must "
-        f"replace its tables, too)"
+        f"replace its tables too)"
     )
 
 
