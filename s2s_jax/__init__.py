@@ -6,7 +6,7 @@
     run = s2s.train(config)
     items, scores = run.recommend([{"item_id": [17, 4, 11], ...}], k=10)
 
-Names are imported when they are first used, so that this costs nothing by itself.
+Names are imported when they are first used, so `import s2s_jax` itself is fast.
 """
 
 import importlib
@@ -71,7 +71,7 @@ __all__ = [
     "train",
 ]
 
-# Where names come from that are not classes of the configuration.
+# The modules of names that are not classes of the configuration.
 _MODULES = {
     "NotFiniteError": "s2s_jax.errors",
     "UserError": "s2s_jax.errors",
@@ -81,7 +81,7 @@ _MODULES = {
     "Recommendations": "s2s_jax.library.ranker",
     "Evaluated": "s2s_jax.library.run",
     "Run": "s2s_jax.library.run",
-    # No import of the module s2s_jax.train, which is a door: it would take the place of the function.
+    # Nothing may import the module s2s_jax.train: it would replace the function of the same name.
     "train": "s2s_jax.library.train",
 }
 

@@ -13,7 +13,7 @@ class UserError(Exception):
     """A mistake in the configuration, the command or the data, described in one sentence.
 
     The sentence says where the mistake is (dotted config path, or file, stripe, row and column), what
-    was expected, what was found, and what to do about it.
+    was expected, what was found, and how to fix it.
     """
 
 
@@ -40,7 +40,7 @@ class LostHostError(Exception):
     """Another process of the job is gone, so this one cannot continue."""
 
 
-# Errors of reading and writing files that may occur although the program and its input are right.
+# Errors of reading and writing files that are no fault of the program or its input.
 _OF_THE_MACHINE = {
     errno.ENOSPC,
     errno.EDQUOT,

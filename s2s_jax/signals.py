@@ -1,4 +1,4 @@
-"""Requests to stop, by SIGTERM, SIGINT or otherwise, which are handled where no work is lost."""
+"""Requests to stop, from SIGTERM, SIGINT or a caller, which are obeyed where no work is lost."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ class Stop:
     This class does not handle signals: another thread sets `requested`.
 
     Attributes:
-      requested: what asked for the stop; None if nothing has.
+      requested: the name of what requested the stop; None if nothing did.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Stop:
     def at_once(self) -> Iterator[None]:
         """Wraps work that can be abandoned half-way; raises `Stopped` before it or, at latest, after.
 
-        Such work changes nothing that is kept, or only replaces whole files.
+        Such work changes nothing that is kept, or only replaces complete files.
         """
         self.check()
         yield

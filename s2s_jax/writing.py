@@ -32,7 +32,7 @@ def cannot_write(path: Path, error: BaseException) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path` to write to; it replaces `path` at the end, as a whole.
+    """A temporary path to write to, next to `path`; the finished file then replaces `path`.
 
     Raises:
       UserError: the file cannot be written; an existing file at `path` stays unchanged.

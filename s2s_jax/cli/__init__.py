@@ -1,1 +1,1 @@
-"""Command lines."""
+"""The command line: the arguments, help texts and exit codes of the commands."""

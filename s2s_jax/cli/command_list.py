@@ -1,16 +1,16 @@
-"""The commands of `s2s`, and what each does, in a line."""
+"""The commands of `s2s`, with one line of help for each."""
 
-# Each is a module of this room with a function `main(argv) -> exit code`.
+# Each is a module of `commands/` with a function `main(argv)` that returns the exit code.
 COMMANDS = {
-    "train": "Trains a model, or goes on from the newest checkpoint of its run directory.",
-    "evaluate": "Says how often a run recommends what users did next.",
-    "recommend": "Writes the best items for each row of a log.",
-    "report": "Makes a page to look at: what a run learned, and what it recommends.",
-    "convert": "Turns event logs into the ORC logs that training reads.",
-    "inspect": "Shows what ORC logs hold, and what to mend in them.",
-    "catalogue": "Collects the items of a log into a file.",
-    "synthesize": "Makes a behaviour log to try things on.",
-    "tables": "Shows what is in the embedding tables of a run.",
-    "config": "Prints the resolved configuration as JSON.",
+    "train": "Trains a model, or continues from the newest checkpoint of its run directory.",
+    "evaluate": "Measures how often a run recommends what users did next.",
+    "recommend": "Writes the top items for each row of a log.",
+    "report": "Writes an HTML page about a run: its metrics and its recommendations.",
+    "convert": "Converts event logs to the ORC logs that training reads.",
+    "inspect": "Shows what ORC logs contain, and problems to fix in them.",
+    "catalogue": "Writes the items of a log to a file, with their counts.",
+    "synthesize": "Writes a synthetic behaviour log to try things out.",
+    "tables": "Shows the embedding tables of a run.",
+    "config": "Prints the final configuration as JSON.",
     "batch": "Shows one batch as the model sees it: shapes, ids, times and targets.",
 }

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, one sentence about what the user can fix, and signals."""
+"""How a command ends: its exit code, error messages, and signals."""
 
 import atexit
 import contextlib
@@ -16,10 +16,10 @@ from s2s_jax.errors import EXIT_STOPPED, Stopped, explain
 def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs a command with the arguments of this process and exits with its exit code.
 
-    A `UserError` prints one line. Exits quietly if stdout is closed early (SIGPIPE).
+    A `UserError` is printed in one line. If the reader of stdout closes it early, the exit is silent.
 
     Args:
-      main: takes the arguments and returns the exit code.
+      main: a function that takes the arguments and returns the exit code.
     """
     try:
         try:
@@ -28,13 +28,13 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Otherwise Python would try to write the rest on exit, and fail again.
+        # Python would write the rest of its buffer on exit, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except (Exception, Stopped) as error:
         code = explain(error)
     if code == EXIT_STOPPED:
-        # Everything is saved and written, so other threads (for example a compilation) need not finish.
+        # All files are written, so other threads, such as a compilation, need not finish.
         sys.stderr.flush()
         os._exit(code)
     # Python resets signal handlers while it exits, so a late signal would change the exit code.
@@ -44,10 +44,10 @@ def run_command(main: Callable[[list[str]], int]) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGINT raise `Stopped`, unless the program handles them itself.
+    """Within the `with` block, SIGTERM and SIGINT raise `Stopped`, unless the command handles them.
 
-    `Stopped` may be raised anywhere. This is harmless, because files are moved into place only once they
-    are complete.
+    `Stopped` may be raised anywhere. No file is left half-written, because files are moved into place
+    only when they are complete.
     """
 
     def stop(number: int, _: FrameType | None) -> None:

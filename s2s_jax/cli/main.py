@@ -1,4 +1,4 @@
-"""One command: `s2s COMMAND …`, the same as `python -m s2s_jax COMMAND …`."""
+"""The program `s2s COMMAND …`, which is the same as `python -m s2s_jax COMMAND …`."""
 
 import difflib
 import importlib
@@ -13,22 +13,22 @@ from s2s_jax.version import __version__
 
 _HELP = """usage: s2s COMMAND [ARGUMENTS]
 
-Sequence models of user behaviour, from event logs to recommendations.
+Trains sequence models of user behaviour on event logs, evaluates them and writes recommendations.
 
 commands:
 {commands}
 
-s2s COMMAND --help lists the arguments of a command and, where it takes --config FILE, all keys of FILE.
-A flag that is True or False may be given as --flag, --no_flag, --flag True or --flag False, and a key as
---section.key, --section.no_key, --section.key True or --section.key False.
+s2s COMMAND --help lists the arguments of a command and, if it reads a config file, the keys of the file.
+To turn a flag on, give --flag or --flag True. To turn it off, give --no_flag or --flag False. For a key
+of the config file, give --section.key or --section.key True, or --section.no_key or --section.key False.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command that `argv` begins with and returns the exit code.
+    """Runs the command that `argv` names and returns the exit code.
 
     Raises:
-      UserError: there is no such command; else as the command does.
+      UserError: there is no such command, or the command raises it.
     """
     if argv[:1] in (["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
@@ -45,15 +45,15 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
-    """Runs the command line of this process."""
+    """Runs the command line of this process and exits."""
     signals.answer_while_starting()
-    # What takes seconds to import is there before a signal may interrupt it.
+    # Imports that take seconds happen here, before signals raise exceptions.
     _main_of(sys.argv[1:])
     run_command(main)
 
 
 def _main_of(argv: Sequence[str]) -> Callable[[list[str]], int] | None:
-    """The function that runs the command; None if there is none of that name."""
+    """The `main` of the command that `argv` names; None if there is no such command."""
     if not argv or argv[0] not in COMMANDS:
         return None
     return importlib.import_module(f"s2s_jax.cli.commands.{argv[0]}").main
@@ -62,7 +62,7 @@ def _main_of(argv: Sequence[str]) -> Callable[[list[str]], int] | None:
 def _no_command(argv: Sequence[str]) -> str:
     expected = f"s2s: expected a command ({', '.join(COMMANDS)})"
     if not argv:
-        return f"{expected}, found nothing; s2s --help says what each does"
+        return f"{expected}, found nothing; s2s --help describes them"
     close = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.5)
-    remedy = f"did you mean {close[0]}?" if close else "s2s --help says what each does"
+    remedy = f"did you mean {close[0]}?" if close else "s2s --help describes them"
     return f"{expected}, found {argv[0]}; {remedy}"

@@ -1,7 +1,7 @@
-"""Where a run stands, for scripts that start it: `python -m s2s_jax.cli.newest_step --config FILE …`.
+"""Prints the progress of a run, for launch scripts: `python -m s2s_jax.cli.newest_step --config FILE …`.
 
-Takes the arguments of `s2s train` and prints the step of the newest whole checkpoint (-1: none), a tab
-and the run directory. Refuses what training would refuse in them, in a second.
+Takes the arguments of `s2s train`, and refuses those that training would refuse. Prints the step of the
+newest complete checkpoint (-1 if there is none), a tab, and the run directory. This takes a second.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line or the configuration is wrong.
     """
     given = parse_with_config(WithConfig, argv, "train")
     if given is not None:

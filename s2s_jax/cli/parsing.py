@@ -1,8 +1,8 @@
-"""Command lines: a command's arguments as a dataclass, and overrides of a configuration's keys.
+"""Parses command lines into a dataclass of arguments and overrides of configuration keys.
 
-tyro reads values and prints help. What comes before it is here: a mistake is one sentence, with a
-suggestion for a misspelt flag; names of earlier versions are taken; and `--flag`, `--no_flag` and
-`--flag True` mean what they look like, in every command.
+tyro converts the values and prints help. This module adds what tyro lacks: every mistake is reported in
+one sentence, with a suggestion for a misspelt flag; the names of earlier versions are accepted; and
+`--flag`, `--no_flag` and `--flag True` work in every command.
 """
 
 import contextlib
@@ -31,44 +31,44 @@ S = TypeVar("S")
 C = TypeVar("C", bound="WithConfig")
 
 _HELP = ("-h", "--help")
-# Of a text in help, at most.
+# Maximum width of help texts.
 _WIDTH = 100
-# For the help of keys where no file is given; a configuration must have a feature.
+# Used for the help of keys if no config file is given; a configuration needs at least one feature.
 _EXAMPLE = Config(features=(FeatureConfig(name="item_id", hash_bucket_size=1_000_000),))
 _BOOLEANS = {"true": "True", "false": "False"}
-# A flag of one letter, which no command has, or a flag that lacks a hyphen; not a negative number.
+# A one-letter flag, which no command has, or a flag that lacks a hyphen; but not a negative number.
 _SHORT = re.compile(r"-[A-Za-z]\w*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithConfig:
-    """Arguments of a command that reads a configuration."""
+    """The arguments of a command that takes `--config FILE`."""
 
     config: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """Config file, such as configs/base.py. Any of its keys may be overridden: --section.key VALUE"""
+    """Config file, such as configs/base.py. Any key can be overridden: --section.key VALUE"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfConfig(WithConfig):
-    """Arguments of a command that is about a configuration."""
+    """The arguments of a command that takes the config file without a flag."""
 
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Config file, such as configs/base.py. Any of its keys may be overridden: --section.key VALUE"""
+    """Config file, such as configs/base.py. Any key can be overridden: --section.key VALUE"""
 
 
 def parse(
     cls: type[S], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
 ) -> S | None:
-    """The arguments of a command; None: help was asked for, and is printed.
+    """The arguments of a command, or None if `--help` was given; help is then printed.
 
     Args:
-      cls: dataclass of the arguments, whose docstrings are the help.
-      argv: the command line after the command.
-      command: its name.
-      old_names: names that earlier versions had for arguments, and those of now.
+      cls: the dataclass of the arguments; its docstrings are the help texts.
+      argv: the words of the command line after the command.
+      command: the name of the command.
+      old_names: the current name of each argument that had another name in earlier versions.
 
     Raises:
-      UserError: an argument is missing, unknown or wrong, or is the address of another store.
+      UserError: an argument is missing, unknown or wrong, or is an address instead of a local path.
     """
     if _asks_for_help(argv):
         _print_help(cls, command, None)
@@ -79,7 +79,7 @@ def parse(
 def parse_with_config(
     cls: type[C], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
 ) -> tuple[C, Config] | None:
-    """The arguments of a command and the configuration; None: help was asked for, and is printed.
+    """The arguments of a command and its configuration, or None if `--help` was given.
 
     Args:
       cls: see `parse`.
@@ -100,16 +100,16 @@ def parse_with_config(
 def parse_with_overrides(
     cls: type[S], argv: Sequence[str], command: str, old_names: Mapping[str, str] | None = None
 ) -> tuple[S, list[str]] | None:
-    """The arguments of a command that may take a configuration, and the overrides of its keys.
+    """The arguments of a command and the overrides of configuration keys, without loading a config file.
 
     Args:
-      cls: see `parse`; with a field `config`.
+      cls: see `parse`; it must have a field `config`.
       argv: see `parse_with_config`.
       command: see `parse`.
       old_names: see `parse`.
 
     Returns:
-      None: help was asked for, and is printed.
+      None if `--help` was given; help is then printed.
 
     Raises:
       UserError: see `parse`; or there are overrides but no configuration.
@@ -121,22 +121,20 @@ def parse_with_overrides(
     words = _split(cls, argv, command, old_names or {}, with_keys=True)
     arguments = _read(cls, command, words)
     if words.overrides and vars(arguments)["config"] is None:
-        raise UserError(
-            f"{words.overrides[0]}: expected --config FILE with it, found none; give one"
-        )
+        raise UserError(f"{words.overrides[0]}: expected --config FILE as well, found none; add it")
     return arguments, words.overrides
 
 
 class Argument(NamedTuple):
-    """A field of a command's arguments.
+    """An argument of a command.
 
     Attributes:
-      name: of the field; its flag is `--name`.
-      hint: its type, with what tyro is told of it.
-      kind: its type alone, without None.
-      positional: whether it is given without a flag.
-      required: whether it must be given.
-      shown: what stands for a value in help.
+      name: the name of the dataclass field; the flag is `--name`.
+      hint: the type annotation, including tyro's annotations.
+      kind: the type, without tyro's annotations and without None.
+      positional: whether the argument is given without a flag.
+      required: whether the argument must be given.
+      shown: the placeholder for a value in help.
     """
 
     name: str
@@ -148,32 +146,32 @@ class Argument(NamedTuple):
 
     @property
     def takes_many(self) -> bool:
-        """Whether it takes any number of values."""
+        """Whether the argument takes any number of values."""
         return typing.get_origin(self.kind) is tuple
 
     @property
     def place(self) -> str:
-        """The argument for messages."""
+        """The name of the argument in messages."""
         return self.shown if self.positional else f"--{self.name}"
 
 
 def arguments_of(cls: type) -> dict[str, Argument]:
-    """The arguments of a command by name.
+    """The arguments of a command, by name.
 
     Args:
-      cls: their dataclass.
+      cls: the dataclass of the arguments.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        told = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
-        metavars = [each.metavar for each in told if getattr(each, "metavar", None)]
+        annotations = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
+        metavars = [each.metavar for each in annotations if getattr(each, "metavar", None)]
         found[field.name] = Argument(
             name=field.name,
             hint=hint,
             kind=_without_none(typing.get_type_hints(cls)[field.name]),
-            positional=tyro.conf.Positional in told,
+            positional=tyro.conf.Positional in annotations,
             required=field.default is dataclasses.MISSING,
             shown=metavars[0] if metavars else field.name.upper(),
         )
@@ -181,12 +179,12 @@ def arguments_of(cls: type) -> dict[str, Argument]:
 
 
 class _Words(NamedTuple):
-    """A command line, taken apart.
+    """The words of a command line, sorted by purpose.
 
     Attributes:
       of_flag: the values of each flag that was given.
-      positional: values without a flag.
-      overrides: flags with a dot, and their values.
+      positional: the values without a flag.
+      overrides: the flags of configuration keys (those with a dot), and their values.
     """
 
     of_flag: dict[str, list[str]]
@@ -232,7 +230,7 @@ def _split(
 
 
 def _values(left: list[str]) -> list[str]:
-    """Takes the values of a flag that takes many from the words that are left."""
+    """Removes the words before the next flag from `left`, and returns them."""
     count = next((n for n, word in enumerate(left) if word.startswith("--")), len(left))
     values = left[:count]
     del left[:count]
@@ -265,14 +263,14 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
             )
     for name, values in given.items():
         refuse_addresses(known[name].place, values)
-    # Positional ones first: a flag before them that takes many values would take them, too.
+    # Positional arguments come first: a flag with many values would take them as its own.
     names = sorted(given, key=lambda name: not known[name].positional)
     in_order = [word for name in names for word in _words(known[name], given[name])]
     return tyro.cli(cls, args=in_order, **_TYRO)
 
 
 def _is_read(argument: Argument, values: Sequence[str]) -> bool:
-    """Whether tyro takes the values of an argument."""
+    """Whether tyro accepts the values of an argument."""
     if not values or (argument.kind is Path and values == [""]):
         return False
     alone = dataclasses.make_dataclass("Alone", [(argument.name, argument.hint)])
@@ -286,10 +284,10 @@ def _is_read(argument: Argument, values: Sequence[str]) -> bool:
 
 
 def _words(argument: Argument, values: Sequence[str]) -> list[str]:
-    """An argument as tyro takes it."""
+    """An argument as words for tyro."""
     if argument.positional:
         return list(values)
-    # So a value may begin with a hyphen.
+    # With an equals sign, a value may begin with a hyphen.
     flag = f"--{argument.name}"
     return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *values]
 
@@ -300,7 +298,7 @@ _TYRO: dict[str, Any] = {
 }
 
 
-# ---------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------- help and messages
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
@@ -311,7 +309,7 @@ def _print_help(cls: type, command: str, config: Config | None) -> None:
     """Prints the arguments of a command and, after them, the keys of the configuration."""
     if config is not None:
         shown = for_help(config)
-        # Without a name, so that keys stand as they are given.
+        # With an empty name, so that help shows --io.seed and not --keys.io.seed.
         keys = Annotated[type(shown), tyro.conf.arg(name="")]
         cls = dataclasses.make_dataclass(
             cls.__name__,
@@ -329,7 +327,7 @@ def _print_help(cls: type, command: str, config: Config | None) -> None:
 
 
 def _config_among(cls: type, argv: Sequence[str], command: str) -> str | None:
-    """The config file on a command line that asks for help, whatever else is wrong there."""
+    """The config file on a command line with `--help`; None if there is none or the line is wrong."""
     try:
         words = _split(cls, [word for word in argv if word not in _HELP], command, {}, True)
     except UserError:
@@ -340,7 +338,7 @@ def _config_among(cls: type, argv: Sequence[str], command: str) -> str | None:
 
 
 def _example(known: Mapping[str, Argument], command: str) -> str:
-    """What must be given at least."""
+    """The shortest command line with all required arguments."""
     words = [
         each.shown if each.positional else f"--{each.name} {each.shown}"
         for each in sorted(known.values(), key=lambda each: not each.positional)
@@ -354,7 +352,7 @@ def _no_such_option(flag: str, known: Mapping[str, Argument], command: str, with
     names = ["help", *(each for each, argument in known.items() if not argument.positional)]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if with_keys and (not close or name in _SECTIONS_OF):
-        # Perhaps a key without its section.
+        # Perhaps a configuration key without its section.
         keys = difflib.get_close_matches(name, _SECTIONS_OF, n=1, cutoff=0.8)
         close = [f"{_SECTIONS_OF[key]}.{key}" for key in keys] or close
     if close:
@@ -363,7 +361,7 @@ def _no_such_option(flag: str, known: Mapping[str, Argument], command: str, with
 
 
 def _sections_of_keys() -> dict[str, str]:
-    """For each key of a configuration the first section that has it."""
+    """The first section that has a key, for each key of the configuration."""
     sections = {field.name: getattr(Config(), field.name) for field in dataclasses.fields(Config)}
     return {
         key.name: name
@@ -377,7 +375,7 @@ _SECTIONS_OF = _sections_of_keys()
 
 
 def _spell(kind: Any) -> str:
-    """A type in words a user knows."""
+    """A type in words for messages."""
     if kind is Path:
         return "a path"
     if typing.get_origin(kind) is tuple:

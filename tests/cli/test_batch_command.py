@@ -60,7 +60,9 @@ def test_a_row(config, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = printed(capsys, config, "--rows", "1", "--loss.pairing", "next")
     devices = int(re.search(r"on (\d+) cpu", lines[0][0])[1])
-    assert lines[0][0].startswith(f"Batch of step 1: 6 rows of the log (of {4 * devices} that")
+    assert lines[0][0].startswith(
+        f"Batch of step 1: 6 rows of the log (there is room for {4 * devices})"
+    )
     assert ["length", "int32", f"1 x {4 * devices}", "A x B"] in [line[:4] for line in lines]
     assert ["ids/item_id", "int32", f"1 x {4 * devices} x 8 x 1 x 2", "A x B x L x K x 2"] in [
         line[:4] for line in lines

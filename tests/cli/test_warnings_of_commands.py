@@ -59,7 +59,7 @@ def test_what_each_command_warns_of(tmp_path, capsys):
     shared = sum(item < 10 or item >= 30 for row in rows for item in row) / 240
     assert json.loads(out.read_text())["metrics"]["eval/shared_rows"] == shared
     told = capsys.readouterr()
-    assert f"{shared:.1%} of the log's events are of items whose id shares a row" in " ".join(
+    assert f"{shared:.1%} of the log's events are of items whose id shares a table row" in " ".join(
         told.out.split()
     )
     assert told.err.count("40 users looked at have more than one row (column user_id)") == 1

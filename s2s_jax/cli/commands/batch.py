@@ -1,4 +1,4 @@
-"""One batch as the model sees it: `s2s batch FILE [--section.key value …]`."""
+"""Shows one batch as the model sees it: `s2s batch FILE [--section.key value …]`."""
 
 import dataclasses
 import itertools
@@ -20,35 +20,35 @@ from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE,
 
 _NOTHING = "-"
 _HOLDS = {
-    "length": "real positions of each row; they come first",
-    SEQUENCE: "the packed sequence of its row that a position belongs to; -1: padding",
-    ITEM_SHARE: "share of all events that is the item's",
-    NEGATIVES_SHARE: "share of all events that is the sampled item's",
-    UNIFORM_SHARE: "probability with which any item is sampled",
+    "length": "number of real positions in each row; padding follows them",
+    SEQUENCE: "number of the packed sequence that each position belongs to; -1: padding",
+    ITEM_SHARE: "share of all events that are of the item",
+    NEGATIVES_SHARE: "share of all events that are of the sampled item",
+    UNIFORM_SHARE: "probability that any one item is sampled uniformly",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(OfConfig):
-    """Prints names, types and shapes of the arrays of a batch and, for its first rows, ids, times and
-    which event each position is scored against. Trains nothing and writes nothing.
+    """Prints the name, type and shape of each array of a batch. For the first rows, also prints the ids,
+    the times, and the target of each position. Does not train, and writes no files.
     """
 
     step: int = 1
-    """Step whose batch is shown, from 1 on"""
+    """Step whose batch is shown; the first is 1"""
     rows: int = 3
     """Number of rows to show"""
     sequences: int = 3
-    """Number of packed sequences of a row to show"""
+    """Number of packed sequences to show per row"""
     positions: int = 12
-    """Number of positions of a sequence to show, half of them from its end"""
+    """Number of positions to show per sequence: the first half and the last half of them"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     given = parse_with_config(Arguments, argv, "batch")
     if given is None:
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     console.print(Text(_summary(config, batch, arguments.step)), soft_wrap=True)
     console.print(_arrays(config, batch))
     if batch.times is None and arguments.rows:
-        console.print("no times are shown: the log has no column that is known to hold them")
+        console.print("no times are shown: no column of the log is known to contain times")
     for table in itertools.chain.from_iterable(
         _row(config, batch, row, arguments) for row in _first_rows(batch, arguments.rows)
     ):
@@ -75,9 +75,9 @@ def _summary(config: Config, batch: ShownBatch, step: int) -> str:
     counts, lengths = batch.counts, batch.arrays["length"]
     microbatches, rows = lengths.shape
     text = (
-        f"Batch of step {step:,}: {counts['examples']:,} rows of the log (of {batch.log_rows:,} that it "
-        f"has room for) in {microbatches:,} x {rows:,} sequences of {config.model.seq_len:,} positions, "
-        f"on {batch.devices}; {counts['tokens']:,} positions "
+        f"Batch of step {step:,}: {counts['examples']:,} rows of the log (there is room for "
+        f"{batch.log_rows:,}) in {microbatches:,} x {rows:,} sequences "
+        f"of {config.model.seq_len:,} positions, on {batch.devices}; {counts['tokens']:,} positions "
         f"({counts['tokens'] / (lengths.size * config.model.seq_len):.0%}) are real"
     )
     if counts.get("cut_positions"):
@@ -85,7 +85,7 @@ def _summary(config: Config, batch: ShownBatch, step: int) -> str:
     if counts["skipped_rows"]:
         text += f"; {counts['skipped_rows']:,} rows could not be read"
     if Split.of(config).holds_out:
-        text += "; events that eval.split holds out are not in it"
+        text += "; events that eval.split holds out are left out"
     return text
 
 
@@ -116,7 +116,7 @@ def _holds_ids(config: Config, name: str) -> str:
 
 
 def _kind(feature: FeatureConfig) -> str:
-    """What the ids of a feature are."""
+    """A description of the ids of a feature."""
     if feature.op != "id":
         return f"{feature.op} of column {feature.column_name}"
     hashed = "" if feature.hash_type is None else f"{feature.hash_type} hashes of "
@@ -130,15 +130,15 @@ def _kind(feature: FeatureConfig) -> str:
 
 
 def _first_rows(batch: ShownBatch, count: int) -> list[tuple[int, int]]:
-    """Microbatch and row of the first rows that have positions."""
-    there = np.argwhere(batch.arrays["length"] > 0)[:count]
-    return [(int(microbatch), int(row)) for microbatch, row in there]
+    """The microbatch and row of the first `count` rows that are not empty."""
+    filled = np.argwhere(batch.arrays["length"] > 0)[:count]
+    return [(int(microbatch), int(row)) for microbatch, row in filled]
 
 
 def _row(
     config: Config, batch: ShownBatch, at: tuple[int, int], arguments: Arguments
 ) -> Iterator[Table | Text]:
-    """A table of a row or, where several are packed into it, of each of its first sequences."""
+    """A table of a row; if the row has packed sequences, a table of each of the first ones."""
     length = int(batch.arrays["length"][at])
     where = f"Microbatch {at[0]}, row {at[1]}"
     if SEQUENCE not in batch.arrays:
@@ -184,8 +184,8 @@ def _positions(
             cells.append(_NOTHING if np.isnat(time) else str(time).replace("T", " "))
         cells += [_ids(batch, feature, at, position) for feature in config.features]
         target = int(batch.target[at][position])
-        told = f"{target:,}: {_ids(batch, config.feature(item), at, target)}"
-        cells.append(_NOTHING if target == NO_TARGET else told)
+        described = f"{target:,}: {_ids(batch, config.feature(item), at, target)}"
+        cells.append(_NOTHING if target == NO_TARGET else described)
         table.add_row(*map(Text, cells))
     return table
 
@@ -201,7 +201,7 @@ def _heading(feature: FeatureConfig) -> str:
 
 
 def _some(positions: range, most: int) -> list[int | None]:
-    """The first and last positions; None stands for those between."""
+    """The first and the last positions, with None between them for those that are not shown."""
     if len(positions) <= most:
         return list(positions)
     first, last = most - most // 2, most // 2
@@ -209,10 +209,10 @@ def _some(positions: range, most: int) -> list[int | None]:
 
 
 def _ids(batch: ShownBatch, feature: FeatureConfig, at: tuple[int, int], position: int) -> str:
-    """The ids of a feature at a position, as they stand in the log where they are not hashed."""
+    """The ids of a feature at a position; those that are not hashed are shown as in the log."""
     ids = batch.arrays[f"ids/{feature.name}"][at][position]
     if not feature.grows:
         return " ".join(str(i) for i in ids.tolist() if i != NO_ID) or _NOTHING
     numbers = np.ascontiguousarray(ids).view("<i8")[:, 0]
-    there = (ids != NO_ID).any(axis=-1)
-    return " ".join(map(str, numbers[there].tolist())) or _NOTHING
+    is_id = (ids != NO_ID).any(axis=-1)
+    return " ".join(map(str, numbers[is_id].tolist())) or _NOTHING

@@ -1,4 +1,4 @@
-"""The items of a log as a file: `s2s catalogue --config FILE --output catalogue.parquet`."""
+"""Writes the items of a log to a file: `s2s catalogue --config FILE --output catalogue.parquet`."""
 
 import dataclasses
 from pathlib import Path
@@ -11,15 +11,15 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect, item_text, save
 from s2s_jax.errors import EXIT_DONE
 
-# Items that are printed, the most frequent ones.
+# Number of most frequent items that are printed.
 _TOP = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """The file has each item with its count and what it shows of itself when it is to be predicted.
-    Training (loss.catalogue) and s2s recommend (--catalogue) can read it, and need not count the
-    log then.
+    """The file contains every item with its number of events and the ids of the features in
+    loss.target_features. Training (loss.catalogue) and s2s recommend (--catalogue) can read this file
+    instead of collecting the items from the log.
     """
 
     output: Path
@@ -30,13 +30,13 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     given = parse_with_config(Arguments, argv, "catalogue", {"out": "output"})
     if given is None:
         return EXIT_DONE
     arguments, config = given
-    # As training does that collects its own: what is held out has no say in it.
+    # Held-out events are not counted, as when training collects the items itself.
     items, logs, split = Items.of(config), Logs.of(config), Split.of(config)
     index = index_files(logs, Decoding.of(config))
     catalogue = collect(items, logs, index, training_cut(split))
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_summary(catalogue: Catalogue, item: FeatureConfig, output: Path) -> None:
-    print(f"{len(catalogue.item):,} items of {catalogue.count_I.sum():,} events in {output}")
+    print(f"wrote {len(catalogue.item):,} items of {catalogue.count_I.sum():,} events to {output}")
     top = [
         f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"
         for i in range(min(_TOP, len(catalogue.item)))

@@ -1,4 +1,4 @@
-"""What a configuration resolves to: `s2s config FILE [--section.key value …]`."""
+"""Prints the final configuration: `s2s config FILE [--section.key value …]`."""
 
 import dataclasses
 
@@ -8,14 +8,14 @@ from s2s_jax.errors import EXIT_DONE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(OfConfig):
-    """Prints what stands in the config.json of a run: every key, with the overrides applied."""
+    """Prints every key with its value, after overrides, as in the config.json of a run."""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     given = parse_with_config(Arguments, argv, "config")
     if given is not None:

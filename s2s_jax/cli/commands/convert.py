@@ -1,4 +1,4 @@
-"""Event logs into logs for training: `s2s convert FILE_OR_DIR… --output DIR`."""
+"""Converts event logs to logs for training: `s2s convert FILE_OR_DIR… --output DIR`."""
 
 import shlex
 
@@ -14,8 +14,8 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
-      Stopped: SIGTERM or SIGINT came; nothing is left of what was written.
+      UserError: the command line, the configuration or the data is wrong.
+      Stopped: SIGTERM or SIGINT arrived; the files written so far have been removed.
     """
     settings = parse(Settings, argv, "convert", _OLD_NAMES)
     if settings is None:
@@ -27,11 +27,11 @@ def main(argv: list[str]) -> int:
     left_out = ", ".join(done.skipped) or "nothing"
     print(
         f"wrote {_count(len(done.paths), 'file')} with {_count(done.rows, 'user')} and "
-        f"{_count(done.events, 'event')} to {settings.output}; left out {left_out}"
+        f"{_count(done.events, 'event')} to {settings.output}; left out: {left_out}"
     )
     for name, most in done.bags.items():
-        print(f"an event has up to {most:,} ids in {name}: give its feature bag_size={most}")
-    print(f"look at it with: s2s inspect {shlex.quote(str(settings.output))}")
+        print(f"an event has up to {most:,} ids in {name}: set bag_size={most} for its feature")
+    print(f"to look at the log: s2s inspect {shlex.quote(str(settings.output))}")
     return EXIT_DONE
 
 

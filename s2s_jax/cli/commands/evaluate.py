@@ -1,9 +1,8 @@
-"""How good a run is: `s2s evaluate --config FILE [--split test] …`.
+"""Evaluates a run: `s2s evaluate --config FILE [--split test] …`.
 
-Ranks every user's held-out event among the items of the log and prints hit rate, NDCG, MRR and recall
-with 95% intervals beside the popularity baseline, and by length of history and popularity of the target;
-and, where the table of items grows, which share of the events that the model was shown is unknown to it.
-Writes the same as JSON into the run directory.
+Ranks the held-out event of every user among the items of the log. Prints hit rate, NDCG and MRR with 95%
+intervals, next to those of the popularity baseline, and again by length of history and by popularity of
+the target. Writes all of this as JSON to the run directory.
 """
 
 import dataclasses
@@ -32,20 +31,20 @@ from s2s_jax.writing import replacing
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
 _UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
-# Share of users who go on with an item that they had before from which the choice is worth a note.
+# If at least this share of the targets is in the user's history, eval.filter_seen is worth a note.
 _MANY_RETURN = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """Ranks every user's held-out event among the items of the log. Prints hit rate, NDCG, MRR and
-    coverage beside those of recommending what is popular, and writes them as JSON.
+    """Ranks the held-out event of every user among the items of the log. Prints hit rate, NDCG, MRR and
+    coverage, next to the metrics of recommending the most popular items, and writes them as JSON.
     """
 
     checkpoint: str = "best"
-    """best (by eval.metric), newest, or a step"""
+    """Checkpoint to evaluate: best (by eval.metric), newest, or a step"""
     split: Literal["test", "validation"] = "test"
-    """Which of the held-out events"""
+    """Which held-out events to rank"""
     output: Path | None = None
     """JSON file to write; None: evaluation_SPLIT_STEP.json in the run directory"""
 
@@ -54,12 +53,12 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
-    # First, so that a mistake that only this process sees ends the others, too.
+    # First, so that a mistake that only this process notices also ends the other processes.
     join()
     with ending_together(), signals.StopSignals() as stop, stop.at_once():
-        # In another thread, since compilation would keep this one from hearing signals.
+        # In another thread, because Python handles no signals in this one during compilation.
         stop.unless_stopped(lambda: _evaluate(argv))
     leave()
     return EXIT_DONE
@@ -91,14 +90,14 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _track(config: Config) -> str:
-    """What is known of the events to be found: figures of other tracks are no match."""
+    """What the model knows about the targets. Metrics are comparable only if this is the same."""
     known = config.known_of_next
-    return f"time-aware, knowing {', '.join(known)} of the event" if known else "time-blind"
+    return f"time-aware ({', '.join(known)} of the target known)" if known else "time-blind"
 
 
-def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) -> None:
+def _print(config: Config, evaluation: Evaluation, intervals: Intervals, title: str) -> None:
     console = OutputConsole()
-    values = found.metrics
+    values = evaluation.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
     for column in ("", "value", "95% interval", "popularity"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -118,22 +117,22 @@ def _print(config: Config, found: Evaluation, intervals: Intervals, title: str) 
     if values["eval/untrained_items"]:
         console.print(
             f"{values['eval/untrained_items']:.1%} of the items were never trained, and "
-            f"{values['eval/untrained_targets']:.1%} of the users go on with one; they are "
+            f"{values['eval/untrained_targets']:.1%} of the targets are such items; they are "
             f"{_UNTRAINED[config.eval.untrained]} (eval.untrained {config.eval.untrained})"
         )
     if config.eval.filter_seen and values["eval/returning_targets"] >= _MANY_RETURN:
         console.print(
-            f"{values['eval/returning_targets']:.1%} of the users go on with an item that they had "
-            f"before, which is never recommended and so counts as missed; with eval.filter_seen False "
-            f"such items are ranked and recommended"
+            f"{values['eval/returning_targets']:.1%} of the targets are items of the user's history, "
+            f"which are never recommended and so count as missed; set eval.filter_seen to False to rank "
+            f"and recommend such items"
         )
     unknown = values["eval/unknown_targets"]
     if unknown:
-        console.print(f"{unknown:,.0f} more users, whose event is of no item of the catalogue")
+        console.print(f"{unknown:,.0f} more users have a target that is not in the catalogue")
     if "eval/shared_rows" in values:
         console.print(
-            f"{values['eval/shared_rows']:.1%} of the log's events are of items whose id shares a row "
-            f"of the table with another: a hit on one counts for all of the row"
+            f"{values['eval/shared_rows']:.1%} of the log's events are of items whose id shares a table "
+            f"row with other ids: a hit on one of them counts for all of them"
         )
     table = Table(title="by length of history and popularity of the target")
     for column in ("", "users", *_SLICED):

@@ -1,4 +1,4 @@
-"""What ORC logs hold: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`."""
+"""Shows what ORC logs contain: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`."""
 
 import dataclasses
 from pathlib import Path
@@ -15,21 +15,21 @@ from s2s_jax.errors import EXIT_DONE, EXIT_USER_ERROR
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(Settings):
-    """Prints the files, every column with its counts, how long rows are and how large stripes, what
-    times, users and ids say, the first rows, and what to mend. Takes any ORC file, readable by
-    training or not. Ends with code 2 if anything could not be read.
+    """Prints the files, statistics of every column, the lengths of rows, the sizes of stripes, facts
+    about times, users and ids, the first rows, and warnings with their remedies. Takes any ORC file,
+    even one that training cannot read. Ends with code 2 if anything could not be read.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Config file, to see how its features take the columns: units of times, ids that share rows. Any of
-    its keys may be overridden: --section.key VALUE"""
+    """Config file, to check how its features read the columns: units of times, ids that share rows. Any
+    key can be overridden: --section.key VALUE"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code: 2 if anything could not be read.
 
     Raises:
-      UserError: no file is named, or one does not exist.
+      UserError: the command line or the configuration is wrong, or a file does not exist.
     """
     given = parse_with_overrides(Arguments, argv, "inspect")
     if given is None:

@@ -1,9 +1,8 @@
-"""Top-K items: `s2s recommend --config FILE --input LOGS --output recs.parquet`.
+"""Writes the top items for each row: `s2s recommend --config FILE --input LOGS --output recs.parquet`.
 
-Reads logs in the format of training, whole rows as histories, and writes for each row the items of the
-catalogue (by default the items of `io.data_paths`) that the user is most likely to go on with. A command
-that was interrupted goes on where it stopped. Events of items that are not in the catalogue are counted,
-and those of items that have no row in a table that grows.
+Reads logs in the format of training. All events of a row are the history of a user. For each row, writes
+the most likely next items of the catalogue, by default the items of `io.data_paths`. A command that was
+interrupted continues when it is started again.
 """
 
 import dataclasses
@@ -20,41 +19,42 @@ from s2s_jax.jobs.recommend import Recommended, Request, recommend
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """Ranks the items of a catalogue for each row, whose events are the history. A command that was
-    interrupted goes on where it stopped, if weights, configuration, catalogue and logs are the
-    same.
+    """Ranks the items of a catalogue for each row of a log; the events of the row are the history. If a
+    command was interrupted, start it again to continue: finished parts are kept as long as the weights,
+    the configuration, the catalogue and the logs are the same.
     """
 
     input: str
-    """Logs: ORC files and directories, with commas between them"""
+    """Logs with the histories: ORC files and directories, separated by commas"""
     output: Path
     """Parquet file to write"""
     top_k: int = 100
-    """Items for each row"""
+    """Number of items to recommend for each row"""
     user_column: str | None = None
-    """Column of the logs that names the user; None: rows are named by their file and number"""
+    """Column with the user id, written with each row; None: file and row number are written"""
     catalogue: str | None = None
-    """File of s2s catalogue, whose items are ranked; None: the items of io.data_paths"""
+    """File written by s2s catalogue, with the items to rank; None: the items of io.data_paths"""
     checkpoint: str = "best"
-    """best (by eval.metric), newest, or a step"""
+    """Checkpoint to use: best (by eval.metric), newest, or a step"""
     keep_seen: bool | None = None
-    """Also recommend items of the history; None: unless eval.filter_seen"""
+    """Whether to recommend items of the history, too; None: only if eval.filter_seen is False"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `errors.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     with signals.StopSignals() as stop:
         try:
             with stop.at_once():
-                # In another thread, since compilation would keep this one from hearing signals.
+                # In another thread, because Python handles no signals in this one during compilation.
                 stop.unless_stopped(lambda: _recommend(argv))
-        except Stopped as told:
+        except Stopped as signal_name:
             print(
-                f"stopped by {told}; what is finished is kept, start the same command again to go on",
+                f"stopped by {signal_name}; finished parts are kept; start the same command again to "
+                f"continue",
                 file=sys.stderr,
                 flush=True,
             )
@@ -78,34 +78,34 @@ def _recommend(argv: list[str]) -> None:
     )
     done = recommend(config, request)
     print(
-        f"{done.counts['users']:,} users, up to {request.top_k} items each, of step {done.step} in "
-        f"{request.output}"
+        f"wrote up to {request.top_k} items for each of {done.counts['users']:,} users to "
+        f"{request.output}, from the checkpoint of step {done.step}"
     )
     _print_unknown(config, done.counts)
     _print_untrained(config, done)
     if done.sharing is not None:
-        print(f"{done.sharing}; what is recommended as it may be any of them")
+        print(f"{done.sharing}; a recommendation of such an item may mean any of them")
     for warning in done.warnings:
         print(warning)
 
 
 def _print_unknown(config: Config, counts: Counter[str]) -> None:
-    """Says how much of the histories is of items that are not known."""
+    """Prints how many events of the histories are of unknown items."""
     missing = counts["not_in_catalogue"]
     if missing:
         print(f"{missing:,} events of the histories are of items that are not in the catalogue")
     item = config.feature(config.loss.item_feature)
     if item.grows:
         zeros = config.table(item.table_name).unknown == "zeros"
-        stands = "zeros stand" if zeros else "its default row stands"
+        used = "zeros are" if zeros else "its default row is"
         print(
             f"{counts['without_row']:,} of the {counts['shown']:,} events that the model was shown are "
-            f"of items without a row in table {item.table_name}; {stands} for them"
+            f"of items without a row in table {item.table_name}; {used} used for them"
         )
 
 
 def _print_untrained(config: Config, done: Recommended) -> None:
-    """Says how many items were never trained, and how often they are recommended."""
+    """Prints how many items were never trained, and how often they are recommended."""
     if not done.untrained_items:
         return
     if config.eval.untrained == "drop":
@@ -113,7 +113,7 @@ def _print_untrained(config: Config, done: Recommended) -> None:
     else:
         how = (
             f"{done.counts['untrained']:,} times they are recommended (eval.untrained "
-            f"{config.eval.untrained}; last puts them after all others, drop leaves them out)"
+            f"{config.eval.untrained}; last ranks them after all others, drop leaves them out)"
         )
     print(
         f"{done.untrained_items:,} of the {done.items:,} items of the catalogue were never trained: "

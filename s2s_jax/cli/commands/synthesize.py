@@ -1,4 +1,4 @@
-"""A log to try things on: `s2s synthesize --output DIR [--users N …]`."""
+"""Writes a synthetic log to try things out: `s2s synthesize --output DIR [--users N …]`."""
 
 from s2s_jax.cli.parsing import parse
 from s2s_jax.data.logs.synthesize import Settings, write_files
@@ -9,7 +9,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     settings = parse(Settings, argv, "synthesize", {"out": "output"})
     if settings is None:

@@ -1,8 +1,6 @@
-"""What is in the tables of a run: `s2s tables RUN_DIR [--checkpoint STEP] …`.
+"""Shows the embedding tables of a run: `s2s tables RUN_DIR [--checkpoint STEP] …`.
 
-Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how long its rows
-and its default row are; looks ids up; and lists the ids that a table lost since an earlier checkpoint.
-Ids of tables with a `hash_type` are hashes.
+Shapes: R rows of a table, two 32-bit words per id.
 """
 
 import dataclasses
@@ -26,38 +24,38 @@ from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
 
 _PERCENTILES = (1, 50, 99)
-# Rows whose norms are computed at once.
+# Number of rows whose norms are computed at once.
 _ROWS = 2**18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Prints, for each table of a checkpoint, rows, load, what was dropped and evicted, and how
-    long its rows and its default row are; or looks ids up; or lists the ids that tables lost. Ids
-    of tables with a hash_type are hashes.
+    """For each table of a checkpoint, prints the number of rows, the load, the numbers of dropped and
+    evicted ids, and the norms of the rows and of the default row. Can also look up ids, or list the ids
+    that tables lost. The ids of a table with a hash_type are hashes.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Directory of a run, its train.output_dir"""
+    """Directory of the run (its train.output_dir)"""
     checkpoint: str = "newest"
-    """best (by eval.metric), newest, or a step"""
+    """Checkpoint to read: best (by eval.metric), newest, or a step"""
     look_up: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TABLE ID …")] = ()
-    """A growing table, and ids to look up in it"""
+    """Name of a growing table, and the ids to look up in it"""
     evicted_since: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None
-    """List the ids that were lost since the checkpoint of this step, a line each"""
+    """List the ids that growing tables have lost since the checkpoint of this step, one per line"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
     """
     arguments = parse(Arguments, argv, "tables", {"step": "checkpoint"})
     if arguments is None:
         return EXIT_DONE
     config = load_json(arguments.run_dir / "config.json")
-    all_devices()  # Refuses a platform that is not there.
+    all_devices()  # Refuses a platform that does not exist.
     steps = whole_steps(arguments.run_dir)
     step = chosen_step(arguments.checkpoint, steps, arguments.run_dir, config.eval)
     saved = SavedTables(arguments.run_dir, step)
@@ -107,12 +105,12 @@ def _print_tables(console: OutputConsole, saved: SavedTables, specs: dict[str, T
         table.add_column("of the\ndefault row", justify="right")
     for name, spec in specs.items():
         values = saved.values(spec)
-        there = np.ones(spec.rows, bool)
+        is_used = np.ones(spec.rows, bool)
         cells = [f"{spec.buckets:,} buckets", f"{spec.rows:,}", "-", "-", "-"]
         if spec.grows:
             of_table = saved.id_map(spec)
-            there = (of_table.keys_R2 != id_keys.EMPTY).any(axis=1)
-            rows = int(there.sum())
+            is_used = (of_table.keys_R2 != id_keys.EMPTY).any(axis=1)
+            rows = int(is_used.sum())
             dropped, evicted = of_table.dropped_S.sum(), of_table.evicted_S.sum()
             load = f"{rows / spec.rows:.3f}"
             cells = [f"{rows:,}", f"{spec.rows:,}", load, f"{dropped:,}", f"{evicted:,}"]
@@ -120,11 +118,11 @@ def _print_tables(console: OutputConsole, saved: SavedTables, specs: dict[str, T
             np.linalg.norm(values[begin : begin + _ROWS], axis=1)
             for begin in range(0, spec.rows, _ROWS)
         ]
-        norms = np.concatenate(parts)[there]
-        told = "-"
+        norms = np.concatenate(parts)[is_used]
+        percentiles = "-"
         if len(norms):
-            told = " / ".join(f"{x:.4g}" for x in np.percentile(norms, _PERCENTILES))
-        cells.append(told)
+            percentiles = " / ".join(f"{x:.4g}" for x in np.percentile(norms, _PERCENTILES))
+        cells.append(percentiles)
         if any_default:
             default = saved.default_row(spec) if spec.default_row else None
             cells.append("-" if default is None else f"{np.linalg.norm(default):.4g}")
@@ -151,7 +149,7 @@ def _print_ids(console: OutputConsole, saved: SavedTables, spec: TableSpec, ids:
 
 
 def _ids(keys_R2: Any) -> tuple[list[int], list[int]]:
-    """Rows that have an id, and the ids as unsigned numbers."""
+    """The rows that have an id, and their ids as unsigned numbers."""
     keys_R2 = np.asarray(keys_R2)
     (rows,) = np.nonzero((keys_R2 != id_keys.EMPTY).any(axis=1))
     low, high = id_keys.ids_of(keys_R2[rows, 0], keys_R2[rows, 1])
@@ -160,7 +158,7 @@ def _ids(keys_R2: Any) -> tuple[list[int], list[int]]:
 
 
 def _print_evicted(saved: SavedTables, earlier: SavedTables, specs: dict[str, TableSpec]) -> None:
-    """One line an id, for other programs to read."""
+    """Prints one id per line, for other programs to read."""
     for name, spec in specs.items():
         if spec.grows:
             now = set(_ids(saved.id_map(spec).keys_R2)[1])

@@ -1,4 +1,4 @@
-"""The main job: `s2s train --config configs/base.py [--section.key value …]`."""
+"""Trains a model: `s2s train --config configs/base.py [--section.key value …]`."""
 
 import dataclasses
 from pathlib import Path
@@ -20,8 +20,8 @@ from s2s_jax.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """Exit codes: 0 done; 2 a mistake that you can fix; 3 loss or gradient is not finite; 75 stopped by
-    SIGTERM or SIGINT, and saved: start the same command again to continue.
+    """Exit codes: 0: done; 2: a mistake that you can fix; 3: the loss or the gradient is not finite; 75:
+    stopped by SIGTERM or SIGINT and saved (start the same command again to continue).
     """
 
 
@@ -29,9 +29,10 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code.
 
     Raises:
-      UserError, NotFiniteError: see `exit.run_command`.
+      UserError: the command line, the configuration or the data is wrong.
+      NotFiniteError: the loss or the gradient is not finite.
     """
-    # First, so that a mistake that only this process sees ends the others, too.
+    # First, so that a mistake that only this process notices also ends the other processes.
     join()
     with ending_together():
         given = parse_with_config(Arguments, argv, "train")
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: Config, mesh: Mesh | None = None) -> int:
-    """Trains until the end or a signal, says how it ended, and returns the exit code.
+    """Trains until the end or a signal, prints how training ended, and returns the exit code.
 
     Raises:
       UserError, NotFiniteError: see `jobs.train.train`.
@@ -60,8 +61,8 @@ def run(config: Config, mesh: Mesh | None = None) -> int:
             )
             return EXIT_STOPPED
     if stopped:
-        told = stop.requested or "a signal to another host"
-        hosts.say(f"stopped by {told}; start the same command again to continue")
+        cause = stop.requested or "a signal to another host"
+        hosts.say(f"stopped by {cause}; start the same command again to continue")
         return EXIT_STOPPED
     if hosts.is_first():
         print_summary(Path(config.train.output_dir), OutputConsole())

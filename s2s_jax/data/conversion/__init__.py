@@ -1,1 +1,1 @@
-"""Event logs of other formats → ORC logs: finding files, parsing, choosing columns, grouping by user."""
+"""Converts event logs to ORC logs: finds files, parses them, and groups events by user."""

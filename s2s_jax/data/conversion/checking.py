@@ -1,4 +1,4 @@
-"""Checks over all events before they are sorted: the types of ids and times, and bad events."""
+"""Checks all events before they are sorted: the types of ids and times, and bad events."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ _TIME_NAMES = {
     "DECIMAL": "a time as a number",
     "TIMESTAMP": "a date and time",
 }
-_OTHER_FORMAT = "dates of another form are read with --time_format, such as '%d/%m/%Y %H:%M'"
+_OTHER_FORMAT = "for dates of another format, use --time_format, such as '%d/%m/%Y %H:%M'"
 
 
 class Events(NamedTuple):
     """The table of all events.
 
     Attributes:
-      database: holds the table `events`.
+      database: the database with the table `events`.
       selection: the columns of an event.
-      kept: the types of its columns: u, t (unless there are no times), f0, f1 …
-      firsts: the first row of each file.
-      is_json: whether the files have objects.
+      kept: the types of the table's columns: u, t (unless there are no times), f0, f1 …
+      firsts: the number of the first row of each file, with the file.
+      is_json: whether the files contain JSON objects.
     """
 
     database: Database
@@ -40,14 +40,14 @@ class Events(NamedTuple):
         return self.database.run(query)
 
     def source(self, column: str) -> tuple[str, str]:
-        """Which column of the files a column comes from, and the flag that says so."""
+        """The column of the files that a column of the table comes from, and the flag that names it."""
         if column == "u":
             return self.selection.user, "--user_column"
         return self.selection.features[int(column[1:])].column, "--features"
 
 
 class Checked(NamedTuple):
-    """Counts of events: those kept, and those left out by reason."""
+    """Counts of events: those that were kept, and those that were left out, by reason."""
 
     events: int
     no_user: int
@@ -55,11 +55,11 @@ class Checked(NamedTuple):
 
 
 def check(events: Events, skip: bool) -> Checked:
-    """Makes the view `typed`, with ids and times in their final form; refuses bad events.
+    """Creates the view `typed`, with ids and times in their final form; refuses bad events.
 
     Args:
-      events: all events of the log.
-      skip: whether events without a user or a time are counted and left out, or refused.
+      events: the events of the log.
+      skip: whether events without a user or a time are left out and counted; otherwise they are refused.
 
     Raises:
       UserError: there are such events, or no other events, or a required column has no values.
@@ -67,7 +67,7 @@ def check(events: Events, skip: bool) -> Checked:
     first = events.firsts[0][1]
     found = _survey(events)
     if found["rows"] == 0:
-        raise UserError(f"{first}: expected events, found none; name other files")
+        raise UserError(f"{first}: expected events, found none; give other files")
     _refuse_rounded(events, found)
     kind = _make_view(events, found)
     ((no_user, no_time),) = events.run(
@@ -79,8 +79,9 @@ def check(events: Events, skip: bool) -> Checked:
     good = found["rows"] - no_user - no_time
     if good == 0:
         raise UserError(
-            f"{first}: none of its events has both a user (--user_column {events.selection.user}) and a "
-            f"time (--time_column {events.selection.time}); name other columns; {_OTHER_FORMAT}"
+            f"{first}: expected events with a user (--user_column {events.selection.user}) and a time "
+            f"(--time_column {events.selection.time}), found no event with both; give other columns; "
+            f"{_OTHER_FORMAT}"
         )
     if events.is_json:
         _refuse_unknown_keys(events, found)
@@ -90,31 +91,31 @@ def check(events: Events, skip: bool) -> Checked:
 
 def _survey(events: Events) -> dict:
     """Counts over all events."""
-    asked = {"rows": "count(*)"}
+    queries = {"rows": "count(*)"}
     features = enumerate(events.selection.features)
     as_text = {f"f{i}" for i, feature in features if feature.prefix or feature.ids is not None}
     for column, kept in events.kept.items():
         if column == "t":
-            asked |= _about_times(events)
+            queries |= _about_times(events)
         elif kept.startswith("VARCHAR") and column not in as_text:
-            asked |= id_texts.integers(column, kept)
+            queries |= id_texts.integers(column, kept)
         if events.is_json and column not in ("u", "t"):
-            asked[f"{column} known"] = f"count(*) FILTER (len({column}) > 0)"
-    found = events.database.ask(asked, "events")
+            queries[f"{column} known"] = f"count(*) FILTER (len({column}) > 0)"
+    found = events.database.aggregate(queries, "events")
     further = {}
     for column, kept in events.kept.items():
         if f"{column} texts" in found and not id_texts.only_integers(column, found):
             further |= id_texts.numbers(column, kept)
-    return found | events.database.ask(further, "events")
+    return found | events.database.aggregate(further, "events")
 
 
 def _about_times(events: Events) -> dict[str, str]:
     if _is_formatted(events):
         return {}
-    asked = times.text_counts("t") if events.kept["t"] == "VARCHAR" else {}
+    queries = times.text_counts("t") if events.kept["t"] == "VARCHAR" else {}
     if not events.selection.time_formats and events.kept["t"] != "TIMESTAMP":
-        asked |= times.digit_dates("t") | {"times": "count(t)"}
-    return asked
+        queries |= times.digit_dates("t") | {"times": "count(t)"}
+    return queries
 
 
 def _is_formatted(events: Events) -> bool:
@@ -122,7 +123,7 @@ def _is_formatted(events: Events) -> bool:
 
 
 def _make_view(events: Events, found: Mapping) -> str:
-    """Makes `typed`, and returns the type of times."""
+    """Creates the view `typed`, and returns the type of times."""
     kind, time, shown = "BIGINT", "rowid", "NULL"
     if "t" in events.kept:
         kind, time, shown = events.kept["t"], "t", "t"
@@ -155,17 +156,17 @@ def _refuse_rounded(events: Events, found: Mapping) -> None:
             name, flag = events.source(column)
             raise UserError(
                 f"{events.firsts[0][1]}: column {name} ({flag}) has only numbers, and {number} may have "
-                f"lost digits when it was written; write the column anew as whole numbers or texts"
+                f"lost digits when it was written; write the column again as whole numbers or texts"
             )
 
 
 def _refuse_unknown_keys(events: Events, found: Mapping) -> None:
-    """Refuses a key that no object has: it is probably misspelt."""
+    """Refuses a key that no object has, because it is probably misspelled."""
     for i, feature in enumerate(events.selection.features):
         if not found[f"f{i} known"]:
             raise UserError(
                 f"{events.firsts[0][1]}: expected objects with the key {feature.column} (--features), "
-                f"found no value of it in {found['rows']:,} events; correct its name, or leave it out"
+                f"found no value of it in {found['rows']:,} events; correct the key, or leave it out"
             )
 
 
@@ -181,7 +182,7 @@ def _refuse_objects(events: Events) -> None:
             name, flag = events.source(column)
             raise UserError(
                 f"{events.firsts[0][1]}: key {name} ({flag}): expected numbers, texts or arrays of "
-                f"them, found {shorten(value)}; name a key inside objects as {name}.KEY"
+                f"them, found {shorten(value)}; for a key inside an object, give {name}.KEY"
             )
 
 
@@ -192,7 +193,7 @@ def _refuse_first(events: Events, bad: int, time_kind: str) -> None:
     )
     number = bisect.bisect_right(events.firsts, place, key=lambda first: first[0]) - 1
     first, path = events.firsts[number]
-    column, expected, found, remedy = events.selection.user, "a user", "none", "mend it"
+    column, expected, found, remedy = events.selection.user, "a user", "none", "fix it"
     if no_user and time is None and events.is_json:
         expected = "a JSON object with a user"
     if not no_user:
@@ -201,7 +202,7 @@ def _refuse_first(events: Events, bad: int, time_kind: str) -> None:
             expected = f"a time of the format {' or '.join(events.selection.time_formats)}"
         if time is not None:
             found = shorten(time)
-            remedy = f"mend it ({_OTHER_FORMAT})" if not time.isdigit() else remedy
+            remedy = f"fix it ({_OTHER_FORMAT})" if not time.isdigit() else remedy
     raise UserError(
         f"{path}: row {place - first + 1}, column {column}: expected {expected}, found {found}; "
         f"{remedy}, or leave such rows out with --on_error skip ({bad:,} in all)"

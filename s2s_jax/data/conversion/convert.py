@@ -1,8 +1,9 @@
-"""Turns event logs into logs for training: `s2s convert FILE_OR_DIR… --output DIR`.
+"""Converts event logs to logs for training: `s2s convert FILE_OR_DIR… --output DIR`.
 
-Sources have one row an event, or lists of events: CSV, Parquet, JSON, or MovieLens. The log is ORC with
-one row a user: `user_id` and, for each feature and `timestamp`, a list over the user's events, oldest
-first. Logs that are already ORC are rewritten unchanged, in stripes of a good size for training.
+Sources are CSV, Parquet, JSON or MovieLens files, with one event per row or lists of events. The
+resulting ORC log has one row per user: `user_id` and, for `timestamp` and each feature, a list over the
+user's events, oldest first. Logs that are already ORC are rewritten with the same columns and rows, in
+stripes of a good size for training.
 """
 
 import codecs
@@ -31,7 +32,7 @@ from s2s_jax.data.logs import orc, orc_writer
 from s2s_jax.errors import MachineError, UserError
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
-# Flags that only some layouts use, and those layouts.
+# The layouts for which each flag has a meaning; other flags apply to all layouts.
 _APPLIES = {
     **dict.fromkeys(("columns", "delimiter", "quote", "escape", "encoding"), _CSV),
     **dict.fromkeys(
@@ -49,65 +50,69 @@ _APPLIES = {
     **dict.fromkeys(("min_events", "memory_limit", "temp_dir"), (*_EVENTS, "movielens")),
 }
 _ONE_EVENT = (
-    "warning: every user has one event, with several ids; if these are the user's events in order, the "
-    "times have to be a list, too"
+    "warning: every user has one event, with several ids; if these ids are the user's events in order, "
+    "the times must be a list, too"
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to convert, and where to."""
+    """Reads CSV, Parquet, JSON and MovieLens files, with one event per row or lists of events. Writes
+    ORC files with one row per user, whose events are sorted by time. ORC files are rewritten in stripes
+    of a good size for training.
+    """
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
-    """Files, directories and glob patterns; events of one time keep their order in and over files"""
+    """Files, directories and glob patterns. Events with equal times keep the order of the files"""
     output: Path
-    """Directory for part-0.orc, part-1.orc …; made where it does not exist"""
+    """Directory for part-0.orc, part-1.orc …; created if it does not exist"""
     format: Literal["auto", "csv", "parquet", "jsonl", "movielens", "orc"] = "auto"
-    """Of the sources; auto: as their names tell. movielens: a directory with ratings.dat or ratings.csv
-    and, for genres as cate_id, movies. orc: a log to be written anew, with all its columns and rows"""
+    """Format of the sources. auto: found from the file names; movielens: a directory with ratings.dat or
+    ratings.csv, and movies.dat or movies.csv for genres (written as cate_id); orc: a log to rewrite with
+    all its columns and rows"""
     user_column: str = "user_id"
-    """Column of users, written as user_id"""
+    """Column of user ids, which is written as user_id"""
     time_column: str = "timestamp"
-    """Column of times, written as timestamp: numbers (without their fractions), or dates and times (as
-    seconds since 1970; in UTC unless they name a zone). none: the order of lines is the order of
-    events, and their places are the times"""
+    """Column of times, which is written as timestamp. Numbers lose their fractions. Dates and times
+    become seconds since 1970; they are in UTC unless they name a time zone. none: events are in the
+    order of the lines, and line numbers are the times"""
     time_format: tuple[str, ...] = ()
-    """Formats in which times are written, as of strptime, such as '%d/%m/%Y %H:%M' or '%Y%m%d'; the
-    first that fits counts. number: numbers that look like dates are numbers"""
+    """Formats of the times, as for strptime, such as '%d/%m/%Y %H:%M' or '%Y%m%d'; the first that fits
+    is used. number: read numbers as numbers, even if they look like dates"""
     features: tuple[str, ...] = ("item_id", "cate_id", "behavior_id")
-    """Columns of features; NAME=COLUMN writes COLUMN as NAME"""
+    """Columns of features. NAME=COLUMN: write the column COLUMN under the name NAME"""
     columns: tuple[str, ...] = ()
-    """Names of all columns of CSV files, in order, if their first line does not hold them"""
+    """Names of all columns of CSV files, in order, if the first line does not have the names"""
     delimiter: str | None = None
-    """Of CSV files, up to 4 characters; by default a comma, or a tab (\\t) in .tsv files"""
+    """Delimiter of CSV files, up to 4 characters; None: a tab (\\t) in .tsv files, otherwise a comma"""
     quote: str = '"'
-    """Around texts of CSV files that hold delimiters; '' if nothing is quoted"""
+    """Quotation mark around texts of CSV files that contain delimiters; '': nothing is quoted"""
     escape: str = ""
-    """Before quotation marks inside quotes, such as \\; by default such marks are doubled"""
+    """Character before a quotation mark inside quotes, such as \\; '': such marks are doubled"""
     encoding: str | None = None
-    """Of CSV files, such as latin-1 or cp1252; by default UTF-8, or UTF-16 with its mark"""
+    """Encoding of CSV files, such as latin-1 or cp1252; None: UTF-8, or UTF-16 with its mark"""
     bags: tuple[str, ...] = ()
-    """Features (their NAMEs) whose texts hold several ids"""
+    """Names of features whose texts contain several ids"""
     bag_separator: str = "|"
-    """Between the ids in such texts"""
+    """Separator of the ids in the texts of --bags"""
     missing: tuple[str, ...] = ()
-    """Texts that mean that there is no value, besides the empty one, such as NULL or \\N"""
+    """Texts that mean a missing value, such as NULL or \\N; the empty text always does"""
     merge: bool = False
-    """Make one row of all rows of a user of ORC logs, with events in the order of time. Columns that
-    --user_column, --time_column and --features do not name are found by names and types"""
+    """For ORC logs: merge all rows of a user into one row, with events sorted by time. The columns of
+    users, times and features are found by their names and types, unless they are given"""
     min_events: int = 1
-    """Users with fewer events are left out, and counted"""
+    """Minimum number of events of a user. Users with fewer are left out and counted"""
     on_error: Literal["stop", "skip"] = "stop"
-    """What is done on lines (of ORC: stripes) that cannot be read, and on events without a user or a
-    time: stop at the first, or leave them out and count them"""
+    """What to do about lines (or ORC stripes) that cannot be read, and events without a user or a time.
+    stop: stop at the first; skip: leave them out and count them"""
     events_per_file: int = 10_000_000
-    """A file ends after the user with whom it has so many events"""
+    """Number of events after which a new file begins, with the next user"""
     overwrite: bool = False
-    """Replace the part-N.orc files that are in the directory, when all is converted"""
+    """Replace existing part-N.orc files in the directory, once everything is converted"""
     memory_limit: str | None = None
-    """Memory for sorting, such as 4GB; by default 80% of all"""
+    """Memory for sorting, such as 4GB; None: 80% of the machine's memory"""
     temp_dir: Path | None = None
-    """Directory on a disk that holds the events once or twice while they are sorted; None: --output"""
+    """Directory for temporary files, which take the room of all events once or twice; None: --output"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,11 +121,11 @@ class Converted:
 
     Attributes:
       paths: the files, `part-0.orc` first.
-      rows: rows written; one for each user.
-      events: events written.
-      skipped: what was left out, in words; empty if nothing was.
+      rows: the number of rows written, one per user.
+      events: the number of events written.
+      skipped: descriptions of what was left out; empty if nothing was.
       bags: the largest bag of each column that has bags of several ids.
-      notes: surprises in the files that were read, a sentence each.
+      notes: notes about the files that were read, a sentence each.
     """
 
     paths: list[Path]
@@ -132,14 +137,14 @@ class Converted:
 
 
 def convert(settings: Settings) -> Converted:
-    """Writes the log.
+    """Converts event logs, and writes the resulting log.
 
-    Columns of integers, and of texts that all spell an int64, are written as int64; others as
+    Columns of integers, and of texts that are all int64 numbers, are written as int64; others as
     strings. Rows are sorted by user id.
 
     Raises:
       UserError: a setting is impossible, a source cannot be read, or the directory cannot be written
-        or holds other ORC files. Then no new file is there, and none is replaced.
+        or contains other ORC files. No file is then created or replaced.
     """
     refuse_addresses_in(settings, "--", positional=("paths",))
     _check_numbers(settings)
@@ -149,7 +154,7 @@ def convert(settings: Settings) -> Converted:
     times.check_formats(settings.time_format)
     layout, files = found.layout, found.files
     if settings.merge and layout != "orc":
-        raise UserError(f"--merge: means nothing for sources of format {layout}; leave it out")
+        raise UserError(f"--merge: has no effect for sources of format {layout}; leave it out")
     # Merged logs are read the same way as events.
     _check_flags(settings, "parquet" if settings.merge else layout)
     notes = found.notes
@@ -174,14 +179,16 @@ def convert(settings: Settings) -> Converted:
 
 
 def _columns_found(settings: Settings, path: Path) -> tuple[Settings, list[str]]:
-    """The settings with the columns of an ORC log, and what is left out of it, in a sentence."""
+    """The settings with the columns of an ORC log, and a sentence about columns that are left out."""
     found = merging.columns_of(path, settings.user_column, settings.time_column)
     settings = dataclasses.replace(settings, user_column=found.user, time_column=found.time)
     if settings.features != Settings.features:
         return settings, []
     settings = dataclasses.replace(settings, features=found.features)
     names = ", ".join(found.left_out)
-    return settings, [f"left out columns without an entry an event: {names}"] if names else []
+    return settings, [
+        f"left out columns that do not have one entry per event: {names}"
+    ] if names else []
 
 
 def _count(number: int, noun: str, rest: str = "") -> str:
@@ -200,7 +207,7 @@ def _check_encoding(encoding: str | None) -> None:
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
         raise UserError(
-            f"--encoding: expected one that Python knows, such as latin-1, found {encoding}"
+            f"--encoding: expected an encoding that Python knows, such as latin-1, found {encoding}"
         ) from error
 
 
@@ -210,7 +217,7 @@ def _check_flags(settings: Settings, layout: Layout) -> None:
             continue
         if getattr(settings, field.name) != field.default:
             raise UserError(
-                f"--{field.name}: means nothing for sources of format {layout}; leave it out, or choose "
+                f"--{field.name}: has no effect for sources of format {layout}; leave it out, or choose "
                 f"another --format"
             )
 
@@ -263,17 +270,15 @@ def _sort(
             for table in grouping.rows(store.read()):
                 log.write(table)
         if log.rows == 0:
-            raise UserError(
-                f"--min_events: no user has {settings.min_events} events; lower the number"
-            )
+            raise UserError(f"--min_events: no user has {settings.min_events} events; lower it")
     bags = {name: most for name, most in grouping.largest_bags.items() if most > 1}
     may_be_lists = bool(bags) and layout in ("parquet", "jsonl")
     left_out = (
         _count(skipped.lines, "unreadable line"),
         _count(skipped.users, "event", f"without {selection.user}"),
         _count(skipped.times, "event", f"without {selection.time}"),
-        _count(grouping.short_users, "user", f"of fewer than {settings.min_events} events"),
-        _count(grouping.short_events, "event", "of these"),
+        _count(grouping.short_users, "user", f"with fewer than {settings.min_events} events"),
+        _count(grouping.short_events, "event", "of these users"),
     )
     return Converted(
         paths=log.paths,
@@ -316,14 +321,14 @@ def _temp_dir(settings: Settings) -> Iterator[Path]:
         yield Path(name)
 
 
-# ------------------------------------------------------------------------------- ORC written anew
+# ----------------------------------------------------------------------------------- ORC rewritten
 
 
 def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
     files = [orc.read_footer(path) for path in paths]
     rows, read = sum(file.rows for file in files), 0
     if rows == 0:
-        raise UserError(f"{paths[0]}: expected rows, found none; name other files")
+        raise UserError(f"{paths[0]}: expected rows, found none; give other files")
     skipped: list[str] = []
     with (
         orc_writer.open_log(settings.output, settings.overwrite, settings.events_per_file) as log,
@@ -350,7 +355,7 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
             log.write(pa.Table.from_batches([batch]))
             read += batch.num_rows
         if log.rows == 0:
-            raise UserError(f"{paths[0]}: none of its stripes can be read; name other files")
+            raise UserError(f"{paths[0]}: no stripe of the files can be read; give other files")
     return Converted(
         paths=log.paths, rows=log.rows, events=log.positions, skipped=tuple(skipped), bags={}
     )
@@ -361,7 +366,7 @@ def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
 
 @contextlib.contextmanager
 def _bar(task: str, share: Callable[[], float]) -> Iterator[None]:
-    """Shows on a terminal, while the `with` block runs, what `share` says is done of it."""
+    """While the `with` block runs, shows its progress on a terminal; `share` returns it, from 0 to 1."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield

@@ -35,16 +35,16 @@ class EventStore:
     """The events of a log.
 
     Attributes:
-      events: number of events kept; known after `check`.
+      events: the number of events that are kept; set by `check`.
     """
 
     def __init__(self, selection: Selection, directory: Path, memory_limit: str | None):
-        """Makes the database.
+        """Creates the database.
 
         Args:
           selection: the columns of an event.
-          directory: for the database, and for what does not fit in memory while sorting.
-          memory_limit: of DuckDB, as "4GB"; None: its own, 80% of the memory.
+          directory: the directory of the database and of temporary files of the sort.
+          memory_limit: the memory limit of DuckDB, such as "4GB"; None: 80% of the memory.
 
         Raises:
           UserError: memory_limit is not a valid size.
@@ -77,7 +77,7 @@ class EventStore:
     # ------------------------------------------------------------------------------------ loading
 
     def parquet(self, path: Path) -> sql.Scan:
-        """How a Parquet file is read.
+        """The scan of a Parquet file.
 
         Raises:
           UserError: it is not a Parquet file.
@@ -85,7 +85,7 @@ class EventStore:
         scan = sql.scan_parquet(path)
         found = self._database.run(f"DESCRIBE SELECT * FROM {scan}", str(path))
         try:
-            # As they are in the file: DuckDB gives others to those that differ only in case.
+            # From the file itself: DuckDB renames columns whose names differ only in case.
             names = pyarrow.parquet.read_schema(path).names
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: expected a Parquet file ({reason(error)})") from error
@@ -95,7 +95,7 @@ class EventStore:
         return sql.Scan(path, scan, columns, sql.repeated(names))
 
     def prepare(self, scans: Sequence[sql.Scan]) -> list[sql.Scan]:
-        """Makes the table for the events of `scans`, and returns how each is to be loaded.
+        """Creates the table for the events of `scans`, and returns the scans to load.
 
         Raises:
           UserError: a file lacks a column, or has it in a type that cannot be used.
@@ -160,7 +160,7 @@ class EventStore:
 
         Args:
           scan: one of those that `prepare` returned.
-          skip: whether lines that cannot be read are counted and left out, or an error.
+          skip: whether lines that cannot be read are left out and counted; otherwise they are errors.
 
         Raises:
           UserError: the file cannot be read.
@@ -184,19 +184,19 @@ class EventStore:
 
     def _refuse_rounded(self, scan: sql.Scan) -> None:
         """Refuses whole numbers of a file that are kept as fractions and may have lost digits."""
-        asked = {}
+        queries = {}
         for column, flag in self._selection.columns.items():
             aggregate = sql.rounded(scan.columns[column])
             # Times as float64 are exact enough in any unit.
             is_time = flag == "--time_column" and scan.columns[column].type != "FLOAT"
             if aggregate is not None and not is_time:
-                asked[column] = aggregate
-        for column, value in self._database.ask(asked, scan.sql, str(scan.path)).items():
+                queries[column] = aggregate
+        for column, value in self._database.aggregate(queries, scan.sql, str(scan.path)).items():
             if value is not None:
                 kind = _ARROW_NAMES[scan.columns[column].type.removesuffix("[]")]
                 raise UserError(
                     f"{scan.path}: column {column} ({self._selection.columns[column]}) has "
-                    f"{value:.17g} as {kind}, which may have lost digits; write it anew as whole "
+                    f"{value:.17g} as {kind}, which may have lost digits; write it again as whole "
                     f"numbers, times or texts"
                 )
 
@@ -212,12 +212,12 @@ class EventStore:
         for one_line, line, message, found in worst:
             if one_line and skip:
                 return
-            remedy = "mend it, or leave such lines out with --on_error skip"
+            remedy = "fix it, or leave such lines out with --on_error skip"
             if "utf-8" in message.lower():
                 remedy = "name its encoding with --encoding, such as latin-1; or " + remedy
             if not one_line:
                 # An unclosed quote swallows an unknown number of lines after it.
-                remedy = "mend it, or say with --quote '' that quotation marks mean nothing"
+                remedy = "fix it, or give --quote '' if quotation marks have no meaning"
             raise UserError(
                 f"{scan.path}: line {line} cannot be read ({shorten(message)}): {shorten(found)}; "
                 f"{remedy}"
@@ -226,12 +226,12 @@ class EventStore:
     # ------------------------------------------------------------------------ checking and reading
 
     def check(self, skip: bool) -> Skipped:
-        """Decides on types, and looks for events without a user or a time.
+        """Chooses the types of ids and times, and finds events without a user or a time.
 
         Columns of texts become integers if every text is a whole number.
 
         Args:
-          skip: whether such events are counted and left out, or an error.
+          skip: whether such events are left out and counted; otherwise they are errors.
 
         Raises:
           UserError: there are such events, or no other events, or a required column has no values.

@@ -1,4 +1,4 @@
-"""Files that already have one row a user: their lists are cut into events."""
+"""Splits the rows of files that have one row per user into events."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from s2s_jax.errors import UserError
 
 
 def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Scan:
-    """The events of a file, if its times are lists; else the file as it is.
+    """The events of a file whose times are lists; other files are returned unchanged.
 
     Every list of a row has one entry for each event. Other columns have one value for the whole row.
 
@@ -83,5 +83,5 @@ def _check_lengths(
         for found, entries, expected in database.run(query, str(scan.path)):
             raise UserError(
                 f"{scan.path}: user {shorten(str(found))} has {expected:,} entries in {selection.time} "
-                f"but {entries:,} in {name}; lists of a row must be of one length"
+                f"but {entries:,} in {name}; lists of a row must have the same length"
             )

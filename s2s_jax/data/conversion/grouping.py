@@ -1,4 +1,4 @@
-"""Events sorted by user, then time → one row a user.
+"""Groups events, which are sorted by user and then by time, into one row per user.
 
 Shapes: E events, U users, T ids.
 """
@@ -16,7 +16,7 @@ from s2s_jax.data.logs.arrow import is_list, list_lengths
 
 
 class Grouping:
-    """Makes rows of events.
+    """Groups events into rows.
 
     Attributes:
       short_users: users with fewer than `min_events`, which are left out.
@@ -25,7 +25,7 @@ class Grouping:
     """
 
     def __init__(self, min_events: int):
-        """Args: min_events is the least number of events of a user."""
+        """Args: min_events is the minimum number of events of a user."""
         self.short_users = self.short_events = 0
         self.largest_bags: dict[str, int] = {}
         self._min_events = min_events
@@ -88,12 +88,12 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _differs(user_E: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """bool `[E - 1]`, whether an event is of another user than the one before it."""
+    """bool `[E - 1]`: whether an event has a different user than the event before it."""
     return pc.not_equal(user_E[1:], user_E[:-1]).to_numpy(zero_copy_only=False)
 
 
 def _ids(values_E: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """All ids `[T]` that are not missing, and int64 `[E]` how many each event has."""
+    """All ids that are not missing, `[T]`, and the number of ids of each event, int64 `[E]`."""
     if is_list(values_E.type):
         return values_E.flatten(), list_lengths(values_E)
     known_E = values_E.is_valid().to_numpy(zero_copy_only=False)

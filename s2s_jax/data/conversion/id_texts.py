@@ -1,4 +1,4 @@
-"""Ids written as texts → one form for each id.
+"""Gives ids that are written as texts one form per id.
 
 pandas turns a column of ids with a missing value into floats: one file has 12 and another 12.0 for the
 same id. A column whose texts are all whole numbers becomes int64.
@@ -37,13 +37,13 @@ def numbers(column: str, kept: str) -> dict[str, str]:
 
 
 def only_integers(column: str, found: Mapping[str, object]) -> bool:
-    """Whether all texts of a column are integers, so that `numbers` need not be asked."""
+    """Whether all texts of a column are integers, so that `numbers` is not needed."""
     texts, plain = _counts(column, found, "texts", "integers")
     return plain == texts
 
 
 def rounded(column: str, found: Mapping[str, object]) -> object:
-    """A number that may have lost digits, in a column of numbers only; None where there is none."""
+    """A number that may have lost digits, in a column that has only numbers; None if there is none."""
     (texts,) = _counts(column, found, "texts")
     if sum(_counts(column, found, "integers", "fractions", "exponents")) != texts:
         return None
@@ -51,7 +51,7 @@ def rounded(column: str, found: Mapping[str, object]) -> object:
 
 
 def typed(column: str, kept: str, found: Mapping[str, object]) -> str:
-    """The value of a column, in the form in which it is written.
+    """The expression of a column in the form in which it is written.
 
     Args:
       column: its name.
@@ -104,7 +104,7 @@ def _count(column: str, kept: str, condition: Callable[[str], str]) -> str:
 
 
 def _each(column: str, kept: str, value: Callable[[str], str]) -> str:
-    """What an expression makes of the values of a column."""
+    """Applies an expression to the values of a column."""
     return f"[{value('v')} FOR v IN {column}]" if kept.endswith("[]") else value(column)
 
 

@@ -1,4 +1,4 @@
-"""ORC logs with several rows of a user → files whose events can be sorted again."""
+"""Prepares ORC logs that have several rows per user, so that their events can be sorted again."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -34,25 +34,25 @@ def columns_of(path: Path, user: str, time: str) -> Columns:
     """The columns of an ORC log, found by their names and types.
 
     Args:
-      path: one of its files.
-      user: the column of users, if there is one of this name.
-      time: the column of times, if there is one of this name.
+      path: a file of the log.
+      user: the name of the column of user ids; used if there is such a column.
+      time: the name of the column of times; used if there is such a column.
 
     Raises:
-      UserError: the file cannot be read, or nothing tells which columns hold users and times.
+      UserError: the file cannot be read, or its columns of users and times cannot be identified.
     """
     schema = orc.read_footer(path).schema
     listed = ", ".join(schema.names)
     users = user if user in schema.names else user_rows.user_column(schema)
     if users is None:
         raise UserError(
-            f"--user_column: {path} has no column {user}, and no other name tells which one is of "
-            f"users; it has {listed}"
+            f"--user_column: {path} has no column {user}; expected the column of user ids, found "
+            f"{listed}"
         )
     known = [time] if time in schema.names else list(time_columns(schema, None))
     if len(known) != 1:
         raise UserError(
-            f"--time_column: {path} has no column {time}; expected one that holds the times of events, "
+            f"--time_column: {path} has no column {time}; expected the column of times, "
             f"found {' and '.join(known) or 'none'} in {listed}"
         )
     lists = [field.name for field in schema if is_list(field.type)]
@@ -72,20 +72,20 @@ def with_rows(paths: Sequence[Path]) -> list[Path]:
     """
     found = [path for path in paths if orc.read_footer(path).rows]
     if not found:
-        raise UserError(f"{paths[0]}: expected rows, found none; name other files")
+        raise UserError(f"{paths[0]}: expected rows, found none; give other files")
     return found
 
 
 def as_parquet(path: Path, columns: Collection[str], directory: Path) -> Path:
-    """A copy of an ORC file, as Parquet.
+    """Copies an ORC file to a Parquet file, and returns its path.
 
     Args:
       path: the file.
-      columns: the columns that are copied, of those that it has.
-      directory: for the copy.
+      columns: the columns to copy, if the file has them.
+      directory: the directory of the copy.
 
     Raises:
-      UserError: the file cannot be read, or the copy not be written.
+      UserError: the file cannot be read, or the copy cannot be written.
     """
     file = orc.read_footer(path)
     names = [name for name in file.schema.names if name in columns]
@@ -96,5 +96,5 @@ def as_parquet(path: Path, columns: Collection[str], directory: Path) -> Path:
             for stripe in range(len(file.stripe_rows)):
                 writer.write_batch(orc.read_stripe(file, stripe, names))
     except OSError as error:
-        raise UserError(f"{path}: it cannot be copied to {directory} ({error})") from error
+        raise UserError(f"{path} cannot be copied to {directory} ({error})") from error
     return copy

@@ -1,4 +1,4 @@
-"""Which columns of event logs become which columns of the log."""
+"""Selects the columns of event logs, and names the columns of the resulting log."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ class Feature:
     """A list column of the log.
 
     Attributes:
-      name: its name in the log.
-      column: its name in the source.
-      separator: splits a text into several ids; None: a text is one id.
-      prefix: put before every id.
-      ids: for each source id, the ids to write; None: the id itself. Source ids that are not listed are
-      left out.
+      name: the name in the log.
+      column: the name in the source.
+      separator: the separator of several ids in a text; None: a text is one id.
+      prefix: a prefix for every id.
+      ids: the ids to write for each source id; None: the source id itself. Source ids that are not
+        listed are left out.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is taken from the sources.
+    """The columns to take from the sources.
 
     Attributes:
-      user: column of the users.
-      time: column of the times; None: events are in the order of the lines.
-      time_formats: formats of the times, as for `strptime`; empty: those that DuckDB recognises.
+      user: the column of user ids.
+      time: the column of times; None: events are in the order of the lines.
+      time_formats: the formats of times, as for `strptime`; empty: those that DuckDB recognizes.
       features: the features.
-      missing: texts that mean that there is no value, besides the empty one.
+      missing: the texts that mean a missing value, besides the empty text.
     """
 
     user: str
@@ -49,7 +49,7 @@ class Selection:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The flag that asks for each column of the source."""
+        """The flag that names each column of the source."""
         flags = dict.fromkeys((feature.column for feature in self.features), "--features")
         first = {self.user: "--user_column"}
         if self.time is not None:
@@ -58,15 +58,15 @@ class Selection:
 
 
 def parse(features: Sequence[str], bags: Sequence[str], bag_separator: str) -> tuple[Feature, ...]:
-    """Features as the command line gives them.
+    """Parses the features of the command line.
 
     Args:
       features: `NAME=COLUMN`, or `NAME` for the column of that name.
-      bags: names of those whose texts hold several ids.
-      bag_separator: between these.
+      bags: the names of features whose texts contain several ids.
+      bag_separator: the separator of these ids.
 
     Raises:
-      UserError: a name is used twice or reserved, or a bag names no feature.
+      UserError: a name is used twice or reserved, or a bag is not the name of a feature.
     """
     parsed: dict[str, Feature] = {}
     for text in features:

@@ -54,7 +54,7 @@ def stored(types: Collection[str], formats: Sequence[str]) -> str:
 
 
 def of_text(value: str, kind: str) -> str:
-    """A BIGINT, DECIMAL or TIMESTAMP, as `kind` says, that a text holds."""
+    """Parses a text as a time of type `kind`: BIGINT, DECIMAL or TIMESTAMP."""
     if kind == "TIMESTAMP":
         # Times without a zone are in UTC, as the database is.
         time = f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"
@@ -64,7 +64,7 @@ def of_text(value: str, kind: str) -> str:
 
 
 def of_format(value: str, formats: Sequence[str]) -> str:
-    """The TIMESTAMP that a text holds in the first of the formats that fits."""
+    """Parses a text as a TIMESTAMP, in the first format that fits."""
     parsed = [f"CAST(try_strptime({value}, {text(form)}) AS TIMESTAMP)" for form in formats]
     return f"coalesce({', '.join(parsed)})"
 
@@ -78,31 +78,28 @@ def whole(value: str, kind: str) -> str:
 
 
 def text_counts(column: str) -> dict[str, str]:
-    """How many texts of a column are times of each type; a whole number also counts as a decimal.
+    """Aggregates: the number of texts of a column that are times of each type, the simplest type first.
 
-    Aggregates, the types with the simpler times first.
+    A whole number also counts as a decimal.
     """
     kinds = ("BIGINT", _DECIMAL, "TIMESTAMP")
     return {kind: f"count({of_text(column, kind)})" for kind in kinds}
 
 
 def digit_dates(column: str) -> dict[str, str]:
-    """How many numbers of a column are dates in each of the formats that have only digits.
-
-    Aggregates.
-    """
-    asked = {}
+    """Aggregates: the number of values of a column that are dates in each all-digit format."""
+    queries = {}
     for length, form in _DIGITS.items():
         value = f"CAST({column} AS VARCHAR)"
         has_year = f"regexp_full_match({value}, '(19|20)[0-9]{{{length - 2}}}')"
-        asked[form] = (
+        queries[form] = (
             f"count(*) FILTER ({has_year} AND try_strptime({value}, '{form}') IS NOT NULL)"
         )
-    return asked
+    return queries
 
 
 def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
-    """Refuses numbers that are all dates.
+    """Refuses numbers that all look like dates.
 
     Args:
       where: the file and its column.
@@ -114,6 +111,6 @@ def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
     for form in _DIGITS.values():
         if 0 < found["times"] == found[form]:
             raise UserError(
-                f"{where}: all times look like dates of the format {form}; say so with --time_format "
-                f"'{form}', or with --time_format {NUMBER} that they are numbers"
+                f"{where}: all times look like dates of the format {form}; give --time_format '{form}' "
+                f"if they are dates, or --time_format {NUMBER} if they are numbers"
             )

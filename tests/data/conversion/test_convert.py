@@ -247,7 +247,7 @@ def test_numbers_that_lost_digits_are_refused(tmp_path, kind):
     for name in ("item_id", "user_id", "cate_id"):
         run(tmp_path / f"{name}{kind}", write(name, float(exact - 1)))
         path = write(name, float(exact))
-        with pytest.raises(UserError, match=f"column {name} .* has {exact} as {kind}, .*anew as"):
+        with pytest.raises(UserError, match=f"column {name} .* has {exact} as {kind}, .*again as"):
             run(tmp_path / "log", path)
     path = write("timestamp", 1.6e9)
     if kind == "float64":
@@ -263,7 +263,7 @@ def test_numbers_that_lost_digits_are_refused(tmp_path, kind):
 def test_texts_of_numbers_that_lost_digits_are_refused(tmp_path, text):
     path = write_csv(tmp_path / "a.csv", events(item_id=[1, text], cate_id=["a", text]))
     with pytest.raises(
-        UserError, match=r"column item_id \(--features\) has only numbers, and .*anew"
+        UserError, match=r"column item_id \(--features\) has only numbers, and .*again"
     ):
         run(tmp_path / "log", path)
     (found,) = run(tmp_path / "log", path, features=("cate_id",)).values()
@@ -357,7 +357,7 @@ def test_encodings(tmp_path, encoding, flag):
             run(tmp_path / "2", path)
         with pytest.raises(UserError, match=r"expected text in utf-16 \(--encoding\)"):
             run(tmp_path / "2", path, encoding="utf-16")
-    with pytest.raises(UserError, match="--encoding: expected one that Python knows"):
+    with pytest.raises(UserError, match="--encoding: expected an encoding that Python knows"):
         run(tmp_path / "2", path, encoding="x")
 
 
@@ -517,7 +517,10 @@ def test_users_with_few_events_are_left_out_and_counted(tmp_path, capsys):
     path = write_csv(tmp_path / "a.csv", events(user_id=[1, 2, 2, 3, 3, 3, 4]))
     assert list(run(tmp_path / "1", path, min_events=2)) == [2, 3]
     assert main([str(path), "--out", str(tmp_path / "2"), "--min_events", "3"]) == 0
-    assert "left out 3 users of fewer than 3 events, 4 events of these\n" in capsys.readouterr().out
+    assert (
+        "left out: 3 users with fewer than 3 events, 4 events of these users\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_bad_events_are_left_out_and_counted(tmp_path, capsys):
@@ -528,7 +531,7 @@ def test_bad_events_are_left_out_and_counted(tmp_path, capsys):
     found = pyarrow.orc.read_table(str(tmp_path / "log" / "part-0.orc")).to_pylist()
     assert [(row["user_id"], row["item_id"]) for row in found] == [(1, [["a"]]), (2, [["f"]])]
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"wrote 1 file with 2 users and 2 events to {tmp_path / 'log'}; left out 2 unreadable lines, "
+        f"wrote 1 file with 2 users and 2 events to {tmp_path / 'log'}; left out: 2 unreadable lines, "
         f"1 event without user_id, 2 events without timestamp"
     )
     lines = ['{"user_id": 1, "timestamp": 2, "item_id": 3}', "{broken", '{"timestamp": 5}']
@@ -557,12 +560,12 @@ GOOD = "user_id,timestamp,item_id,cate_id,behavior_id\n1,2,3,4,5\n"
         (
             GOOD + "1,9e9,3,4,5\n",
             {},
-            "found 9e9; mend it .*, or leave such rows out with --on_error",
+            "found 9e9; fix it .*, or leave such rows out with --on_error",
         ),
         (GOOD + f"1,{2**63},3,4,5\n", {}, f"found {2**63}"),
         (GOOD.replace("1,2", "1,2020-01-01") + "1,2020-13-01,3,4,5\n", {}, "found 2020-13-01"),
         (GOOD + ",2,3,4,5\n", {}, "a.csv: row 2, column user_id: expected a user, found none"),
-        (GOOD + "1,2,3,4\n", {}, "a.csv: line 3 cannot be read .*: 1,2,3,4; mend it, or leave"),
+        (GOOD + "1,2,3,4\n", {}, "a.csv: line 3 cannot be read .*: 1,2,3,4; fix it, or leave"),
         (GOOD + '"1,2,3,4,5\n1,2,3,4,5\n', {"on_error": "skip"}, "line 3 .*--quote ''"),
         (GOOD + "1,2,\udcff,4,5\n", {}, "a.csv: line 3 cannot be read .*utf-8"),
         ("", {}, "a.csv: expected a line with the names of columns, found an empty file"),
@@ -590,10 +593,10 @@ GOOD = "user_id,timestamp,item_id,cate_id,behavior_id\n1,2,3,4,5\n"
         (
             GOOD,
             {"format": "orc", "user_column": "x"},
-            "--user_column: means nothing for sources of format orc",
+            "--user_column: has no effect for sources of format orc",
         ),
         (GOOD, {"min_events": 0}, "--min_events: expected at least 1, found 0"),
-        (GOOD, {"min_events": 2}, "--min_events: no user has 2 events; lower the number"),
+        (GOOD, {"min_events": 2}, "--min_events: no user has 2 events; lower it"),
         (GOOD, {"events_per_file": 0}, "--events_per_file: expected at least 1, found 0"),
         (GOOD, {"memory_limit": "lots"}, "--memory_limit: expected a size such as 4GB, found lots"),
         (GOOD, {"temp_dir": Path("/dev/null")}, "--temp_dir: /dev/null cannot be written"),
@@ -617,11 +620,13 @@ def test_mistakes_in_names_of_files(tmp_path):
     refused("expected files or directories with events, found none")
     refused("nowhere does not exist", tmp_path / "nowhere")
     refused("x.csv does not exist", tmp_path / "*x.csv")
-    refused("holds no files whose names end in .csv, .tsv, .parquet", tmp_path)
+    refused("contains no files whose names end in .csv, .tsv, .parquet", tmp_path)
     (tmp_path / "a.log").touch()
-    refused("a.log: its name tells no format; give one with --format", tmp_path / "a.log")
+    refused(
+        "a.log: the format cannot be found from its name; give it with --format", tmp_path / "a.log"
+    )
     path = write_csv(tmp_path / "a.csv", events(item_id=[1]))
-    refused("a.csv is named twice", path, tmp_path)
+    refused("a.csv is given twice", path, tmp_path)
     write_jsonl(tmp_path / "a.json", events(item_id=[1]))
     refused("expected files of one format, found .*csv and .*json; ", tmp_path)
     assert list(run(tmp_path / "1", tmp_path, format="jsonl")) == [1]
@@ -686,9 +691,9 @@ def test_the_summary(tmp_path, capsys):
         main([str(path), "--output", str(tmp_path / "my log"), "--features", "item=item_id"]) == 0
     )
     assert capsys.readouterr().out.splitlines() == [
-        f"wrote 1 file with 1 user and 2 events to {tmp_path / 'my log'}; left out nothing",
-        "an event has up to 2 ids in item: give its feature bag_size=2",
-        f"look at it with: s2s inspect '{tmp_path / 'my log'}'",
+        f"wrote 1 file with 1 user and 2 events to {tmp_path / 'my log'}; left out: nothing",
+        "an event has up to 2 ids in item: set bag_size=2 for its feature",
+        f"to look at the log: s2s inspect '{tmp_path / 'my log'}'",
     ]
 
 
@@ -806,7 +811,7 @@ def test_stripes_that_cannot_be_read(tmp_path):
     done = convert(dataclasses.replace(made, on_error="skip"))
     assert (done.rows, done.skipped) == (400, (f"400 rows of stripe 0 of {path}",))
     assert pyarrow.orc.read_table(str(done.paths[0])).to_pylist() == rows
-    with pytest.raises(UserError, match=r"0\.orc: none of its stripes can be read"):
+    with pytest.raises(UserError, match=r"0\.orc: no stripe of the files can be read"):
         convert(Settings(paths=(str(path),), output=tmp_path / "2", on_error="skip"))
     empty = write_log(tmp_path / "empty.orc", [], TYPES)
     with pytest.raises(UserError, match=r"empty\.orc: expected rows, found none"):

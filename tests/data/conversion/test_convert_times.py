@@ -72,7 +72,7 @@ def test_any_time_of_a_format(tmp_path_factory, form, times):
         (
             ["20150131", "20150201"],
             (),
-            r"a\.csv: column timestamp .* --time_format '%Y%m%d', or with",
+            r"a\.csv: column timestamp .* give --time_format '%Y%m%d' if",
         ),
         (["20150131235959"], (), "--time_format '%Y%m%d%H%M%S'"),
         (["13/02/2015"], ("%m/%d/%Y",), "expected a time of the format %m/%d/%Y, found 13/02"),

@@ -460,7 +460,7 @@ def test_the_command_line(tmp_path, capsys):
     assert as_rows(of_config.load(out, config)) == expected
     lines = capsys.readouterr().out.splitlines()
     events = sum(count for _, count, _ in expected)
-    assert lines[0] == f"{len(expected)} items of {events} events in {out}"
+    assert lines[0] == f"wrote {len(expected)} items of {events} events to {out}"
     assert lines[1].startswith(f"most frequent: {expected[0][0]} ({expected[0][1]}), ")
     assert lines[2].startswith(f"{collisions} more ids of the log share a row of the table")
     share = shared_events / sum(count for _, count, _ in expected)

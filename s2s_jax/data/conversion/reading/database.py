@@ -66,16 +66,18 @@ class Database:
         """The rows of a query's result.
 
         Args:
-          query: of SQL.
+          query: the SQL query.
           what: the subject of error messages, such as the file that is read.
 
         Raises:
-          UserError: it fails.
+          UserError: the query fails.
         """
         with _explained(what):
             return self._unless_stopped(lambda: self._connection.execute(query).fetchall())
 
-    def ask(self, aggregates: Mapping[str, str], table: str, what: str = "the events") -> dict:
+    def aggregate(
+        self, aggregates: Mapping[str, str], table: str, what: str = "the events"
+    ) -> dict:
         """The values of aggregates over a table, under the same names."""
         if not aggregates:
             return {}
@@ -86,7 +88,7 @@ class Database:
         """The result of a query, in batches, so that it need not fit in memory.
 
         Raises:
-          UserError: it fails, for example because the disk is full.
+          UserError: the query fails, for example because the disk is full.
         """
         with _explained("the events"):
             reader = self._unless_stopped(
@@ -96,9 +98,9 @@ class Database:
                 yield batch
 
     def _unless_stopped(self, work: Callable[[], T]) -> T:
-        """Returns what `work` returns; an exception raised by a signal meanwhile ends DuckDB's query.
+        """The result of `work`; if a signal raises an exception, DuckDB's query is interrupted.
 
-        DuckDB does not hear signals, and Python hears them only outside of DuckDB.
+        DuckDB ignores signals, and Python handles them only outside of DuckDB.
         """
         result = self._worker.submit(work)
         try:
@@ -118,20 +120,20 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except duckdb.OutOfMemoryException as error:
         raise UserError(
-            f"{what}: more memory or room on disk is needed ({reason(error)}); raise --memory_limit, "
-            f"or name a larger disk with --temp_dir"
+            f"{what}: more memory or disk space is needed ({reason(error)}); raise --memory_limit, "
+            f"or give a directory on a larger disk with --temp_dir"
         ) from error
     except duckdb.IOException as error:
         full = ""
         if any(words in str(error) for words in ("No space left", "Disk quota", "Could not write")):
-            full = "; name a larger disk with --temp_dir"
+            full = "; give a directory on a larger disk with --temp_dir"
         raise UserError(f"{what}: DuckDB failed: {reason(error)}{full}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"{what}: DuckDB failed: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """The first line of a message: others quote the query."""
+    """The first line of an error message; the other lines quote the query."""
     lines = str(error).split("\n")
     return " ".join(lines[0].split()) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""MovieLens as it is downloaded: its ratings, and the genres of its movies."""
+"""Reads MovieLens as it is downloaded: its ratings, and the genres of its movies."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ _NO_GENRES = "(no genres listed)"
 
 
 def find(directory: Path) -> Path | None:
-    """The ratings in a directory, if there are any."""
+    """The file of ratings in a directory; None if there is none."""
     return next((path for name in RATINGS if (path := directory / name).is_file()), None)
 
 
 def is_movielens(ratings: Path) -> bool:
-    """Whether ratings have the columns of MovieLens; other logs are called ratings.csv, too."""
+    """Whether a file of ratings has the columns of MovieLens; other logs may have the same file name."""
     form = ratings_format(ratings)
     if form.columns is None:
         return set(_COLUMNS) <= set(read_header(ratings, form))
@@ -26,7 +26,7 @@ def is_movielens(ratings: Path) -> bool:
 
 
 def notes(ratings: Path) -> list[str]:
-    """Surprises in these files, a sentence each."""
+    """Notes about the files, a sentence each."""
     movies = _movies(ratings)
     if movies.is_file():
         return []
@@ -43,7 +43,7 @@ def ratings_format(ratings: Path) -> CsvFormat:
 
 
 def read_genres(ratings: Path) -> dict[str, list[str]] | None:
-    """The genres of each movie, from the file beside `ratings`; None where there is none.
+    """The genres of each movie, from the file next to `ratings`; None if there is none.
 
     Raises:
       UserError: a line of the file is not `movieId, …, genres`, or a movie is in it twice.
@@ -63,7 +63,7 @@ def read_genres(ratings: Path) -> dict[str, list[str]] | None:
             found = f"movie {row[0]} twice" if len(row) >= 3 else f"{len(row)} columns"
             raise UserError(
                 f"{path}: line {number}: expected a movie, its title and its genres, found {found}; "
-                f"mend the line"
+                f"fix the line"
             )
         genres[row[0]] = [] if row[-1] == _NO_GENRES else [g for g in row[-1].split("|") if g]
     return genres
@@ -74,7 +74,7 @@ def _movies(ratings: Path) -> Path:
 
 
 def selection(ratings: Path) -> Selection:
-    """Items, ratings as behaviours and, where the movies are beside the ratings, genres as categories.
+    """Movies as items, ratings as behaviors and, if the file of movies exists, genres as categories.
 
     Raises:
       UserError: the movies cannot be read.

@@ -1,4 +1,4 @@
-"""Event logs on disk: which files, in which layout."""
+"""Finds the files of event logs, and their layout."""
 
 import glob
 import gzip
@@ -22,7 +22,7 @@ _SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "orc": (".orc",),
 }
 _COMPRESSIONS = (".gz", ".zst")
-# What lies in the directory of a table whose files may hold rows that were deleted or replaced.
+# Names in the directories of tables whose files may contain rows that were deleted or replaced.
 _TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
 _HIVE_CHANGES = re.compile(r"(delta|delete_delta)_\d+(_\d+)+")
 # Hive's name for the directory of rows without a value.
@@ -33,9 +33,9 @@ class Sources(NamedTuple):
     """The files to convert.
 
     Attributes:
-      layout: of all files.
-      files: in the order in which they are read.
-      notes: surprises, a sentence each.
+      layout: the layout of all files.
+      files: the files, in the order in which they are read.
+      notes: notes about the files, a sentence each.
     """
 
     layout: Layout
@@ -44,31 +44,31 @@ class Sources(NamedTuple):
 
 
 def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
-    """The files that `paths` name.
+    """The files at `paths`.
 
-    A path is a file, a directory or a glob pattern. A directory gives, sorted, the files below it
-    whose names end as the layout's do or, where there are none and the layout is given, all of them.
-    Links are followed. Names that begin with `.` or `_` are passed over, and so is `out` inside a
-    directory. MovieLens is one directory, and gives its ratings. Files of 0 bytes have no events.
+    In a directory, these are the files whose names end as the layout requires, sorted, at any depth. If
+    there are none and the layout is given, these are all files. Links are followed. Names that begin
+    with `.` or `_` are skipped, and so is `out`. MovieLens is one directory, of which only the file of
+    ratings is taken. Files of 0 bytes have no events.
 
     Args:
       paths: files, directories and glob patterns.
-      layout: of the files; None: found from their names.
-      out: where the log is written.
+      layout: the layout of the files; None: found from their names.
+      out: the directory to which the log is written.
 
     Raises:
-      UserError: nothing is named or found, a file is named twice, the format is unclear, or a
+      UserError: no path is given, nothing is found, a file is given twice, the format is unclear, or a
         directory belongs to a table that keeps deleted rows.
     """
     if not paths:
-        raise UserError("expected files or directories with events, found none; name some")
+        raise UserError("expected files or directories with events, found none; give some")
     named = [path for text in paths for path in _expand(text)]
     ratings = movielens.find(named[0]) if len(named) == 1 else None
     if layout == "movielens":
         if ratings is None:
             raise UserError(
                 f"--format: movielens is one directory with {' or '.join(movielens.RATINGS)}, found "
-                f"{', '.join(paths)}; name such a directory or another format"
+                f"{', '.join(paths)}; give such a directory or another format"
             )
         return Sources("movielens", [ratings], movielens.notes(ratings))
     if layout is None and ratings is not None and movielens.is_movielens(ratings):
@@ -84,7 +84,7 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
     layout = layout or _tell_layout(files)
     empty = [path for path in files if _is_empty(path)]
     if empty and layout != "orc" and len(empty) < len(files):
-        notes.append(f"{count(empty, 'empty file')} taken as having no events")
+        notes.append(f"{count(empty, 'empty file')} treated as having no events")
         files = [path for path in files if path not in empty]
     return Sources(layout, files, notes)
 
@@ -101,7 +101,7 @@ def partition_values(path: Path) -> dict[str, str | None]:
 
 
 def count(paths: Sequence[Path], noun: str) -> str:
-    """How many paths there are, with the first, as the subject of a sentence."""
+    """The number of paths and the first of them, as the subject of a sentence."""
     if len(paths) == 1:
         return f"1 {noun} ({paths[0]}) is"
     return f"{len(paths):,} {noun}s ({paths[0]} and others) are"
@@ -111,11 +111,11 @@ def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
     if os.path.lexists(path):
         if not path.exists():
-            raise UserError(f"{text} is a link to nowhere; name files or directories with events")
+            raise UserError(f"{text} is a broken link; give files or directories with events")
         return [path]
     found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(text) else []
     if not found:
-        raise UserError(f"{text} does not exist; name files or directories with events")
+        raise UserError(f"{text} does not exist; give files or directories with events")
     for name in found:
         _refuse_table(Path(name) if Path(name).is_dir() else Path(name).parent)
     return [Path(name) for name in found]
@@ -134,16 +134,16 @@ def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) 
         found = [path for path in inside if _layout_of(path) == layout] or inside
     if not found:
         raise UserError(
-            f"{directory} holds no files whose names end in "
-            f"{', '.join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)}; name the "
+            f"{directory} contains no files whose names end in "
+            f"{', '.join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)}; give the "
             f"files, or their format with --format"
         )
     left_out = [path for path in inside if path not in set(found)]
     left_out += [p for p in everything if _hidden(p, directory) and _layout_of(p) is not None]
     if left_out:
         notes.append(
-            f"warning: {count(left_out, 'file')} left out because of the name; name such files one by "
-            f"one, or with --format, to read them"
+            f"warning: {count(left_out, 'file')} left out because of the name; to read such files, give "
+            f"them one by one, or give --format"
         )
     if circles:
         notes.append(
@@ -164,14 +164,14 @@ def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) ->
 
 
 def _each_once(files: list[Path], notes: list[str]) -> list[Path]:
-    """Each file once; of a link and the file it points to, the file."""
+    """The files without duplicates; of a link and the file it points to, the file is kept."""
     by_real: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: os.path.realpath(path) != os.path.abspath(path)):
         by_real.setdefault(os.path.realpath(path), path)
     chosen = set(by_real.values())
     again = [path for path in files if path not in chosen]
     if again:
-        notes.append(f"{count(again, 'linked file')} read only once, under the other name")
+        notes.append(f"{count(again, 'linked file')} read only once, under another name")
     return [path for path in files if path in chosen]
 
 
@@ -196,9 +196,8 @@ def _refuse_inner_tables(directory: Path, files: Sequence[Path]) -> None:
 
 def _refuse_kind(place: Path, kind: str) -> None:
     raise UserError(
-        f"{place} is a {kind} table, which keeps files with deleted or replaced rows beside the live "
-        f"ones; write its rows to plain Parquet files with an engine that knows such tables, and name "
-        f"these"
+        f"{place} is a {kind} table, whose files may contain deleted or replaced rows; write its "
+        f"current rows to plain Parquet files with a tool that reads such tables, and give these files"
     )
 
 
@@ -221,13 +220,15 @@ def _tell_layout(files: Sequence[Path]) -> Layout:
     for path in files:
         layout = _layout_of(path)
         if layout is None:
-            raise UserError(f"{path}: its name tells no format; give one with --format")
+            raise UserError(
+                f"{path}: the format cannot be found from its name; give it with --format"
+            )
         layouts[layout] = path
     if len(layouts) > 1:
         first, second = list(layouts.values())[:2]
         raise UserError(
-            f"expected files of one format, found {first} and {second}; name fewer, or choose with "
-            f"--format"
+            f"expected files of one format, found {first} and {second}; give files of one format, or "
+            f"choose it with --format"
         )
     return next(iter(layouts))
 
@@ -238,16 +239,18 @@ def _refuse_twice(files: Sequence[Path]) -> None:
         first = seen.setdefault(os.path.realpath(path), path)
         if first is not path:
             also = "" if first == path else f" (also as {first})"
-            raise UserError(f"{path} is named twice{also}; its events would count double")
+            raise UserError(
+                f"{path} is given twice{also}, so its events would count twice; give it once"
+            )
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether there is nothing in a file, after gzip is undone."""
+    """Whether a file is empty, after decompression."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
                 return not file.read(1)
         return path.stat().st_size == 0
     except (OSError, EOFError):
-        # Reading it will give the reason.
+        # Reading the file will report the error.
         return False

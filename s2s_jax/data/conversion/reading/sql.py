@@ -1,4 +1,4 @@
-"""DuckDB's SQL: how event files are scanned, and how their values become ids and times.
+"""Builds SQL for DuckDB: scans of event files, and expressions for their ids and times.
 
 Expressions give NULL for a value that cannot be read.
 """
@@ -19,7 +19,7 @@ TIMES = {
     *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
     "TIMESTAMP WITH TIME ZONE",
 }
-# As DuckDB wants them.
+# The spellings of DuckDB.
 _NEW_LINES = {"\n": "\\n", "\r\n": "\\r\\n", "\r": "\\r"}
 _NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
 
@@ -29,8 +29,8 @@ class Column:
     """A column of a file.
 
     Attributes:
-      sql: its name in `Scan.sql`.
-      type: of DuckDB.
+      sql: the expression of the column in `Scan.sql`.
+      type: the type in DuckDB.
     """
 
     sql: str
@@ -43,9 +43,9 @@ class Scan:
 
     Attributes:
       path: the file.
-      sql: a table function.
-      columns: by their names in the file.
-      twice: names that several columns have.
+      sql: the table function that reads the file.
+      columns: the columns, by their names in the file.
+      twice: the names that several columns have.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def file(path: Path) -> str:
     """A string literal that names one file, although DuckDB takes paths for glob patterns.
 
     Raises:
-      UserError: the name cannot be written so.
+      UserError: the name cannot be written as such a literal.
     """
     full = str(path.absolute())
     if "\\" in full and re.search(r"[*?[]", full):
@@ -83,8 +83,8 @@ def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -
     Args:
       path: the file.
       content: the same content in UTF-8: the file itself, or a copy.
-      form: its delimiter, quotes and line ends.
-      names: of all its columns.
+      form: the delimiter, quotes and line endings.
+      names: the names of all columns.
     """
     # DuckDB must not guess types or skip leading lines.
     types = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))

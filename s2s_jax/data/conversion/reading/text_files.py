@@ -1,4 +1,4 @@
-"""Text files with one event a line: their format, and their first line."""
+"""Reads text files with one event per line: their format, header and encoding."""
 
 import codecs
 import csv
@@ -20,10 +20,11 @@ class CsvFormat:
     """How the lines of a text file are split into columns.
 
     Attributes:
-      delimiter: between columns.
-      quote: around texts that hold delimiters; empty: none.
-      columns: names, where the first line does not have them.
-      escape: before a quotation mark, or itself, inside quotes; empty: such marks are doubled.
+      delimiter: the delimiter of columns.
+      quote: the quotation mark around texts that contain delimiters; empty: nothing is quoted.
+      columns: the names of the columns, if the first line does not have them.
+      escape: the character before a quotation mark, or itself, inside quotes; empty: quotation marks
+        inside quotes are doubled.
       new_line: the line ending.
     """
 
@@ -47,7 +48,9 @@ def read_header(path: Path, form: CsvFormat) -> list[str]:
     """
     for row in read_rows(path, form, "utf-8-sig"):
         return row
-    raise UserError(f"{path}: expected a line with the names of columns, found an empty file")
+    raise UserError(
+        f"{path}: expected a line with the names of columns, found an empty file; give another file"
+    )
 
 
 def read_rows(path: Path, form: CsvFormat, encoding: str) -> Iterator[list[str]]:
@@ -78,12 +81,12 @@ def read_rows(path: Path, form: CsvFormat, encoding: str) -> Iterator[list[str]]
 
 
 def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, str]:
-    """A file in UTF-8 whose lines all end alike: the file itself, or a copy.
+    """A file in UTF-8 with one kind of line ending: the file itself, or a converted copy.
 
     Args:
       path: the file.
-      encoding: of it; None: UTF-16 if it begins with that mark, else UTF-8.
-      directory: for a copy.
+      encoding: the encoding of the file; None: UTF-16 if it begins with a byte order mark, else UTF-8.
+      directory: the directory of a copy.
 
     Returns:
       The file, and its line ending.
@@ -116,12 +119,12 @@ def as_utf8(path: Path, encoding: str | None, directory: Path) -> tuple[Path, st
     except UnicodeError as error:
         raise UserError(f"{path}: expected text in {encoding} (--encoding), but {error}") from error
     except OSError as error:
-        raise UserError(f"{path}: it cannot be copied to {copy.parent} ({error})") from error
+        raise UserError(f"{path} cannot be copied to {copy.parent} ({error})") from error
     return copy, "\n"
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The content, uncompressed; no piece ends between the characters of a line's end."""
+    """The decompressed content; no piece ends within a line ending or a UTF-16 character."""
     try:
         with pa.input_stream(str(path), compression="detect") as source:
             while piece := source.read(_PIECE):
@@ -136,7 +139,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a JSON file is one array; otherwise it has one object a line.
+    """Whether a JSON file is one array; otherwise it has one object per line.
 
     Raises:
       UserError: the file cannot be read.
