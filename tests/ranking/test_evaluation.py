@@ -301,7 +301,7 @@ def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
         arguments = ["--config", config_file(config, tmp_path / str(known))]
         assert evaluate.main(arguments) == 0
         told = capsys.readouterr().out
-        assert ("knowing behavior_id of the event" in told) == known
+        assert ("behavior_id of the target known" in told) == known
         (result,) = (tmp_path / str(known)).glob("evaluation_test_*.json")
         result = json.loads(result.read_text())
         assert result["known_of_target"] == (["behavior_id"] if known else [])

@@ -398,7 +398,7 @@ def test_recommend_counts_unknown_events_also_after_an_interruption(
     told = capsys.readouterr().out
     assert f"{unknown:,} of the {shown:,} events that the model was shown" in told
     assert "40 users" in told
-    assert "its default row stands" in told
+    assert "its default row is used" in told
 
 
 @pytest.mark.parametrize(
