@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 from s2s_jax.cli import parsing
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import choices, help
-from s2s_jax.config.checks import spell
+from s2s_jax.config.checks.values import spell
 from s2s_jax.config.schema import Config
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -24,6 +24,7 @@ ORDER = [
     "model",
     "cluster",
     "runs",
+    "runs.checkpoints",
     "training.step",
     "training",
     "ranking",

@@ -9,7 +9,7 @@ from pathlib import Path
 from s2s_jax.cli.exit import run_command
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.errors import EXIT_DONE
-from s2s_jax.runs.steps import whole_steps
+from s2s_jax.runs.checkpoints.files import complete_steps
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     given = parse_with_config(WithConfig, argv, "train")
     if given is not None:
         run_dir = Path(given[1].train.output_dir)
-        print(max(whole_steps(run_dir), default=-1), run_dir, sep="\t")
+        print(max(complete_steps(run_dir), default=-1), run_dir, sep="\t")
     return EXIT_DONE
 
 

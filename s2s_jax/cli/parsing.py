@@ -23,7 +23,7 @@ import tyro
 
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
-from s2s_jax.config.checks import spell
+from s2s_jax.config.checks.values import spell
 from s2s_jax.config.help import for_help
 from s2s_jax.errors import UserError
 

@@ -1,6 +1,7 @@
 """All settings: typed, documented and validated. See `loading` for config files and overrides."""
 
-from s2s_jax.config.addresses import refuse_addresses, refuse_addresses_in
+from s2s_jax.config.checks.addresses import refuse_addresses, refuse_addresses_in
+from s2s_jax.config.checks.configuration import validate
 from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import (
     ByTime,
@@ -22,7 +23,6 @@ from s2s_jax.config.schema import (
     ModelConfig,
     TrainConfig,
 )
-from s2s_jax.config.validation import validate
 
 __all__ = [
     "ByTime",

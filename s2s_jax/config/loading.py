@@ -13,14 +13,15 @@ import re
 import typing
 from pathlib import Path
 
-from s2s_jax.config import choices, old_keys
-from s2s_jax.config.addresses import refuse_addresses
+from s2s_jax.config import choices
+from s2s_jax.config.checks.addresses import refuse_addresses
+from s2s_jax.config.checks.configuration import validate
 from s2s_jax.config.features import FeatureConfig, TableConfig
-from s2s_jax.config.old_format import to_present_format
+from s2s_jax.config.old import keys as old_keys
+from s2s_jax.config.old.format import to_present_format
 from s2s_jax.config.overrides import override, suggest
 from s2s_jax.config.plain import from_plain
 from s2s_jax.config.schema import Config
-from s2s_jax.config.validation import validate
 from s2s_jax.errors import UserError
 
 

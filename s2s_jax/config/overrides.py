@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from s2s_jax.config import choices, old_keys
-from s2s_jax.config.checks import spell
+from s2s_jax.config import choices
+from s2s_jax.config.checks.values import spell
+from s2s_jax.config.old import keys as old_keys
 from s2s_jax.config.schema import Config
 from s2s_jax.errors import UserError
 

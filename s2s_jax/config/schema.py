@@ -15,7 +15,7 @@ from s2s_jax.config.kinds import (
     Pack,
     Truncate,
 )
-from s2s_jax.config.old_format import FORMAT
+from s2s_jax.config.old.format import FORMAT
 from s2s_jax.config.plain import to_plain
 from s2s_jax.version import __version__
 

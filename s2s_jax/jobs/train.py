@@ -28,8 +28,8 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
-from s2s_jax.runs.checkpoints import Checkpoints
-from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.checkpoints.compatibility import check_config
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.runs.run_dir import locked, write_config
 from s2s_jax.runs.writer import Writer

@@ -19,9 +19,9 @@ from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.library.plain_histories import Histories
+from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.runs.checkpoints.one_error import hooks_put_back
 from s2s_jax.runs.metrics_file import read_lines
-from s2s_jax.runs.one_error import hooks_put_back
-from s2s_jax.runs.steps import whole_steps
 from s2s_jax.training.evaluations import best_step
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints that the run has now, ascending."""
-        return whole_steps(self._directory)
+        return complete_steps(self._directory)
 
     @property
     def best_step(self) -> int | None:

@@ -13,7 +13,7 @@ from s2s_jax.config import Config, validate
 from s2s_jax.errors import Stopped, UserError
 from s2s_jax.jobs import train as jobs
 from s2s_jax.library.run import Run
-from s2s_jax.runs.one_error import hooks_put_back
+from s2s_jax.runs.checkpoints.one_error import hooks_put_back
 from s2s_jax.signals import Stop
 
 

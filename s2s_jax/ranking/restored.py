@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
-from s2s_jax.runs.checkpoints import Checkpoints
-from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.checkpoints.compatibility import check_config
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import StepFunctions, make_step_functions

@@ -12,7 +12,7 @@ import numpy as np
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.reporting.charts import Series
-from s2s_jax.runs.checkpoints import checkpoint_fingerprint
+from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.training.evaluations import Evaluations
 

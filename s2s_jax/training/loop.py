@@ -19,7 +19,7 @@ from s2s_jax.config import Config
 from s2s_jax.data.batching.dataset import HostBatch
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.errors import NotFiniteError, Stopped, UserError
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.skip_log import SkipLog
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop

@@ -38,8 +38,8 @@ from s2s_jax.data.items import catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.restored import restore
-from s2s_jax.runs.checkpoints import Checkpoints
-from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.checkpoints.compatibility import check_config
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.loop import Job
 

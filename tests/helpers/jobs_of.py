@@ -11,7 +11,7 @@ import small
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import make_step_functions
 

@@ -18,7 +18,7 @@ from s2s_jax.config import Config, FeatureConfig, LastEvents, Pack, validate
 from s2s_jax.errors import UserError
 from s2s_jax.jobs import train as training
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.step.batches import unpack
 
 BIG = 2**40

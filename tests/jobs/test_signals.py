@@ -25,7 +25,7 @@ from s2s_jax.data.items import item_counts
 from s2s_jax.errors import EXIT_STOPPED, Stopped, UserError
 from s2s_jax.ranking import evaluation
 from s2s_jax.ranking.candidates import Candidates
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import StopSignals
 from s2s_jax.training import growth

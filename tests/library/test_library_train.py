@@ -16,7 +16,7 @@ from jobs_of import assert_same_run, job, one_device
 
 import s2s_jax as s2s
 from s2s_jax.cli.commands.train import run
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.run_dir import locked
 from s2s_jax.training.loop import Loop
 

@@ -17,7 +17,7 @@ from s2s_jax.config import Config, FeatureConfig, IOConfig
 from s2s_jax.errors import UserError
 from s2s_jax.jobs import recommend
 from s2s_jax.ranking.parts import Parts
-from s2s_jax.runs.checkpoints import Checkpoints
+from s2s_jax.runs.checkpoints.store import Checkpoints
 
 MADE_FOR = {"checkpoint": [3, "abc"], "--top_k": 5, "input": [["a.orc", "123"]]}
 

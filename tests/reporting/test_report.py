@@ -37,7 +37,7 @@ from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
 from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser, show_users
 from s2s_jax.reporting.titles import read_titles
-from s2s_jax.runs.checkpoints import checkpoint_fingerprint
+from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 
 HOSTILE = "<script>alert('1')</script>&amp;\"><b>\x00\ud800]]>{}%s\u202e\n"
 VOID = {"meta", "br", "line", "circle", "rect", "polyline"}

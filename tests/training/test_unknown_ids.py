@@ -31,7 +31,7 @@ from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import _Job
-from s2s_jax.runs.compatibility import check_config
+from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.growth import GrowthPlan, doubled
 from s2s_jax.training.step.batches import put_batch

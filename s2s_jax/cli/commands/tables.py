@@ -18,8 +18,8 @@ from s2s_jax.config import Config, load_json
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError
-from s2s_jax.runs.saved_tables import SavedTables
-from s2s_jax.runs.steps import whole_steps
+from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.runs.checkpoints.saved_tables import SavedTables
 from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         return EXIT_DONE
     config = load_json(arguments.run_dir / "config.json")
     all_devices()  # Refuses a platform that does not exist.
-    steps = whole_steps(arguments.run_dir)
+    steps = complete_steps(arguments.run_dir)
     step = chosen_step(arguments.checkpoint, steps, arguments.run_dir, config.eval)
     saved = SavedTables(arguments.run_dir, step)
     specs = _specs(config, saved)

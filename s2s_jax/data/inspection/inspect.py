@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from s2s_jax.config import Config, ModelConfig
+from s2s_jax.config.checks.configuration import validate_reading
 from s2s_jax.config.settings import Meaning
-from s2s_jax.config.validation import validate_reading
 from s2s_jax.data.encoding import features
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable

@@ -27,7 +27,7 @@ import pyarrow.parquet
 
 from s2s_jax.config import Config, FeatureConfig, identity, refuse_addresses
 from s2s_jax.config.identity import Fingerprint
-from s2s_jax.config.old_format import split_of_catalogue
+from s2s_jax.config.old.format import split_of_catalogue
 from s2s_jax.config.settings import Items, Logs, Split
 from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.cache import DECODING_VERSION

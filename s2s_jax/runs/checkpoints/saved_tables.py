@@ -12,10 +12,10 @@ import orbax.checkpoint as ocp
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.tables import TableSpec
 from s2s_jax.errors import UserError
-from s2s_jax.runs.compatibility import of_known_format
-from s2s_jax.runs.one_error import one_error
-from s2s_jax.runs.restore_errors import explained, total_bytes
-from s2s_jax.runs.steps import whole_steps
+from s2s_jax.runs.checkpoints.compatibility import of_known_format
+from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.runs.checkpoints.one_error import one_error
+from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
 
 
 class SavedTables:
@@ -33,7 +33,7 @@ class SavedTables:
           UserError: there is none, or it cannot be read.
         """
         directory = (run_dir / "checkpoints").resolve()
-        steps = whole_steps(run_dir)
+        steps = complete_steps(run_dir)
         if not steps or step not in (None, *steps):
             listed = ", ".join(map(str, steps)) or "none"
             wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"

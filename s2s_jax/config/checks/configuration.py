@@ -5,12 +5,12 @@ import re
 import typing
 from typing import Any
 
-from s2s_jax.config import old_keys
-from s2s_jax.config.addresses import refuse_addresses_in
-from s2s_jax.config.checks import fits, require, spell
-from s2s_jax.config.feature_checks import check_features, check_tables
+from s2s_jax.config.checks.addresses import refuse_addresses_in
+from s2s_jax.config.checks.features import check_features, check_tables
+from s2s_jax.config.checks.values import fits, require, spell
 from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import ByTime, Constant, Crop, LastEvents, Pack
+from s2s_jax.config.old import keys as old_keys
 from s2s_jax.config.schema import Config
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError

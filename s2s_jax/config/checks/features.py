@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 
-from s2s_jax.config.checks import require
+from s2s_jax.config.checks.values import require
 from s2s_jax.config.features import GROWING_KEYS, MOST_SIGHTINGS, FeatureConfig, TableConfig
 from s2s_jax.config.schema import Config
 from s2s_jax.errors import UserError

@@ -23,7 +23,7 @@ from s2s_jax.config import (
     parse_json,
 )
 from s2s_jax.config.features import GROWING_KEYS
-from s2s_jax.config.old_format import split_of_catalogue
+from s2s_jax.config.old.format import split_of_catalogue
 from s2s_jax.errors import UserError
 
 BASE = REPO / "configs" / "base.py"

@@ -16,8 +16,8 @@ import s2s_jax
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.runs.checkpoints import Checkpoints
-from s2s_jax.runs.saved_tables import SavedTables
+from s2s_jax.runs.checkpoints.saved_tables import SavedTables
+from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.step.functions import make_step_functions
 
 NOBODY = 65534

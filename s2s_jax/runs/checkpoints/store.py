@@ -6,7 +6,6 @@ is complete, so an unfinished checkpoint is never seen.
 """
 
 import contextlib
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,11 @@ import orbax.checkpoint as ocp
 
 from s2s_jax.cluster import hosts
 from s2s_jax.errors import UserError
-from s2s_jax.runs.compatibility import VERSIONS, of_known_format
-from s2s_jax.runs.one_error import one_error
-from s2s_jax.runs.preservation import NewestAndBest
-from s2s_jax.runs.restore_errors import explained, total_bytes
+from s2s_jax.runs.checkpoints.compatibility import VERSIONS, of_known_format
+from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
+from s2s_jax.runs.checkpoints.one_error import one_error
+from s2s_jax.runs.checkpoints.preservation import NewestAndBest
+from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
 from s2s_jax.writing import trouble_in
 
 # Part of the name of a directory that Orbax is still writing.
@@ -244,18 +244,6 @@ class Checkpoints:
 def _no_tracebacks(record: logging.LogRecord) -> bool:
     """Removes Orbax's stack traces of errors that it also raises."""
     return record.exc_info is None
-
-
-def checkpoint_fingerprint(run_dir: Path, step: int) -> str:
-    """A fingerprint that is unique for each saved checkpoint, and the same for copies of it."""
-    directory = run_dir / "checkpoints" / str(step)
-    # Names of data files are random, and this file has the time of the save.
-    times = directory / "_CHECKPOINT_METADATA"
-    digest = hashlib.sha256(times.read_bytes() if times.exists() else b"")
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        told = f"{path.relative_to(directory)} {path.stat().st_size}\n"
-        digest.update(told.encode())
-    return digest.hexdigest()[:16]
 
 
 def _remove_unfinished(directory: Path) -> None:

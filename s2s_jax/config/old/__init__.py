@@ -1,0 +1,1 @@
+"""Configurations of earlier versions: their `config.json`, and their keys."""

@@ -1,0 +1,1 @@
+"""The checkpoints of a run: saving, restoring, and which ones are kept."""
