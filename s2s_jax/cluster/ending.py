@@ -1,4 +1,4 @@
-"""How the processes of a job end: all together, also when one of them fails or is stopped."""
+"""Ends the processes of a job together, even if one of them fails or is stopped."""
 
 import contextlib
 import os
@@ -14,12 +14,13 @@ from jax._src import distributed
 
 from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
 
-# The key under which a process that ends early says so, in the store shared by all processes.
+# A process that ends early sets this key in the store that all processes share.
 _ENDED = "s2s_jax/ended"
-# Seconds between checks of this key, and the time that an ending process gives the others to check it,
-# which matters if it is the one that holds the store.
-_LOOK_EVERY, _TIME_TO_LOOK = 1, 4
-# Set when this process itself ends early.
+# Seconds between two checks of this key.
+_CHECK_INTERVAL = 1
+# Seconds for which process 0, which holds the store, stays so that the others can check the key.
+_GRACE_PERIOD = 4
+# Set when this process ends.
 _ending = threading.Event()
 
 
@@ -27,9 +28,9 @@ _ending = threading.Event()
 def ending_together() -> Iterator[None]:
     """If this process fails or is stopped, ends it at once, and the other processes too.
 
-    The others would wait for it in the next step or save, and it would wait for them in an orderly
-    exit. So it notifies them, see `watch_others`. If a process died without notifying the others, the
-    resulting errors are explained.
+    Otherwise, the others would wait for this process in the next step or save, and this process would
+    wait for them when it exits. So it notifies them, and they end too, see `watch_others`. If a process
+    died without notifying the others, this explains the errors that they get.
     """
     try:
         yield
@@ -44,12 +45,12 @@ def ending_together() -> Iterator[None]:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
-            _tell_others()
+            _notify_others()
             os._exit(code)
 
 
 def _count() -> int:
-    """Number of processes; `jax.process_count` needs a device, and may wait for the others."""
+    """The number of processes. (`jax.process_count` needs a device, and may wait for the others.)"""
     return distributed.global_state.num_processes
 
 
@@ -57,28 +58,28 @@ def _number() -> int:
     return distributed.global_state.process_id
 
 
-def _tell_others() -> None:
+def _notify_others() -> None:
     client = distributed.global_state.client
     if client is None:
         return
-    # Another process may have done so before, or all others may be gone.
+    # Setting the key fails if another process has set it, or if the store is gone.
     with contextlib.suppress(Exception):
         client.key_value_set(_ENDED, str(_number()))
-    _give_time_to_look()
+    _wait_for_others_to_check()
 
 
-def _give_time_to_look() -> None:
-    # When the store is gone, JAX aborts the remaining processes, which would lose their exit codes.
+def _wait_for_others_to_check() -> None:
+    # Without the store, JAX aborts the other processes, and their exit codes are lost.
     if _number() == 0:
-        time.sleep(_TIME_TO_LOOK)
+        time.sleep(_GRACE_PERIOD)
 
 
 def watch_others() -> None:
-    """Starts a thread that ends this process when another one says that it ended early."""
+    """Starts a thread that ends this process when another process has ended early."""
 
     def watch() -> None:
         client = distributed.global_state.client
-        while client is not None and not _ending.wait(_LOOK_EVERY):
+        while client is not None and not _ending.wait(_CHECK_INTERVAL):
             try:
                 host = client.key_value_try_get(_ENDED)
             except Exception:  # The key is not set.
@@ -91,7 +92,7 @@ def watch_others() -> None:
                         f"newest checkpoint"
                     )
                 )
-                _give_time_to_look()
+                _wait_for_others_to_check()
                 os._exit(EXIT_STOPPED)
 
     threading.Thread(target=watch, name="s2s-watch", daemon=True).start()
@@ -108,12 +109,12 @@ def _explained(error: BaseException) -> BaseException:
 
 
 def leave() -> None:
-    """Disconnects after a complete run; waits for the others."""
+    """Disconnects from the other processes at the end of a job, after waiting for them."""
     _ending.set()
     if _count() > 1:
         jax.distributed.shutdown()
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its message, or its type."""
+    """The first line of the error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""The processes of a job: which one speaks for all, and how they agree.
+"""Coordinates the processes of a job: which one writes for all, and whether all see the same.
 
 Every process runs the same program on its own devices; `jax.distributed` connects them (`joining`,
 `ending`). Only process 0 ("host 0") writes metrics, configuration and messages; all processes write
@@ -36,16 +36,23 @@ def say(text: str) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process has called it."""
+    """Waits until every process has called this function.
+
+    Args:
+      what: the name of the point in the program, for error messages.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """Refuses to continue if processes see different facts, such as different files.
+    """Refuses to continue if processes see different things, such as different files.
+
+    Args:
+      facts: texts that must be the same on all processes, by the name of what they describe.
 
     Raises:
-      UserError: names the first of `facts` that is not the same text on all processes.
+      UserError: names the first fact that differs.
     """
     if jax.process_count() == 1:
         return
@@ -54,13 +61,13 @@ def check_same(facts: Mapping[str, str]) -> None:
         differs = np.nonzero(all_PF[:, number] != all_PF[0, number])[0]
         if len(differs):
             raise UserError(
-                f"{name}: host {differs[0]} sees something else than host 0; start all hosts with the "
+                f"{name}: host {differs[0]} does not see the same as host 0; start all hosts with the "
                 f"same configuration and the same files"
             )
 
 
 def any_told(told: bool) -> bool:
-    """Whether any process was told to stop; all processes must call it at the same point."""
+    """Whether any process received a request to stop; all processes must call it at the same point."""
     return bool(_of_all(told).any())
 
 
@@ -75,16 +82,16 @@ class InStep(Protocol):
 def in_step(
     items: Iterable[T], fact_of: Callable[[T], int], stop: Stop | None = None
 ) -> Iterator[T]:
-    """Yields items that all processes work on together, one after the other.
+    """Yields the items of this process, and keeps all processes at the same item.
 
     Args:
       items: the items of this process.
-      fact_of: gives a number that must be the same on all processes.
-      stop: checked before each item.
+      fact_of: a function from an item to a number that must be the same on all processes.
+      stop: the request to stop, which is checked before each item; None: there is none.
 
     Raises:
-      Stopped: a process was told to stop; all processes stop before the same item.
-      UserError: processes have different items.
+      Stopped: a process received a request to stop; all processes stop before the same item.
+      UserError: the processes have different items.
     """
     for item in itertools.chain(items, [None]):
         fact = 0 if item is None else zlib.crc32(str(fact_of(item)).encode())

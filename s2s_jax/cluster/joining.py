@@ -1,4 +1,4 @@
-"""How the processes of a job connect with each other."""
+"""Connects the processes of a job."""
 
 import contextlib
 import os
@@ -16,15 +16,18 @@ from s2s_jax.errors import EXIT_STOPPED, LostHostError, UserError, explain
 
 # A process counts as gone after this many seconds without a heartbeat.
 _HEARTBEAT_TIMEOUT = 40
-# Seconds within which all processes must connect, and within which process 0 must answer.
-_START_TIMEOUT, _REACH_TIMEOUT = 300, 45
+# All processes must connect within this many seconds.
+_START_TIMEOUT = 300
+# Process 0 must answer within this many seconds.
+_REACH_TIMEOUT = 45
 
 
 def join() -> None:
-    """Connects this process with the others of its job, if the environment says that there are any.
+    """Connects this process with the others of its job, if environment variables describe such a job.
 
-    Must run before JAX uses a device. Reads `S2S_JAX_COORDINATOR` (host:port of process 0),
-    `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, or else SLURM's variables of a step with several tasks.
+    Call it before JAX uses a device. It reads `S2S_JAX_COORDINATOR` (host:port of process 0),
+    `S2S_JAX_NUM_HOSTS` and `S2S_JAX_HOST`, or else the variables that SLURM sets in a step with several
+    tasks.
 
     Raises:
       UserError: the variables are incomplete or wrong.
@@ -57,7 +60,7 @@ def join() -> None:
         watch_others()
     except RuntimeError as error:
         raise UserError(
-            f"the processes of the job did not find each other ({first_line(error)}); check that all "
+            f"the processes of the job could not connect ({first_line(error)}); check that all "
             f"are started and see the same {COORDINATOR}"
         ) from error
 
@@ -91,8 +94,11 @@ def _bounded(place: Place) -> Iterator[None]:
         else:
             found = f"not all of the {place.hosts} hosts connected within {_START_TIMEOUT} s"
         if not connected.is_set():
-            told = f"host {place.host}: {found}; check that all were started with the same {COORDINATOR}"
-            explain(LostHostError(told))
+            message = (
+                f"host {place.host}: {found}; check that all were started with the same "
+                f"{COORDINATOR}"
+            )
+            explain(LostHostError(message))
             os._exit(EXIT_STOPPED)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -103,7 +109,11 @@ def _bounded(place: Place) -> Iterator[None]:
 
 
 def _try_to_reach(coordinator: str, connected: threading.Event) -> str | None:
-    """Tries to connect until it succeeds or `connected` is set; returns the reason for failures."""
+    """Tries to reach process 0 until this succeeds or `connected` is set.
+
+    Returns:
+      The reason of the last failure if time runs out, otherwise None.
+    """
     address, trouble = split_address(coordinator), ""
     deadline = time.monotonic() + _REACH_TIMEOUT
     while time.monotonic() < deadline:

@@ -40,11 +40,11 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
             f"device owns equally many table segments; start with fewer or more devices"
         )
     if len(devices) > 1 and devices[0].platform == "cpu":
-        _compile_anew()
+        _disable_compilation_cache()
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _compile_anew() -> None:
+def _disable_compilation_cache() -> None:
     """Turns off the compilation cache (JAX_COMPILATION_CACHE_DIR).
 
     Programs for several CPU devices that XLA loads from the cache lose the order of their collectives
@@ -65,11 +65,13 @@ def all_devices() -> Sequence[Any]:
         return jax.devices()
     # JAX raises AssertionError if its GPU plugin is not installed.
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS")
+        platforms = os.environ.get("JAX_PLATFORMS")
         reason = (str(error).splitlines() or ["JAX has no plugin for it"])[0]
         reason = reason.split(" (set JAX_PLATFORMS")[0].rstrip(".")
-        if asked:
-            reason = f"JAX_PLATFORMS={asked}: expected a platform that this machine has ({reason})"
+        if platforms:
+            reason = (
+                f"JAX_PLATFORMS={platforms}: expected a platform that this machine has ({reason})"
+            )
         raise UserError(
             f"{reason}; set JAX_PLATFORMS=cpu to use the CPU, or install jax and a driver for this "
             f"machine's devices"

@@ -99,12 +99,11 @@ def _in_slurm_step(env: Mapping[str, str]) -> bool:
 
 
 def _slurm_coordinator(env: Mapping[str, str]) -> str:
-    """The first node, and a port that other jobs and the next start of this job do not use."""
+    """The first node, with a port that differs between jobs, and between restarts of a job."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
     if not nodes:
         raise UserError("SLURM_STEP_NODELIST is not set, though SLURM sets it; start with srun")
-    # SLURM_RESTART_COUNT is only set after the job was queued again, and old versions may lack the last
-    # two.
+    # SLURM_RESTART_COUNT is only set after a restart, and old versions of SLURM may lack the last two.
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, restarts = (_number(env, name) if env.get(name) else 0 for name in names)
     port = _FIRST_PORT + (job + 61 * step + 379 * restarts) % _PORTS
@@ -112,7 +111,7 @@ def _slurm_coordinator(env: Mapping[str, str]) -> str:
 
 
 def _first_node(nodes: str) -> str:
-    """`a[01-03,7]-b[2-4],c` → `a01-b2`."""
+    """The first name in a list of nodes: `a[01-03,7]-b[2-4],c` gives `a01-b2`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     assert first is not None, nodes
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0])
@@ -149,12 +148,12 @@ def _among_local(env: Mapping[str, str]) -> tuple[int, int] | None:
     if _in_slurm_step(env):
         rank = _number(env, "SLURM_LOCALID")
         node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
-        told = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
-        if not told:
+        counts = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
+        if not counts:
             # All processes are on one machine, unless there are several nodes.
             nodes = _number(env, "SLURM_STEP_NUM_NODES") if "SLURM_STEP_NUM_NODES" in env else 1
             return rank, -(-_number(env, "SLURM_STEP_NUM_TASKS") // nodes)
-        return rank, _tasks_of_node(told, node)
+        return rank, _tasks_of_node(counts, node)
     if "OMPI_COMM_WORLD_LOCAL_RANK" in env and "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
         names = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
         rank, size = (_number(env, name) for name in names)
@@ -162,13 +161,15 @@ def _among_local(env: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def _tasks_of_node(told: str, node: int) -> int:
-    """`4(x2),1` → 4 for nodes 0 and 1, 1 for node 2."""
+def _tasks_of_node(text: str, node: int) -> int:
+    """The number of tasks of a node: `4(x2),1` is 4 for nodes 0 and 1, and 1 for node 2."""
     counts: list[int] = []
-    for part in told.split(","):
+    for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if not found:
-            raise UserError(f"SLURM_STEP_TASKS_PER_NODE: expected such as 4(x2),1, found {told!r}")
+            raise UserError(
+                f"SLURM_STEP_TASKS_PER_NODE: expected counts such as 4(x2),1, found {text!r}"
+            )
         counts += [int(found[1])] * int(found[2] or 1)
     return counts[min(node, len(counts) - 1)]
 
@@ -190,7 +191,7 @@ def _count_visible(env: Mapping[str, str]) -> int | None:
 def _bound_to_task(env: Mapping[str, str], seen: int, tasks: int) -> bool:
     """Whether SLURM gave each task of this node its own GPUs.
 
-    The GPUs' numbers do not tell, since each task may number its own GPUs from 0.
+    The numbers of the GPUs do not show it, because each task may number its own GPUs from 0.
     """
     if env.get("SLURM_GPUS_PER_TASK") or "gres/gpu" in env.get("SLURM_TRES_PER_TASK", ""):
         return True

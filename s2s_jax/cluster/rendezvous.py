@@ -13,7 +13,7 @@ import time
 from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS, Place, split_address
 from s2s_jax.errors import LostHostError, UserError
 
-# Begins each line, to recognise our own messages.
+# Every line begins with this mark, so that messages of other programs are recognized.
 _MARK = "s2s_jax"
 _HERE, _GO = "here", "go"
 # Timeout in seconds for messages that both sides send immediately.
@@ -81,20 +81,20 @@ def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
                         f"{place.coordinator} within {timeout:.0f} s; check that all were started"
                     ) from None
                 open_until_end.enter_context(connection)
-                who = _hear(connection)
-                if who is not None:
-                    host, hosts = who
-                    _say(connection, _HERE)
+                hello = _read_hello(connection)
+                if hello is not None:
+                    host, hosts = hello
+                    _send(connection, _HERE)
                     if host in there and _is_closed(there[host]):
                         del there[host]
                     before, there[host] = there.get(host), connection
                     _check(host, hosts, place, before)
         except (UserError, LostHostError) as error:
             for connection in there.values():
-                _say(connection, f"{type(error).__name__} {error}")
+                _send(connection, f"{type(error).__name__} {error}")
             raise
         for connection in there.values():
-            _say(connection, _GO)
+            _send(connection, _GO)
 
 
 def _check_own_address(address: tuple[str, int], timeout: float) -> None:
@@ -120,29 +120,29 @@ def _check(host: int, hosts: int, place: Place, before: socket.socket | None) ->
     if host == 0 or before is not None:
         error = UserError(f"{HOST}: two processes have {host}; give each its own, 0 to {hosts - 1}")
         if before is not None:
-            _say(before, f"UserError {error}")
+            _send(before, f"UserError {error}")
         raise error
 
 
 def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
-    """The part of the others: reports to process 0, and waits until told to continue."""
+    """The part of the others: reports to process 0, and waits until message to continue."""
     address = split_address(place.coordinator)
     deadline, trouble = time.monotonic() + reach_timeout, ""
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(address, timeout=_HELLO_TIMEOUT) as connection:
-                _say(connection, f"{place.host} {place.hosts}")
-                told = _read_line(connection)
-                if told == _HERE:
+                _send(connection, f"{place.host} {place.hosts}")
+                message = _read_line(connection)
+                if message == _HERE:
                     # Process 0 gives up earlier, with a message.
                     connection.settimeout(start_timeout + 2 * reach_timeout)
-                    told = _read_line(connection)
+                    message = _read_line(connection)
         except OSError as error:
             trouble = error.strerror or str(error)
         else:
-            if told == _GO:
+            if message == _GO:
                 return
-            kind, _, sentence = (told or "").partition(" ")
+            kind, _, sentence = (message or "").partition(" ")
             if kind == UserError.__name__:
                 raise UserError(sentence)
             if kind == LostHostError.__name__:
@@ -156,8 +156,8 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
     )
 
 
-def _hear(connection: socket.socket) -> tuple[int, int] | None:
-    """The number of the connected process, and how many it expects; None: it is not one of ours."""
+def _read_hello(connection: socket.socket) -> tuple[int, int] | None:
+    """The number of the connected process, and how many it expects; None for other programs."""
     connection.settimeout(_HELLO_TIMEOUT)
     try:
         host, hosts = map(int, (_read_line(connection) or "").split())
@@ -166,14 +166,14 @@ def _hear(connection: socket.socket) -> tuple[int, int] | None:
         return None
 
 
-def _say(connection: socket.socket, text: str) -> None:
-    # If the process is gone in the meantime, JAX will notice.
+def _send(connection: socket.socket, text: str) -> None:
+    # If the other process is gone by now, JAX will notice.
     with contextlib.suppress(OSError):
         connection.sendall(f"{_MARK} {' '.join(text.split())}\n".encode())
 
 
 def _read_line(connection: socket.socket) -> str | None:
-    """The text after our mark in a line; None: the line is not ours."""
+    """The text of a line that begins with our mark; None for any other line."""
     line = b""
     while not line.endswith(b"\n") and len(line) < 2**16:
         byte = connection.recv(1)

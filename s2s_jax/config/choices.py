@@ -8,12 +8,18 @@ chooses a kind, and `--lr.decay.steps 100` sets one of its keys.
 import dataclasses
 import types
 import typing
-from typing import Any
+from typing import ClassVar, Protocol
 
 NONE = "none"
 
 
-def kinds(hint: Any) -> dict[str, type | None]:
+class Kind(Protocol):
+    """A value of one of the kinds of a key."""
+
+    kind: ClassVar[str]
+
+
+def kinds(hint: object) -> dict[str, type | None]:
     """The dataclasses that a value of this type may be, by the names of their kinds.
 
     Empty if the type is not a choice between kinds.
@@ -23,7 +29,7 @@ def kinds(hint: Any) -> dict[str, type | None]:
     found: dict[str, type | None] = {}
     for each in typing.get_args(hint):
         if dataclasses.is_dataclass(each):
-            found[kind_of(each)] = typing.cast(type, each)
+            found[kind_of(typing.cast(Kind, each))] = typing.cast(type, each)
         elif each is not type(None):
             return {}
         else:
@@ -31,7 +37,7 @@ def kinds(hint: Any) -> dict[str, type | None]:
     return found
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: Kind | None) -> str:
     """The name of the kind of a value."""
     return NONE if value is None else value.kind
 
@@ -41,7 +47,7 @@ def required(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
 
 
-def types_of(cls: type) -> dict[str, Any]:
+def types_of(cls: type) -> dict[str, object]:
     """The types of the fields of a dataclass."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

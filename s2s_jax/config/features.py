@@ -82,7 +82,7 @@ class TableConfig:
     name: str
     """Name of the table: the name of its feature, or the shard_name of its features"""
     init_std: float = 0.001
-    """Standard deviation of the truncated normal that initialises the table"""
+    """Standard deviation of the truncated normal that initializes the table"""
     capacity: int = 65_536
     """Initial number of rows, rounded up to a power of two. It is doubled when the table is nearly
     full"""

@@ -91,7 +91,7 @@ def _fields_of_kind(path: str, kind: str, cls: type | None, value: Any) -> Itera
         if isinstance(value, cls):
             default = getattr(value, field.name)
         elif default is dataclasses.MISSING:
-            hint, default = hint | None, None
+            hint, default = typing.cast(Any, hint) | None, None
         yield _Field(f"{path}.{field.name}", hint, default, f"For {kind}: {meanings[field.name]}")
 
 

@@ -1,21 +1,20 @@
-"""The identity of a run: which keys of the configuration define it, and which may change.
+"""Which keys of the configuration must stay the same during a run, and which may change.
 
 Checkpoints, reading positions, cached stripes and catalogue files outlive the command that made them.
-Each is compared, key by key, with the configuration that uses it. For every key, `KEYS` says what it
-affects, or why it may change; everything that is compared is a selection of `KEYS`.
+When a command uses one of them, it compares the keys that matter with its own configuration. `KEYS`
+says for every key what it affects, or why it may change; each comparison selects its keys from `KEYS`.
 """
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from s2s_jax.config import choices
 from s2s_jax.config.features import FeatureConfig
 from s2s_jax.config.kinds import ByTime
+from s2s_jax.config.plain import Dataclass, Plain, to_plain
 from s2s_jax.config.schema import Config
 
-# A value in the form in which JSON returns it.
-Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
 # Values that must be the same, by the paths of their keys.
 Fingerprint = dict[str, Plain]
 
@@ -158,7 +157,7 @@ KEYS: dict[str, Concern | Free] = {
 
 
 def of_run(config: Config) -> Fingerprint:
-    """The meaning of checkpoints, which must be the same to continue, evaluate or recommend."""
+    """Return what must stay the same to continue a run, evaluate it or recommend with it."""
     values = _values(config, ("ids", "rows", "split", "model"))
     # Whether checkpoints have counts of ids that wait for a row.
     values |= {
@@ -181,17 +180,17 @@ def of_run(config: Config) -> Fingerprint:
 
 
 def of_decoding(config: Config) -> Fingerprint:
-    """Everything that decoded rows depend on, except the files."""
+    """Return everything that decoded rows depend on, except the files."""
     return _values(config, ("ids", "decoded", "rows", "split"))
 
 
 def of_order(config: Config) -> Fingerprint:
-    """Everything that the order of rows depends on, except the files."""
+    """Return everything that the order of rows depends on, except the files."""
     return _values(config, ("order",))
 
 
 def of_split(config: Config) -> Fingerprint:
-    """Which events training never sees and, for a split by time, where their times are."""
+    """Return which events are held out and, with a split by time, the column and unit of the times."""
     values = _values(config, ("split",))
     if isinstance(config.eval.split, ByTime):
         feature = config.feature(config.eval.split.feature)
@@ -203,7 +202,7 @@ def of_split(config: Config) -> Fingerprint:
 
 
 def of_items(config: Config) -> Fingerprint:
-    """Everything that ids of items and target features depend on, except the files and the split."""
+    """Return everything that ids of items and target features depend on, except files and split."""
     names = (config.loss.item_feature, *config.target_features)
     return {
         "loss.item_feature": config.loss.item_feature,
@@ -212,12 +211,12 @@ def of_items(config: Config) -> Fingerprint:
 
 
 def of_features(features: Sequence[FeatureConfig]) -> Fingerprint:
-    """Everything that decoded whole rows depend on, except the files."""
+    """Return everything that decoded rows depend on if no events are dropped, except the files."""
     return _of_features(features, ("ids", "decoded"))
 
 
 def of_entries(feature: FeatureConfig) -> Fingerprint:
-    """Everything that the encoding of a feature's entries depends on, by the names of its keys."""
+    """Return everything that the encoding of a feature's entries depends on, by key."""
     kept = _kept("features", feature, ("ids", "decoded"))
     return {name: _value(feature, name) for name in kept}
 
@@ -227,7 +226,7 @@ def _values(config: Config, concerns: Collection[Concern]) -> Fingerprint:
     values = _of_features(config.features, concerns)
     for table in config.tables:
         kept = _kept("tables", table, concerns)
-        values |= {f"tables.{table.name}.{name}": _plain(getattr(table, name)) for name in kept}
+        values |= {f"tables.{table.name}.{name}": to_plain(getattr(table, name)) for name in kept}
     for section in (field.name for field in dataclasses.fields(config)):
         if section not in ("features", "tables"):
             values |= _of_section(section, getattr(config, section), concerns)
@@ -247,7 +246,7 @@ def _of_features(features: Sequence[FeatureConfig], concerns: Collection[Concern
     return values
 
 
-def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> Fingerprint:
+def _of_section(section: str, settings: Dataclass, concerns: Collection[Concern]) -> Fingerprint:
     """The values of a section's keys; for a key with several kinds, the kind and its keys."""
     values: Fingerprint = {}
     for name, hint in choices.types_of(type(settings)).items():
@@ -255,13 +254,13 @@ def _of_section(section: str, settings: Any, concerns: Collection[Concern]) -> F
         if choices.kinds(hint):
             values[path] = choices.kind_of(value)
             of_kind = [] if value is None else [f.name for f in dataclasses.fields(value)]
-            values |= {f"{path}.{key}": _plain(getattr(value, key)) for key in of_kind}
+            values |= {f"{path}.{key}": to_plain(getattr(value, key)) for key in of_kind}
         else:
-            values[path] = _plain(value)
+            values[path] = to_plain(value)
     return {path: value for path, value in values.items() if KEYS[path] in concerns}
 
 
-def _kept(section: str, settings: Any, concerns: Collection[Concern]) -> list[str]:
+def _kept(section: str, settings: Dataclass, concerns: Collection[Concern]) -> list[str]:
     names = [field.name for field in dataclasses.fields(settings)]
     return [name for name in names if KEYS[f"{section}.{name}"] in concerns]
 
@@ -272,8 +271,4 @@ def _value(feature: FeatureConfig, name: str) -> Plain:
         return feature.column_name
     if name == "shard_name":
         return feature.table_name
-    return _plain(getattr(feature, name))
-
-
-def _plain(value: Any) -> Plain:
-    return list(value) if isinstance(value, tuple) else value
+    return to_plain(getattr(feature, name))

@@ -11,7 +11,7 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tyro
 
@@ -23,6 +23,7 @@ from s2s_jax.errors import UserError
 
 # Sections whose parts are given by number or by name.
 NAMED = ("features", "tables")
+_T = TypeVar("_T")
 _BOOLEANS = {"true": "True", "false": "False"}
 
 
@@ -105,11 +106,11 @@ def _applied(config: Config, given: Sequence[_Given]) -> Config:
                 f"{each.key}: expected {spell(known[each.key])}, found {each.found}"
                 f"{old_keys.of_value(each.key, each.found)}"
             )
-    told = " ".join(f"--{each.key} {' '.join(each.words)}" for each in given)
-    raise UserError(f"{told}: cannot be read together; --help lists all keys")
+    flags = " ".join(f"--{each.key} {' '.join(each.words)}" for each in given)
+    raise UserError(f"{flags}: cannot be read together; --help lists all keys")
 
 
-def _boolean(given: _Given, known: Mapping[str, Any]) -> _Given:
+def _boolean(given: _Given, known: Mapping[str, object]) -> _Given:
     """Adds True or False to a flag without a value: `--io.shuffle`, `--io.no_shuffle`."""
     section, _, name = given.key.rpartition(".")
     denied = f"{section}.{name.removeprefix('no_')}"
@@ -152,7 +153,7 @@ def _by_number(config: Config, key: str) -> str:
     return key
 
 
-def _hints(config: Config) -> dict[str, Any]:
+def _hints(config: Config) -> dict[str, object]:
     """The type of each key, by dotted path; features and tables both by number and by name."""
     hints = _hints_of(config, "")
     for section, number, name in _names(config):
@@ -166,8 +167,8 @@ def _hints(config: Config) -> dict[str, Any]:
     return hints
 
 
-def _hints_of(part: Any, prefix: str) -> dict[str, Any]:
-    hints: dict[str, Any] = {}
+def _hints_of(part: object, prefix: str) -> dict[str, object]:
+    hints: dict[str, object] = {}
     for name, hint in choices.types_of(type(part)).items():
         value, path = getattr(part, name), prefix + name
         if path in NAMED:
@@ -195,7 +196,7 @@ def all_choices(config: Config) -> dict[str, dict[str, type | None]]:
     return found
 
 
-def _choices_of(config: Config) -> Iterable[tuple[str, Any]]:
+def _choices_of(config: Config) -> Iterable[tuple[str, choices.Kind | None]]:
     """The path and value of every key with several kinds."""
     for path in all_choices(config):
         section, name = path.split(".")
@@ -246,7 +247,7 @@ def _no_such_key(config: Config, given: _Given) -> str:
 # ---------------------------------------------------------------------------------------- tyro
 
 
-def parse(cls: type, default: Any, arguments: Sequence[str], prog: str) -> Any:
+def parse(cls: type[_T], default: _T, arguments: Sequence[str], prog: str) -> _T:
     """Applies `arguments` to `default`, with tyro, which prints mistakes and exits."""
     return tyro.cli(
         cls,

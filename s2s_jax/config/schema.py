@@ -16,7 +16,7 @@ from s2s_jax.config.kinds import (
     Truncate,
 )
 from s2s_jax.config.old.format import FORMAT
-from s2s_jax.config.plain import to_plain
+from s2s_jax.config.plain import to_dict
 from s2s_jax.version import __version__
 
 
@@ -94,7 +94,7 @@ class ModelConfig:
     layers"""
     input_norm: bool = False
     """Apply a layer norm to events (after learned positions) before the first layer. Without it, as in
-    the RecIS example, the projection's bias and the first layers overwhelm freshly initialised
+    the RecIS example, the projection's bias and the first layers overwhelm freshly initialized
     embeddings, and a model of few or rare events may take long to learn anything from them"""
     input_dropout: float = 0.0
     """Dropout rate of events (with their learned positions) before the first layer"""
@@ -115,9 +115,8 @@ class ModelConfig:
     attention of each layer; full: each whole layer. Recomputing takes less memory and more time"""
     unroll: int | Literal["auto"] = "auto"
     """Number of layers per iteration of the loop over layers; num_layers: no loop. More layers per
-    iteration give faster code and longer compilation. auto: no loop, but one layer per iteration if
-    there
-    are more than 16 layers, or with remat, which saves less memory without a loop"""
+    iteration give faster code and longer compilation. auto: one layer per iteration if there are
+    more than 16 layers, or with remat (which saves less memory without a loop); otherwise no loop"""
 
     @property
     def drops_out(self) -> bool:
@@ -186,7 +185,7 @@ class LossConfig:
     than this, each item is used once"""
     log_q: Literal["none", "catalogue", "stream"] = "none"
     """Correct for the frequency of negatives, by subtracting from a candidate's logit the logarithm of
-    how often it comes up. Without the correction, in_batch and mixed favour rare items, because
+    how often it comes up. Without the correction, in_batch and mixed favor rare items, because
     frequent ones are negatives more often. none: no correction; catalogue: frequencies are the items'
     counts in the log that training sees; stream: frequencies are estimated from the batches so far,
     with a sketch of fixed size, so that in_batch needs no catalogue and frequencies follow a log that
@@ -335,4 +334,4 @@ class Config:
     def to_json(self) -> str:
         """The resolved configuration as JSON text."""
         made_by = {"format": FORMAT, "s2s_jax": __version__}
-        return json.dumps(made_by | to_plain(self), indent=2) + "\n"
+        return json.dumps(made_by | to_dict(self), indent=2) + "\n"

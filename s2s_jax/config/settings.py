@@ -1,8 +1,11 @@
-"""What the parts of a job need to know: small values, each made once from the configuration.
+"""The few settings that each part of the program needs, as small frozen values.
 
-Where something outlives the command that made it, the value has a fingerprint: what must be the same
-wherever that is used again. Fingerprints are selections of `identity.KEYS`, the one list of what each
-key decides.
+Functions take these values instead of the whole `Config`. Each value is made from the configuration by
+its class method `of`.
+
+Some results outlive the command that made them, such as cached stripes and catalogue files. The values
+that determine such a result have a `fingerprint`: the settings that must be the same when the result is
+used again. `identity.KEYS` says which keys are in which fingerprint.
 """
 
 import dataclasses
@@ -15,19 +18,18 @@ from s2s_jax.config.schema import Config, FeatureConfig
 
 
 def positions_of(windows: int, seq_len: int) -> int:
-    """Positions of a row that windows cover, each sharing one with the next."""
+    """Return the number of events that `windows` windows cover; each shares one event with the next."""
     return windows * (seq_len - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Which logs are read, and how.
+    """The log files to read, and how to read them.
 
     Attributes:
       paths: ORC files and directories, separated by commas.
-      skip_unreadable: whether a stripe or file that cannot be read is left out; otherwise it ends the
-        job.
-      threads: that read and decode stripes; 0 does it in the main thread.
+      skip_unreadable: whether to skip stripes and files that cannot be read; otherwise they end the job.
+      threads: the number of threads that read and decode stripes; 0 means the main thread does it.
     """
 
     paths: str
@@ -36,7 +38,7 @@ class Logs:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The logs of `io.data_paths`."""
+        """Return the logs that `io` names."""
         return cls(
             paths=config.io.data_paths,
             skip_unreadable=config.io.on_error == "skip_stripe",
@@ -46,14 +48,14 @@ class Logs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which events training never sees, and which of these are to be found.
+    """The events that are held out: training never sees them, and evaluation looks for some of them.
 
     Attributes:
-      events: at the end of every row that are held out; 0 where rows are split by time.
-      at: time from which on events are held out; None: rows are not split by time.
-      validation_at: earlier time from which on they are; None: there is no validation.
-      feature: whose column has the times; None: rows are not split by time.
-      fingerprint: what decides that.
+      events: the number of events held out at the end of every row; 0 with a split by time.
+      at: the time of the test split, as in `eval.split.at`; None without a split by time.
+      validation_at: the earlier time of the validation split; None if there is none.
+      feature: the feature whose column has the times; None without a split by time.
+      fingerprint: the settings that determine which events are held out.
     """
 
     events: int
@@ -64,7 +66,7 @@ class Split:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The split of `eval`."""
+        """Return the split that `eval.split` describes."""
         split, fingerprint = config.eval.split, identity.of_split(config)
         if isinstance(split, ByTime):
             return cls(
@@ -84,22 +86,22 @@ class Split:
 
     @property
     def holds_out(self) -> bool:
-        """Whether some events of a row are to be found."""
+        """Whether any events are held out."""
         return self.events > 0 or self.at is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What rows of a log become: which of their events, and which ids.
+    """How rows of the log are decoded: which events are kept, and how entries become ids.
 
     Attributes:
-      features: whose columns are decoded.
-      split: events that it holds out are left out; None: all are kept.
-      seq_len: positions of a window; None: rows are kept whole.
-      windows: of a row that are kept.
-      keep_newest: whether these are the newest ones; otherwise the oldest.
-      check_length: refuse rows that have more.
-      fingerprint: all that decoded rows depend on but the files.
+      features: the features to decode.
+      split: the split whose held-out events are dropped; None keeps all events.
+      seq_len: the length of a window, in events; None keeps all events of a row.
+      windows: the maximum number of windows to keep of a row.
+      keep_newest: whether to keep the newest windows; otherwise the oldest.
+      check_length: whether to refuse rows that do not fit in these windows, instead of truncating them.
+      fingerprint: the settings that determine the decoded rows of a file.
     """
 
     features: tuple[FeatureConfig, ...]
@@ -112,7 +114,7 @@ class Decoding:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """What training sees of rows."""
+        """Return the decoding of rows for training."""
         return cls(
             features=config.features,
             split=Split.of(config),
@@ -125,7 +127,7 @@ class Decoding:
 
     @classmethod
     def of_whole_rows(cls, features: tuple[FeatureConfig, ...]) -> Self:
-        """All events of rows, also those that are held out."""
+        """Return a decoding that keeps all events of all rows, including held-out ones."""
         return cls(
             features=features,
             split=None,
@@ -138,20 +140,21 @@ class Decoding:
 
     @property
     def history_len(self) -> int | None:
-        """Positions of a row that are kept: all windows, each sharing one with the next; None: all."""
+        """The maximum number of events to keep of a row; None keeps all."""
         return None if self.seq_len is None else positions_of(self.windows, self.seq_len)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadingOrder:
-    """Which row comes where in an epoch.
+    """The order of rows in an epoch.
 
     Attributes:
-      shuffle: permute rows anew in each epoch; otherwise they keep the order of the files.
-      shuffle_rows: least rows of the shuffle blocks of all shards together.
-      shards: places of the log that every batch draws from, at most.
-      seed: of the permutations.
-      fingerprint: what the order depends on but the files.
+      shuffle: whether to permute rows, differently in each epoch; otherwise rows keep the order of the
+        files.
+      shuffle_rows: the minimum number of rows that are shuffled together, over all shards.
+      shards: the maximum number of places in the log from which a batch takes rows.
+      seed: the seed of the permutations.
+      fingerprint: the settings that determine the order of the rows of given files.
     """
 
     shuffle: bool
@@ -162,7 +165,7 @@ class ReadingOrder:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The order of `io`."""
+        """Return the order that `io` describes."""
         io = config.io
         return cls(
             shuffle=io.shuffle,
@@ -175,16 +178,16 @@ class ReadingOrder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """How decoded rows lie in the batch of a device.
+    """How decoded rows become the sequences of a device's batch.
 
     Attributes:
-      rows: of the batch.
-      seq_len: positions of each.
-      packing: rows of the log that lie in them side by side; auto: as many as fill them well; None: each
-        has a row of its own.
-      keep_newest: which end of a row is kept where it does not fit.
-      drawn_len: positions of a row that an epoch draws from those that were decoded; None: all.
-      layout: how ids travel to the device.
+      rows: the number of rows of the batch.
+      seq_len: the length of these rows, in positions.
+      packing: the number of rows of the log to pack into the batch; "auto" chooses it so that the batch
+        is well filled; None puts each row of the log into its own row of the batch.
+      keep_newest: whether to keep the newest events of a row that does not fit; otherwise the oldest.
+      drawn_len: the maximum number of a row's decoded events to use per epoch; None uses all.
+      layout: the layout of ids on their way to the device, see `io.layout`.
     """
 
     rows: int
@@ -196,7 +199,7 @@ class Sequences:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The sequences of `io` and `model`."""
+        """Return the sequences that `io` and `model` describe."""
         io, seq_len = config.io, config.model.seq_len
         drawn = io.sequences.windows_per_epoch
         return cls(
@@ -210,25 +213,25 @@ class Sequences:
 
     @property
     def device_rows(self) -> int:
-        """Rows of the log of one device in one forward pass; packing is a number or None."""
-        assert self.packing != "auto", "the files say how many: see batch_fill"
+        """The number of rows of the log per device and forward pass; `packing` must not be "auto"."""
+        assert self.packing != "auto", "batch_fill must replace auto with a number"
         return self.rows if self.packing is None else self.packing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """All that batches of a log depend on.
+    """All settings for reading batches of a log.
 
     Attributes:
-      logs: which logs.
-      decoding: what their rows become.
-      order: which row comes where.
-      sequences: how rows lie in a batch.
-      drop_remainder: leave out the last, partial batch of an epoch.
-      prefetch: batches that wait in host memory.
-      cache: directory of decoded stripes; None: none.
-      take_new_files: whether files added since a reading position was saved take part from the next
-        epoch on; otherwise they end the job.
+      logs: the log files to read.
+      decoding: how rows are decoded.
+      order: the order of rows in an epoch.
+      sequences: how rows become the sequences of a batch.
+      drop_remainder: whether to drop the last batch of an epoch if it is not full.
+      prefetch: the number of batches that wait in host memory.
+      cache: the directory for decoded stripes; None means no cache.
+      take_new_files: whether a continued run reads files that were added since its checkpoint, starting
+        with the next epoch; otherwise such files end the job.
     """
 
     logs: Logs
@@ -242,7 +245,7 @@ class Reading:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The reading of training."""
+        """Return the settings with which training reads."""
         return cls(
             logs=Logs.of(config),
             decoding=Decoding.of(config),
@@ -256,22 +259,22 @@ class Reading:
 
     @property
     def epoch_history_len(self) -> int:
-        """Positions of a row of the log that an epoch trains on, at most."""
+        """The maximum number of events of a row that an epoch trains on."""
         drawn = self.sequences.drawn_len
         kept = self.decoding.history_len if drawn is None else drawn
-        assert kept is not None, "training cuts rows"
+        assert kept is not None, "training always limits the length of rows"
         return kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Items:
-    """What an item is, and what it shows.
+    """How items and their features are read from the log.
 
     Attributes:
-      features: of the log, all of them.
+      features: all features of the log.
       item: the feature that says which item an event is about.
-      shown: names of the features that scored events show.
-      fingerprint: what ids of items depend on but the files.
+      shown: the names of the target features: the model sees only these of a target or negative.
+      fingerprint: the settings that determine the ids of items and of target features.
     """
 
     features: tuple[FeatureConfig, ...]
@@ -281,7 +284,7 @@ class Items:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The items of `loss`."""
+        """Return the items that `loss` describes."""
         return cls(
             features=config.features,
             item=config.feature(config.loss.item_feature),
@@ -291,20 +294,20 @@ class Items:
 
     @property
     def item_side(self) -> tuple[FeatureConfig, ...]:
-        """The features that say what an item is, and what it shows."""
+        """The item feature and the target features."""
         return tuple(f for f in self.features if f.name in (self.item.name, *self.shown))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Negatives:
-    """Which items events compete with, and what the loss is told of how often they come up.
+    """The negatives of the loss, and whether the loss corrects for their frequency.
 
     Attributes:
-      kind: in_batch, the other events; mixed, these and drawn items; uniform, drawn items; full, all.
-      number: items that each device draws.
-      seed: of the draws.
-      item_shares: whether the loss is told how often each item comes in the log.
-      corrects: whether it is told of any shares.
+      kind: the kind of negatives, see `loss.negatives`.
+      number: the number of items that each device samples per step.
+      seed: the seed of the sampling.
+      item_shares: whether the correction takes the shares of items from the catalogue.
+      corrects: whether there is a correction, from the catalogue or from the batches so far.
     """
 
     kind: Literal["in_batch", "mixed", "uniform", "full"]
@@ -315,7 +318,7 @@ class Negatives:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The negatives of `loss`."""
+        """Return the negatives that `loss` describes."""
         return cls(
             kind=config.loss.negatives,
             number=config.loss.num_negatives,
@@ -327,12 +330,12 @@ class Negatives:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownHistory:
-    """What the model is shown of what a user did.
+    """The part of a user's history that the model sees in evaluation and recommendation.
 
     Attributes:
-      items: what an item is.
-      seq_len: positions of a sequence.
-      shown_len: newest events that are shown, at most `seq_len`.
+      items: how items are read from the log.
+      seq_len: the length of a sequence, in positions.
+      shown_len: the number of newest events that the model sees, at most `seq_len`.
     """
 
     items: Items
@@ -341,7 +344,7 @@ class ShownHistory:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """What evaluating and recommending show."""
+        """Return the history for the model and loss of a configuration."""
         return cls(items=Items.of(config), seq_len=config.model.seq_len, shown_len=config.shown_len)
 
 
@@ -371,14 +374,15 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """What the columns of a log are taken for, to see whether they are it.
+    """What a configuration assumes about the columns of a log, to check it against the log itself.
 
     Attributes:
-      decoding: what training sees of rows.
+      decoding: how training decodes rows.
       item: the feature that says which item an event is about.
-      pairing: which event of a row a position is scored against.
-      time_feature: the feature that a split by time would go by, where there is one of that name.
-      paths: of the log, for messages.
+      pairing: the event that a prediction is compared with, see `loss.pairing`.
+      time_feature: the feature whose column has the times of events; None if no feature has the name
+        that `eval.split.feature` gives (or its default, without a split by time).
+      paths: the paths of the log, for messages.
     """
 
     decoding: Decoding
@@ -389,7 +393,7 @@ class Meaning:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """What training takes them for."""
+        """Return the assumptions of training."""
         split = config.eval.split
         name = split.feature if isinstance(split, ByTime) else ByTime.feature
         named = [f for f in config.features if f.name == name]

@@ -20,7 +20,7 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.errors import UserError
 from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.checkpoints.files import complete_steps
-from s2s_jax.runs.checkpoints.one_error import hooks_put_back
+from s2s_jax.runs.checkpoints.one_error import restore_hooks
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.training.evaluations import best_step
 
@@ -231,7 +231,7 @@ class Run:
     def _restored(self) -> "Restored":
         from s2s_jax.ranking.restored import restore
 
-        with hooks_put_back():
+        with restore_hooks():
             return restore(self._config, self._mesh, self._checkpoint)
 
     @functools.cached_property

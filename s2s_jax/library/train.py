@@ -13,7 +13,7 @@ from s2s_jax.config import Config, validate
 from s2s_jax.errors import Stopped, UserError
 from s2s_jax.jobs import train as jobs
 from s2s_jax.library.run import Run
-from s2s_jax.runs.checkpoints.one_error import hooks_put_back
+from s2s_jax.runs.checkpoints.one_error import restore_hooks
 from s2s_jax.signals import Stop
 
 
@@ -52,7 +52,7 @@ def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
             f"command s2s train on each host instead"
         )
     stop = Stop()
-    with hooks_put_back():
+    with restore_hooks():
         _interruptible(lambda: jobs.train(config, make_mesh(devices), stop), stop)
     return Run(Path(config.train.output_dir), devices=devices)
 

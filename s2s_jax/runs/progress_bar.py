@@ -13,7 +13,12 @@ class ProgressBar:
     """A bar on a terminal; otherwise a plain line of text for each line of metrics."""
 
     def __init__(self, step: int, total_steps: int):
-        """Args: the steps done, and the step at which the run ends."""
+        """Makes a bar, which `start` shows.
+
+        Args:
+          step: the number of steps done.
+          total_steps: the step at which the run ends.
+        """
         self._total = total_steps
         self._first, self._started = step, 0.0
         self._bar = None

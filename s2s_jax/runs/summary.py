@@ -15,7 +15,7 @@ def print_summary(run_dir: Path, console: Console, rows: int = 6) -> None:
         return
     picked = sorted({round(i * (len(lines) - 1) / max(rows - 1, 1)) for i in range(rows)})
     table = Table(title=f"{run_dir}")
-    for column in ("step", "loss", "hit rate", "tokens/s", "ms a step", "of it waiting for input"):
+    for column in ("step", "loss", "hit rate", "tokens/s", "ms per step", "waiting for input"):
         table.add_column(column, justify="right")
     for line in (lines[i] for i in picked):
         table.add_row(

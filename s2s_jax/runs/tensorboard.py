@@ -53,5 +53,5 @@ class EventFile:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _add(self, **event: Any) -> None:
+    def _add(self, **event: object) -> None:
         self._file.write(_Event(**event).SerializeToString())

@@ -184,7 +184,7 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
     config = make_job(Path("log"), tmp_path / "run")
     ended = finish(start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b")))
     assert EXIT_USER_ERROR in [code for code, _ in ended], ended
-    assert any("io.data_paths: host 1 sees something else" in told for _, told in ended), ended
+    assert any("io.data_paths: host 1 does not see the same" in told for _, told in ended), ended
 
 
 @pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])

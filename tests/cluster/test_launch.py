@@ -343,7 +343,7 @@ exec {sys.executable} "$@"
     [
         ("--io.data_paths nowhere", "io.data_paths: nowhere does not exist"),
         ("--train.steps 5", "train.steps: no such key"),
-        ("--io.seed 5", "--config: host 1 sees something else than host 0"),
+        ("--io.seed 5", "--config: host 1 does not see the same as host 0"),
     ],
 )
 def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in, of_second, words):

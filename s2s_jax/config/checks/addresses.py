@@ -8,8 +8,8 @@ import dataclasses
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path, PurePath
-from typing import Any
 
+from s2s_jax.config.plain import Dataclass
 from s2s_jax.errors import UserError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
@@ -21,7 +21,7 @@ _WELL_KNOWN = re.compile(
 )
 
 
-def refuse_addresses(name: str, value: Any) -> None:
+def refuse_addresses(name: str, value: object) -> None:
     """Refuses addresses in the value of an option or a key; accepts anything else.
 
     Args:
@@ -41,7 +41,7 @@ def refuse_addresses(name: str, value: Any) -> None:
             refuse_addresses(name, each)
 
 
-def refuse_addresses_in(settings: Any, prefix: str, positional: Container[str] = ()) -> None:
+def refuse_addresses_in(settings: Dataclass, prefix: str, positional: Container[str] = ()) -> None:
     """Refuses addresses in the fields of a dataclass.
 
     Args:

@@ -1,9 +1,8 @@
-"""Refuses impossible configurations, with messages that name the dotted path."""
+"""Refuses impossible configurations: checks the types of all values, then section by section."""
 
 import dataclasses
 import re
 import typing
-from typing import Any
 
 from s2s_jax.config.checks.addresses import refuse_addresses_in
 from s2s_jax.config.checks.features import check_features, check_tables
@@ -11,6 +10,7 @@ from s2s_jax.config.checks.values import fits, require, spell
 from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import ByTime, Constant, Crop, LastEvents, Pack
 from s2s_jax.config.old import keys as old_keys
+from s2s_jax.config.plain import Dataclass
 from s2s_jax.config.schema import Config
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
@@ -44,7 +44,7 @@ def validate_reading(config: Config) -> None:
     _check_eval(config)
 
 
-def _check_types(value: Any, prefix: str) -> None:
+def _check_types(value: Dataclass, prefix: str) -> None:
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
         path, item = prefix + field.name, getattr(value, field.name)
@@ -56,22 +56,21 @@ def _check_types(value: Any, prefix: str) -> None:
             expected = spell(hints[field.name]) + old_keys.of_value(path, str(item))
             require(fits(item, hints[field.name]), path, expected, item)
             if dataclasses.is_dataclass(item):
-                _check_types(item, path + ".")
+                _check_types(typing.cast(Dataclass, item), path + ".")
 
 
-def _check_types_of_each(path: str, items: Any, cls: type) -> None:
+def _check_types_of_each(path: str, items: object, cls: type) -> None:
     require(isinstance(items, tuple), path, f"a tuple of {cls.__name__}", items)
-    for i, item in enumerate(items):
+    for i, item in enumerate(typing.cast(tuple[Dataclass, ...], items)):
         require(isinstance(item, cls), f"{path}.{i}", f"a {cls.__name__}", item)
         _check_types(item, f"{path}.{i}.")
 
 
 def _check_addresses(config: Config) -> None:
-    """Checks all text keys except those of features, which name columns."""
+    """Checks all text keys except those of features and tables, which are names."""
     for section in dataclasses.fields(config):
-        settings = getattr(config, section.name)
-        if dataclasses.is_dataclass(settings):
-            refuse_addresses_in(settings, f"{section.name}.")
+        if section.name not in ("features", "tables"):
+            refuse_addresses_in(getattr(config, section.name), f"{section.name}.")
 
 
 def _check_io(config: Config) -> None:
@@ -89,7 +88,10 @@ def _check_io(config: Config) -> None:
             sequences.windows,
         )
         require(
-            io_.shuffle, "io.shuffle", "True, since io.sequences is crop, which draws", io_.shuffle
+            io_.shuffle,
+            "io.shuffle",
+            "True, since io.sequences is crop, which cuts rows at random places",
+            io_.shuffle,
         )
     if isinstance(sequences, Pack):
         _check_packing(config, sequences)

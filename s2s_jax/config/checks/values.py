@@ -1,15 +1,21 @@
-"""Building blocks of checks of a configuration."""
+"""Checks of a single value, on which the other checks are built."""
 
 import dataclasses
 import types
 import typing
-from typing import Any, Literal
+from typing import Literal
 
 from s2s_jax.errors import UserError
 
 
-def require(ok: bool, path: str, expected: str, found: Any) -> None:
-    """Refuses `found` unless `ok`.
+def require(ok: bool, path: str, expected: str, found: object) -> None:
+    """Raises an error about a value unless it is acceptable.
+
+    Args:
+      ok: whether the value is acceptable.
+      path: the dotted path of the key.
+      expected: a description of acceptable values.
+      found: the value.
 
     Raises:
       UserError: `ok` is false.
@@ -18,8 +24,8 @@ def require(ok: bool, path: str, expected: str, found: Any) -> None:
         raise UserError(f"{path}: expected {expected}, found {found!r}")
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has a type."""
+def fits(value: object, hint: object) -> bool:
+    """Whether a value has the type `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in args
@@ -36,11 +42,11 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, typing.cast(type, hint))
 
 
-def spell(hint: Any) -> str:
-    """A type in words that users know."""
+def spell(hint: object) -> str:
+    """Describe a type in words that users know."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         kind = "one or more " if args[-1] is ... else f"{len(args)} "
@@ -55,4 +61,4 @@ def spell(hint: Any) -> str:
         return "None"
     if dataclasses.is_dataclass(hint):
         return f"{typing.cast(type, hint).__name__}(…)"
-    return {int: "a whole number", float: "a number", str: "text"}[hint]
+    return {int: "a whole number", float: "a number", str: "text"}[typing.cast(type, hint)]

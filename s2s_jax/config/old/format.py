@@ -123,7 +123,7 @@ def split_of_catalogue(saved: _Values) -> _Values:
     return {"eval.split": "none"}
 
 
-def _value(values: _Values, key: str, default: Any) -> Any:
+def _value(values: _Values, key: str, default: object) -> Any:
     """The value of a key, or the default of the time before it existed."""
     return values[key] if key in values else default
 

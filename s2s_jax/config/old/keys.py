@@ -102,8 +102,8 @@ def on_command_line(key: str, value: str, config: Config) -> str | None:
         return None
     renamed = _RENAMED[key]
     off = value in _NOTHING or (key == "io.windows" and value == "1")
-    told = renamed.without if off and renamed.without else renamed.command.format(value)
-    return f"{key}: this key is now {renamed.now}; give {told}"
+    flags = renamed.without if off and renamed.without else renamed.command.format(value)
+    return f"{key}: this key is now {renamed.now}; give {flags}"
 
 
 def in_file(key: str, path: object) -> str | None:
@@ -115,12 +115,12 @@ def in_file(key: str, path: object) -> str | None:
     """
     name = key.removeprefix("features.N.")
     if name != key and name in _OF_TABLE:
-        now, told = f"tables.NAME.{name}", f'Config(tables=(TableConfig(name="…", {name}=…), …))'
+        now, code = f"tables.NAME.{name}", f'Config(tables=(TableConfig(name="…", {name}=…), …))'
     elif key in _RENAMED:
-        now, told = _RENAMED[key].now, _RENAMED[key].file
+        now, code = _RENAMED[key].now, _RENAMED[key].file
     else:
         return None
-    return f"{key}: this key is now {now}; write {told} in {path}"
+    return f"{key}: this key is now {now}; write {code} in {path}"
 
 
 def of_value(key: str, value: str) -> str:

@@ -4,12 +4,11 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 
 @contextlib.contextmanager
 def one_error() -> Iterator[None]:
-    """Shows only the first error of a restore or a save.
+    """Shows only the first error of a restore or save.
 
     The reads and writes that the error cuts off would each print a traceback to stderr, some of them
     after it was raised. So after an error, the process stays silenced.
@@ -17,11 +16,11 @@ def one_error() -> Iterator[None]:
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     level = logger.level
 
-    def quietly(told: Any) -> None:
-        code = getattr(told.object, "cr_code", None)
+    def quietly(event: "sys.UnraisableHookArgs") -> None:
+        code = getattr(event.object, "cr_code", None)
         cut_off = code is not None and "orbax" in code.co_filename
-        if not cut_off and str(told.exc_value) != "Event loop is closed":
-            hook(told)
+        if not cut_off and str(event.exc_value) != "Event loop is closed":
+            hook(event)
 
     sys.unraisablehook = quietly
     logger.setLevel(logging.CRITICAL)
@@ -32,10 +31,11 @@ def one_error() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooks_put_back() -> Iterator[None]:
-    """Restores the process's hooks at its end, even if `one_error` saw errors within.
+def restore_hooks() -> Iterator[None]:
+    """Restores the process's hooks when the block ends, even if `one_error` caught an error in it.
 
-    For programs that continue after an error. Late messages of its reads and writes may then be shown.
+    For programs that continue after an error. Late messages of the reads and writes that the error cut
+    off may then be shown.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     level = logger.level

@@ -1,22 +1,28 @@
 """Decides which checkpoints of a run are kept."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import orbax.checkpoint as ocp
 
 
 class NewestAndBest:
     """A policy for Orbax: keeps the newest checkpoints, and the best known one.
 
     Attributes:
-      evaluations: the quality of states, by step.
+      evaluations: the quality of evaluated states, by step; higher is better.
     """
 
     def __init__(self, newest: int | None):
-        """Args: newest is the number of newest checkpoints to keep; None: all."""
+        """Makes a policy that keeps the best and this many of the newest checkpoints; None keeps all."""
         self._newest = newest
         self.evaluations: Mapping[int, float] = {}
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(
+        self,
+        checkpoints: Sequence[ocp.checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: ocp.checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
         """Called by Orbax with all checkpoints, in ascending order of steps."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = set(steps if self._newest is None else steps[-self._newest :])

@@ -1,4 +1,4 @@
-"""The tables of a checkpoint, read one at a time by those who only look at them."""
+"""Reads the tables of a checkpoint one at a time, into the memory of this host."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
 
 
 class SavedTables:
-    """The tables in a checkpoint, one at a time in the memory of this host.
+    """The tables of a checkpoint, each read as NumPy arrays when it is needed.
 
     Attributes:
-      path: of the checkpoint.
-      progress: what was saved beside the state.
+      path: the directory of the checkpoint.
+      progress: the progress that was saved with the state, see `Checkpoints.save`.
     """
 
     def __init__(self, run_dir: Path, step: int | None = None):
-        """Opens the checkpoint of `step`, by default the newest.
+        """Opens the checkpoint of `step`, by default the newest one.
 
         Raises:
-          UserError: there is none, or it cannot be read.
+          UserError: there is no such checkpoint, or it cannot be read.
         """
         directory = (run_dir / "checkpoints").resolve()
         steps = complete_steps(run_dir)
@@ -45,22 +45,22 @@ class SavedTables:
         self.progress: dict[str, Any] = of_known_format(saved, self.path)
 
     def values(self, spec: TableSpec) -> np.ndarray:
-        """f32 `[R, D]` of a table."""
+        """Returns the vectors of a table, float32 `[rows, width]`."""
         return self._array(("params", "tables", spec.name), (spec.rows, spec.emb_dim))
 
     def default_row(self, spec: TableSpec) -> np.ndarray:
-        """f32 `[D]`: what stands for ids without a row, of a table that has it."""
+        """Returns the default row of a growing table that has one, float32 `[width]`."""
         return self._array(("params", "unknown", spec.name), (spec.emb_dim,))
 
     def id_map(self, spec: TableSpec) -> IdMap:
-        """The map of a table that grows; its sketch is left out."""
+        """Returns the map from ids to rows of a growing table, with None for its sketch."""
         shapes = jax.eval_shape(lambda: empty_map(spec.rows, 1))
         wanted = {k: v for k, v in shapes._asdict().items() if k != "sketch_SW"}
         found = self._restore({"maps": {spec.name: wanted}})["maps"][spec.name]
         return IdMap(**found | {"sketch_SW": None})
 
     def _array(self, keys: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """The f32 array that lies under `keys`, outermost first."""
+        """Reads one float32 array of the state; `keys` is its path in the tree."""
         wanted: object = jax.ShapeDtypeStruct(shape, np.float32)
         for key in reversed(keys):
             wanted = {key: wanted}
@@ -79,7 +79,7 @@ class SavedTables:
             raise explained(error, self.path, self._earlier, held_bytes, devices=1) from error
 
     def _restore(self, item: object) -> Any:
-        """The part of the state that has the structure of `item`, as NumPy arrays."""
+        """Reads the part of the state with the structure of `item`, as NumPy arrays."""
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         handler = ocp.PyTreeCheckpointHandler()
         with self._explaining(item), ocp.Checkpointer(handler) as checkpointer:

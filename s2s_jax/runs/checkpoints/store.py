@@ -42,11 +42,11 @@ def _errors_only(logger_name: str) -> Iterator[None]:
 class State(Protocol):
     """The trained state: a `training.step.state.TrainState`."""
 
-    def saved_parts(self) -> dict[str, Any]:
+    def saved_parts(self) -> dict[str, object]:
         """The parts that are saved in a checkpoint, by name."""
         ...
 
-    def with_saved_parts(self, parts: Mapping[str, Any]) -> Self:
+    def with_saved_parts(self, parts: Mapping[str, object]) -> Self:
         """The same state with other values for these parts."""
         ...
 
@@ -62,8 +62,8 @@ class Checkpoints:
 
         Args:
           run_dir: the run directory.
-          newest: number of newest checkpoints to keep; None: all.
-          read_only: whether nothing may be written or removed.
+          newest: the number of newest checkpoints to keep; None keeps all.
+          read_only: whether to leave the directory as it is.
 
         Raises:
           UserError: the directory cannot be used.
@@ -80,7 +80,7 @@ class Checkpoints:
         self._one_error = contextlib.ExitStack()
         self._absl = logging.getLogger("absl")
         self._absl.addFilter(_no_tracebacks)
-        # Orbax warns about everything that read-only implies, although it was asked for.
+        # Opened read-only, Orbax warns about each consequence.
         with _errors_only("absl") if read_only else contextlib.nullcontext():
             try:
                 self._manager = ocp.CheckpointManager(
@@ -114,12 +114,14 @@ class Checkpoints:
         progress: dict[str, Any],
         evaluations: Mapping[int, float] | None = None,
     ) -> None:
-        """Saves in the background. Arrays are copied before it returns, so they may be donated.
+        """Saves a checkpoint in the background.
+
+        Arrays are copied before this returns, so they may be donated afterwards.
 
         Keeps the newest checkpoints, and the best of those that have been evaluated.
 
         Args:
-          step: number of the step.
+          step: the number of steps done.
           state: the state on the devices.
           progress: everything else that a run needs to continue.
           evaluations: the quality of earlier states, by step; higher is better.
