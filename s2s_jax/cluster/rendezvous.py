@@ -125,7 +125,7 @@ def _check(host: int, hosts: int, place: Place, before: socket.socket | None) ->
 
 
 def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
-    """The part of the others: reports to process 0, and waits until message to continue."""
+    """The part of the others: reports to process 0, and waits for its permission to continue."""
     address = split_address(place.coordinator)
     deadline, trouble = time.monotonic() + reach_timeout, ""
     while time.monotonic() < deadline:

@@ -31,9 +31,9 @@ class FeatureConfig:
     """Added to times for hour_of_day and day_of_week, to make them local"""
     of_next: bool = False
     """Give each event the value of the row's next event instead of its own (and the last event none).
-    For what is known about an event in advance, such as its hour or the gap before it. It makes
-    evaluation time-aware, which then knows this about the target; recommendation does not. Not for
-    features in loss.target_features"""
+    Use it for what is known about an event in advance, such as its hour or the gap before it. Evaluation
+    is then time-aware: it knows this about the target. Recommendation does not. Not allowed for features
+    in loss.target_features"""
     emb_dim: int = 128
     """Width of the embedding"""
     hash_type: Literal["murmur", "farm"] | None = None
@@ -89,12 +89,12 @@ class TableConfig:
     max_capacity: int | None = None
     """Maximum number of rows, rounded up to a power of two. None: limited only by memory"""
     on_full: Literal["evict", "stop"] = "evict"
-    """What happens when the table is full at max_capacity. evict: a new id takes the row of the id in
-    its two buckets that was not seen for longest; stop: the run is saved and ends"""
+    """What happens when the table is full at max_capacity. evict: a new id takes the row of the
+    least recently seen id in its two buckets; stop: the run is saved and ends"""
     admit_after: int = 1
     """Sightings after which an id gets a row, at most 1023. Until then it is unknown. Values above 1
-    keep one-off ids out of the table. An id's sightings are forgotten after about two to three times as
-    many other waiting ids as the table has rows"""
+    keep one-off ids out of the table. The sightings of an id are forgotten once two to three times as
+    many other waiting ids have come as the table has rows"""
     unknown: Literal["zeros", "default_row"] = "zeros"
     """What represents an id without a row. zeros: zeros, or in training the id's own initial value,
     which learns nothing; default_row: an additional row of the table, which learns from ids that wait

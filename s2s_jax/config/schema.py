@@ -45,10 +45,10 @@ class IOConfig:
     """Minimum number of rows that are decoded and shuffled together, over all shards. Memory grows with
     it and, since only whole stripes can be read, with the size of stripes"""
     shards: int = 16
-    """Number of places in the log from which every batch takes rows, equally many from each; at most
-    one per 32 stripes, and one without shuffle. A host only reads the shards of its own rows, so this
-    should be the number of hosts or a multiple of it. The order of rows depends on it, but not on the
-    number of hosts, threads or devices"""
+    """Number of places in the log from which every batch takes rows, the same number from each. There
+    is at most one per 32 stripes, and only one without shuffle. A host only reads the shards of its own
+    rows, so this should be the number of hosts or a multiple of it. The order of rows depends on it,
+    but not on the number of hosts, threads or devices"""
     seed: int = 42
     """Seed of the order of rows"""
     truncate_side: Literal["left", "right"] = "left"
@@ -175,8 +175,8 @@ class LossConfig:
     negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
     """What the positive competes with. in_batch: the other events of the batch; mixed: these and
     sampled items; uniform: only sampled items; full: all items (every step encodes all of them, so this
-    is for catalogues of up to some ten thousand items). Items are those of the log that training sees.
-    Sampled items count as seen in growing tables"""
+    is for catalogues of at most tens of thousands of items). Items are those of the log that training
+    sees. Sampled items count as seen in growing tables"""
     catalogue: str | None = None
     """Parquet file of `s2s catalogue`, for negatives or log_q that need the items. None: items are
     collected from the log before training starts"""
@@ -249,7 +249,7 @@ class TrainConfig:
     """Write TensorBoard event files"""
     profile_steps: tuple[int, int] | None = None
     """First and last step to profile; the profile is written to profile/ in output_dir. A run that
-    starts or ends between them profiles the steps that it takes. None: no profile"""
+    starts or ends between them profiles only its own steps. None: no profile"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ class EvalConfig:
     batch_size: int = 256
     """Users per device that are encoded and ranked together"""
     max_users: int | None = None
-    """Number of users that are evaluated during training, the first of the log. None: all users"""
+    """Maximum number of users to evaluate during training: the first ones of the log. None: all"""
     every_steps: int | Literal["auto"] | None = None
     """Steps between evaluations of the validation events during training. They are also evaluated at
     its end. auto: a tenth of the run; None: never. The checkpoint with the best evaluation is kept"""
