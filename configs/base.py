@@ -1,4 +1,4 @@
-"""The sizes of the RecIS seq2seq example with the corrected objective: a starting point for real logs.
+"""A starting point for real logs: the sizes of the RecIS seq2seq example, with a corrected objective.
 
 Each position predicts the item of the next event. Padding and repeats of the same item are not used as
 negatives. Long rows keep their newest events. `recis.py` starts from this and undoes each correction.

@@ -1,4 +1,4 @@
-"""The RecIS seq2seq example to the letter, including its known defects, for comparison.
+"""An exact copy of the RecIS seq2seq example, including its known defects, for comparison.
 
 Differences from `base.py`: positions are scored against the event *before* them (`loss.pairing`), there
 is no temperature, padding and repeats of the item count as negatives, targets have all their features,

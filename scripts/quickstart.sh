@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a log, trains on it, stops half-way as a cluster would (SIGTERM), starts again to continue, and shows how
-# good the model is and what it recommends.
+# Writes a synthetic log and trains on it. Stops half-way, as a cluster would (SIGTERM), and starts again to
+# continue. Then evaluates the model and shows its recommendations.
 # For a shorter run: QUICKSTART_STEPS=100 make quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 steps=${QUICKSTART_STEPS:-400}
 data=data/quickstart
 run=runs/quickstart
-# Training does not see the last two events of a user; the last one tests the model. People come back to items in
-# this log, so items that they had before are ranked, too.
+# Training does not use the last two events of a user; the last one tests the model. In this log, users return to
+# items, so items of the history are ranked, too.
 config=(--config configs/quickstart.py --train.train_steps "$steps" --eval.split last_events --eval.filter_seen False)
 train=(s2s train "${config[@]}")
 
@@ -54,6 +54,6 @@ s2s recommend "${config[@]}" --input "$data" --output "$run/recommendations.parq
 python scripts/show_recommendations.py "$run/recommendations.parquet" "$data" "$data/titles.csv"
 
 echo
-echo "== the same and more, on a page"
+echo "== a page with these results and more"
 s2s report "$run" --titles "$data/titles.csv"
 echo "everything of this run is in $run: config.json, metrics.jsonl, checkpoints/, tensorboard/, report.html"

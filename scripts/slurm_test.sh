@@ -106,7 +106,7 @@ wait_until() {
   shift
   until "$@"; do
     if ((SECONDS >= end)); then
-      echo "FAILED: waited in vain for: $*" >&2
+      echo "FAILED: timed out while waiting for: $*" >&2
       tail -n 40 "$work"/*.out "$work"/*.log >&2 || true
       exit 1
     fi
@@ -182,7 +182,7 @@ wait_until 240 is "$job" COMPLETED
 expect "the job" "$(ended "$job")" "ExitCode=0:0 JobState=COMPLETED Restarts=1"
 [[ -d "my run/checkpoints/150" ]] || expect "the last checkpoint" "$(ls "my run/checkpoints")" 150
 
-echo "== a job whose log is damaged, as one of its tasks sees"
+echo "== a job with a damaged log, which one of its tasks finds"
 cp -r "a log" "bad log"
 for file in "bad log"/*.orc; do break; done
 # The end of the file, which all tasks read at the start, stays intact.
@@ -208,4 +208,4 @@ wait_until 120 is "$job" CANCELLED
 # Long enough for a job that is queued again to start.
 sleep 8
 is "$job" CANCELLED || expect "the job" "$(ended "$job")" "JobState=CANCELLED"
-echo "== all as it should be"
+echo "== all checks passed"
