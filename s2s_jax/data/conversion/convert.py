@@ -75,7 +75,7 @@ class Settings:
     time_column: str = "timestamp"
     """Column of times, which is written as timestamp. Numbers lose their fractions. Dates and times
     become seconds since 1970; they are in UTC unless they name a time zone. none: events are in the
-    order of the lines, and line numbers are the times"""
+    order of the lines, and their positions are the times"""
     time_format: tuple[str, ...] = ()
     """Formats of the times, as for strptime, such as '%d/%m/%Y %H:%M' or '%Y%m%d'; the first that fits
     is used. number: read numbers as numbers, even if they look like dates"""
