@@ -38,12 +38,14 @@ from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.item_source import ItemSource
-from s2s_jax.training.loop import Evaluate, Job, Loop, Start
+from s2s_jax.training.job import Job, Start
+from s2s_jax.training.loop import Loop
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.schedule import Clock, Position, check_decay, clock_of
 from s2s_jax.training.step.state import TrainState
+from s2s_jax.training.validator import Evaluate
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:

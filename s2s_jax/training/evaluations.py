@@ -1,4 +1,4 @@
-"""When training evaluates, which checkpoint was best, and when to stop for lack of progress."""
+"""The evaluations of a run: when they are due, which checkpoint is best, and when to stop early."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from s2s_jax.config import EvalConfig
 from s2s_jax.errors import UserError
 from s2s_jax.runs.metrics_file import read_lines
 
-# Evaluations of a run whose `every_steps` is auto.
+# Number of evaluations in a run with `eval.every_steps` auto.
 _EVALUATIONS = 10
 
 
@@ -15,14 +15,20 @@ class Evaluations:
     """The evaluations of a run so far.
 
     Attributes:
-      values: `eval.metric` of each step that was evaluated.
-      best_step: the step of the best, None before the first.
+      metric: the key of `eval.metric` in metrics.jsonl.
+      values: the value of this metric for each step that was evaluated.
+      best_step: the step with the best value; None before the first evaluation.
     """
 
     def __init__(self, settings: EvalConfig, lines: Sequence[dict[str, float]] = ()):
-        """Args: the settings, and lines of metrics.jsonl up to the step that the run stands at."""
+        """Adds the evaluations among `lines` of metrics.jsonl.
+
+        Args:
+          settings: when to evaluate, and the metric that decides which step is best.
+          lines: the lines up to the current step of the run.
+        """
         self._settings = settings
-        self._name = f"eval/{settings.metric}"
+        self.metric = f"eval/{settings.metric}"
         self.values: dict[int, float] = {}
         self.best_step: int | None = None
         self._best = -1.0
@@ -31,19 +37,24 @@ class Evaluations:
             self.add(line)
 
     def add(self, line: dict[str, float]) -> None:
-        """Takes in a line of metrics.jsonl."""
-        if self._name not in line:
+        """Adds a line of metrics.jsonl; lines that are not evaluations are ignored."""
+        if self.metric not in line:
             return
-        self.values[int(line["step"])] = line[self._name]
-        if line[self._name] > self._best:
-            self._best, self.best_step, self._since_best = line[self._name], int(line["step"]), 0
+        self.values[int(line["step"])] = line[self.metric]
+        if line[self.metric] > self._best:
+            self._best, self.best_step, self._since_best = line[self.metric], int(line["step"]), 0
         else:
             self._since_best += 1
 
     def due(self, step: int, last_step: int) -> bool:
-        """Whether to evaluate after `step` of a run that ends at `last_step`, where rates are least.
+        """Whether `step` should be evaluated and has not been.
 
-        So it is until that has been done: a run that was stopped before evaluates when it goes on.
+        A run that was stopped just before an evaluation does it when it continues.
+
+        Args:
+          step: the current step.
+          last_step: the step at which the run ends; it is always evaluated, because learning rates are
+            lowest there.
         """
         every = self._settings.every_steps
         if every == "auto":
@@ -53,13 +64,13 @@ class Evaluations:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience is at its end."""
+        """Whether training should stop because `eval.patience` has run out."""
         patience = self._settings.patience
         return patience is not None and self._since_best >= patience
 
 
 def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int | None:
-    """Of some checkpoints, that whose evaluation in metrics.jsonl was best; None if none has any."""
+    """The step among `steps` with the best evaluation in metrics.jsonl; None if none was evaluated."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
     return Evaluations(settings, lines).best_step
 
@@ -68,16 +79,16 @@ def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: 
     """The step of the checkpoint that `--checkpoint` names.
 
     Args:
-      checkpoint: best (by `eval.metric`; the newest where nothing was evaluated), newest, or a step.
-      steps: of the whole checkpoints, rising.
-      run_dir: of the run.
-      settings: of the run.
+      checkpoint: best (by `eval.metric`; the newest if nothing was evaluated), newest, or a step.
+      steps: steps of the complete checkpoints, ascending.
+      run_dir: the run directory.
+      settings: the settings of evaluation of the run.
 
     Raises:
-      UserError: there is none, or none of that step.
+      UserError: there is no complete checkpoint, or none of this step.
     """
     if not steps:
-        raise UserError(f"train.output_dir: {run_dir} has no whole checkpoint; train first")
+        raise UserError(f"train.output_dir: {run_dir} has no complete checkpoint; train first")
     if checkpoint == "newest":
         return steps[-1]
     if checkpoint == "best":

@@ -52,8 +52,8 @@ def step_flops(config: Config, devices: int, items: int = 0) -> float:
       items: number of items of the catalogue; 0 if the loss does not need them.
 
     Returns:
-      Operations. With packing, those of attention depend on the sequences of each batch; see
-      `attention_flops`.
+      The number of operations. With packing, those of attention depend on the sequences of each batch,
+      see `attention_flops`.
     """
     model, loss = config.model, config.loss
     rows = config.io.batch_size * config.train.gradient_accumulation_steps

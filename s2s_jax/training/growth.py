@@ -1,8 +1,7 @@
 """Growth and eviction of growing tables between steps, decided from the metrics of the steps.
 
 The metrics of step s are read while step s + 1 runs, so a table doubles just before step s + 2. The
-plan is part of a run's progress: a continued run grows at the same steps as one that was not
-interrupted.
+plan is saved in checkpoints, so a continued run grows tables at the same steps as an uninterrupted one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +32,17 @@ class GrowthPlan:
     """Decides which tables grow before which steps.
 
     Attributes:
-      capacities: rows of each growing table, including growth that is already decided.
-      full: a message about a table that is full and may not grow; None if there is none.
+      capacities: number of rows of each growing table, including growth that is already decided.
+      full: a message about a table that is full and must not grow; None if there is none.
     """
 
     def __init__(self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig]):
-        """Starts with the capacities in `tables`."""
+        """Starts with the configured capacities.
+
+        Args:
+          features: all features.
+          tables: the settings of their tables.
+        """
         specs = table_specs(features, tables)
         by_name = {table.name: table for table in tables}
         self._tables = {name: by_name[name] for name, spec in specs.items() if spec.grows}
@@ -49,7 +53,7 @@ class GrowthPlan:
         self._due: dict[int, list[str]] = {}
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of `step` into account."""
+        """Decides about growth from the metrics of `step`."""
         for name, table in self._tables.items():
             rows = int(metrics[f"table/{name}/rows"])
             dropped = int(metrics[f"table/{name}/dropped"])
@@ -80,7 +84,7 @@ class GrowthPlan:
         return step in self._due
 
     def capacities_now(self, step: int = 0) -> dict[str, int]:
-        """Rows of each growing table in `step`, or now if `step` is past, as decided so far."""
+        """The number of rows of each growing table in `step`; now, if `step` is past."""
         waiting = [name for after, names in self._due.items() if after > step for name in names]
         return {n: c // 2 ** waiting.count(n) for n, c in self.capacities.items()}
 
@@ -146,12 +150,18 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
 
 
 class Evictions:
-    """Evicts ids from growing tables that were not seen for long, or rarely."""
+    """Evicts ids that were not seen for long, or only rarely, from growing tables."""
 
     def __init__(
         self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig], mesh: Mesh
     ):
-        """Prepares eviction for the tables of `features` on `mesh`."""
+        """Prepares eviction.
+
+        Args:
+          features: all features.
+          tables: the settings of their tables.
+          mesh: the devices.
+        """
         specs = table_specs(features, tables)
         by_name = {table.name: table for table in tables}
         growing = [by_name[name] for name, spec in specs.items() if spec.grows]
@@ -163,7 +173,12 @@ class Evictions:
         self._evict = {name: _evict(table, mesh) for name, table in self._tables.items()}
 
     def before(self, step: int, state: TrainState) -> TrainState:
-        """The state with which `step` begins, after evictions that are due."""
+        """The state before `step`, after the evictions that are due.
+
+        Args:
+          step: the next step.
+          state: the state so far; maps that change are donated.
+        """
         for name, table in self._tables.items():
             if step > 1 and (step - 1) % table.evict_every == 0:
                 maps = state.maps | {name: self._evict[name](state.maps[name], state.step)}
@@ -172,7 +187,7 @@ class Evictions:
 
 
 def _evict(table: TableConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
-    """A function of a table's map, which is donated, and the steps done; compiled once per capacity."""
+    """A function that evicts from a table's map, given the number of steps done; the map is donated."""
 
     def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
         return id_map.evicted(of_table, step, table.evict_after_steps, table.evict_below)

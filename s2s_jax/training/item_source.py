@@ -26,25 +26,25 @@ _DRAWS = int.from_bytes(b"drawn")
 
 
 def drawn_items(items: int, size: int, seed: int, step: int, device: int) -> np.ndarray:
-    """int64 `[size]`: numbers of items that a device draws in a step, with replacement."""
+    """int64 `[size]`: the items that a device draws in a step, with replacement, by number."""
     return integers(items, size, seed, _DRAWS, step, device)
 
 
 class ItemSource:
-    """The items of a log, as negatives and as numbers of events.
+    """The items of a log: draws negatives, and gives the shares of items.
 
     Attributes:
-      items: I.
-      fingerprint: of the items and their counts.
+      items: number of items.
+      fingerprint: fingerprint of the items and their counts.
     """
 
     def __init__(self, items: Items, negatives: Negatives, catalogue: Catalogue, mesh: Mesh):
-        """Numbers the items that training sees.
+        """Numbers the items of the catalogue.
 
         Args:
-          items: what an item is.
-          negatives: which items are drawn.
-          catalogue: the items.
+          items: the features that describe an item.
+          negatives: how negatives are drawn.
+          catalogue: the items that training sees, with their counts.
           mesh: the devices.
         """
         self._negatives, self._mesh = negatives, mesh
@@ -58,10 +58,14 @@ class ItemSource:
         self._all: dict[str, jax.Array] | None = None
 
     def draw(self, step: int) -> dict[str, jax.Array]:
-        """Ids of the negatives of a step, `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`).
+        """The negatives of a step, as arrays to add to its batch.
 
         With `loss.negatives` full, or if there are no more items than a device would draw, every device
-        has all items, each once.
+        has each item once.
+
+        Returns:
+          int32 ids `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`) of each item feature, and the shares
+          that the correction of the loss needs. Empty if all negatives are in-batch.
         """
         kind, size = self._negatives.kind, self._negatives.number
         if kind == "in_batch":
@@ -93,7 +97,10 @@ class ItemSource:
             }
 
     def with_shares(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A host's batch; if shares are the catalogue's, one more column of ids is that of the item."""
+        """The arrays of a host's batch, with the share of each event's item as the last column of ids.
+
+        Without `loss.log_q` catalogue, the arrays are unchanged.
+        """
         if not self._negatives.item_shares:
             return dict(arrays)
         name = "ids" if "ids" in arrays else "values"

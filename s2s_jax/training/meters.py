@@ -1,4 +1,4 @@
-"""Running means of a run's metrics, and rates."""
+"""Running means and rates of a run's metrics."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from s2s_jax.training.flops import AtPeak
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
-# Sums since the start of the run, written if there are any.
+# Sums since the start of the run, which are written unless they are 0.
 _COUNTS = ("skipped_rows", "cut_positions")
 
 
@@ -15,7 +15,7 @@ class Meters:
     """Means and rates over the steps since the last line of metrics.jsonl.
 
     The sums behind the means are saved in checkpoints, so that a continued run writes the same numbers
-    as an uninterrupted one. Rates only cover the work of this process.
+    as an uninterrupted one. Rates only cover the time of this process.
     """
 
     def __init__(
@@ -23,12 +23,12 @@ class Meters:
         at_peak: AtPeak | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """Starts with nothing.
+        """Starts without any steps.
 
         Args:
-          at_peak: the time that steps would take at the devices' peak; None: unknown, so no `mfu` is
-            written.
-          clock: returns seconds.
+          at_peak: the time that steps would take at the devices' peak; None: it is unknown, and `mfu` is
+            not written.
+          clock: a function that returns the time in seconds.
         """
         self._at_peak = at_peak
         self._clock = clock
@@ -39,13 +39,18 @@ class Meters:
         self.start_rates()
 
     def start_rates(self) -> None:
-        """Starts to count time, examples and tokens from now."""
+        """Starts counting time, examples and tokens anew."""
         self._since = self._clock()
         self._timed_steps = self._examples = self._tokens = 0
         self._input_wait = self._attended = 0.0
 
     def add(self, metrics: dict[str, float], input_wait: float) -> None:
-        """Adds a step: its metrics, and the seconds it waited for its batch."""
+        """Adds a step.
+
+        Args:
+          metrics: the metrics of the step.
+          input_wait: seconds that the step waited for its batch.
+        """
         for name in _MEANS:
             self._sums[name] += float(metrics[name])
         self._steps += 1
@@ -60,7 +65,7 @@ class Meters:
         self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
 
     def take_line(self, step: int) -> dict[str, float]:
-        """Returns the line of `step`, and starts the next line."""
+        """Returns the line of metrics.jsonl for `step`, and starts the next one."""
         seconds = max(self._clock() - self._since, 1e-9)
         line = {"step": step} | {name: self._sums[name] / self._steps for name in _MEANS}
         line["examples_per_sec"] = self._examples / seconds

@@ -1,18 +1,17 @@
-"""Whether steps had anything to learn from."""
+"""Notices runs whose steps have nothing to learn from."""
 
 from pathlib import Path
 
 
 class PairWatch:
-    """Notices a run whose batches hold no pair of events.
+    """Notices a run whose batches have no pairs.
 
-    What the log itself lacks is refused before training starts; this hears of what becomes of it on the
-    way: stripes that cannot be read any more, packing that leaves users one event each.
+    A log without pairs is refused before training starts. Batches can lack pairs even so: when stripes
+    can no longer be read, or when packing leaves users only one event each.
 
     Attributes:
-      nothing: why the run must end, in a sentence; None if it need not.
-      none_yet: whether no step since the beginning of the run had a pair, so that there is nothing to
-        save.
+      nothing: the reason why the run must end, as a sentence; None if it can continue.
+      none_yet: whether no step of the run had a pair so far, so that there is nothing to save.
     """
 
     def __init__(
@@ -26,12 +25,12 @@ class PairWatch:
         """Starts at a step.
 
         Args:
-          run_dir: of the run, for messages.
-          packing: rows of the log that are packed into a device's batch, for messages; None: they are
-            not.
-          step: at which the run stands.
-          steps_per_epoch: steps without a pair, in a row, that end the run.
-          total_steps: at which it ends.
+          run_dir: the run directory, for messages.
+          packing: number of rows of the log that are packed into a device's batch, for messages; None:
+            rows are not packed.
+          step: the current step of the run.
+          steps_per_epoch: number of consecutive steps without a pair that end the run.
+          total_steps: the step at which the run ends.
         """
         self.nothing: str | None = None
         self.none_yet = step == 0
@@ -40,8 +39,8 @@ class PairWatch:
         self._without = self._rows = self._skipped = 0
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes in the metrics of a step."""
-        # Where padding is scored, there are pairs without any event.
+        """Records the metrics of a step."""
+        # If padding is scored, there are pairs even without events.
         if metrics["pairs"] > 0 and metrics["tokens"] > 0:
             self.none_yet = False
             self._without = self._rows = self._skipped = 0

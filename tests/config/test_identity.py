@@ -41,7 +41,7 @@ from s2s_jax.ranking.restored import restore
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.run_dir import write_config
-from s2s_jax.training.loop import Job
+from s2s_jax.training.job import Job
 
 # Features of a run with one of everything; all are item-side.
 FEATURES = (

@@ -1,1 +1,1 @@
-"""The pure functions of a step: what they take, what they compute, and the state that they change."""
+"""The pure functions of a step: batches, forward pass, gradients, optimizer, and the training state."""

@@ -1,4 +1,4 @@
-"""Puts batches on the devices, and turns packed ids into padded ones.
+"""Puts batches on the devices, and unpacks them there.
 
 Shapes: A microbatches, B rows of a microbatch, L positions, C columns of ids, K ids of a bag, G groups
 of rows (the rows of a group are on one device), M positions for which a group has room.
@@ -19,9 +19,9 @@ from s2s_jax.model.attention import sequence_positions
 
 Batch = Mapping[str, jax.Array]
 
-# Name of the array that packing adds: the sequence of its row that a position belongs to.
+# Name of the array that packing adds: for each position, the number of its sequence in the row.
 SEQUENCE = "sequence"
-# Names of arrays added by `negatives.ItemSource` or, with `loss.log_q` stream, by `item_stream`.
+# Names of arrays added by `training.item_source` or, with `loss.log_q` stream, by `item_stream`.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
 # Shares of events are sent as integers, in multiples of 1 / SHARE_UNIT.
@@ -56,7 +56,7 @@ def put_batch(
 
 
 def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
-    """The flag that tells all processes, in the metrics of a step, whether this one wants to stop.
+    """The flag by which this process requests a stop; the metrics of the step show it to all processes.
 
     Returns:
       int32 `stop` `[1, devices]`.
@@ -111,7 +111,7 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
 
 
 def count_rows(batch: Batch) -> dict[str, jax.Array]:
-    """Counts over a batch in the form in which it was sent.
+    """Counts what a batch has, before `unpack`.
 
     Returns:
       int32 scalars: rows of the log that have positions (`examples`), rows that could not be read

@@ -39,7 +39,7 @@ class Forward:
     Attributes:
       config: the configuration.
       graph: structure of the model.
-      tables: tables of the events and of sampled negatives.
+      tables: the tables of events and sampled negatives.
       mesh: the devices.
     """
 

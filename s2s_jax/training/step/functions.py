@@ -49,13 +49,13 @@ def make_step_functions(
     capacities: Mapping[str, int] | None = None,
     clock: Clock | None = None,
 ) -> StepFunctions:
-    """Builds the train step of `config` over `mesh`.
+    """Builds the functions of `config` for the devices of `mesh`.
 
     Args:
       config: the configuration.
       mesh: the devices.
-      capacities: rows of the tables that grow; None: those they start with.
-      clock: of the run that takes steps, which learning rates follow.
+      capacities: number of rows of each growing table; None: the configured ones.
+      clock: the clock that learning rates follow; None if no steps are taken.
     """
     seed = config.train.seed
     tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)

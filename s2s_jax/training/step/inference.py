@@ -1,4 +1,4 @@
-"""Vectors of users and items from a state, without training.
+"""The vectors of users and items, without training.
 
 Shapes: B rows of a batch, L positions, K ids of a bag, U unique rows, D table width, M = B L, E model
 width.

@@ -1,4 +1,4 @@
-"""Items of the catalogue as negatives, and how often items come up.
+"""Sampled negatives in a step, and the correction for how often items come up.
 
 Items are drawn on the host from (seed, step, device) alone, so a continued run draws the same.
 
@@ -20,7 +20,7 @@ PREFIX = "negatives:"
 
 
 def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
-    """What items show, once more for negatives that are drawn: they read the same tables."""
+    """The features of sampled negatives: those of items under other names, with the same tables."""
     return tuple(
         dataclasses.replace(f, name=PREFIX + f.name, shard_name=f.table_name)
         for f in items.item_side
@@ -28,7 +28,7 @@ def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
 
 
 def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Ids of events, and those of negatives under their features' own names."""
+    """Splits ids by feature into those of events and those of negatives, without the prefix."""
     events = {name: x for name, x in ids.items() if not name.startswith(PREFIX)}
     drawn = {name.removeprefix(PREFIX): x for name, x in ids.items() if name.startswith(PREFIX)}
     return events, drawn
@@ -37,20 +37,24 @@ def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[
 def with_log_q(
     pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
 ) -> tuple[Sampled | None, jax.Array | None]:
-    """Sampled candidates with log q, and log q of the pairs: how often each is expected to come up.
+    """Adds log q, the logarithm of how often a candidate is expected to come up.
 
     Args:
-      pairs: of this device, with shares where a correction is asked for.
-      sampled: candidates drawn from the catalogue; None: there are none.
-      batch: of this device, with the shares of what was drawn.
+      pairs: the pairs of this device, with shares if the loss is corrected.
+      sampled: candidates drawn from the catalogue; None if there are none.
+      batch: the batch of this device, with the shares of sampled candidates.
       axis: inside `jax.shard_map`, the mesh axis over which all devices' pairs are candidates; None:
-        this device's own are.
+        only this device's pairs are.
+
+    Returns:
+      The sampled candidates with their log q, and the log q of the pairs' positives; None if the loss is
+      not corrected.
     """
     if pairs.share_N is None:
         return sampled, None
     candidates = pairs.valid_N.sum(dtype=jnp.float32)
     candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
-    # A batch may hold no pair; its logits need to be numbers all the same.
+    # A batch may have no pairs, but its logits must be finite.
     candidates = jnp.maximum(candidates, 1)
     drawn = 0.0
     if sampled is not None:

@@ -1,8 +1,8 @@
-"""AdamW for the dense part chained with a sparse-row AdamW for the tables, in Optax.
+"""The optimizer in Optax: AdamW for the dense part, and a sparse-row AdamW for the tables.
 
-Gradients are `Params` in which a table has a row for each of the unique rows that a device needed,
-`[U, D]` a device. The extra argument `reduce` brings them to the devices that own the rows. Updates of
-tables are the new tables themselves, written in place: nothing of a table's size is ever made beside it.
+In gradients, a table has one row for each unique row that a device needed, `[U, D]` per device. The
+extra argument `reduce` sends these rows to the devices that own them. Updates of tables are the new
+tables themselves, written in place, so no second array of a table's size is ever made.
 
 Shapes: R rows and D width of a table, M = 2 D, G rows whose gradients are summed together (see
 `embedding.exchange`).
@@ -22,7 +22,7 @@ from s2s_jax.embedding.tables import NUM_SEGMENTS
 from s2s_jax.training.step.params import Params, Tree
 from s2s_jax.training.step.schedule import Clock, learning_rate
 
-# A part of `Params`, and its place in the chain of `make_optimizer`, which clips first.
+# The parts of `Params`, and their places in the chain of `make_optimizer`, where clipping comes first.
 Part = Literal["dense", "tables", "unknown"]
 _PLACES: dict[Part, int] = {"dense": 1, "tables": 2, "unknown": 3}
 
@@ -30,10 +30,10 @@ _Carry = TypeVar("_Carry")
 
 
 class Reduce(Protocol):
-    """Gives `visit` the gradients of rows where the rows live, see `exchange.reduce`."""
+    """Calls `visit` with gradients on the devices that own the rows, see `exchange.reduce`."""
 
     def __call__(self, gradients: Arrays, visit: Visit[_Carry], carry: _Carry, /) -> _Carry:
-        """The last carry; it is a tree of tables and arrays beside them, sharded by rows."""
+        """Returns the last carry: a tree of tables and other arrays that are sharded by rows."""
         ...
 
 
@@ -41,9 +41,9 @@ class SparseRowState(NamedTuple):
     """State of `sparse_row_adamw`.
 
     Attributes:
-      count: int32 scalar, updates so far.
-      moments: first and second moments side by side, `[R, 2D]` beside each table `[R, D]`: a row's
-        moments are used together, and one place in memory is fetched faster than two.
+      count: int32 scalar, number of updates so far.
+      moments: `[R, 2D]` for each table `[R, D]`: the first moments of a row, followed by its second
+        moments. They are used together, and reading one place in memory is faster than reading two.
     """
 
     count: jax.Array
@@ -51,11 +51,11 @@ class SparseRowState(NamedTuple):
 
 
 class NewTables(NamedTuple):
-    """What `sparse_row_adamw` makes of the gradients of tables.
+    """The updates of `sparse_row_adamw`.
 
     Attributes:
       values: the tables after the update.
-      square_norm: f32 `[S]` (S segments of a table) that add up to the squared norm of the gradient that
+      square_norm: f32 `[S]` (S segments of a table); the sum is the squared norm of the gradient that
         was applied.
     """
 
@@ -64,7 +64,7 @@ class NewTables(NamedTuple):
 
 
 class Updates(TypedDict):
-    """What the optimizer makes of gradients: what is added, but for tables the new ones."""
+    """The updates of all parameters: differences to add and, for tables, the new tables."""
 
     dense: Tree
     tables: NewTables
@@ -74,7 +74,7 @@ class Updates(TypedDict):
 def sparse_row_adamw(
     learning_rate: optax.Schedule, config: LRConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW on the rows that a batch uses; all others, and their moments, stay as they are.
+    """AdamW for the rows that a batch uses; other rows and their moments do not change.
 
     For a row used at step t with gradient g (summed over its occurrences in the batch):
 
@@ -82,8 +82,9 @@ def sparse_row_adamw(
         m = β1·m + (1 − β1)·g;  v = β2·v + (1 − β2)·g²
         row = row − lr·sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)
 
-    t counts all steps, not those that used the row. This is RecIS's SparseAdamW (and, but for the
-    place of ε, Adam of Kingma and Ba, 2015, with the decoupled decay of Loshchilov and Hutter, 2019).
+    t counts all steps, including those that did not use the row. This is RecIS's SparseAdamW. It is also
+    Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019), except for the
+    place of ε.
 
     `update` takes `reduce`, and returns `NewTables` for `apply_updates`.
     """
@@ -139,7 +140,7 @@ def _stepped(
     moments_RM: jax.Array,
     gradients: RowGradients,
 ) -> tuple[jax.Array, jax.Array]:
-    """A table and its moments, written in place where there are gradients."""
+    """The table and its moments after the update, written in place."""
     rows_G, g_GD = gradients
     values_GD = read_rows(table_RD, rows_G)
     m_GD, v_GD = jnp.split(read_rows(moments_RM, rows_G), 2, axis=-1)
@@ -152,7 +153,7 @@ def _stepped(
 
 
 def rows_norm(gradients: Arrays, reduce: Reduce) -> jax.Array:
-    """The norm of the gradient of all tables, f32 scalar."""
+    """f32 scalar: the norm of the gradient with respect to all tables together."""
 
     def visit(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax.Array:
         return _add_squares(square_norm, summed)
@@ -166,10 +167,10 @@ def _add_squares(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients to `max_norm` if their norm, passed to `update` as `grad_norm`, is larger.
+    """Scales gradients down to `max_norm` if their norm is larger.
 
-    As `optax.clip_by_global_norm`, which cannot know the norm of rows whose parts lie on several
-    devices.
+    The norm is passed to `update` as `grad_norm`. `optax.clip_by_global_norm` cannot be used, because it
+    does not know that several devices have parts of the gradient of one row.
     """
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -194,15 +195,15 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 def make_optimizer(
     config: LRConfig, default_rows: bool = False, clock: Clock | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The whole optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked.
+    """The complete optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked.
 
-    Default rows learn at the rate of tables: they are rows like others, which models see in the same
-    places and at the same scale. Every batch has ids that they stand for, so plain AdamW serves them.
+    Default rows have the learning rate of tables, since the model uses them like other rows. Nearly
+    every batch uses them, so plain AdamW is enough.
 
     Args:
-      config: rates and moments.
-      default_rows: whether tables have them.
-      clock: that the rates follow; None: as `schedule.learning_rate` says.
+      config: learning rates and decay rates.
+      default_rows: whether tables have default rows.
+      clock: the clock that learning rates follow; None: see `schedule.learning_rate`.
     """
 
     def adamw(peak: float) -> optax.GradientTransformation:
@@ -233,7 +234,7 @@ def make_optimizer(
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """Adds updates to the dense part and to default rows; tables are replaced."""
+    """Adds updates to the dense part and to default rows, and replaces tables."""
     others = cast(optax.Params, {n: part for n, part in params.items() if n != "tables"})
     changes = cast(optax.Updates, {n: part for n, part in updates.items() if n != "tables"})
     added = cast(dict, optax.apply_updates(others, changes))
@@ -241,17 +242,17 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
 
 def state_of(opt_state: optax.OptState, part: Part) -> optax.OptState:
-    """What the state of `make_optimizer` holds of a part of the parameters."""
+    """The state of `make_optimizer` for one part of the parameters."""
     return _masked(opt_state)[_PLACES[part]].inner_state
 
 
 def table_moments(opt_state: optax.OptState) -> Arrays:
-    """The moments of all tables in the state of `make_optimizer`."""
+    """The moments of all tables, from the state of `make_optimizer`."""
     return cast(SparseRowState, state_of(opt_state, "tables")).moments["tables"]
 
 
 def with_table_moments(opt_state: optax.OptState, moments: Arrays) -> optax.OptState:
-    """The state of `make_optimizer` with other moments of tables."""
+    """The state of `make_optimizer`, with other moments for the tables."""
     place = _PLACES["tables"]
     sparse = cast(SparseRowState, state_of(opt_state, "tables"))
     sparse = sparse._replace(moments=sparse.moments | {"tables": moments})
@@ -261,5 +262,5 @@ def with_table_moments(opt_state: optax.OptState, moments: Arrays) -> optax.OptS
 
 
 def _masked(opt_state: optax.OptState) -> tuple[optax.MaskedState, ...]:
-    """The states in the chain; the first, of clipping, has nothing in it."""
+    """The states of the chain. The first one, of clipping, is empty."""
     return cast("tuple[optax.MaskedState, ...]", opt_state)

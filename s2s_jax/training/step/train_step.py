@@ -35,10 +35,10 @@ class TrainStep:
     """The train step.
 
     Attributes:
-      forward: what is differentiated, with the tables of the events and of drawn negatives.
-      tables: of the events.
-      optimizer: of all parameters.
-      dense_shardings: how the dense part lies on devices.
+      forward: the function to differentiate, with the tables of events and sampled negatives.
+      tables: the tables of events.
+      optimizer: the optimizer of all parameters.
+      dense_shardings: shardings of the dense part.
     """
 
     forward: Forward
@@ -47,7 +47,7 @@ class TrainStep:
     dense_shardings: object
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The state and the metrics after a step over `batch`, see `batches.put_batch`."""
+        """The state after a step with a batch of `batches.put_batch`, and the metrics of the step."""
         config = self.forward.config
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         key = key if config.model.drops_out else None
@@ -70,7 +70,11 @@ class TrainStep:
         return state._replace(step=state.step + 1), metrics
 
     def _admit(self, state: TrainState, batch: Batch) -> tuple[TrainState, Found, Batch]:
-        """Counts items and gives new ids rows; the state then, what was found, the batch with shares."""
+        """Counts items, and assigns rows to new ids.
+
+        Returns:
+          The new state, the rows that the batch uses, and the batch with the shares of items.
+        """
         stream = state.stream
         if isinstance(stream, ItemStream):
             config, mesh = self.forward.config, self.forward.mesh
@@ -89,7 +93,7 @@ class TrainStep:
     def _update(
         self, state: TrainState, found: Found, grads: Params
     ) -> tuple[TrainState, jax.Array]:
-        """The state with new parameters, and the norm of the gradient."""
+        """Updates the parameters; returns the new state and the norm of the gradient."""
         reduce = functools.partial(self.tables.reduce, found.needed)
         grads["dense"] = jax.lax.with_sharding_constraint(grads["dense"], self.dense_shardings)
         dense_norm = optax.tree.norm((grads["dense"], default_rows(grads)))
@@ -114,7 +118,7 @@ def _table_metrics(name: str, of_table: IdMap, capacity: int) -> Metrics:
     return {
         f"table/{name}/rows": of_table.rows_S.sum(),
         f"table/{name}/capacity": jnp.asarray(capacity),
-        # Since the run began: their sums may leave int32, so the host adds up.
+        # Counts since the run began. The host adds up the segments, since the sum may overflow int32.
         f"table/{name}/dropped": of_table.dropped_S,
         f"table/{name}/evicted": of_table.evicted_S,
     }

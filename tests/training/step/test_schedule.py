@@ -173,17 +173,17 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
 
         def compiled(loop, arrays):
             loop._functions = loop._job.functions(loop._plan, loop._clock, loop._step + 1)
-            loop._compiled = object()
+            loop._compiled_step = object()
             return True
 
-        def passed(loop, batch, arrays, waited, steps=steps, taken=taken):
+        def passed(loop, batch, arrays, input_wait, steps=steps, taken=taken):
             loop._step += 1
             loop._place = batch.after
             # Without pairs to learn from, nothing would be saved.
             loop._pairs.none_yet = False
             taken.append(loop._step)
             if len(taken) == steps:
-                loop._stop.requested = "SIGTERM"
+                loop._stop._stop.requested = "SIGTERM"
 
         monkeypatch.setattr(Loop, "_compile", compiled)
         monkeypatch.setattr(Loop, "_take_step", passed)

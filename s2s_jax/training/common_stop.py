@@ -1,0 +1,84 @@
+"""A request to stop that all processes of a job act on at the same step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from s2s_jax.cluster import hosts
+from s2s_jax.data.batching.dataset import HostBatch
+from s2s_jax.data.batching.reader import Reader
+from s2s_jax.errors import Stopped
+from s2s_jax.signals import Stop
+from s2s_jax.training.step.batches import put_stop
+
+T = TypeVar("T")
+
+
+class CommonStop:
+    """Decides for the training loop whether to stop.
+
+    A single process stops as soon as a stop is requested. With several processes, a request on one of
+    them travels with the arrays of a step. All processes see it in the metrics of that step, and so stop
+    at the same step.
+
+    Attributes:
+      alone: whether this is the only process of the job.
+    """
+
+    def __init__(self, stop: Stop, mesh: Mesh):
+        """Starts without an agreement to stop.
+
+        Args:
+          stop: the request of this process.
+          mesh: the devices of all processes.
+        """
+        self.alone = jax.process_count() == 1
+        self._stop, self._mesh = stop, mesh
+        self._agreed = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to take no further step. It has the same value in all processes."""
+        return self._agreed or (self.alone and self._stop.requested is not None)
+
+    def with_request(self, arrays: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """The arrays of a step with the request of this process, where other processes need it."""
+        if self.alone:
+            return arrays
+        return {**arrays, **put_stop(self._stop.requested is not None, self._mesh)}
+
+    def update(self, requested: bool) -> None:
+        """Records whether the metrics of a step say that a process requested a stop."""
+        self._agreed = self._agreed or requested
+
+    def next_batch(self, reader: Reader) -> HostBatch | None:
+        """The next batch; None if a stop was requested while waiting for it."""
+        if not self.alone:
+            return next(reader)
+        try:
+            with self._stop.at_once():
+                return next(reader)
+        except Stopped:
+            return None
+
+    def compiled(self, compilation: Callable[[], T]) -> T | None:
+        """The result of `compilation`; None in all processes if one of them was requested to stop."""
+        result = self._stop.unless_stopped(compilation)
+        if hosts.any_told(self._stop.requested is not None):
+            self._agreed = True
+            return None
+        return result
+
+    def evaluated(self, evaluation: Callable[[], T]) -> T | None:
+        """The result of `evaluation`, which uses `in_step`; None if a stop was requested meanwhile."""
+        try:
+            return self._stop.unless_stopped(evaluation) if self.alone else evaluation()
+        except Stopped:
+            self._agreed = True
+            return None
+
+    def in_step(self, items: Iterable[T], fact_of: Callable[[T], int]) -> Iterator[T]:
+        """See `hosts.in_step`; raises `Stopped` in all processes if a stop was requested in one."""
+        return hosts.in_step(items, fact_of, self._stop)

@@ -1,0 +1,75 @@
+"""What the training loop works with, and where it starts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from s2s_jax.config import Config
+from s2s_jax.data.batching.reader import Reader
+from s2s_jax.runs.checkpoints.store import Checkpoints
+from s2s_jax.training.evaluations import Evaluations
+from s2s_jax.training.growth import GrowthPlan
+from s2s_jax.training.item_source import ItemSource
+from s2s_jax.training.meters import Meters
+from s2s_jax.training.step.functions import StepFunctions, make_step_functions
+from s2s_jax.training.step.schedule import Clock
+from s2s_jax.training.step.state import TrainState
+
+
+class Job(NamedTuple):
+    """The parts of a run that do not change while it trains.
+
+    Attributes:
+      config: the configuration.
+      mesh: the devices.
+      reader: reads batches.
+      checkpoints: the checkpoints of the run directory.
+      items: the items of the log; None if the loss does not need them.
+    """
+
+    config: Config
+    mesh: Mesh
+    reader: Reader
+    checkpoints: Checkpoints
+    items: ItemSource | None
+
+    def functions(
+        self, plan: GrowthPlan, clock: Clock | None = None, step: int = 0
+    ) -> StepFunctions:
+        """The pure functions for the sizes that growing tables have in a step.
+
+        Args:
+          plan: the plan of the growth of tables.
+          clock: the clock of the run; None if no steps are taken.
+          step: the step; if it is past, tables have their current sizes.
+        """
+        return make_step_functions(self.config, self.mesh, plan.capacities_now(step), clock)
+
+
+class Start(NamedTuple):
+    """Where a run begins or continues.
+
+    Attributes:
+      step: number of optimizer steps done.
+      state: the state on the devices.
+      meters: running means of the metrics.
+      plan: the plan of the growth of tables.
+      evaluations: the evaluations so far.
+      clock: the clock that learning rates follow.
+      unwritten: lines of metrics up to this step that metrics.jsonl lacks.
+    """
+
+    step: int
+    state: TrainState
+    meters: Meters
+    plan: GrowthPlan
+    evaluations: Evaluations
+    clock: Clock
+    unwritten: Sequence[dict[str, float]] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no step left to take and nothing left to evaluate."""
+        end_step = self.clock.end_step
+        return self.step >= end_step and not self.evaluations.due(self.step, end_step)

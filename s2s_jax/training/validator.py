@@ -1,0 +1,83 @@
+"""Ranks the validation events when an evaluation is due, and records the result."""
+
+import time
+from collections.abc import Callable
+
+import jax
+
+from s2s_jax.cluster import hosts
+from s2s_jax.runs.writer import Writer
+from s2s_jax.training.common_stop import CommonStop
+from s2s_jax.training.evaluations import Evaluations
+from s2s_jax.training.step.functions import StepFunctions
+from s2s_jax.training.step.state import TrainState
+
+# Takes the current functions and state, and returns a line of metrics of the validation events. Its last
+# argument yields the batches that all hosts work on together.
+Evaluate = Callable[[StepFunctions, TrainState, hosts.InStep], dict[str, float]]
+
+
+class Validator:
+    """Evaluates the states of a run."""
+
+    def __init__(
+        self,
+        evaluations: Evaluations,
+        evaluate: Evaluate | None,
+        total_steps: int,
+        writer: Writer | None,
+        stop: CommonStop,
+    ):
+        """Starts with the evaluations so far.
+
+        Args:
+          evaluations: the evaluations of the run so far; new ones are added.
+          evaluate: ranks the validation events; None if no evaluation is ever due.
+          total_steps: the step at which the run ends.
+          writer: writes lines of metrics; None in all processes but the first.
+          stop: may end an evaluation.
+        """
+        self._evaluations, self._evaluate = evaluations, evaluate
+        self._total_steps, self._writer, self._stop = total_steps, writer, stop
+
+    def due(self, step: int) -> bool:
+        """Whether `step` has yet to be evaluated."""
+        return self._evaluations.due(step, self._total_steps)
+
+    def evaluate(self, step: int, functions: StepFunctions, state: TrainState) -> bool:
+        """Evaluates a step, and writes the result.
+
+        Args:
+          step: the number of the step, which must have been saved.
+          functions: functions for tables of the state's sizes.
+          state: the state after the step.
+
+        Returns:
+          Whether the evaluation is complete. One that is interrupted by a stop leaves no result; the
+          continued run repeats it from the beginning.
+        """
+        begun = time.perf_counter()
+        result = self._result(functions, state)
+        if result is None:
+            return False
+        line = {"step": step} | result
+        if self._writer is not None:
+            self._writer.write(line)
+        self._evaluations.add(line)
+        name = self._evaluations.metric
+        hosts.say(
+            f"step {step}: {name} {line[name]:.4f} of {line['eval/users']:,.0f} users, best at "
+            f"step {self._evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
+        )
+        return True
+
+    def _result(self, functions: StepFunctions, state: TrainState) -> dict[str, float] | None:
+        assert self._evaluate is not None, "evaluations are due"
+        evaluate = self._evaluate
+
+        def evaluation() -> dict[str, float]:
+            # Transfer guards are per thread, and this may run in a thread of its own.
+            with jax.transfer_guard("allow"):
+                return evaluate(functions, state, self._stop.in_step)
+
+        return self._stop.evaluated(evaluation)
