@@ -18,8 +18,8 @@ _TOP = 5
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
     """The file contains every item with its number of events and the ids of the features in
-    loss.target_features. Training (loss.catalogue) and s2s recommend (--catalogue) can read this file
-    instead of collecting the items from the log.
+    loss.target_features. s2s recommend and training (loss.catalogue) can read this file instead of
+    collecting the items from the log.
     """
 
     output: Path
