@@ -1,9 +1,9 @@
-"""Top-K items for the histories of a log.
+"""Recommends the top K items for each row of a log.
 
-Reads logs in the format of training, whole rows as histories, and writes for each row the items of the
-catalogue (by default the items of `io.data_paths`) that the user is most likely to go on with. Stripes
-are written one by one into `OUTPUT.parts` and put together at the end, so a job that was interrupted
-goes on where it stopped, if weights, configuration, catalogue and logs are the same.
+A row is the history of a user. The items come from the catalogue, by default from the items of
+`io.data_paths`. The items of each stripe are written to a file in `OUTPUT.parts`, and these files are
+joined at the end. So an interrupted job continues with the next stripe, if weights, configuration,
+catalogue and logs are the same.
 
 Shapes: U users, K items of a list.
 """
@@ -12,9 +12,9 @@ import contextlib
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +28,11 @@ from s2s_jax.data.encoding.held_out import catalogue_cut
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
+from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
-from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.candidates import Candidates, make_candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
@@ -39,16 +40,16 @@ from s2s_jax.ranking.restored import Restored, restore
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to recommend, and for whom.
+    """The settings of `recommend`.
 
     Attributes:
-      input: ORC files and directories, comma-separated.
-      output: Parquet file to write.
-      top_k: items for each row.
-      user_column: column of the logs that names the user; None: rows are named by file and number.
-      catalogue: Parquet of `data.items.catalogue`; None: it is made from the log.
-      checkpoint: best (by eval.metric), newest, or a step.
-      keep_seen: whether items of the history are recommended, too; None: unless `eval.filter_seen`.
+      input: ORC files and directories of the log with the histories, separated by commas.
+      output: the Parquet file to write.
+      top_k: the number of items for each row.
+      user_column: the column of the log with user ids; None: rows are identified by file and number.
+      catalogue: the file of `s2s catalogue` with the items; None: the items of `io.data_paths`.
+      checkpoint: the checkpoint to use: best (by `eval.metric`), newest, or a step.
+      keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
     """
 
     input: str
@@ -61,17 +62,17 @@ class Request:
 
 
 class Recommended(NamedTuple):
-    """What was written.
+    """A summary of the recommendations that were written.
 
     Attributes:
-      step: of the checkpoint.
-      items: of the catalogue.
-      untrained_items: items of the catalogue that were never trained.
-      sharing: how many ids share a row of the table, in words; None if none do.
-      counts: "users" who have a list; events of the histories that are "not_in_catalogue"; events that
-        the model was "shown", and those "without_row" of its growing table of items; how often
-        "untrained" items are recommended.
-      warnings: what is odd about the users of the log, a sentence each.
+      step: the step of the checkpoint.
+      items: the number of items of the catalogue.
+      untrained_items: the number of items of the catalogue that were never trained.
+      sharing: a sentence about ids that share a row of the table; None if none do.
+      counts: the number of "users" with recommendations; the numbers of events of their histories: all
+        that the model was "shown", those "without_row" in a growing table, and those that are
+        "not_in_catalogue"; and how often "untrained" items are recommended.
+      warnings: warnings about the users of the log, a sentence each.
     """
 
     step: int
@@ -83,118 +84,199 @@ class Recommended(NamedTuple):
 
 
 def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Recommended:
-    """Writes the items that users of a log are most likely to go on with.
+    """Writes the items that users of a log are most likely to choose next.
 
     Args:
-      config: of the run in `train.output_dir`.
-      request: what to recommend, and for whom.
-      mesh: devices to rank on; by default all.
+      config: the configuration of the run in `train.output_dir`.
+      request: the settings of this job.
+      mesh: the devices to rank on; None: all.
 
     Raises:
-      UserError: the request is impossible; the checkpoint, the catalogue or the logs cannot be read; the
+      UserError: a setting is impossible; the checkpoint, the catalogue or the log cannot be read; the
         file cannot be written; or no row has a history.
     """
     if request.top_k < 1:
         raise UserError(f"--top_k: expected at least 1, found {request.top_k}")
     if request.keep_seen is None:
-        # What evaluation ranked is what is recommended.
+        # By default, recommend the same items that evaluation ranks.
         request = dataclasses.replace(request, keep_seen=not config.eval.filter_seen)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, request.checkpoint)
-    logs, decoding = Logs.of(config), Decoding.of(config)
-    input_logs = dataclasses.replace(logs, paths=request.input)
-    index = index_files(input_logs, decoding)
-    check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
+    logs = dataclasses.replace(Logs.of(config), paths=request.input)
+    index = _index_input(config, logs, run.kinds)
+    users = None if request.user_column is None else _user_column(index, request.user_column)
+    catalogue = _catalogue(config, request.catalogue)
+    made_for = _made_for(config, request, run, index, catalogue, users)
+    with contextlib.closing(Parts(request.output, made_for)) as parts:
+        ranking = dataclasses.replace(Ranking.of(config), filter_seen=not request.keep_seen)
+        candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
+        numbers = ItemNumbers(catalogue.ids[config.loss.item_feature])
+        batch_users = config.eval.batch_size * mesh.size
+        reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, batch_users)
+        recommender = _StripeRecommender(
+            run, reader, index, candidates, catalogue.item, users, request.top_k, mesh
+        )
+        missing = [n for n in range(len(index.stripes)) if n not in parts]
+        for stripe, table, counts in recommender.recommend(missing):
+            parts.write(stripe, table, counts)
+        counts = parts.join()
+    if not counts["users"]:
+        request.output.unlink()
+        raise UserError(
+            f"--input: no row of {request.input} has a history that can be read (messages above list "
+            f"what was skipped); give other files"
+        )
+    return Recommended(
+        step=run.step,
+        items=len(catalogue.item),
+        untrained_items=int((~candidates.trained_I).sum()),
+        sharing=catalogue.sharing(),
+        counts=counts,
+        # Reads the column of all rows, which is small compared with the histories.
+        warnings=user_rows.warnings_of_log(index, request.user_column, most=None),
+    )
+
+
+# ------------------------------------------------------------------------------------- inputs
+
+
+class _UserColumn(NamedTuple):
+    """The column with user ids.
+
+    Attributes:
+      name: name of the column.
+      type: the type of its values in the output.
+    """
+
+    name: str
+    type: pa.DataType
+
+
+def _index_input(config: Config, logs: Logs, kinds: Mapping[str, str]) -> FileIndex:
+    """The index of the log with the histories; prints notes about it.
+
+    Args:
+      config: the configuration of the run.
+      logs: the log.
+      kinds: kinds of the ids in training.
+
+    Raises:
+      UserError: the log cannot be read, or its ids are of other kinds than in training.
+    """
+    index = index_files(logs, Decoding.of(config))
+    check_kinds(index.files, kinds, "as the run was trained with", config.features)
     for note in index.notes:
         print(note, file=sys.stderr)
     if config.known_of_next:
         print(
-            f"note: {', '.join(config.known_of_next)} tell of the next event (of_next), of which "
-            f"nothing is known when recommending: they are left empty, as they never are in training",
+            f"note: features with of_next ({', '.join(config.known_of_next)}) describe the next event, "
+            f"which is unknown when recommending; they are left empty here, but never in training",
             file=sys.stderr,
         )
-    user_type = _user_type(index, request.user_column)
+    return index
+
+
+def _user_column(index: FileIndex, name: str) -> _UserColumn:
+    """The user column, with a type for the values of all files.
+
+    Raises:
+      UserError: a file has no such column, or the types of two files have no common type.
+    """
+    common, first = None, index.files[0]
+    for file in index.files:
+        if name not in file.schema.names:
+            listed = ", ".join(file.schema.names)
+            raise UserError(f"--user_column: {file.path} has no column {name}; it has {listed}")
+        found = file.schema.field(name).type
+        integers = common is not None and all(map(pa.types.is_signed_integer, (found, common)))
+        if common is None or (integers and found.bit_width > common.bit_width):
+            common, first = found, file
+        elif found != common and not integers:
+            raise UserError(
+                f"--user_column: column {name} holds {found} in {file.path} and {common} in "
+                f"{first.path}; rewrite one of these files, or recommend for them one by one"
+            )
+    return _UserColumn(name, common)
+
+
+def _catalogue(config: Config, path: str | None) -> Catalogue:
+    """The items to rank, from a file or, without a path, from `io.data_paths`."""
     items, split = Items.of(config), Split.of(config)
-    if request.catalogue is None:
-        catalogue = catalogues.collect(
-            items, logs, index_files(logs, decoding), catalogue_cut(split)
-        )
-    else:
-        catalogue = catalogues.load(request.catalogue, items, split)
-    made_for = {
-        # Of what the parts hold.
+    if path is not None:
+        return catalogues.load(path, items, split)
+    logs = Logs.of(config)
+    index = index_files(logs, Decoding.of(config))
+    return catalogues.collect(items, logs, index, catalogue_cut(split))
+
+
+def _made_for(
+    config: Config,
+    request: Request,
+    run: Restored,
+    index: FileIndex,
+    catalogue: Catalogue,
+    users: _UserColumn | None,
+) -> dict[str, Any]:
+    """Everything that the parts depend on, as JSON: if it changes, parts are made anew."""
+    return {
+        # The version of the parts' format.
         "version": 4,
         "checkpoint": [run.step, run.fingerprint],
         "configuration": identity.of_run(config),
         "catalogue": catalogue.fingerprint(),
         "input": index.identity(),
         "--top_k": request.top_k,
-        "--user_column": [request.user_column, str(user_type)],
+        "--user_column": [request.user_column, str(None if users is None else users.type)],
         "--keep_seen": request.keep_seen,
         "eval.untrained": config.eval.untrained,
     }
-    parts = Parts(request.output, made_for)
-    job = _Job(config, run, catalogue, input_logs, index, request, mesh, user_type)
-    with contextlib.closing(parts):
-        for stripe, table, counts in job.recommend(
-            [n for n in range(len(index.stripes)) if n not in parts]
-        ):
-            parts.write(stripe, table, counts)
-        counts = parts.join()
-    if not counts["users"]:
-        request.output.unlink()
-        raise UserError(
-            f"--input: no row of {request.input} has a history that can be read (what was skipped is "
-            f"told above); name other files"
-        )
-    return Recommended(
-        step=run.step,
-        items=len(catalogue.item),
-        untrained_items=job.untrained_items,
-        sharing=catalogue.sharing(),
-        counts=counts,
-        # Of whole columns, which are little beside the histories.
-        warnings=user_rows.warnings_of_log(index, request.user_column, most=None),
-    )
 
 
-class _Job:
-    """Recommends for one stripe after the other.
+# ------------------------------------------------------------------------------------ stripes
 
-    Attributes:
-      untrained_items: items of the catalogue that were never trained.
-    """
+
+class _StripeRecommender:
+    """Recommends items for one stripe after the other."""
 
     def __init__(
         self,
-        config: Config,
         run: Restored,
-        catalogue: catalogues.Catalogue,
-        logs: Logs,
+        reader: HistoryReader,
         index: FileIndex,
-        request: Request,
+        candidates: Candidates,
+        item: pa.Array,
+        users: _UserColumn | None,
+        top_k: int,
         mesh: Mesh,
-        user_type: pa.DataType | None,
     ):
-        numbers = ItemNumbers(catalogue.ids[config.loss.item_feature])
-        users = config.eval.batch_size * mesh.size
-        self._reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, users)
-        ranking = dataclasses.replace(Ranking.of(config), filter_seen=not request.keep_seen)
-        self._candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
-        self.untrained_items = int((~self._candidates.trained_I).sum())
-        self._run, self._mesh, self._index = run, mesh, index
-        self._item = catalogue.item
-        self._request = request
-        self._user_type = user_type
-
-    def recommend(self, stripes: Iterable[int]) -> Iterator[tuple[int, pa.Table, Counter[str]]]:
-        """Each stripe when it is done: one row for each row that has a history, and what was counted.
+        """Prepares recommending.
 
         Args:
-          stripes: their numbers, rising.
+          run: the restored checkpoint.
+          reader: the reader of the histories.
+          index: the index of the log that it reads.
+          candidates: the items to rank.
+          item: the ids of these items, as stored in the log.
+          users: the column with user ids; None: rows are identified by file and number.
+          top_k: K.
+          mesh: the devices.
+        """
+        self._run, self._mesh, self._index = run, mesh, index
+        self._reader, self._candidates, self._item = reader, candidates, item
+        self._users, self._top_k = users, top_k
+
+    def recommend(self, stripes: Iterable[int]) -> Iterator[tuple[int, pa.Table, Counter[str]]]:
+        """Yields each stripe when it is complete.
+
+        Args:
+          stripes: numbers of stripes, ascending.
+
+        Yields:
+          The number of the stripe; the table for its rows that have a history; and its counts, see
+          `Recommended.counts`.
         """
         left = list(stripes)
-        # Batches have users of several stripes; a stripe is done when a later one is begun.
+        # A batch may have users of several stripes. A stripe is complete when a later one has begun.
         begun: list[_Part] = []
         for batch in self._reader.read_all(tuple(left), None):
             begun += self._one_batch(batch)
@@ -206,16 +288,17 @@ class _Job:
             yield stripe, *self._table(stripe, begun)
 
     def _table(self, stripe: int, parts: Iterable["_Part"]) -> tuple[pa.Table, Counter[str]]:
+        """Joins the parts of a stripe."""
         mine = [part for part in parts if part.stripe == stripe]
         file, number, first_row = self._index.stripes[stripe]
         row = np.concatenate([np.zeros(0, np.int64), *(part.row_U for part in mine)])
-        name = self._request.user_column
-        if name is None:
+        if self._users is None:
             paths = pa.array([str(file.path)] * len(row), pa.string())
             columns = {"file": paths.dictionary_encode(), "row": pa.array(row)}
         else:
-            users = orc.read_stripe(file, number, [name]).column(0)
-            columns = {name: users.take(pa.array(row - first_row)).cast(self._user_type)}
+            users = orc.read_stripe(file, number, [self._users.name]).column(0)
+            chosen = users.take(pa.array(row - first_row)).cast(self._users.type)
+            columns = {self._users.name: chosen}
         kinds = {"items": pa.list_(self._item.type), "scores": pa.list_(pa.float32())}
         for field, kind in kinds.items():
             chunks = [part.columns[field] for part in mine]
@@ -224,11 +307,11 @@ class _Job:
         return pa.table(columns), counts
 
     def _one_batch(self, batch: Histories) -> list["_Part"]:
-        """What is recommended to the users of a batch, by stripe."""
+        """Recommends items to the users of a batch; there is one part for each stripe."""
         users_UE, unknown_U = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-        best = self._candidates.top_k(users_UE, self._request.top_k, batch)
+        best = self._candidates.top_k(users_UE, self._top_k, batch)
         there_UK = best.index_UK >= 0
-        counted = {
+        counted_U = {
             "users": np.ones(batch.users, np.int64),
             "not_in_catalogue": (batch.events_U - batch.known_events())[: batch.users],
             "without_row": np.asarray(unknown_U)[: batch.users],
@@ -246,47 +329,22 @@ class _Job:
                 name: pa.ListArray.from_arrays(pa.array(ends), values)
                 for name, values in (("items", items), ("scores", scores))
             }
-            counts = Counter({name: int(count_U[of].sum()) for name, count_U in counted.items()})
+            counts = Counter({name: int(count_U[of].sum()) for name, count_U in counted_U.items()})
             parts.append(_Part(int(batch.stripe_U[begin]), batch.row_U[of], columns, counts))
         return parts
 
 
 class _Part(NamedTuple):
-    """Some users of one stripe.
+    """The users of a batch who are in one stripe.
 
     Attributes:
-      stripe: its number.
-      row_U: int64 rows of the users in their file.
-      columns: lists of each user.
-      counts: sums over the users.
+      stripe: the number of the stripe.
+      row_U: int64, the row of each user in the file.
+      columns: "items" and "scores", a list for each user.
+      counts: sums over the users, see `Recommended.counts`.
     """
 
     stripe: int
     row_U: np.ndarray
     columns: dict[str, pa.Array]
     counts: Counter[str]
-
-
-def _user_type(index: FileIndex, name: str | None) -> pa.DataType | None:
-    """The type of the user column, which holds what any of the files has; None without a column.
-
-    Raises:
-      UserError: a file has no such column, or no type holds what two files have.
-    """
-    if name is None:
-        return None
-    common, of = None, index.files[0]
-    for file in index.files:
-        if name not in file.schema.names:
-            listed = ", ".join(file.schema.names)
-            raise UserError(f"--user_column: {file.path} has no column {name}; it has {listed}")
-        found = file.schema.field(name).type
-        integers = common is not None and all(map(pa.types.is_signed_integer, (found, common)))
-        if common is None or (integers and found.bit_width > common.bit_width):
-            common, of = found, file
-        elif found != common and not integers:
-            raise UserError(
-                f"--user_column: column {name} holds {found} in {file.path} and {common} in "
-                f"{of.path}; write one of them anew, or recommend for them one by one"
-            )
-    return common

@@ -25,7 +25,7 @@ from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
-from s2s_jax.jobs.recommend import _Job
+from s2s_jax.jobs.recommend import _StripeRecommender
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
@@ -311,7 +311,7 @@ def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
     assert hits[True] > 0.8
     recs = ["--input", str(tmp_path / "log"), "--output", str(tmp_path / "recs.parquet")]
     assert recommend.main([*arguments, *recs, "--top_k", "3"]) == 0
-    assert "behavior_id tell of the next event" in capsys.readouterr().err
+    assert "(behavior_id) describe the next event" in capsys.readouterr().err
 
 
 def test_nothing_held_out_is_refused(log, tmp_path):
@@ -324,7 +324,7 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
     again = []
-    whole = _Job.recommend
+    whole = _StripeRecommender.recommend
 
     def noting(self, stripes):
         for done in whole(self, stripes):
@@ -335,11 +335,11 @@ def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_
         yield next(whole(self, stripes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert not out.exists()
-    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", noting)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", noting)
     assert recommend.main(arguments) == 0
     assert again == [1], "what was written is not done again"
     assert not out.with_name("recs.parquet.parts").exists()
@@ -369,7 +369,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--train.output_dir", str(tmp_path / "run")]
     arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
-    whole, done = _Job.recommend, []
+    whole, done = _StripeRecommender.recommend, []
 
     def interrupted(self, stripes):
         for found in whole(self, stripes):
@@ -378,7 +378,7 @@ def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monk
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr("s2s_jax.jobs.recommend._Job.recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recommend.main(arguments)
