@@ -1,1 +1,1 @@
-"""Whole jobs, without a command line."""
+"""The jobs of the commands as functions, without a command line."""

@@ -1,6 +1,7 @@
-"""One batch as the model sees it, to look at.
+"""Reads one batch of training, to show what the model sees.
 
-Shapes: A microbatches, B rows of a microbatch, L positions, K ids of a bag, M = A B rows.
+Shapes: A microbatches, B rows of a microbatch, L positions, K ids of a bag, M = A B L positions of the
+batch.
 """
 
 import contextlib
@@ -13,19 +14,19 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.config.settings import Items, Meaning, Negatives, Reading, Split
+from s2s_jax.config import Config, FeatureConfig, LossConfig
+from s2s_jax.config.settings import Meaning, Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import BatchDataset
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import ids
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.time_facts import time_columns
-from s2s_jax.data.items.catalogue import items_of_training
 from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.sharded import present
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.model.loss import Events, pair_up
 from s2s_jax.training.item_source import ItemSource
 from s2s_jax.training.step.batches import (
@@ -38,11 +39,11 @@ from s2s_jax.training.step.batches import (
     unpack,
 )
 
-# In `ShownBatch.target`: a position that is scored against no event.
+# In `ShownBatch.target`: the position is not scored.
 NO_TARGET = -1
 _MISSING = np.datetime64("NaT", "s")
-# Numbers from these on, in units since 1970, are a thousand times as fine: 5138 in seconds is 1973 in
-# milliseconds.
+# A time from this number on is taken to be in the next finer unit: it would be the year 5138 in seconds,
+# but is 1973 in milliseconds.
 _FINER = 10**11
 
 
@@ -50,13 +51,14 @@ class ShownBatch(NamedTuple):
     """The batch of a step.
 
     Attributes:
-      arrays: what a step makes of it, see `batches.unpack`: `length` `[A, B]`, `ids/<name>`
+      arrays: the arrays that the model gets, see `batches.unpack`: `length` `[A, B]`, `ids/<name>`
         `[A, B, L, K]` (or `[A, B, L, K, 2]`) of each feature, and more.
-      target: int32 `[A, B, L]`: the position whose event a position is scored against, or `NO_TARGET`.
-      times: datetime64 `[A, B, L]` of the events; None: the log has no column of times.
-      counts: what it holds: `examples`, rows of the log; `tokens`, real positions; and more.
-      log_rows: rows of the log that it has room for.
-      devices: number and platform of the devices that share it.
+      target: int32 `[A, B, L]`, the position of the target of each position, or `NO_TARGET`.
+      times: datetime64 `[A, B, L]`, the time of each event; None: the log has no readable times.
+      counts: numbers of rows of the log (`examples`), of real positions (`tokens`), and more, see
+        `batches.count_rows`.
+      log_rows: the maximum of `examples`.
+      devices: number and platform of the devices that share the batch.
     """
 
     arrays: dict[str, np.ndarray]
@@ -68,46 +70,40 @@ class ShownBatch(NamedTuple):
 
 
 def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> ShownBatch:
-    """The batch of a step, as a run that is not interrupted gets it.
+    """Reads the batch of a step of an uninterrupted run.
 
     Args:
-      config: of the run.
-      step: from 1 on.
-      mesh: devices that share it; None: all.
+      config: the configuration of the run.
+      step: number of the step, from 1.
+      mesh: the devices that share the batch; None: all.
 
     Raises:
       UserError: the log cannot be read.
     """
     mesh = make_mesh() if mesh is None else mesh
-    made = Reading.of(config)
-    # Nothing is written, and only this batch is read.
-    logs = dataclasses.replace(made.logs, threads=0)
-    made = dataclasses.replace(made, cache=None, logs=logs)
-    index = index_files(made.logs, made.decoding)
-    reading = with_packing(made, index)
+    reading = Reading.of(config)
+    # No cache is written, and threads do not pay for a single batch.
+    logs = dataclasses.replace(reading.logs, threads=0)
+    reading = dataclasses.replace(reading, cache=None, logs=logs)
+    index = index_files(logs, reading.decoding)
+    reading = with_packing(reading, index)
     microbatches = config.train.gradient_accumulation_steps
     log_rows = reading.sequences.device_rows * mesh.size * microbatches
-    read = _Batches(reading, index, log_rows, step - 1)
-    arrays = read.arrays(reading.decoding.features)
-    sent = dict(arrays)
-    drawn = {}
-    if config.loss.needs_catalogue:
-        catalogue = items_of_training(
-            Items.of(config), Split.of(config), reading.logs, index, config.loss.catalogue
-        )
-        items = ItemSource(Items.of(config), Negatives.of(config), catalogue, mesh)
-        sent, drawn = items.with_shares(arrays), items.draw(step)
+    reader = _BatchReader(reading, index, log_rows, step - 1)
+    arrays = reader.read(reading.decoding.features)
+    items = make_item_source(config, logs, index, mesh)
+    sent = arrays if items is None else items.with_shares(arrays)
+    drawn = {} if items is None else items.draw(step)
     batch = put_batch(sent, microbatches, mesh)
     unpacked = unpack(config, batch | drawn)
+    timed = _with_times(reader, arrays, Meaning.of(config))
     times = None
-    timed = _with_times(read, arrays, config)
     if timed is not None:
-        of_batch, seconds = timed
-        words = padded_ids(put_batch(of_batch, microbatches, mesh), config.model.seq_len)
-        times = _as_times(np.asarray(words[..., -2:]), seconds)
+        words = padded_ids(put_batch(timed.arrays, microbatches, mesh), config.model.seq_len)
+        times = _as_times(np.asarray(words[..., -2:]), timed.kind, timed.unit)
     return ShownBatch(
         arrays={name: np.asarray(array) for name, array in unpacked.items()},
-        target=_targets(config, unpacked),
+        target=_targets(config.loss, config.feature(config.loss.item_feature), unpacked),
         times=times,
         counts={name: int(count) for name, count in count_rows(batch).items()},
         log_rows=log_rows,
@@ -115,20 +111,25 @@ def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> Shown
     )
 
 
-def _targets(config: Config, batch: Batch) -> np.ndarray:
-    """`ShownBatch.target`, found by pairing positions in the place of their vectors."""
-    feature = config.feature(config.loss.item_feature)
-    there = present(feature, ids_of(batch))[..., 0]
+def _targets(loss: LossConfig, item: FeatureConfig, batch: Batch) -> np.ndarray:
+    """`ShownBatch.target`: lets the loss pair the numbers of positions instead of their vectors.
+
+    Args:
+      loss: the settings of the loss.
+      item: the feature of items.
+      batch: the arrays of `batches.unpack`.
+    """
+    there = present(item, ids_of(batch))[..., 0]
     *outer, seq_len = there.shape
     rows = int(np.prod(outer))
     position_M1 = jnp.tile(jnp.arange(seq_len, dtype=jnp.float32), rows)[:, None]
     events = Events(
         length_B=batch["length"].reshape(rows),
-        item_BLK=ids_of(batch)[feature.name].reshape(rows, seq_len, -1),
+        item_BLK=ids_of(batch)[item.name].reshape(rows, seq_len, -1),
         present_BL=there.reshape(rows, seq_len),
         sequence_BL=batch[SEQUENCE].reshape(rows, seq_len) if SEQUENCE in batch else None,
     )
-    pairs = pair_up(config.loss, position_M1, position_M1, events)
+    pairs = pair_up(loss, position_M1, position_M1, events)
     by_row = [
         np.asarray(x).reshape(rows, seq_len - 1)
         for x in (pairs.queries_NE, pairs.positives_NE, pairs.valid_N)
@@ -143,14 +144,14 @@ def _targets(config: Config, batch: Batch) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batches:
-    """One batch of a log, with any features.
+class _BatchReader:
+    """Reads one batch of a log, with any features.
 
     Attributes:
-      reading: how it is read.
-      index: of the files.
-      log_rows: rows of the log in it.
-      number: of the batch, from 0 on.
+      reading: how the log is read.
+      index: the index of the log's files.
+      log_rows: the number of rows of the log in a batch.
+      number: the number of the batch, from 0.
     """
 
     reading: Reading
@@ -158,74 +159,87 @@ class _Batches:
     log_rows: int
     number: int
 
-    def arrays(self, features: tuple[FeatureConfig, ...]) -> dict[str, np.ndarray]:
-        """See `HostBatch.arrays`."""
+    def read(self, features: tuple[FeatureConfig, ...]) -> dict[str, np.ndarray]:
+        """The arrays of the batch, see `HostBatch.arrays`.
+
+        Raises:
+          UserError: the log has no such columns, or no batch.
+        """
         decoding = dataclasses.replace(self.reading.decoding, features=features)
         reading = dataclasses.replace(self.reading, decoding=decoding)
-        # Refuses a log that has no batch.
+        # Raises the errors of training, for example if the log has less than one batch.
         Reader(reading, self.log_rows, index=self.index).close()
         with contextlib.closing(BatchDataset(reading, self.log_rows, self.index)) as dataset:
             return dataset[self.number].arrays
 
 
+class _Timed(NamedTuple):
+    """A batch with the times of its events.
+
+    Attributes:
+      arrays: the arrays of the batch; ids have two more columns, the low and the high word of the time.
+      kind: the type of the times in the log.
+      unit: the unit of times that are numbers or text; None: unknown.
+    """
+
+    arrays: dict[str, np.ndarray]
+    kind: pa.DataType
+    unit: str | None
+
+
 def _with_times(
-    read: _Batches, arrays: dict[str, np.ndarray], config: Config
-) -> tuple[dict[str, np.ndarray], "_Unit"] | None:
-    """The batch with two more columns, the words of the events' times; None where there are none.
+    reader: _BatchReader, arrays: dict[str, np.ndarray], meaning: Meaning
+) -> _Timed | None:
+    """The batch with times; None if the log has no readable times.
 
     Args:
-      read: reads it.
-      arrays: the batch without them.
-      config: says which columns hold times.
+      reader: the reader of the batch.
+      arrays: the batch without times.
+      meaning: says which columns hold times.
     """
-    schemas = [file.schema for file in read.index.files]
-    for name, unit in time_columns(schemas[0], Meaning.of(config)).items():
+    schemas = [file.schema for file in reader.index.files]
+    for name, unit in time_columns(schemas[0], meaning).items():
         kinds = {schema.field(name).type for schema in schemas if name in schema.names}
         leaf = arrow.leaf_type(next(iter(kinds)))
         if len(kinds) != 1 or not ids.accepted(leaf, "time_gap"):
             continue
         times = FeatureConfig(name=f"times of {name}", column=name, hash_bucket_size=0)
         try:
-            timed = read.arrays((*read.reading.decoding.features, times))
+            timed = reader.read((*reader.reading.decoding.features, times))
         except UserError:
-            # They are only shown: whatever is wrong with them, training does without.
+            # Times are only shown here. Training may not need this column, so errors in it are ignored.
             continue
-        ids_of_both = [found["ids" if "ids" in found else "values"] for found in (timed, arrays)]
-        same = np.array_equal(timed["length"], arrays["length"])
-        if same and np.array_equal(ids_of_both[0][..., :-2], ids_of_both[1]):
-            return timed, _Unit(leaf, unit)
+        timed_ids, plain_ids = (x["ids" if "ids" in x else "values"] for x in (timed, arrays))
+        same_lengths = np.array_equal(timed["length"], arrays["length"])
+        if same_lengths and np.array_equal(timed_ids[..., :-2], plain_ids):
+            return _Timed(timed, leaf, unit)
     return None
 
 
-class _Unit(NamedTuple):
-    """What a number of a column of times counts.
+def _as_times(words: np.ndarray, kind: pa.DataType, unit: str | None) -> np.ndarray:
+    """Converts the words of times to datetime64 `[…]`.
 
-    Attributes:
-      kind: type of the column's entries.
-      unit: of numbers and text; None: it is guessed.
+    Args:
+      words: int32 `[…, 2]`, low and high words.
+      kind: see `_Timed`.
+      unit: see `_Timed`.
     """
-
-    kind: pa.DataType
-    unit: str | None
-
-
-def _as_times(words: np.ndarray, unit: _Unit) -> np.ndarray:
-    """datetime64 `[…]` of int32 `[…, 2]` low and high words."""
     missing = (words == ids.NO_ID).all(axis=-1)
     numbers = np.ascontiguousarray(words).view("<i8")[..., 0]
-    if pa.types.is_date32(unit.kind):
-        found = numbers.astype("datetime64[D]").astype("datetime64[s]")
-    elif pa.types.is_date64(unit.kind):
-        found = numbers.astype("datetime64[ms]").astype("datetime64[s]")
+    if pa.types.is_date32(kind):
+        numpy_unit = "D"
+    elif pa.types.is_date64(kind):
+        numpy_unit = "ms"
+    elif pa.types.is_timestamp(kind):
+        numpy_unit = kind.unit
     else:
-        of_type = unit.kind.unit if pa.types.is_timestamp(unit.kind) else unit.unit
-        found = numbers.astype(f"datetime64[{of_type or _likely_unit(numbers[~missing])}]")
-        found = found.astype("datetime64[s]")
-    return np.where(missing, _MISSING, found)
+        numpy_unit = unit or _likely_unit(numbers[~missing])
+    times = numbers.astype(f"datetime64[{numpy_unit}]").astype("datetime64[s]")
+    return np.where(missing, _MISSING, times)
 
 
 def _likely_unit(numbers: np.ndarray) -> str:
-    """The unit in which numbers are times of now, more or less."""
+    """The unit in which the numbers are recent times."""
     largest = np.abs(numbers).max(initial=0)
     finer = [
         unit for power, unit in enumerate(("ms", "us", "ns")) if largest >= _FINER * 1000**power

@@ -1,4 +1,4 @@
-"""How good a run is: every user's held-out event ranked among the items of the log."""
+"""Evaluates a run: ranks every user's held-out event among the items of the log."""
 
 from typing import Any, NamedTuple
 
@@ -18,13 +18,13 @@ Intervals = dict[str, tuple[float, float]]
 
 
 class Evaluated(NamedTuple):
-    """What was found of a checkpoint.
+    """The evaluation of a checkpoint.
 
     Attributes:
-      step: of the checkpoint.
-      checkpoint: its fingerprint.
-      split: the events that were ranked.
-      evaluation: ranks and metrics.
+      step: the step of the checkpoint.
+      checkpoint: the fingerprint of the checkpoint.
+      split: the events that were ranked: "test" or "validation".
+      evaluation: the metrics.
     """
 
     step: int
@@ -33,11 +33,11 @@ class Evaluated(NamedTuple):
     evaluation: Evaluation
 
     def as_json(self, config: Config, intervals: Intervals) -> dict[str, Any]:
-        """What the evaluation's file says, with all that tells it from other evaluations.
+        """The contents of the evaluation's file: metrics, and everything that they depend on.
 
         Args:
-          config: of the run.
-          intervals: of `evaluation.intervals()`.
+          config: the configuration of the run.
+          intervals: the result of `evaluation.intervals()`.
         """
         split = Split.of(config)
         return {
@@ -62,15 +62,15 @@ def evaluate(
     """Ranks the events of `split` with a checkpoint of the run in `train.output_dir`.
 
     Args:
-      config: of the run.
-      checkpoint: best (by eval.metric), newest, or a step.
-      split: test or validation.
-      mesh: devices to rank on; by default all.
+      config: the configuration of the run.
+      checkpoint: the checkpoint to use: best (by `eval.metric`), newest, or a step.
+      split: the held-out events to rank: test or validation.
+      mesh: the devices to rank on; None: all.
 
     Raises:
       UserError: nothing is held out for `split`, or the checkpoint or the log cannot be read.
     """
-    # Refused before anything is read.
+    # Refuses an impossible split before anything is read.
     held_out.targets(Split.of(config), split)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, checkpoint)

@@ -1,7 +1,7 @@
-"""A run as one page to look at, an HTML file that needs nothing besides itself.
+"""Writes the report of a run, a self-contained HTML page.
 
-It has headline numbers, curves, growth of tables, evaluations, the configuration and, for some users,
-their last events beside what the best checkpoint recommends to them.
+The page shows headline numbers, curves, the growth of tables, evaluations, the configuration and, for
+some users, their last events beside the recommendations of the best checkpoint.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from s2s_jax.reporting.titles import read_titles
 def report(
     run_dir: Path, output: Path | None = None, users: int = 5, titles: Path | None = None
 ) -> Path:
-    """Writes the page of a run.
+    """Writes the report of a run.
 
     Args:
-      run_dir: directory of the run.
-      output: HTML file; by default report.html in the run's directory.
-      users: users that are shown; 0: none.
-      titles: CSV or Parquet of item ids and titles, or MovieLens' movies.dat.
+      run_dir: the run directory.
+      output: the HTML file to write; None: report.html in the run directory.
+      users: the number of users to show; 0: none.
+      titles: a file with the titles of items, see `read_titles`; None: items are shown by their ids.
 
     Returns:
-      The file.
+      The path of the written file.
 
     Raises:
       UserError: there is no run, the titles cannot be read, or the page cannot be written.
@@ -43,7 +43,10 @@ def report(
 
 
 def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
-    """Users, or why there are none: the rest of the page does not need checkpoints and logs."""
+    """Users to show, or the reason why there are none, which is also printed.
+
+    A failure here does not stop the report, because the rest of it needs no checkpoints and logs.
+    """
     if users == 0:
         return ""
     try:
@@ -52,7 +55,7 @@ def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
         reason = str(error)
         paths = [Path(name.strip()).expanduser() for name in config.io.data_paths.split(",")]
         if reason.startswith("io.data_paths") and not all(path.is_absolute() for path in paths):
-            reason += "; relative paths count from the directory in which this command is started"
+            reason += "; relative paths start from the directory in which this command is started"
         print(f"no users are shown: {reason}", file=sys.stderr, flush=True)
         return reason
 
@@ -62,7 +65,7 @@ def _write(out: Path, page: str) -> None:
         raise UserError(
             f"--output: {out} is a directory; give a file such as {out / 'report.html'}"
         )
-    # A page that is half written, and one that is read at the same time, are never seen.
+    # Moved to its place when complete, so that nobody ever sees a partial page.
     unfinished = out.with_name(f".{out.name}.tmp")
     try:
         unfinished.write_text(page, encoding="utf-8")

@@ -138,7 +138,7 @@ def user_type(directory: Path, *types):
         io=IOConfig(data_paths=str(directory)),
         features=(FeatureConfig(name="item_id", hash_bucket_size=9),),
     )
-    return recommend._user_type(of_config.index(config), "uid")
+    return recommend._user_column(of_config.index(config), "uid").type
 
 
 def test_users_have_a_type_that_holds_those_of_all_files(tmp_path):

@@ -338,7 +338,7 @@ def test_users_are_missing_with_a_reason(tmp_path, capsys):
     config = small.config()
     for paths, reason in (
         (str(tmp_path / "gone"), "gone does not exist."),
-        ("gone", "gone does not exist; relative paths count from"),
+        ("gone", "gone does not exist; relative paths start from"),
     ):
         moved = dataclasses.replace(config, io=dataclasses.replace(config.io, data_paths=paths))
         page = page_of(fake_run(tmp_path / "run", moved, [training_line(1)]))
