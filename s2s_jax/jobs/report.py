@@ -5,14 +5,23 @@ some users, their last events beside the recommendations of the best checkpoint.
 """
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 
+from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, load_json
+from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
+from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.items.catalogue import collect
 from s2s_jax.errors import UserError
+from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
-from s2s_jax.reporting.shown_users import Shown, show_users
+from s2s_jax.reporting.shown_users import Shown, ShownUser, UserShower, spread_over_log
 from s2s_jax.reporting.titles import read_titles
 
 
@@ -35,10 +44,10 @@ def report(
     """
     config = load_json(run_dir / "config.json")
     title_of = {} if titles is None else read_titles(titles)
-    record = read_record(run_dir, config)
+    record = read_record(run_dir, config.eval)
     shown = _shown(config, run_dir, users)
     output = run_dir / "report.html" if output is None else output
-    _write(output, make_page(record, shown, title_of))
+    _write(output, make_page(config, record, shown, title_of))
     return output
 
 
@@ -58,6 +67,38 @@ def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
             reason += "; relative paths start from the directory in which this command is started"
         print(f"no users are shown: {reason}", file=sys.stderr, flush=True)
         return reason
+
+
+def show_users(config: Config, run_dir: Path, users: int) -> Shown:
+    """Restores the best checkpoint, or the newest if none was evaluated, and recommends items.
+
+    Args:
+      config: the configuration of the run.
+      run_dir: the run directory, which may have been moved.
+      users: the number of users to show, at least 1; they are taken from stripes all over the log.
+
+    Raises:
+      UserError: there is no checkpoint, or the checkpoint or the log cannot be read.
+    """
+    logs, items, split = Logs.of(config), Items.of(config), Split.of(config)
+    index = index_files(logs, Decoding.of(config))
+    mesh = make_mesh()
+    run = restore(config, mesh, run_dir=run_dir)
+    catalogue = collect(items, logs, index, held_out.catalogue_cut(split))
+    numbers = ItemNumbers(catalogue.ids[items.item.name])
+    users_of_stripe = math.ceil(users / len(index.stripes))
+    batch_users = math.ceil(users_of_stripe / mesh.size) * mesh.size
+    reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, batch_users)
+    candidates = make_candidates(run.functions, run.state, catalogue, Ranking.of(config), mesh)
+    shower = UserShower(run, candidates, catalogue.item, split, mesh)
+    targets = held_out.targets(split, "test") if split.holds_out else None
+    shown: list[ShownUser] = []
+    for stripe, batch in spread_over_log(reader, users, targets):
+        wanted = min(users_of_stripe, batch.users, users - len(shown))
+        shown += shower.show(batch, wanted, index.stripes[stripe][0].path.name)
+        if len(shown) == users:
+            break
+    return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)
 
 
 def _write(out: Path, page: str) -> None:

@@ -116,7 +116,7 @@ def thinned(y_P: np.ndarray, most: int = _DRAWN) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def told(value: float) -> str:
+def number_text(value: float) -> str:
     """A number as text: whole numbers in full, others with five digits."""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
@@ -267,7 +267,10 @@ def _points(drawn: list[Series], x_axis: _Axis, y_axis: _Axis) -> str:
     bounds = [x_axis.begin, *((x_K[1:] + x_K[:-1]) / 2).tolist(), x_axis.end]
     parts = []
     for i, step in enumerate(steps):
-        lines = [f"step {told(step)}", *(f"{drawn[n].name} {told(y)}" for n, y in at[step])]
+        lines = [
+            f"step {number_text(step)}",
+            *(f"{drawn[n].name} {number_text(y)}" for n, y in at[step]),
+        ]
         circles = "".join(
             f'<circle class="s{n}" cx="{x_K[i]:.2f}" cy="{y_axis.place(np.array(y)):.2f}" r="2.5"/>'
             for n, y in at[step]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2s_jax.config import Config
+from s2s_jax.config import EvalConfig
 from s2s_jax.errors import UserError
 from s2s_jax.reporting.charts import Series
 from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
@@ -23,12 +23,12 @@ class SavedEvaluation(NamedTuple):
     """A file written by `s2s evaluate`.
 
     Attributes:
-      name: name of the file.
-      step: step of the checkpoint.
+      name: the name of the file.
+      step: the step of the checkpoint.
       split: "test" or "validation".
-      metrics: see `ranking.evaluation.Evaluation`.
-      intervals: see `ranking.evaluation.Evaluation`.
-      checkpoint: fingerprint of the checkpoint; None if unknown.
+      metrics: the metrics of `ranking.evaluation.Evaluation`.
+      intervals: the intervals of `ranking.evaluation.Evaluation`.
+      checkpoint: the fingerprint of the checkpoint; None if unknown.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Record(NamedTuple):
     """The contents of a run directory, apart from checkpoints.
 
     Attributes:
-      run_dir: directory of the run.
-      config: configuration of the run.
-      training: lines of metrics.jsonl that have a loss, sorted by step.
-      evaluations: lines of evaluations during training, sorted by step.
-      best: the best of `evaluations` by `eval.metric`; None if there are none.
+      run_dir: the run directory.
+      metric: the metric that chooses the best checkpoint (`eval.metric`).
+      training: the lines of metrics.jsonl that have a loss, sorted by step.
+      evaluations: the lines of evaluations during training, sorted by step.
+      best: the best of `evaluations` by `metric`; None if there are none.
       saved: the newest saved evaluation of each split.
-      others: names of the other evaluation files, including unreadable ones.
+      others: the names of the other evaluation files, including unreadable ones.
     """
 
     run_dir: Path
-    config: Config
+    metric: str
     training: list[Line]
     evaluations: list[Line]
     best: Line | None
@@ -61,8 +61,12 @@ class Record(NamedTuple):
     others: list[str]
 
 
-def read_record(run_dir: Path, config: Config) -> Record:
+def read_record(run_dir: Path, settings: EvalConfig) -> Record:
     """Reads the record of a run; missing files leave their attributes empty.
+
+    Args:
+      run_dir: the run directory.
+      settings: the settings of the run's evaluations.
 
     Raises:
       UserError: metrics.jsonl exists but cannot be read.
@@ -75,19 +79,27 @@ def read_record(run_dir: Path, config: Config) -> Record:
         ) from error
     lines = sorted((line for line in lines if "step" in line), key=lambda line: line["step"])
     evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
-    best_step = Evaluations(config.eval, evaluations).best_step
-    metric = f"eval/{config.eval.metric}"
-    best = [line for line in evaluations if line["step"] == best_step and metric in line]
+    best_step = Evaluations(settings, evaluations).best_step
+    name = f"eval/{settings.metric}"
+    best = [line for line in evaluations if line["step"] == best_step and name in line]
     saved, others = _saved(run_dir)
     training = [line for line in lines if "loss" in line]
-    return Record(run_dir, config, training, evaluations, best[0] if best else None, saved, others)
+    return Record(
+        run_dir=run_dir,
+        metric=settings.metric,
+        training=training,
+        evaluations=evaluations,
+        best=best[0] if best else None,
+        saved=saved,
+        others=others,
+    )
 
 
 def curve(lines: list[Line], key: str, name: str) -> Series:
     """The values of `key` over the steps of the lines that have it.
 
     Args:
-      lines: sorted by step.
+      lines: lines of metrics, sorted by step.
       key: a key of metrics.jsonl.
       name: name of the curve.
     """
@@ -102,6 +114,7 @@ def _numbers(line: dict[str, Any]) -> Line:
 
 
 def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
+    """`Record.saved` and `Record.others`."""
     newest: dict[str, SavedEvaluation] = {}
     others = []
     paths = sorted(run_dir.glob("evaluation_*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
@@ -129,13 +142,14 @@ def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
 
 
 def _parse(path: Path) -> SavedEvaluation:
-    told = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     intervals = {
-        str(name): (float(low), float(high)) for name, (low, high) in told["intervals_95"].items()
+        str(name): (float(low), float(high))
+        for name, (low, high) in content["intervals_95"].items()
     }
-    metrics = {str(name): float(value) for name, value in told["metrics"].items()}
-    # Older files do not have it.
-    checkpoint = told["checkpoint"] if "checkpoint" in told else None
+    metrics = {str(name): float(value) for name, value in content["metrics"].items()}
+    # Older files have no fingerprint.
+    checkpoint = content["checkpoint"] if "checkpoint" in content else None
     return SavedEvaluation(
-        path.name, int(told["step"]), str(told["split"]), metrics, intervals, checkpoint
+        path.name, int(content["step"]), str(content["split"]), metrics, intervals, checkpoint
     )

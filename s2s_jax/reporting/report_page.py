@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from s2s_jax.config import Config, FeatureConfig
+from s2s_jax.config import Config, FeatureConfig, TrainConfig
 from s2s_jax.config.settings import Split
-from s2s_jax.reporting.charts import Chart, Series, figure, told
+from s2s_jax.reporting.charts import Chart, Series, figure, number_text
 from s2s_jax.reporting.markup import data, document, escaped, table
 from s2s_jax.reporting.record import Line, Record, SavedEvaluation, curve
 from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser
@@ -20,46 +20,54 @@ _SLICED = ("hr@10", "ndcg@10")
 _POPULARITY = "eval/popularity/"
 
 
-def make_page(record: Record, shown: Shown | str, titles: Mapping[str, str]) -> str:
+def make_page(config: Config, record: Record, shown: Shown | str, titles: Mapping[str, str]) -> str:
     """The report as HTML.
 
     Args:
+      config: the configuration of the run, whose keys are listed.
       record: the record of the run.
       shown: users to show, or a sentence that says why there are none; "" leaves that part out.
       titles: titles of items, by the text of their ids.
     """
     name = record.run_dir.resolve().name
-    body = [f"<h1>{data(name)}</h1>\n", _headline(record), _curves(record), _tables(record)]
-    body += [_saved(record), _users(record.config, shown, titles), _configuration(record.config)]
+    growing = list(dict.fromkeys(f.table_name for f in config.features if f.grows))
+    body = [
+        f"<h1>{data(name)}</h1>\n",
+        _headline(record, config.train),
+        _curves(record),
+        _tables(record.training, growing),
+        _saved(record),
+        _users(shown, titles, Split.of(config), config.eval.filter_seen),
+        _configuration(config),
+    ]
     return document(f"{name}: report of a run", "".join(body))
 
 
 # ---------------------------------------------------------------------------------- headline
 
 
-def _headline(record: Record) -> str:
+def _headline(record: Record, train: TrainConfig) -> str:
     if not record.training:
-        told_so = '<p class="quiet">metrics.jsonl has no line of training yet.</p>\n'
-        return told_so + _cards(_best_card(record))
-    config, last = record.config, record.training[-1]
-    end = config.train.train_steps
+        no_lines = '<p class="quiet">metrics.jsonl has no line of training yet.</p>\n'
+        return no_lines + _cards(_best_card(record))
+    last, end = record.training[-1], train.train_steps
     cards = [
-        ("steps", told(last["step"]), "" if end is None else f"of {end:,}"),
-        ("loss", f"{last['loss']:.4f}", f"mean of the last {config.train.log_steps:,} steps"),
+        ("steps", number_text(last["step"]), "" if end is None else f"of {end:,}"),
+        ("loss", f"{last['loss']:.4f}", f"mean of the last {train.log_steps:,} steps"),
     ]
     if "hit_rate" in last:
         cards.append(("hit rate", f"{last['hit_rate']:.4f}", "in training, at the end"))
     cards += _best_card(record) + _speed_cards(record.training)
     if "skipped_rows" in last:
-        cards.append(("rows skipped", told(last["skipped_rows"]), "listed in skipped.jsonl"))
+        cards.append(("rows skipped", number_text(last["skipped_rows"]), "listed in skipped.jsonl"))
     return _cards(cards)
 
 
 def _best_card(record: Record) -> list[tuple[str, str, str]]:
-    metric = record.config.eval.metric
+    metric = record.metric
     if record.best is None:
         return []
-    note = f"step {told(record.best['step'])}, validation"
+    note = f"step {number_text(record.best['step'])}, validation"
     if f"{_POPULARITY}{metric}" in record.best:
         note += f"; by popularity {record.best[f'{_POPULARITY}{metric}']:.4f}"
     return [(f"best {metric}", f"{record.best[f'eval/{metric}']:.4f}", note)]
@@ -125,7 +133,7 @@ def _curves(record: Record) -> str:
 
 def _evaluation_charts(record: Record) -> list[Chart]:
     charts = []
-    for name in dict.fromkeys([*_EVALUATED, record.config.eval.metric]):
+    for name in dict.fromkeys([*_EVALUATED, record.metric]):
         model = curve(record.evaluations, f"eval/{name}", "model")
         popularity = curve(record.evaluations, f"{_POPULARITY}{name}", "by popularity")
         series = (model, popularity) if len(popularity.x_P) else (model,)
@@ -138,15 +146,18 @@ def _is_wide(series: Series) -> bool:
     return len(y_P) > 0 and bool(y_P.min() > 0 and y_P.max() > _WIDE * y_P.min())
 
 
-def _tables(record: Record) -> str:
-    """Charts of growing tables; empty if there are none."""
-    names = dict.fromkeys(f.table_name for f in record.config.features if f.grows)
+def _tables(lines: list[Line], names: Sequence[str]) -> str:
+    """Charts of growing tables; empty if there are none.
+
+    Args:
+      lines: lines of training, sorted by step.
+      names: names of the growing tables.
+    """
     figures, still = [], []
     for name in names:
         of = f"table/{name}/"
         rows, capacity, dropped, evicted = (
-            curve(record.training, of + key, key)
-            for key in ("rows", "capacity", "dropped", "evicted")
+            curve(lines, of + key, key) for key in ("rows", "capacity", "dropped", "evicted")
         )
         figures.append(figure(Chart(f"rows of {name}", (rows, capacity), from_zero=True)))
         lost = (dropped, evicted)
@@ -177,8 +188,8 @@ def _saved(record: Record) -> str:
 
 def _evaluation(found: SavedEvaluation) -> str:
     values = found.metrics
-    users = f", {told(values['eval/users'])} users" if "eval/users" in values else ""
-    heading = f"{found.split} events, step {told(found.step)}{users}"
+    users = f", {number_text(values['eval/users'])} users" if "eval/users" in values else ""
+    heading = f"{found.split} events, step {number_text(found.step)}{users}"
     rows = []
     for name, (low, high) in found.intervals.items():
         # With one target event per user, recall equals the hit rate.
@@ -204,7 +215,7 @@ def _slices(values: Mapping[str, float]) -> str:
         if name != "popularity" and all(key in values for key in keys):
             users, *means = (values[key] for key in keys)
             cells = [f"{mean:.4f}" for mean in means]
-            rows.append([escaped(name.replace("_", " ")), told(users), *cells])
+            rows.append([escaped(name.replace("_", " ")), number_text(users), *cells])
     if not rows:
         return ""
     heading = "<h3>By length of history and popularity of the target item</h3>\n"
@@ -214,7 +225,15 @@ def _slices(values: Mapping[str, float]) -> str:
 # ------------------------------------------------------------------------------------- users
 
 
-def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str:
+def _users(shown: Shown | str, titles: Mapping[str, str], split: Split, filter_seen: bool) -> str:
+    """The part with users.
+
+    Args:
+      shown: see `make_page`.
+      titles: see `make_page`.
+      split: says which events are held out.
+      filter_seen: whether items of the history are not recommended.
+    """
     if not shown:
         return ""
     heading = "<h2>Some users</h2>\n"
@@ -225,14 +244,13 @@ def _users(config: Config, shown: Shown | str, titles: Mapping[str, str]) -> str
     notes = [
         f"Recommendations of the checkpoint of step {shown.step:,}, from {shown.items:,} items."
     ]
-    split = Split.of(config)
     if split.holds_out:
         which = "last event" if split.at is None else "first event after the split"
         notes.append(
             f"The model sees only the events before the {which} and should find this event's item. "
             "Items with the same score count as ranked above it."
         )
-    if config.eval.filter_seen:
+    if filter_seen:
         notes.append("Items in the user's history are left out (eval.filter_seen).")
     if shown.collisions:
         notes.append(

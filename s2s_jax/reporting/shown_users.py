@@ -7,23 +7,20 @@ Shapes: U users, K recommended items.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jax.sharding import Mesh
 
-from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config
-from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
-from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
-from s2s_jax.data.encoding import held_out
-from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import Catalogue, collect, item_text
-from s2s_jax.ranking.candidates import make_candidates, returns
+from s2s_jax.config.settings import Split
+from s2s_jax.data.batching.histories import Histories, HistoryReader
+from s2s_jax.data.encoding.held_out import Targets
+from s2s_jax.data.items.catalogue import item_text
+from s2s_jax.ranking.candidates import Candidates, returns
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.ranking_metrics import MISSED
-from s2s_jax.ranking.restored import Restored, restore
+from s2s_jax.ranking.restored import Restored
 
 _EVENTS = 10
 _TOP_K = 10
@@ -94,42 +91,18 @@ class Shown(NamedTuple):
     users: list[ShownUser]
 
 
-def show_users(config: Config, run_dir: Path, users: int) -> Shown:
-    """Restores the best checkpoint, or the newest if none was evaluated, and recommends items.
+def spread_over_log(
+    reader: HistoryReader, users: int, targets: Targets | None
+) -> Iterator[tuple[int, Histories]]:
+    """Yields the first batch of each stripe, with the number of the stripe.
+
+    The first stripes are evenly spread over the log.
 
     Args:
-      config: configuration of the run.
-      run_dir: directory of the run; it may have been moved.
-      users: U, at least 1; users are taken from stripes all over the log.
-
-    Raises:
-      UserError: there is no checkpoint, or the checkpoint or the log cannot be read.
+      reader: the reader of histories.
+      users: the number of users to show, one of each stripe if there are enough stripes.
+      targets: defines the targets; None: there are no targets, and histories are complete.
     """
-    logs, items, split = Logs.of(config), Items.of(config), Split.of(config)
-    index = index_files(logs, Decoding.of(config))
-    mesh = make_mesh()
-    run = restore(config, mesh, run_dir=run_dir)
-    catalogue = collect(items, logs, index, held_out.catalogue_cut(split))
-    stripes = len(index.stripes)
-    each = -(-users // stripes)
-    numbers = ItemNumbers(catalogue.ids[items.item.name])
-    together = -(-each // mesh.size) * mesh.size
-    reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, together)
-    shower = _Shower(config, run, catalogue, mesh)
-    shown: list[ShownUser] = []
-    targets = held_out.targets(split, "test") if split.holds_out else None
-    for stripe, batch in _spread(reader, users, targets):
-        wanted = min(each, batch.users, users - len(shown))
-        shown += shower.show(batch, wanted, index.stripes[stripe][0].path.name)
-        if len(shown) == users:
-            break
-    return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)
-
-
-def _spread(
-    reader: HistoryReader, users: int, targets: held_out.Targets | None
-) -> Iterator[tuple[int, Histories]]:
-    """The first batch of each stripe; begins with stripes that are evenly spread over the log."""
     stripes = reader.stripes
     evenly = np.linspace(0, stripes - 1, min(users, stripes)).round().astype(int).tolist()
     for stripe in dict.fromkeys([*evenly, *range(stripes)]):
@@ -138,15 +111,32 @@ def _spread(
             yield stripe, batch
 
 
-class _Shower:
-    def __init__(self, config: Config, run: Restored, catalogue: Catalogue, mesh: Mesh):
-        self._split, self._run, self._mesh = Split.of(config), run, mesh
-        self._item = catalogue.item
-        ranking = Ranking.of(config)
-        self._candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
+class UserShower:
+    """Recommends items to users of a batch, and lists their last events."""
+
+    def __init__(
+        self, run: Restored, candidates: Candidates, item: pa.Array, split: Split, mesh: Mesh
+    ):
+        """Prepares recommending.
+
+        Args:
+          run: the restored checkpoint.
+          candidates: the items to rank.
+          item: the ids of these items, as stored in the log.
+          split: says which events are held out.
+          mesh: the devices.
+        """
+        self._run, self._candidates, self._item = run, candidates, item
+        self._split, self._mesh = split, mesh
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
-        """The first `users` of a batch."""
+        """The first users of a batch.
+
+        Args:
+          batch: a batch of users.
+          users: the number of users to show.
+          file: the name of their file.
+        """
         users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
         index_UK, score_UK = self._candidates.top_k(users_UE, _TOP_K, batch)
         rank_U = self._candidates.ranks(users_UE, batch)
@@ -168,6 +158,7 @@ class _Shower:
         return shown
 
     def _events(self, batch: Histories, n: int) -> list[Event]:
+        """The events of user `n`, with those that are held out."""
         items = batch.items_of(n).tolist()
         if self._split.holds_out:
             items.append(int(batch.target_U[n]))

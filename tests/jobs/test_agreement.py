@@ -26,9 +26,9 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.data.items.seen import distinct
+from s2s_jax.jobs.report import show_users
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.ranking_metrics import MISSED, user_values
-from s2s_jax.reporting.shown_users import show_users
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 

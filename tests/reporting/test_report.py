@@ -23,10 +23,11 @@ from pyarrow import orc
 from s2s_jax.cli.commands import report
 from s2s_jax.cli.exit import run_command
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import Config
+from s2s_jax.config import EvalConfig
 from s2s_jax.config.settings import Items
 from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.report import show_users
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
@@ -35,7 +36,7 @@ from s2s_jax.reporting.charts import Chart, Series, figure, thinned
 from s2s_jax.reporting.markup import escaped
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
-from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser, show_users
+from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser
 from s2s_jax.reporting.titles import read_titles
 from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 
@@ -409,13 +410,13 @@ def test_hostile_text_stays_text(tmp_path):
     told["intervals_95"] = {f"eval/{HOSTILE}": [0, 1]}
     (run_dir / "evaluation_<b>.json").write_text(json.dumps(told))
     (run_dir / "evaluation_<i>.json").write_text("{}")
-    config = json.loads((run_dir / "config.json").read_text())
-    assert config["features"][0]["shard_name"] == HOSTILE
-    record = read_record(run_dir, dataclasses.replace(small.config(), features=features))
+    saved = json.loads((run_dir / "config.json").read_text())
+    assert saved["features"][0]["shard_name"] == HOSTILE
+    record = read_record(run_dir, config.eval)
     best = [Recommended(HOSTILE, 0.5, True), Recommended("known", -0.25, False)]
     user = ShownUser(HOSTILE, 3, 1, [Event(HOSTILE, ""), Event(None, "test")], best, 1, False)
     back = user._replace(rank=None, returns=True)
-    page = make_page(record, Shown(1, 2, 5, [user, back]), {"known": HOSTILE})
+    page = make_page(config, record, Shown(1, 2, 5, [user, back]), {"known": HOSTILE})
     assert "is already in the user's history" in page
     assert "alert" in page
     assert "<script" not in page
@@ -425,7 +426,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert "no item" in text(tree)
     assert "evaluation_<i>.json (cannot be read)" in text(tree)
     assert len(figures(tree)) >= 6
-    hostile = checked(make_page(record, HOSTILE, {}))
+    hostile = checked(make_page(config, record, HOSTILE, {}))
     assert f"No users are shown: {shown}." in text(hostile)
 
 
@@ -553,17 +554,17 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     known = told | {"checkpoint": checkpoint_fingerprint(tmp_path, 20)}
     path = tmp_path / "evaluation_test_20.json"
     path.write_text(json.dumps(known))
-    assert [found.name for found in read_record(tmp_path, Config()).saved] == [path.name]
+    assert [found.name for found in read_record(tmp_path, EvalConfig()).saved] == [path.name]
     times.write_text("2")
-    record = read_record(tmp_path, Config())
+    record = read_record(tmp_path, EvalConfig())
     assert record.saved == []
     assert record.others == ["evaluation_test_20.json (of weights that are no longer there)"]
     # Older files do not name the checkpoint, and checkpoints may be gone.
     path.write_text(json.dumps(told))
-    assert len(read_record(tmp_path, Config()).saved) == 1
+    assert len(read_record(tmp_path, EvalConfig()).saved) == 1
     path.write_text(json.dumps(known))
     shutil.rmtree(times.parent)
-    assert len(read_record(tmp_path, Config()).saved) == 1
+    assert len(read_record(tmp_path, EvalConfig()).saved) == 1
 
 
 def test_users_are_ranked_as_in_an_evaluation(trained, log):
