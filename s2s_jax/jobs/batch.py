@@ -28,7 +28,6 @@ from s2s_jax.embedding.sharded import present
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.model.loss import Events, pair_up
-from s2s_jax.training.item_source import ItemSource
 from s2s_jax.training.step.batches import (
     SEQUENCE,
     Batch,

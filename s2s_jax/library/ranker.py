@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 
-from s2s_jax.config import Config
-from s2s_jax.config.settings import Ranking, ShownHistory
+from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.library import plain_histories
 from s2s_jax.library.plain_histories import Given
-from s2s_jax.ranking.candidates import Candidates, make_candidates
+from s2s_jax.ranking.candidates import Candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
 
-# Users per device in a batch; never more than `eval.batch_size`.
+# Possible numbers of users per device in a batch, besides the maximum.
 _SIZES = (4, 32)
 
 
@@ -41,14 +40,21 @@ class Recommendations(NamedTuple):
 class Ranker:
     """Encodes histories, and ranks the items of a catalogue for them."""
 
-    def __init__(self, config: Config, run: Restored, mesh: Mesh):
-        """Args: the configuration of a run, one of its checkpoints, and the devices that it is on."""
-        self._config, self._run, self._mesh = config, run, mesh
-        most = config.eval.batch_size
-        self._sizes = [size * mesh.size for size in (*(s for s in _SIZES if s < most), most)]
+    def __init__(self, run: Restored, shown: ShownHistory, width: int, batch_size: int, mesh: Mesh):
+        """Prepares encoding.
+
+        Args:
+          run: the restored checkpoint.
+          shown: says which events of a history the model sees.
+          width: E.
+          batch_size: the maximum number of users per device in a batch.
+          mesh: the devices on which the checkpoint was restored.
+        """
+        self._run, self._shown, self._width, self._mesh = run, shown, width, mesh
+        sizes = [*(size for size in _SIZES if size < batch_size), batch_size]
+        self._sizes = [size * mesh.size for size in sizes]
+        self._encoder = HistoryEncoder(shown, None)
         self._catalogue: Catalogue | None = None
-        self._shown = ShownHistory.of(config)
-        self._encoder = HistoryEncoder(self._shown, None)
         self._candidates: Candidates | None = None
 
     @property
@@ -56,19 +62,21 @@ class Ranker:
         """Whether there are items to rank."""
         return self._catalogue is not None
 
-    def set_items(self, catalogue: Catalogue) -> None:
-        """Encodes the items of a catalogue, which will be ranked from now on."""
+    def set_items(self, catalogue: Catalogue, candidates: Candidates) -> None:
+        """Sets the items to rank.
+
+        Args:
+          catalogue: the items.
+          candidates: the same items with their vectors.
+        """
         numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
         self._encoder = HistoryEncoder(self._shown, numbers)
-        self._candidates = make_candidates(
-            self._run.functions, self._run.state, catalogue, Ranking.of(self._config), self._mesh
-        )
-        self._catalogue = catalogue
+        self._catalogue, self._candidates = catalogue, candidates
 
     def encode(self, histories: plain_histories.Histories) -> np.ndarray:
         """f32 `[N, E]`: vectors to compare with items' vectors; zeros for histories without events."""
         rows = self._rows(histories)
-        vectors_NE = np.zeros((rows.num_rows, self._config.model.hidden_size), np.float32)
+        vectors_NE = np.zeros((rows.num_rows, self._width), np.float32)
         for batch in self._batches(rows):
             users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
             vectors_NE[batch.row_U] = np.asarray(users_UE)[: batch.users]
@@ -84,8 +92,8 @@ class Ranker:
           k: K, at least 1.
           keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
         """
-        assert self._catalogue is not None, "there are items to rank"
-        assert self._candidates is not None, "made with the items"
+        assert self._catalogue is not None, "`set_items` was called"
+        assert self._candidates is not None, "`set_items` was called"
         candidates = self._candidates
         if keep_seen is not None:
             candidates = candidates.filtering(not keep_seen)
@@ -107,7 +115,7 @@ class Ranker:
         return found
 
     def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:
-        return plain_histories.to_rows(histories, self._config.features, self._run.kinds)
+        return plain_histories.to_rows(histories, self._shown.items.features, self._run.kinds)
 
     def _batches(self, rows: pa.RecordBatch) -> Iterator[Histories]:
         """The histories that have events; `row_U` are their numbers."""

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_jax.config import Config, load_json
-from s2s_jax.config.settings import Decoding, Items, Logs, Split
+from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from s2s_jax.library.ranker import Ranker, Recommendations
+    from s2s_jax.ranking.candidates import Candidates
     from s2s_jax.ranking.restored import Restored
 
 
@@ -182,7 +183,8 @@ class Run:
             raise UserError(f"k: expected at least 1, found {k}")
         ranker = self._ranker
         if not ranker.has_items:
-            ranker.set_items(self._items())
+            catalogue = self._items()
+            ranker.set_items(catalogue, self._candidates(catalogue))
         return ranker.recommend(histories, k, keep_seen)
 
     def evaluate(self, split: SplitPart = "test") -> Evaluated:
@@ -221,6 +223,12 @@ class Run:
 
     # JAX takes seconds to import, so only the methods that need it do so.
 
+    def _candidates(self, catalogue: Catalogue) -> "Candidates":
+        from s2s_jax.ranking.candidates import make_candidates
+
+        run, ranking = self._restored, Ranking.of(self._config)
+        return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh)
+
     @functools.cached_property
     def _mesh(self) -> "Mesh":
         from s2s_jax.cluster.mesh import make_mesh
@@ -238,4 +246,11 @@ class Run:
     def _ranker(self) -> "Ranker":
         from s2s_jax.library.ranker import Ranker
 
-        return Ranker(self._config, self._restored, self._mesh)
+        config = self._config
+        return Ranker(
+            self._restored,
+            ShownHistory.of(config),
+            config.model.hidden_size,
+            config.eval.batch_size,
+            self._mesh,
+        )
