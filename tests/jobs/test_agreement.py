@@ -76,7 +76,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def door(trained, tmp_path, monkeypatch):
+def command(trained, tmp_path, monkeypatch):
     """Runs either command on the run."""
     config, directory, _ = trained
     for job in ("evaluate", "recommend"):
@@ -109,12 +109,12 @@ def check_agreement(found, rows, lists):
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
-def test_hits_are_what_recommending_gives(trained, door, capsys, filter_seen):
+def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen):
     rows = trained[2]
     flag = ["--eval.filter_seen", str(filter_seen)]
-    found = door(evaluate, *flag)
+    found = command(evaluate, *flag)
     told = capsys.readouterr()
-    lists = door(recommend, *flag, "--top_k", str(ITEMS + 9))
+    lists = command(recommend, *flag, "--top_k", str(ITEMS + 9))
     returning = [row[-1] in row[:-1] for row in rows]
     assert found["eval/returning_targets"] == np.mean(returning) == 0.5
     assert "returning targets" in told.out
@@ -127,11 +127,11 @@ def test_hits_are_what_recommending_gives(trained, door, capsys, filter_seen):
     assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
 
 
-def test_keep_seen_decides_where_it_is_given(trained, door):
+def test_keep_seen_decides_where_it_is_given(trained, command):
     rows = trained[2]
-    kept = door(recommend, "--keep_seen", "--top_k", str(ITEMS))
+    kept = command(recommend, "--keep_seen", "--top_k", str(ITEMS))
     assert all(len(items) == ITEMS for items in kept)
-    left_out = door(
+    left_out = command(
         recommend, "--eval.filter_seen", "False", "--no-keep_seen", "--top_k", str(ITEMS)
     )
     for row, items in zip(rows, left_out, strict=True):
@@ -140,7 +140,7 @@ def test_keep_seen_decides_where_it_is_given(trained, door):
 
 @pytest.mark.parametrize("untrained", ["keep", "last", "drop"])
 def test_items_of_a_newer_log_are_told_and_ranked_by_choice(
-    trained, door, tmp_path, capsys, untrained
+    trained, command, tmp_path, capsys, untrained
 ):
     """Half of the users continue with one of ten items that training never saw."""
     new = set(range(ITEMS, ITEMS + 10))
@@ -149,9 +149,9 @@ def test_items_of_a_newer_log_are_told_and_ranked_by_choice(
     write(tmp_path / "cut", [row[:-1] for row in rows])
     rows = as_read(rows)
     flags = ["--io.data_paths", str(tmp_path / "newer"), "--eval.untrained", untrained]
-    found = door(evaluate, *flags)
+    found = command(evaluate, *flags)
     assert "25.0% of the items were never trained" in capsys.readouterr().out
-    lists = door(recommend, *flags, "--top_k", str(ITEMS + 10), log=tmp_path / "cut")
+    lists = command(recommend, *flags, "--top_k", str(ITEMS + 10), log=tmp_path / "cut")
     assert "10 of the 40 items of the catalogue were never trained" in capsys.readouterr().out
     assert found["eval/untrained_items"] == 0.25
     assert found["eval/untrained_targets"] == np.mean([row[-1] in new for row in rows]) == 0.5
@@ -190,10 +190,10 @@ def test_trained_items_are_those_of_the_batches(devices, grows):
     assert 0 < np.asarray(found).sum() < 300
 
 
-def test_the_report_recommends_as_recommending_does(trained, door):
+def test_the_report_recommends_as_recommending_does(trained, command):
     config, directory, rows = trained
     shown = show_users(config, directory / "run", 6)
-    lists = door(recommend, "--top_k", "10")
+    lists = command(recommend, "--top_k", "10")
     files = [f"part-{n}.orc" for n in range(3) for _ in rows[n::3]]
     place = {(file, files[:n].count(file)): n for n, file in enumerate(files)}
     for user in shown.users:

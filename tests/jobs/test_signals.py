@@ -108,7 +108,7 @@ def newest(config):
     return max((int(path.name) for path in directory.iterdir()), default=None)
 
 
-def test_told_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
+def test_stopped_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
     """The step was saved before; the evaluation is abandoned, and repeated when the run continues."""
     config = make_job(log, tmp_path / "run")
     with monkeypatch.context() as patched:
@@ -133,7 +133,7 @@ def test_told_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
         (Writer, "write", 1, 5),
     ],
 )
-def test_told_at_any_moment(straight, log, tmp_path, monkeypatch, of, name, number, step):
+def test_stopped_at_any_moment(straight, log, tmp_path, monkeypatch, of, name, number, step):
     config = make_job(log, tmp_path / "run")
     if name == "restore":
         with monkeypatch.context() as patched:
@@ -147,7 +147,7 @@ def test_told_at_any_moment(straight, log, tmp_path, monkeypatch, of, name, numb
 
 
 @pytest.mark.slow
-def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
+def test_stopped_while_a_table_grows(straight, log, tmp_path, monkeypatch):
     first = make_job(log, tmp_path / "run")
     first = dataclasses.replace(first, train=dataclasses.replace(first.train, train_steps=3))
     assert run(first, one_device()) == 0
@@ -163,7 +163,7 @@ def test_told_while_a_table_grows(straight, log, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [0, pytest.param(6, marks=pytest.mark.slow)])
-def test_told_while_compiling(straight, log, tmp_path, monkeypatch, step, capsys):
+def test_stopped_while_compiling(straight, log, tmp_path, monkeypatch, step, capsys):
     """Python would handle it only after compiling, which may take longer than the grace period."""
     config = make_job(log, tmp_path / "run")
     end = threading.Event()
@@ -278,8 +278,8 @@ with StopSignals():
         assert process.wait(30) == -second
 
 
-@pytest.mark.parametrize("door", ["train", "evaluate", "recommend"])
-def test_doors_answer_while_they_are_still_importing(door, tmp_path):
+@pytest.mark.parametrize("command", ["train", "evaluate", "recommend"])
+def test_commands_answer_while_they_are_still_importing(command, tmp_path):
     """A module that is imported late reports when its import begins."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -291,7 +291,7 @@ def test_doors_answer_while_they_are_still_importing(door, tmp_path):
         "sys.meta_path.insert(0, Tell())\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-m", f"s2s_jax.{door}"],
+        [sys.executable, "-m", f"s2s_jax.{command}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPO}"},
@@ -304,33 +304,33 @@ def test_doors_answer_while_they_are_still_importing(door, tmp_path):
     assert told == "stopped by SIGTERM before anything was done; start again\n"
 
 
-DOOR = """
+COMMAND = """
 import os, pickle, signal, sys, threading
-import s2s_jax.cli.commands.{door} as door
+import s2s_jax.cli.commands.{command} as command
 from s2s_jax.cli.exit import run_command
 from s2s_jax.ranking import candidates
 config = pickle.load(open(sys.argv.pop(1), "rb"))
-parse = door.parse_with_config
-door.parse_with_config = lambda *arguments: (parse(*arguments)[0], config)
+parse = command.parse_with_config
+command.parse_with_config = lambda *arguments: (parse(*arguments)[0], config)
 ranks = candidates.{name}
 def told(*arguments, **more):
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(20)
     return ranks(*arguments, **more)
 candidates.{name} = told
-run_command(door.main)
+run_command(command.main)
 """
 
 
-@pytest.mark.parametrize(("door", "name"), [("evaluate", "ranks"), ("recommend", "top_k")])
-def test_evaluate_and_recommend_end_at_once(straight, log, tmp_path, door, name):
+@pytest.mark.parametrize(("command", "name"), [("evaluate", "ranks"), ("recommend", "top_k")])
+def test_evaluate_and_recommend_end_at_once(straight, log, tmp_path, command, name):
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(straight))
-    program = DOOR.format(door=door, name=name)
+    program = COMMAND.format(command=command, name=name)
     out = tmp_path / "out"
     arguments = {
         "evaluate": ["--out", str(out), "--split", "validation"],
         "recommend": ["--input", str(log), "--output", str(out)],
-    }[door]
+    }[command]
     config = ["--config", str(REPO / "configs" / "quickstart.py")]
     begun = time.monotonic()
     ended = subprocess.run(

@@ -388,7 +388,7 @@ def test_exit_codes_of_errors(error, code, capsys):
 
 
 @pytest.mark.parametrize("words", ["print('much') or 0", "sys.exit(print('much'))"])
-def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
+def test_a_closed_output_ends_a_command_silently(words):
     program = (
         f"import sys\nfrom s2s_jax.cli.exit import run_command\nrun_command(lambda _: {words})"
     )
@@ -397,13 +397,13 @@ def test_a_reader_that_wants_no_more_ends_a_door_without_a_word(words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(HELPERS)},
-    ) as door:
-        door.stdout.close()
-        assert door.stderr.read() == b""
-        assert door.wait(timeout=60) == 128 + signal.SIGPIPE
+    ) as command:
+        command.stdout.close()
+        assert command.stderr.read() == b""
+        assert command.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_a_signal_to_a_door_that_is_done_does_not_change_its_code():
+def test_a_signal_after_the_end_of_a_command_does_not_change_its_code():
     """A slow exit: a module takes long to be torn down."""
     program = """
 import os, sys, time
@@ -419,14 +419,14 @@ run_command(lambda _: 0)
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(REPO)},
-    ) as door:
-        assert door.stdout.read(6) == b"ending"
-        door.send_signal(signal.SIGTERM)
-        assert door.wait(timeout=60) == 0
+    ) as command:
+        assert command.stdout.read(6) == b"ending"
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_door_with_a_sentence(tmp_path, number):
+def test_a_signal_ends_a_command_with_a_sentence(tmp_path, number):
     """Unfinished work is also cleaned up, as after any error."""
     begun = tmp_path / "begun"
     program = f"""
@@ -443,12 +443,12 @@ run_command(main)
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(REPO)},
-    ) as door:
+    ) as command:
         while not begun.exists():
             time.sleep(0.01)
-        door.send_signal(number)
-        assert door.communicate(timeout=60)[1] == f"stopped by {number.name}; start again\n"
-    assert door.returncode == EXIT_STOPPED
+        command.send_signal(number)
+        assert command.communicate(timeout=60)[1] == f"stopped by {number.name}; start again\n"
+    assert command.returncode == EXIT_STOPPED
     assert list(tmp_path.iterdir()) == [begun]
 
 

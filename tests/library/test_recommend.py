@@ -14,7 +14,7 @@ from evaluations import config_file, evaluating, rows_of, user_vector
 from logs import write_log
 
 import s2s_jax as s2s
-from s2s_jax.cli.commands import recommend as door
+from s2s_jax.cli.commands import recommend as command
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
     FeatureConfig,
@@ -165,13 +165,13 @@ def test_as_the_command_recommends_with_what_was_seen(trained, log, tmp_path):
     assert run.recommend(flat, K, keep_seen=False) == without == run.recommend(flat, K)
 
 
-def test_as_the_door_recommends_on_all_devices(trained, log, tmp_path):
+def test_as_the_command_recommends_on_all_devices(trained, log, tmp_path):
     """A run that was moved, a catalogue file, and a checkpoint by its step."""
     shutil.copytree(trained.train.output_dir, tmp_path / "moved")
     of_config.save(of_config.collect(trained), tmp_path / "items.parquet", trained)
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log), "--top_k", str(K)]
     arguments += ["--checkpoint", "10", "--output", str(tmp_path / "recs.parquet")]
-    assert door.main(arguments) == 0
+    assert command.main(arguments) == 0
     table = pq.read_table(tmp_path / "recs.parquet")
     run = s2s.Run(tmp_path / "moved", checkpoint=10, catalogue=tmp_path / "items.parquet")
     found = run.recommend(rows_of(log), K)

@@ -13,7 +13,7 @@ from jobs_of import lines
 from logs import write_log
 
 import s2s_jax as s2s
-from s2s_jax.cli.commands import evaluate as door
+from s2s_jax.cli.commands import evaluate as command
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.jobs.train import train
 
@@ -75,7 +75,7 @@ def test_steps_and_the_best(trained, tmp_path):
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_evaluates_as_the_command_does(trained, split, tmp_path, capsys):
     arguments = ["--config", config_file(trained, tmp_path), "--split", split]
-    assert door.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+    assert command.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
     told = json.loads((tmp_path / "out.json").read_text())
     before = sorted(path.name for path in s2s.Run(trained.train.output_dir).directory.iterdir())
     found = s2s.Run(trained.train.output_dir).evaluate(split)
