@@ -28,10 +28,12 @@ from step_parts import Parts
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, Pack, load
+from s2s_jax.config.settings import Sequences
 from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training.flops import peak_flops, step_flops
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 BATCHES = 8
 
@@ -41,7 +43,7 @@ class Step:
 
     def __init__(self, config: Config):
         self.config, self.mesh = config, make_mesh(jax.devices()[:1])
-        functions = make_step_functions(config, self.mesh)
+        functions = make_step_functions(StepSettings.of(config), self.mesh)
         self.state, rng = functions.init(), np.random.default_rng(0)
         self.batches = [self._batch(rng) for _ in range(BATCHES)]
         self.compiled: Any = functions.train_step.lower(self.state, self.batches[0]).compile()
@@ -91,7 +93,8 @@ def measure(config: Config, steps: int, rounds: int) -> None:
     )
     for name, each in [*ms.items(), ("sum of parts", sum(ms.values())), ("whole step", whole)]:
         print(f"  {name:20} {each:10.3f} ms {each / whole:8.1%}", flush=True)
-    best, operations = ceiling.measure(config), step_flops(config, 1)
+    best = ceiling.measure(config)
+    operations = step_flops(StepSettings.of(config), Sequences.of(config), devices=1)
     rate, peak = 1e3 * operations / whole, peak_flops(config.model)
     print(f"  {operations / 1e12:.3f} TFLOP a step, {rate / 1e12:.3f} TFLOP/s")
     print(f"  MFU {rate / best:.3f} of the ceiling of {best / 1e12:.3f} TFLOP/s")

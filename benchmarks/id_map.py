@@ -30,6 +30,7 @@ from s2s_jax.config import (
 from s2s_jax.embedding import claiming, id_keys, id_map, lookup
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 
 def keys_of(ids: np.ndarray) -> np.ndarray:
@@ -126,7 +127,7 @@ def train_step(rows: int, rounds: int) -> None:
     rng = np.random.default_rng(0)
     state, functions, times = {}, {}, {True: [], False: []}
     for grows in times:
-        functions[grows] = make_step_functions(config(grows), mesh)
+        functions[grows] = make_step_functions(StepSettings.of(config(grows)), mesh)
         state[grows] = functions[grows].init()
     popular = np.arange(1, rows // 2 + 1) ** -1.05
     popular /= popular.sum()

@@ -28,6 +28,7 @@ from s2s_jax.config import (
 )
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 ROWS, SEQ_LEN, ITEMS = 16, 128, 2_000
 # Large enough that events differ from the start; otherwise the first steps amplify any rounding error.
@@ -79,7 +80,7 @@ def make_batches(steps: int) -> list[dict[str, np.ndarray]]:
 def losses(config: Config, device: jax.Device, precision: str | None, steps: int) -> np.ndarray:
     mesh = make_mesh([device])
     with jax.default_matmul_precision(precision), jax.default_device(device):
-        functions = make_step_functions(config, mesh)
+        functions = make_step_functions(StepSettings.of(config), mesh)
         state, found = functions.init(), []
         for batch in make_batches(steps):
             state, metrics = functions.train_step(state, put_batch(batch, 1, mesh))

@@ -24,6 +24,7 @@ from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step import optimizer as optimizers
 from s2s_jax.training.step.batches import unpack
 from s2s_jax.training.step.forward import model_graph
+from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 
 
@@ -40,10 +41,10 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
     """The parts as jitted pure functions."""
     model, tables = config.model, ShardedTables(config.features, config.tables, mesh)
     optimizer: Any = optimizers.make_optimizer(config.lr)
-    graph = model_graph(config)
+    graph = model_graph(StepSettings.of(config))
 
     def ids_of(batch):
-        unpacked = unpack(config, batch)
+        unpacked = unpack(StepSettings.of(config), batch)
         return {feature.name: unpacked[f"ids/{feature.name}"] for feature in config.features}
 
     def find(stored, batch):

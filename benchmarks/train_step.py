@@ -38,6 +38,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig, TrainConfig, validate
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 # item_id and timestamp, the first and the last, have the large tables.
 FEATURES = ("item_id", "cate_id", "behavior_id", "timestamp")
@@ -96,7 +97,7 @@ class Ours:
 
     def __init__(self, config: Config):
         self.config, self.mesh = config, make_mesh(jax.devices()[:1])
-        functions = make_step_functions(config, self.mesh)
+        functions = make_step_functions(StepSettings.of(config), self.mesh)
         self.state, self.rng = functions.init(), np.random.default_rng(0)
         self.step: Any = functions.train_step.lower(self.state, self._batch()).compile()
 

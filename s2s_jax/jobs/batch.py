@@ -37,6 +37,7 @@ from s2s_jax.training.step.batches import (
     put_batch,
     unpack,
 )
+from s2s_jax.training.step.settings import StepSettings
 
 # In `ShownBatch.target`: the position is not scored.
 NO_TARGET = -1
@@ -94,7 +95,7 @@ def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> Shown
     sent = arrays if items is None else items.with_shares(arrays)
     drawn = {} if items is None else items.draw(step)
     batch = put_batch(sent, microbatches, mesh)
-    unpacked = unpack(config, batch | drawn)
+    unpacked = unpack(StepSettings.of(config), batch | drawn)
     timed = _with_times(reader, arrays, Meaning.of(config))
     times = None
     if timed is not None:

@@ -18,7 +18,7 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
-from s2s_jax.config.settings import Meaning, Reading
+from s2s_jax.config.settings import Meaning, Reading, Sequences
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
@@ -44,6 +44,7 @@ from s2s_jax.training.meters import Meters
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.schedule import Clock, Position, check_decay, clock_of
+from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 from s2s_jax.training.validator import Evaluate
 
@@ -84,13 +85,13 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
         job, notes = _prepare(config, mesh, checkpoints)
     with contextlib.closing(job.reader), _memory_errors_explained(job):
         with stop.at_once():
-            start = _start_or_continue(job, stop)
+            start = _start_or_continue(config, job, stop)
             total_steps = start.clock.end_step
             write_config(Path(config.train.output_dir), config)
             _describe(job, start, total_steps, notes)
             if start.done:
                 return False
-            evaluate = _evaluation(job)
+            evaluate = _evaluation(config, mesh)
         with _make_writer(config.train, start, total_steps) as writer:
             return Loop(job, start, total_steps, writer, stop, evaluate).run()
 
@@ -117,7 +118,8 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
         }
     )
     reader = _make_reader(config.train, reading, index, items, mesh)
-    return Job(config, mesh, reader, checkpoints, items), notes
+    settings = StepSettings.of(config)
+    return Job(settings, config.train, config.eval, mesh, reader, checkpoints, items), notes
 
 
 def _make_reader(
@@ -154,14 +156,14 @@ def _make_writer(
     )
 
 
-def _evaluation(job: Job) -> Evaluate | None:
+def _evaluation(config: Config, mesh: Mesh) -> Evaluate | None:
     """Makes the function that evaluates on validation events; None if the run never evaluates.
 
     The items of the log are read here, before training: if that fails, no step is lost.
     """
-    if job.config.eval.every_steps is None:
+    if config.eval.every_steps is None:
         return None
-    evaluator = Evaluator(EvaluationSettings.of(job.config), job.mesh, job.config.eval.max_users)
+    evaluator = Evaluator(EvaluationSettings.of(config), mesh, config.eval.max_users)
     hosts.check_same({"the items of io.data_paths": evaluator.catalogue.fingerprint()})
 
     def evaluate(
@@ -172,31 +174,33 @@ def _evaluation(job: Job) -> Evaluate | None:
     return evaluate
 
 
-def _start_or_continue(job: Job, stop: Stop) -> Start:
+def _start_or_continue(config: Config, job: Job, stop: Stop) -> Start:
     """Continues from the newest complete checkpoint, or starts if there is none."""
     items = 0 if job.items is None else job.items.items
-    meters = Meters(time_at_peak(job.config, job.mesh.size, items))
-    plan = GrowthPlan(job.config.features, job.config.tables)
+    meters = Meters(time_at_peak(job.settings, Sequences.of(config), job.mesh.size, items))
+    plan = GrowthPlan(config.features, config.tables)
     # The number of steps of a run that had these settings from its start.
-    all_steps = _end_step(job.config.train, job.reader, 0)
+    all_steps = _end_step(job.train, job.reader, 0)
     step = job.checkpoints.newest_step
     if step is None:
         return _start(job, stop, meters, plan, all_steps)
-    return _continue(job, step, meters, plan, all_steps)
+    return _continue(config, job, step, meters, plan, all_steps)
 
 
 def _start(job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int) -> Start:
-    clock = clock_of(job.config.train, Position(0, all_steps, all_steps, 0.0), None)
-    check_decay(job.config.lr, clock)
+    clock = clock_of(job.train, Position(0, all_steps, all_steps, 0.0), None)
+    check_decay(job.settings.lr, clock)
     state = stop.unless_stopped(job.functions(plan).init)
     assert state is not None, "a signal raises `Stopped` here"
-    return Start(0, state, meters, plan, Evaluations(job.config.eval), clock)
+    return Start(0, state, meters, plan, Evaluations(job.eval), clock)
 
 
-def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: int) -> Start:
+def _continue(
+    config: Config, job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: int
+) -> Start:
     """Restores the checkpoint of `step`, also into `meters`, `plan` and the reader."""
     saved = job.checkpoints.progress(step)
-    _check_catalogue(job, saved)
+    _check_catalogue(config, job.items, saved)
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
     plan.grow_at_least(step)
@@ -206,21 +210,19 @@ def _continue(job: Job, step: int, meters: Meters, plan: GrowthPlan, all_steps: 
     clock = _continued_clock(job, step, saved, all_steps)
     # Lines that could not be written to metrics.jsonl, for example because the disk was full.
     unwritten = saved["unwritten"] if "unwritten" in saved else []
-    lines = [*read_lines(Path(job.config.train.output_dir)), *unwritten]
+    lines = [*read_lines(Path(job.train.output_dir)), *unwritten]
     before = [line for line in lines if line["step"] <= step]
-    evaluations = Evaluations(job.config.eval, before)
+    evaluations = Evaluations(job.eval, before)
     return Start(step, state, meters, plan, evaluations, clock, unwritten)
 
 
 def _continued_clock(job: Job, step: int, saved: Mapping[str, Any], all_steps: int) -> Clock:
     """The clock from `step` on; reports a change of the run's last step."""
-    end_step = _end_step(job.config.train, job.reader, step)
+    end_step = _end_step(job.train, job.reader, step)
     # Older checkpoints have no clock.
     before = saved["clock"] if "clock" in saved else None
-    clock = clock_of(
-        job.config.train, Position(step, end_step, all_steps, job.reader.epochs_done), before
-    )
-    check_decay(job.config.lr, clock)
+    clock = clock_of(job.train, Position(step, end_step, all_steps, job.reader.epochs_done), before)
+    check_decay(job.settings.lr, clock)
     if before is not None and before["end_step"] != end_step:
         hosts.say(
             f"the run now ends at step {end_step:,} instead of {before['end_step']:,}; learning rates "
@@ -229,19 +231,19 @@ def _continued_clock(job: Job, step: int, saved: Mapping[str, Any], all_steps: i
     return clock
 
 
-def _check_catalogue(job: Job, saved: Mapping[str, Any]) -> None:
+def _check_catalogue(config: Config, items: ItemSource | None, saved: Mapping[str, Any]) -> None:
     """Refuses a catalogue file that has changed, unless `io.new_files` allows the log to grow too.
 
     A catalogue collected from the log needs no check, because the files of the log are checked.
     """
     # Older checkpoints have no catalogue.
     before = saved["catalogue"] if "catalogue" in saved else None
-    settings = job.config.loss
-    if before is None or job.items is None or settings.catalogue is None:
+    file = config.loss.catalogue
+    if before is None or items is None or file is None:
         return
-    if before != job.items.fingerprint and job.config.io.new_files == "refuse":
+    if before != items.fingerprint and config.io.new_files == "refuse":
         raise UserError(
-            f"loss.catalogue: the checkpoint was made with other items than {settings.catalogue} has; "
+            f"loss.catalogue: the checkpoint was made with other items than {file} has; "
             f"restore that catalogue, set io.new_files to next_epoch to continue with this one, or give "
             f"another train.output_dir"
         )
@@ -255,7 +257,8 @@ def _memory_errors_explained(job: Job) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
-        state = job.functions(GrowthPlan(job.config.features, job.config.tables)).abstract
+        plan = GrowthPlan(job.settings.items.features, job.settings.tables)
+        state = job.functions(plan).abstract
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         raise UserError(
             f"a device ran out of memory: parameters and optimizer state take {held / 1e9:,.1f} GB "
@@ -284,7 +287,7 @@ def _describe(job: Job, start: Start, total_steps: int, notes: Sequence[str]) ->
         f"{job.reader.rows_per_epoch:,} rows, {job.reader.steps_per_epoch:,} steps an epoch; "
         f"{count(params['dense']):,} dense and {count(params['tables']):,} table parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].platform} device(s); "
-        f"{total_steps:,} steps into {job.config.train.output_dir}; reading keeps about "
+        f"{total_steps:,} steps into {job.train.output_dir}; reading keeps about "
         f"{job.reader.held_bytes / 1e6:,.0f} MB of decoded rows in memory"
     )
     if job.reader.packing is not None:

@@ -12,6 +12,7 @@ from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import StepFunctions, make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 
 
@@ -62,7 +63,7 @@ def restore(
         plan = GrowthPlan(config.features, config.tables)
         saved = checkpoints.progress(step)
         plan.set_state(saved["growth"])
-        functions = make_step_functions(config, mesh, plan.capacities_now())
+        functions = make_step_functions(StepSettings.of(config), mesh, plan.capacities_now())
         state = checkpoints.restore(step, functions.abstract)
         reader = saved["reader"] if "reader" in saved else {}
         # Older checkpoints do not have them.

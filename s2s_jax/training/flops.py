@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import jax
 
-from s2s_jax.config import Config, ModelConfig, Pack
+from s2s_jax.config import ModelConfig
+from s2s_jax.config.settings import Sequences
 from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.training.step.settings import StepSettings
 
 # From data sheets: dense operations per second of tensor cores, in bfloat16.
 _PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
@@ -27,17 +29,21 @@ class AtPeak(NamedTuple):
     attended: float
 
 
-def time_at_peak(config: Config, devices: int, items: int) -> AtPeak | None:
-    """See `step_flops`; None if the peak of the devices is unknown."""
-    peak = peak_flops(config.model)
+def time_at_peak(
+    settings: StepSettings, sequences: Sequences, devices: int, items: int
+) -> AtPeak | None:
+    """Return the time at the peak, or None if the peak of the devices is unknown; see `step_flops`."""
+    peak = peak_flops(settings.model)
     if peak is None:
         return None
-    of_pair = attention_flops(config.model, 1 / devices)
-    packed = isinstance(config.io.sequences, Pack)
-    return AtPeak(step_flops(config, devices, items) / peak, of_pair / peak if packed else 0.0)
+    step = step_flops(settings, sequences, devices, items)
+    of_pair = 0.0
+    if sequences.packing is not None:
+        of_pair = attention_flops(settings.model, 1 / devices)
+    return AtPeak(step / peak, of_pair / peak)
 
 
-def step_flops(config: Config, devices: int, items: int = 0) -> float:
+def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items: int = 0) -> float:
     """Operations of one device in one optimizer step, forward and backward, without packed attention.
 
     With M positions, N pairs, C candidates per pair (S of them items of the catalogue), D concatenated
@@ -47,30 +53,32 @@ def step_flops(config: Config, devices: int, items: int = 0) -> float:
     padding is.
 
     Args:
-      config: the configuration.
-      devices: number of devices.
-      items: number of items of the catalogue; 0 if the loss does not need them.
+      settings: the settings of the step.
+      sequences: the sequences of a device's batch.
+      devices: the number of devices.
+      items: the number of items of the catalogue; 0 if the loss does not need them.
 
     Returns:
       The number of operations. With packing, those of attention depend on the sequences of each batch,
       see `attention_flops`.
     """
-    model, loss = config.model, config.loss
-    rows = config.io.batch_size * config.train.gradient_accumulation_steps
+    model, loss = settings.model, settings.loss
+    rows = sequences.rows * settings.microbatches
     positions, pairs = rows * model.seq_len, rows * (model.seq_len - 1)
     width, layers = model.hidden_size, model.num_layers
-    embedding = sum(feature.emb_dim for feature in config.features)
+    features = settings.items.features
+    embedding = sum(feature.emb_dim for feature in features)
     of_layer = 4 * width**2 + 2 * width * model.dim_feedforward
     dense = 6 * positions * (embedding * width + layers * of_layer)
     attention = 0.0
-    if not isinstance(config.io.sequences, Pack):
+    if sequences.packing is None:
         attention = attention_flops(model, rows * model.seq_len * (model.seq_len + 1) // 2)
     candidates = drawn = 0
     if loss.negatives in ("in_batch", "mixed"):
         candidates = pairs * (devices if loss.negative_scope == "global" else 1)
     if loss.negatives != "in_batch":
         drawn = items if loss.negatives == "full" else min(loss.num_negatives, items)
-    shown = sum(f.emb_dim for f in config.features if f.name in config.target_features)
+    shown = sum(f.emb_dim for f in features if f.name in settings.items.shown)
     of_loss = 6 * pairs * (candidates + drawn) * width + 6 * drawn * shown * width
     return dense + attention + of_loss
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from s2s_jax.config import Config
+from s2s_jax.config import EvalConfig, TrainConfig
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.evaluations import Evaluations
@@ -14,6 +14,7 @@ from s2s_jax.training.item_source import ItemSource
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.step.functions import StepFunctions, make_step_functions
 from s2s_jax.training.step.schedule import Clock
+from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 
 
@@ -21,14 +22,18 @@ class Job(NamedTuple):
     """The parts of a run that do not change while it trains.
 
     Attributes:
-      config: the configuration.
+      settings: the settings of a step.
+      train: the settings of training.
+      eval: the settings of evaluation.
       mesh: the devices.
-      reader: reads batches.
+      reader: the reader of the log.
       checkpoints: the checkpoints of the run directory.
       items: the items of the log; None if the loss does not need them.
     """
 
-    config: Config
+    settings: StepSettings
+    train: TrainConfig
+    eval: EvalConfig
     mesh: Mesh
     reader: Reader
     checkpoints: Checkpoints
@@ -44,7 +49,7 @@ class Job(NamedTuple):
           clock: the clock of the run; None if no steps are taken.
           step: the step; if it is past, tables have their current sizes.
         """
-        return make_step_functions(self.config, self.mesh, plan.capacities_now(step), clock)
+        return make_step_functions(self.settings, self.mesh, plan.capacities_now(step), clock)
 
 
 class Start(NamedTuple):

@@ -48,7 +48,7 @@ class Loop:
           stop: a request to end the run early.
           evaluate: ranks the validation events; None if `eval.every_steps` is None.
         """
-        settings, reader = job.config.train, job.reader
+        settings, reader = job.train, job.reader
         run_dir = Path(settings.output_dir)
         self._job, self._total_steps = job, total_steps
         self._step, self._state, self._place = start.step, start.state, reader.place
@@ -69,7 +69,7 @@ class Loop:
         )
         self._saver = Saver(job, start, self._pairs, writer)
         self._validator = Validator(start.evaluations, evaluate, total_steps, writer, self._stop)
-        self._evictions = Evictions(job.config.features, job.config.tables, job.mesh)
+        self._evictions = Evictions(job.settings.items.features, job.settings.tables, job.mesh)
         self._profile = Profile(run_dir, settings.profile_steps)
         self._skips = SkipLog(run_dir, reader.skipped_files, host=jax.process_index())
         self._functions: StepFunctions | None = None
@@ -99,7 +99,7 @@ class Loop:
         self._end_with(self._pairs.nothing)
         if self._evaluations.exhausted:
             hosts.say(
-                f"stopped after step {self._step}: {self._job.config.eval.patience} evaluations in a "
+                f"stopped after step {self._step}: {self._job.eval.patience} evaluations in a "
                 f"row were no better than that of step {self._evaluations.best_step}"
             )
         self._job.checkpoints.wait()
@@ -181,7 +181,7 @@ class Loop:
         """Saves before evaluations too, so that the best step can be kept."""
         if (
             self._validator.due(self._step)
-            or self._step % self._job.config.train.save_steps == 0
+            or self._step % self._job.train.save_steps == 0
             or self._step == self._total_steps
             or self._stop.stopping
         ):

@@ -41,7 +41,6 @@ from s2s_jax.ranking.restored import restore
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.run_dir import write_config
-from s2s_jax.training.job import Job
 
 # Features of a run with one of everything; all are item-side.
 FEATURES = (
@@ -388,8 +387,7 @@ def test_a_catalogue_file_with_other_items_is_like_new_files(made, new_files):
 
     def check(config, before, now):
         items: Any = None if now is None else types.SimpleNamespace(fingerprint=now)
-        nothing: Any = None
-        s2s_jax.jobs.train._check_catalogue(Job(config, nothing, nothing, nothing, items), before)
+        s2s_jax.jobs.train._check_catalogue(config, items, before)
 
     check(of_file, {"catalogue": "a"}, "a")
     # Saved before catalogues were recorded; without a catalogue, then or now; collected from the files.

@@ -14,6 +14,7 @@ from s2s_jax.config import Config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 
 def job(log: Path, run_dir: Path, **train_changes) -> Config:
@@ -56,7 +57,7 @@ def saved_state(config: Config, step: int):
     progress = checkpoints.progress(step)
     plan = GrowthPlan(config.features, config.tables)
     plan.set_state(progress["growth"])
-    functions = make_step_functions(config, one_device(), plan.capacities_now())
+    functions = make_step_functions(StepSettings.of(config), one_device(), plan.capacities_now())
     state = checkpoints.restore(step, functions.abstract)
     checkpoints.close()
     return jax.device_get(state), progress

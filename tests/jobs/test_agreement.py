@@ -31,6 +31,7 @@ from s2s_jax.jobs.train import train
 from s2s_jax.ranking.ranking_metrics import MISSED, user_values
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 ITEMS, USERS = 30, 48
 
@@ -113,12 +114,12 @@ def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen)
     rows = trained[2]
     flag = ["--eval.filter_seen", str(filter_seen)]
     found = command(evaluate, *flag)
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     lists = command(recommend, *flag, "--top_k", str(ITEMS + 9))
     returning = [row[-1] in row[:-1] for row in rows]
     assert found["eval/returning_targets"] == np.mean(returning) == 0.5
-    assert "returning targets" in told.out
-    assert ("eval.filter_seen False" in told.out) == filter_seen
+    assert "returning targets" in output.out
+    assert ("eval.filter_seen False" in output.out) == filter_seen
     for row, items in zip(rows, lists, strict=True):
         left = set(range(ITEMS)) - (set(row[:-1]) if filter_seen else set())
         assert set(items) == left, "all that may be recommended, each once"
@@ -127,7 +128,7 @@ def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen)
     assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
 
 
-def test_keep_seen_decides_where_it_is_given(trained, command):
+def test_keep_seen_overrides_the_configuration(trained, command):
     rows = trained[2]
     kept = command(recommend, "--keep_seen", "--top_k", str(ITEMS))
     assert all(len(items) == ITEMS for items in kept)
@@ -139,7 +140,7 @@ def test_keep_seen_decides_where_it_is_given(trained, command):
 
 
 @pytest.mark.parametrize("untrained", ["keep", "last", "drop"])
-def test_items_of_a_newer_log_are_told_and_ranked_by_choice(
+def test_items_of_a_newer_log_are_reported_and_ranked_as_configured(
     trained, command, tmp_path, capsys, untrained
 ):
     """Half of the users continue with one of ten items that training never saw."""
@@ -168,7 +169,7 @@ def test_trained_items_are_those_of_the_batches(devices, grows):
     config = small.config()
     config = small.growing(config) if grows else config
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     batch = small.batch(small.config(), 8, 0)
     sent = put_batch(small.batch(config, 8, 0), 1, mesh)
     state, _ = functions.train_step(functions.init(), sent)
@@ -264,7 +265,7 @@ def test_pairs_are_distinct_and_in_order():
     assert seen.item_T.tolist() == [5, 2**31 - 1, 3]
 
 
-def test_what_cannot_be_recommended_is_worth_nothing():
+def test_items_that_cannot_be_recommended_score_zero():
     values = user_values(np.array([[0, MISSED], [MISSED, -1]]))
     assert values["hr@5"].tolist() == [1, 0]
     assert values["recall@200"].tolist() == [0.5, 0]

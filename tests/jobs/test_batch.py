@@ -20,6 +20,7 @@ from s2s_jax.jobs import train as training
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.step.batches import unpack
+from s2s_jax.training.step.settings import StepSettings
 
 BIG = 2**40
 USERS = 23
@@ -174,7 +175,7 @@ def test_times_of_every_kind(kind, value, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "value"), [(None, None), (pa.string(), lambda s: "noon"), (pa.float64(), float)]
 )
-def test_what_is_no_time_is_not_shown(kind, value, tmp_path):
+def test_values_that_are_not_times_are_not_shown(kind, value, tmp_path):
     write(tmp_path, kind, value)
     batch = show_batch(config_of(tmp_path), 1, one_device())
     assert batch.times is None
@@ -204,7 +205,7 @@ def test_rows_that_only_times_make_longer_are_not_shown_longer(tmp_path):
     ],
     ids=["shuffled", "flat", "packed", "negatives"],
 )
-def test_it_is_the_batch_of_training(log, tmp_path, changes, devices):
+def test_the_batch_is_the_one_that_training_uses(log, tmp_path, changes, devices):
     config = config_of(log, **changes)
     train = dataclasses.replace(config.train, output_dir=str(tmp_path / "run"))
     config = dataclasses.replace(config, train=train)
@@ -217,7 +218,7 @@ def test_it_is_the_batch_of_training(log, tmp_path, changes, devices):
             next(job.reader)
             sent = next(job.reader).arrays
         sent |= {} if job.items is None else job.items.draw(2)
-    expected = unpack(config, sent)
+    expected = unpack(StepSettings.of(config), sent)
     assert list(expected) == list(shown.arrays)
     for name, array in shown.arrays.items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -232,7 +233,7 @@ def test_a_cache_is_neither_read_nor_written(log, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_training_refuses_is_refused(log, tmp_path):
+def test_errors_of_training_are_raised_here_too(log, tmp_path):
     with pytest.raises(UserError, match=r"io\.drop_remainder: a batch has 32 rows"):
         show_batch(config_of(log, io__batch_size=32, io__drop_remainder=True), 1, one_device())
     with pytest.raises(UserError, match=r"io\.data_paths"):

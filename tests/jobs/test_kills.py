@@ -130,15 +130,15 @@ def test_killed_at_random_moments(straight, log, tmp_path, number):
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.05)
         process.send_signal(number)
-        told = process.communicate(timeout=120)[1]
+        output = process.communicate(timeout=120)[1]
         if process.returncode == EXIT_DONE:
             break
         expected = EXIT_STOPPED if number == signal.SIGTERM else -signal.SIGKILL
-        assert process.returncode == expected, told
-        assert "Traceback" not in told, told
+        assert process.returncode == expected, output
+        assert "Traceback" not in output, output
     process = start(config, tmp_path)
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == EXIT_DONE, told
+    output = process.communicate(timeout=300)[1]
+    assert process.returncode == EXIT_DONE, output
     assert written(config) == written(straight)
     (state, progress), (state_2, progress_2) = (saved_state(c, STEPS) for c in (config, straight))
     jax.tree.map(np.testing.assert_array_equal, state, state_2)

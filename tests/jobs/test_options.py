@@ -23,6 +23,7 @@ from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.step.batches import ITEM_SHARE, unpack
+from s2s_jax.training.step.settings import StepSettings
 
 # Number of configurations that cover every value of every option.
 FEW = 6
@@ -106,7 +107,7 @@ def test_padding_made_on_the_device_has_a_share_with_a_logarithm():
     config = dataclasses.replace(config, loss=loss)
     values = np.ones((1, 1, 2 * small.SEQ_LEN, 6), np.int32)
     batch = {"length": jnp.array([[2, 0]]), "values": jnp.asarray(values)}
-    assert (np.asarray(unpack(config, batch)[ITEM_SHARE]) > 0).all()
+    assert (np.asarray(unpack(StepSettings.of(config), batch)[ITEM_SHARE]) > 0).all()
 
 
 def test_every_value_is_tried():

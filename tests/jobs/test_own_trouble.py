@@ -47,7 +47,7 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize(("error", "words"), TROUBLE)
-def test_is_never_skipped(skipping, monkeypatch, error, words):
+def test_trouble_of_this_machine_is_never_skipped(skipping, monkeypatch, error, words):
     index = of_config.index(skipping)
 
     class Broken:
@@ -64,7 +64,7 @@ def test_is_never_skipped(skipping, monkeypatch, error, words):
             read()
 
 
-def test_memory_that_decoding_lacks(skipping, monkeypatch):
+def test_a_lack_of_memory_while_decoding(skipping, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -74,7 +74,7 @@ def test_memory_that_decoding_lacks(skipping, monkeypatch):
             read()
 
 
-def test_a_size_that_no_machine_has_is_damage(skipping, monkeypatch):
+def test_an_impossible_size_counts_as_damage(skipping, monkeypatch):
     file = of_config.index(skipping).files[0]
 
     def damaged(*_):

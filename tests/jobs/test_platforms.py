@@ -23,7 +23,7 @@ from s2s_jax.errors import EXIT_USER_ERROR, UserError
     ],
 )
 @pytest.mark.parametrize("asked", ["cuda", ""])
-def test_a_platform_that_is_not_there(error, words, asked, monkeypatch):
+def test_a_missing_platform(error, words, asked, monkeypatch):
     def fail():
         raise error
 
@@ -43,7 +43,7 @@ def test_numbers_of_devices_that_cannot_share_tables(count):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_training_on_a_platform_that_is_not_there_creates_nothing(platform, tmp_path):
+def test_training_on_a_missing_platform_creates_nothing(platform, tmp_path):
     config = REPO / "configs/quickstart.py"
     done = subprocess.run(
         [sys.executable, "-m", "s2s_jax.train", "--config", config],

@@ -201,7 +201,7 @@ def test_a_step_is_saved_before_an_evaluation_that_fails(log, tmp_path, monkeypa
     assert newest(config) == 6
 
 
-def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_kept(log, tmp_path, monkeypatch):
     """Keeps the best and one other checkpoint; the results of evaluations are made up."""
     config = make_job(log, tmp_path / "run", max_to_keep=1)
     eval_ = dataclasses.replace(config.eval, every_steps=2, metric="mrr")
@@ -224,7 +224,7 @@ def test_the_best_checkpoint_is_kept_whatever_comes_after_it(log, tmp_path, monk
     assert all(4 in kept for kept in seen[2:])
 
 
-def test_signals_are_only_noted_outside_of_at_once():
+def test_signals_are_only_recorded_outside_at_once():
     with StopSignals() as stop:
         with stop.at_once():
             pass
@@ -235,13 +235,13 @@ def test_signals_are_only_noted_outside_of_at_once():
             raise AssertionError("not reached")
 
 
-def test_a_signal_in_at_once_ends_what_is_waited_for():
+def test_a_signal_in_at_once_ends_a_wait():
     timer = threading.Timer(0.1, tell)
     with StopSignals() as stop, pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
         timer.run()
 
 
-def test_errors_of_another_thread_are_those_of_the_call():
+def test_errors_of_another_thread_are_raised_by_the_call():
     def work():
         raise UserError("a sentence")
 
@@ -249,7 +249,7 @@ def test_errors_of_another_thread_are_those_of_the_call():
         stop.unless_stopped(work)
 
 
-def test_trains_in_a_thread_that_is_not_the_main_one(log, tmp_path, capsys):
+def test_trains_outside_the_main_thread(log, tmp_path, capsys):
     config = job(log, tmp_path, train_steps=2)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run, config, one_device()).result() == 0

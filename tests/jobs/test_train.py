@@ -123,7 +123,7 @@ def start(config: Config, tmp_path: Path) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_saves_and_the_run_goes_on(straight, log, tmp_path, number):
+def test_a_stop_signal_saves_and_the_run_continues(straight, log, tmp_path, number):
     run_dir = tmp_path / "run"
     config = job(log, run_dir)
     process = start(config, tmp_path)
@@ -147,7 +147,7 @@ def test_two_runs_do_not_share_a_directory(log, tmp_path):
         train(job(log, tmp_path / "file"), one_device())
 
 
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(straight, log, tmp_path):
+def test_a_killed_run_continues_from_its_newest_checkpoint(straight, log, tmp_path):
     run_dir = tmp_path / "run"
     config = job(log, run_dir)
     process = start(config, tmp_path)
@@ -252,7 +252,7 @@ def test_bad_data_in_mid_run_loses_nothing(log, tmp_path):
          ["io.shards", "16", "now 3"]),
     ],
 )  # fmt: skip
-def test_what_a_run_cannot_survive_is_refused_by_name(straight, change, words):
+def test_changes_that_do_not_fit_the_run_are_refused_by_name(straight, change, words):
     config = change(straight)
     with pytest.raises(UserError) as caught:
         train(config, one_device())
@@ -291,7 +291,7 @@ def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
     assert found == other
 
 
-def test_learning_rates_may_change_also_of_runs_from_before_a_key_existed(straight, log, tmp_path):
+def test_learning_rates_may_change_even_in_runs_older_than_a_key(straight, log, tmp_path):
     shutil.copytree(straight.train.output_dir, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     del saved["model"]["input_norm"]
@@ -304,7 +304,7 @@ def test_learning_rates_may_change_also_of_runs_from_before_a_key_existed(straig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
-def test_goes_on_with_other_devices(straight, log, tmp_path, devices):
+def test_a_run_continues_on_other_devices(straight, log, tmp_path, devices):
     """Saved on one device and continued on several: the same losses up to rounding (no dropout)."""
 
     def on(count, steps, run_dir):
@@ -330,7 +330,7 @@ def test_tensorboard_and_profile(log, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_profile_that_spans_the_end_of_a_run_is_written_and_begun_anew(log, tmp_path):
+def test_a_profile_that_spans_the_end_of_a_run_is_written_and_restarted(log, tmp_path):
     def traces():
         return set((tmp_path / "profile").rglob("*.xplane.pb"))
 

@@ -23,7 +23,7 @@ def fresh(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_import_brings_neither_jax_nor_arrow():
+def test_importing_the_package_imports_neither_jax_nor_arrow():
     heavy = ("jax", "pyarrow", "numpy", "tyro", "flax", "orbax", "grain")
     code = f"import sys, s2s_jax; print([name for name in {heavy} if name in sys.modules])"
     assert fresh(code) == "[]"

@@ -133,7 +133,7 @@ def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, 
     assert_same_run(config, straight, 20)
 
 
-def test_a_configuration_that_was_made_by_hand(log, tmp_path):
+def test_a_configuration_made_in_python(log, tmp_path):
     config = s2s.Config(
         io=s2s.IOConfig(data_paths=str(log), batch_size=8),
         features=(s2s.FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),),

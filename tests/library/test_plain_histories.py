@@ -46,7 +46,7 @@ def given(histories, kinds=KINDS, used=FEATURES):
     return to_rows(histories, used, kinds)
 
 
-def test_they_are_decoded_as_rows_of_a_log(tmp_path):
+def test_histories_are_decoded_like_rows_of_a_log(tmp_path):
     bag, text = pa.list_(pa.list_(pa.int64())), pa.list_(pa.string())
     types = {
         "item_id": text,
@@ -125,7 +125,7 @@ def changed(**columns):
         (pa.table({"item_id": [["a"]]}), ["expected one column tags", "item_id"]),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(histories, words):
+def test_mistakes_are_reported_in_one_sentence(histories, words):
     with pytest.raises(UserError) as caught:
         given(histories)
     text = str(caught.value)

@@ -133,7 +133,7 @@ def assert_same(found, expected, histories, config):
 
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("name", ["trained", "packed"])
-def test_as_the_command_recommends(name, devices, request, tmp_path):
+def test_recommends_the_same_items_as_the_command(name, devices, request, tmp_path):
     config = request.getfixturevalue(name)
     log = request.getfixturevalue({"trained": "log", "packed": "texts"}[name])
     expected = of_the_command(
@@ -151,7 +151,7 @@ def test_as_the_command_recommends(name, devices, request, tmp_path):
     assert run.recommend(head, K) == run.recommend(histories[:6], K)
 
 
-def test_as_the_command_recommends_with_what_was_seen(trained, log, tmp_path):
+def test_recommends_the_same_items_as_the_command_with_seen_items(trained, log, tmp_path):
     expected = of_the_command(
         trained, log, tmp_path / "recs.parquet", make_mesh(jax.devices()[:1]), keep_seen=True
     )
@@ -165,7 +165,7 @@ def test_as_the_command_recommends_with_what_was_seen(trained, log, tmp_path):
     assert run.recommend(flat, K, keep_seen=False) == without == run.recommend(flat, K)
 
 
-def test_as_the_command_recommends_on_all_devices(trained, log, tmp_path):
+def test_recommends_the_same_items_as_the_command_on_all_devices(trained, log, tmp_path):
     """A run that was moved, a catalogue file, and a checkpoint by its step."""
     shutil.copytree(trained.train.output_dir, tmp_path / "moved")
     of_config.save(of_config.collect(trained), tmp_path / "items.parquet", trained)
@@ -179,7 +179,7 @@ def test_as_the_command_recommends_on_all_devices(trained, log, tmp_path):
     np.testing.assert_allclose(found.scores, table["scores"].to_pylist(), atol=2e-6)
 
 
-def test_encode_is_what_the_model_predicts(trained, log):
+def test_encode_returns_the_predictions_of_the_model(trained, log):
     run = s2s.Run(trained.train.output_dir, devices=jax.devices()[:1])
     rows = rows_of(log)[:11]
     mesh = make_mesh(jax.devices()[:1])

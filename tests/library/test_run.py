@@ -88,7 +88,7 @@ def test_evaluates_as_the_command_does(trained, split, tmp_path, capsys):
     )
 
 
-def test_what_cannot_be_opened_or_evaluated(trained, tmp_path):
+def test_runs_that_cannot_be_opened_or_evaluated(trained, tmp_path):
     with pytest.raises(s2s.UserError, match=r"config\.json"):
         s2s.Run(tmp_path)
     run = s2s.Run(trained.train.output_dir, checkpoint=7)
@@ -98,7 +98,7 @@ def test_what_cannot_be_opened_or_evaluated(trained, tmp_path):
         run.evaluate("all")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_log_is_read_as_far_as_it_is_asked_for(log):
+def test_a_log_is_read_only_as_far_as_needed(log):
     rows = rows_of(log)
     found = s2s.read_log(log)
     assert found.rows == USERS
@@ -110,7 +110,7 @@ def test_a_log_is_read_as_far_as_it_is_asked_for(log):
         assert head.schema.equals(found.schema)
 
 
-def test_a_log_that_is_none(log, tmp_path):
+def test_a_file_that_is_not_a_log(log, tmp_path):
     with pytest.raises(s2s.UserError, match="nowhere"):
         s2s.read_log(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

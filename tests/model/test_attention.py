@@ -68,7 +68,7 @@ def test_values_and_gradients(seq_len, packed, implementation):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_blocked_bfloat16_is_near():
+def test_blocked_bfloat16_is_close():
     q, k, v, d_out = (draw(i, B, 70, N, H) for i in range(4))
     rough = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
     out, pull = jax.vjp(lambda *qkv: causal_attention(*qkv, implementation="blocked"), *rough)
@@ -242,7 +242,7 @@ def test_auto_loops_over_many_layers_or_with_remat_only(changes, loops):
         ({"attention": "cudnn", "dtype": "float32"}, "model.attention"),
     ],
 )
-def test_what_no_model_can_be_is_refused(changes, path):
+def test_impossible_models_are_refused(changes, path):
     config = small.config()
     with pytest.raises(UserError, match=path):
         validate(dataclasses.replace(config, model=dataclasses.replace(config.model, **changes)))

@@ -12,11 +12,12 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 
 def run(config, arrays, steps, devices=1):
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     params = golden.params_from(arrays, "w0", table_specs(config.features, config.tables))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.params, params)
@@ -78,7 +79,7 @@ def test_losses_with_the_corrected_pairing():
     np.testing.assert_allclose(hit_rates, arrays["hit_rates_next"], atol=1e-6)
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_is_close():
     arrays = golden.load("golden_seed.npz")
     config = golden.recis_config(arrays)
     model = dataclasses.replace(config.model, dtype="bfloat16")

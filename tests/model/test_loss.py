@@ -105,7 +105,7 @@ def test_ties_count_against_the_positive():
     assert hit_rate == 0
 
 
-def test_padding_has_no_say():
+def test_padding_has_no_effect():
     """The values at padded positions affect neither loss nor gradient, and get no gradient."""
     preds, targets, length, items = make_batch(1)
 
@@ -137,7 +137,7 @@ def test_zero_vectors_and_cold_temperatures_stay_finite():
         assert np.all(np.isfinite(gradient))
 
 
-def test_nothing_to_score_is_zero_not_nan():
+def test_the_loss_without_pairs_is_zero_not_nan():
     preds, targets, _, items = make_batch(0)
     length = np.array([1, 0, 1], np.int32)
     flat = preds.reshape(-1, E), targets.reshape(-1, E)

@@ -15,6 +15,7 @@ from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 B, L = 3, small.SEQ_LEN
 
@@ -78,7 +79,7 @@ def test_targets_show_target_features_only():
 
 @pytest.mark.parametrize("position", ["none", "learned"])
 @pytest.mark.parametrize("input_norm", [False, True])
-def test_scanned_layers_equal_layers_in_turn(position, input_norm):
+def test_scanned_layers_equal_consecutive_layers(position, input_norm):
     model, embeddings = make_model(position=position, input_norm=input_norm)
     graph, stacked = nnx.split(model.transformer.layers)
     x = model._project(embeddings, ("item_id", "tags")) + model.proj.bias[...][None]
@@ -98,7 +99,7 @@ def test_scanned_layers_equal_layers_in_turn(position, input_norm):
 
 
 @pytest.mark.parametrize("input_norm", [False, True])
-def test_what_young_tables_say_is_heard_with_input_norm_only(input_norm):
+def test_vectors_of_young_tables_matter_only_with_input_norm(input_norm):
     """With initial values a fifth as large, the input of the layers changes, or stays the same."""
     model, embeddings = make_model(input_norm=input_norm)
     bias = model.proj.bias
@@ -122,7 +123,7 @@ def test_dropout_is_a_function_of_its_key(where):
     np.testing.assert_array_equal(targets, model(embeddings).targets_ME)
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters():
+def test_bfloat16_is_close_to_float32_with_float32_parameters():
     exact, embeddings = make_model()
     rough, _ = make_model(dtype="bfloat16")
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(rough, nnx.Param)))
@@ -132,12 +133,12 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_vectors_of_users_and_items_are_what_the_loss_compares(similarity):
+def test_the_loss_compares_the_vectors_of_users_and_items(similarity):
     config = small.config(
         loss=LossConfig(similarity=similarity, target_features=("item_id", "tags"))
     )
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state, sent = functions.init(), small.batch(config, 8, 0)
     batch = put_batch(sent, 1, mesh)
     encoded = functions.predict(state, {name: x[0] for name, x in batch.items()})
@@ -163,7 +164,7 @@ def test_predict_is_eval_mode(devices):
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     batch = jax.tree.map(lambda x: x[0], put_batch(small.batch(config, 8, 0), 1, mesh))
     encoded = functions.predict(state, batch)

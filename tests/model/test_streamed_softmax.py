@@ -326,7 +326,7 @@ def test_candidates_of_infinite_probability_do_not_count():
     assert not np.any(gradients["sampled"])
 
 
-def test_ties_are_no_hits_round_a_ring():
+def test_ties_are_not_hits_around_a_ring():
     options = Options(words=0, devices=4)
     batch = make_batch(options, padding=0)
     for name in ("queries", "positives"):

@@ -32,6 +32,7 @@ from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 USERS = 90
 
@@ -158,7 +159,7 @@ def test_every_learned_position_that_is_shown_was_trained(log, sequences):
         lr=dataclasses.replace(config.lr, weight_decay=0.0),
     )
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     before = np.array(state.params["dense"]["transformer"]["positions"])
     rows = Sequences.of(config).device_rows
@@ -260,7 +261,7 @@ def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
     assert [line for line in found if line["step"] != 25] == whole
 
 
-def test_the_evaluate_door(trained, tmp_path, capsys, caplog):
+def test_the_evaluate_command(trained, tmp_path, capsys, caplog):
     out = tmp_path / "result.json"
     arguments = ["--config", config_file(trained, tmp_path), "--out", str(out)]
     assert evaluate.main([*arguments, "--checkpoint", "40"]) == 0
@@ -319,7 +320,9 @@ def test_nothing_held_out_is_refused(log, tmp_path):
         Evaluator(EvaluationSettings.of(job(log, tmp_path)), one_device())
 
 
-def test_the_recommend_door_writes_the_best_items_and_goes_on(trained, log, tmp_path, monkeypatch):
+def test_the_recommend_command_writes_the_best_items_and_continues(
+    trained, log, tmp_path, monkeypatch
+):
     out = tmp_path / "recs.parquet"
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]

@@ -12,27 +12,34 @@ from places import REPO
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
+    Config,
     ModelConfig,
     Pack,
     load,
 )
+from s2s_jax.config.settings import Sequences
 from s2s_jax.training.flops import AtPeak, attention_flops, peak_flops, step_flops
 from s2s_jax.training.meters import Meters
 from s2s_jax.training.step.batches import count_rows, put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 
-def test_of_base():
+def flops_of(config: Config, devices: int, items: int = 0) -> float:
+    return step_flops(StepSettings.of(config), Sequences.of(config), devices, items)
+
+
+def test_flops_of_the_base_configuration():
     """16 x 1,024 positions: 5.00 for matrices, .83 for attention, 1.65 for the loss, times 10^12."""
     config = load(Path(REPO) / "configs" / "base.py")
-    np.testing.assert_allclose(step_flops(config, 1) / 1e12, 7.47, atol=0.01)
+    np.testing.assert_allclose(flops_of(config, 1) / 1e12, 7.47, atol=0.01)
     local = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, negative_scope="local")
     )
-    assert step_flops(local, 8) == step_flops(config, 1) < step_flops(config, 8)
+    assert flops_of(local, 8) == flops_of(config, 1) < flops_of(config, 8)
 
 
-def test_against_what_xla_counts():
+def test_flops_against_the_count_of_xla():
     """An unrolled model whose matrices dominate; attention without blocks computes all scores."""
     model = ModelConfig(
         seq_len=64,
@@ -46,12 +53,12 @@ def test_against_what_xla_counts():
     )
     config = small.config(model=model)
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     batch = put_batch(small.batch(config, 16, 0), 1, mesh)
     cost = functions.train_step.lower(functions.abstract, batch).compile().cost_analysis()
     config = dataclasses.replace(config, io=dataclasses.replace(config.io, batch_size=16))
     uncausal = 12 * 16 * 2 * 256 * 64**2 - 6 * 16 * 2 * 256 * 64 * 65
-    expected = step_flops(config, 1) + uncausal
+    expected = flops_of(config, 1) + uncausal
     assert 0.9 < expected / cost["flops"] < 1.02
 
 
@@ -70,7 +77,7 @@ def test_a_cpu_has_no_known_peak():
         ("full", 500, 500, 500),
     ],
 )
-def test_of_negatives(negatives, items, per_pair, encoded):
+def test_flops_of_negatives(negatives, items, per_pair, encoded):
     """Two devices with 32 rows each; a device draws 100 items or, if there are fewer, uses all."""
     config = small.config()
     loss = dataclasses.replace(config.loss, negatives=negatives, num_negatives=100)
@@ -79,7 +86,7 @@ def test_of_negatives(negatives, items, per_pair, encoded):
     alone = dataclasses.replace(
         config, loss=dataclasses.replace(loss, negatives="full", num_negatives=1)
     )
-    found = step_flops(config, 2, items) - step_flops(alone, 2, 0)
+    found = flops_of(config, 2, items) - flops_of(alone, 2)
     pairs, width, shown = 32 * 5, 16, 8 + 8  # item_id and tags
     assert found == 6 * pairs * per_pair * width + 6 * encoded * shown * width
 
@@ -107,11 +114,11 @@ def test_attention_of_packed_sequences_against_counting():
     packed = small.config()
     packed = dataclasses.replace(packed, io=dataclasses.replace(packed.io, sequences=Pack(rows=40)))
     rows, seq_len = packed.io.batch_size, model.seq_len
-    unpacked = step_flops(small.config(), 1) - step_flops(packed, 1)
+    unpacked = flops_of(small.config(), 1) - flops_of(packed, 1)
     assert unpacked == of_pair * rows * seq_len * (seq_len + 1) / 2
 
 
-def test_mfu_counts_the_attention_of_what_was_packed():
+def test_mfu_counts_the_attention_of_packed_sequences():
     now = iter([0.0, 10.0, 10.0])
     meters = Meters(AtPeak(step=1.0, attended=0.01), clock=lambda: next(now))
     for attended in (50, 150):

@@ -26,6 +26,7 @@ from s2s_jax.training.growth import max_load
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import table_moments, with_table_moments
+from s2s_jax.training.step.settings import StepSettings
 
 
 def test_equals_a_table_with_a_row_for_each_id():
@@ -33,7 +34,8 @@ def test_equals_a_table_with_a_row_for_each_id():
     dense = small.config()
     config = small.growing(dense)
     mesh = make_mesh(jax.devices()[:devices])
-    ours, theirs = make_step_functions(config, mesh), make_step_functions(dense, mesh)
+    ours = make_step_functions(StepSettings.of(config), mesh)
+    theirs = make_step_functions(StepSettings.of(dense), mesh)
     state, other = ours.init(), theirs.init()
     # The dense table starts with the initial rows of the growing table.
     spec = table_specs(dense.features, dense.tables)["item_id"]
@@ -131,7 +133,9 @@ def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, 
     assert_same_run(straight, config)
 
 
-def test_a_grown_table_goes_on_over_other_devices_and_larger(straight, log, tmp_path, capsys):
+def test_a_grown_table_continues_on_other_devices_with_a_larger_capacity(
+    straight, log, tmp_path, capsys
+):
     config = small.growing(job(log, tmp_path, log_steps=1))
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, train_steps=36))
     assert not train(short, one_device())
@@ -165,7 +169,7 @@ def evicting(log, tmp_path_factory):
     return config
 
 
-def test_ids_leave_a_table_that_evicts(evicting):
+def test_eviction_removes_ids_from_a_table(evicting):
     written = lines(Path(evicting.train.output_dir))
     evicted = [x["table/item_id/evicted"] for x in written]
     assert evicted[4] == 0 < evicted[5] < evicted[10]
@@ -177,7 +181,7 @@ def test_ids_leave_a_table_that_evicts(evicting):
 def test_growing_frees_what_it_replaces_and_nothing_else():
     config = small.growing(small.config())
     mesh = make_mesh(jax.devices()[:2])
-    state = make_step_functions(config, mesh).init()
+    state = make_step_functions(StepSettings.of(config), mesh).init()
     before = state.maps["item_id"]
     after = growth.doubled(state, "item_id", mesh)
     assert before.keys_R2.is_deleted()
@@ -187,7 +191,7 @@ def test_growing_frees_what_it_replaces_and_nothing_else():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
+def test_a_sum_that_overflowed_in_a_checkpoint_is_corrected():
     config = small.growing(small.config(), max_capacity=1, on_full="stop")
     plan = growth.GrowthPlan(config.features, config.tables)
     saved = plan.get_state() | {"dropped": {"item_id": 2**31 + 5 - 2**32}}
@@ -197,10 +201,10 @@ def test_a_sum_that_had_wrapped_around_in_a_checkpoint_is_no_news():
     assert plan.full is None
 
 
-def test_looking_for_ids_to_evict_is_compiled_once():
+def test_eviction_is_compiled_once():
     config = small.growing(small.config(), evict_after_steps=1, evict_every=1)
     mesh = make_mesh(jax.devices()[:1])
-    state = make_step_functions(config, mesh).init()
+    state = make_step_functions(StepSettings.of(config), mesh).init()
     evictions = growth.Evictions(config.features, config.tables, mesh)
     state = evictions.before(2, state)
     compiled = []
@@ -209,27 +213,27 @@ def test_looking_for_ids_to_evict_is_compiled_once():
     assert not [event for event in compiled if event.endswith("backend_compile_duration")]
 
 
-def test_moments_are_taken_and_put_back():
-    state = make_step_functions(small.growing(small.config()), one_device()).init()
+def test_moments_can_be_read_and_replaced():
+    state = make_step_functions(StepSettings.of(small.growing(small.config())), one_device()).init()
     moments = jax.tree.map(lambda x: x + 1, table_moments(state.opt_state))
     changed = with_table_moments(state.opt_state, moments)
     assert jax.tree.structure(changed) == jax.tree.structure(state.opt_state)
     jax.tree.map(np.testing.assert_array_equal, table_moments(changed), moments)
 
 
-def test_config_tells_the_capacity(straight):
+def test_config_shows_the_capacity(straight):
     saved = json.loads((Path(straight.train.output_dir) / "config.json").read_text())
     assert saved["tables"][0]["capacity"] == 1
 
 
-def test_inspect_tables_shows_what_a_run_holds(straight, log, capsys):
+def test_inspect_tables_shows_the_tables_of_a_run(straight, log, capsys):
     run_dir = Path(straight.train.output_dir)
     assert inspect_tables.main([str(run_dir)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     last = lines(run_dir)[-1]
     for number in (last["table/item_id/rows"], last["table/item_id/capacity"]):
-        assert f"{number:,}" in told
-    assert "9 buckets" in told
+        assert f"{number:,}" in output
+    assert "9 buckets" in output
     items = orc.read_table(str(log / "part-0.orc"))["item_id"].to_pylist()
     state, _ = saved_state(straight, 40)
     keys = np.asarray(state.maps["item_id"].keys_R2)
@@ -237,14 +241,14 @@ def test_inspect_tables_shows_what_a_run_holds(straight, log, capsys):
     known = set((low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).tolist())
     item = next(i for row in items for (i,) in row if i % 2**64 in known)
     assert inspect_tables.main([str(run_dir), "--look_up", "item_id", str(item), "7"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     row = np.flatnonzero((low == item % 2**32) & (high == (item >> 32) % 2**32))[0]
-    assert f"{row:,}" in told
-    assert "none" in told
-    assert f"{state.params['tables']['item_id'][row, 0]:.4g}" in told
+    assert f"{row:,}" in output
+    assert "none" in output
+    assert f"{state.params['tables']['item_id'][row, 0]:.4g}" in output
 
 
-def test_inspect_tables_lists_ids_that_left(evicting, capsys):
+def test_inspect_tables_lists_evicted_ids(evicting, capsys):
     run_dir = Path(evicting.train.output_dir)
     assert inspect_tables.main([str(run_dir), "--evicted_since", "10"]) == 0
     listed = capsys.readouterr().out.splitlines()

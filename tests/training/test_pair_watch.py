@@ -69,7 +69,7 @@ def test_the_end_of_a_continued_run_may_have_no_pair(tmp_path):
     assert not watch.none_yet
 
 
-def test_padding_alone_is_no_pair(tmp_path):
+def test_padding_alone_does_not_count_as_a_pair(tmp_path):
     """If padding is scored, pairs are counted even without events."""
     watch = PairWatch(tmp_path, None, step=0, steps_per_epoch=2, total_steps=10)
     for step in (1, 2):

@@ -38,6 +38,7 @@ from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.forward import model_graph
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import state_of
+from s2s_jax.training.step.settings import StepSettings
 
 ROWS, STEPS, IDS = 16, 3, 300
 LR = LRConfig(dense_lr=1e-2, sparse_lr=3e-3, clip_norm=1.0)
@@ -56,7 +57,7 @@ CONFIG = waiting(small.config())
 @functools.cache
 def functions(devices, unknown="default_row"):
     mesh = make_mesh(jax.devices()[:devices])
-    return make_step_functions(waiting(small.config(), unknown), mesh), mesh
+    return make_step_functions(StepSettings.of(waiting(small.config(), unknown)), mesh), mesh
 
 
 def step_on(state, number, devices, microbatches):
@@ -153,7 +154,7 @@ def reference():
     moments = {name: (np.zeros_like(x), np.zeros_like(x)) for name, x in params.items()}
     dense, optimizer = start.params["dense"], optax.adamw(LR.dense_lr, weight_decay=LR.weight_decay)
     dense_state = optimizer.init(dense)
-    graph = model_graph(CONFIG)
+    graph = model_graph(StepSettings.of(CONFIG))
     gradient_of = jax.jit(jax.value_and_grad(functools.partial(plain_loss, graph)))
     sightings, found = collections.Counter(), []
     for number in range(STEPS):
@@ -240,7 +241,7 @@ def overfull():
     return jax.device_get(admit(stored, ids))
 
 
-def test_ids_that_found_no_room_have_the_default_row():
+def test_ids_without_room_have_the_default_row():
     stored, rows, without = overfull()
     without = without.reshape(-1, 2)[:, 0]
     assert without.sum() == stored.maps["f"].dropped_S.sum() > 6000 - SMALLEST
@@ -250,7 +251,7 @@ def test_ids_that_found_no_room_have_the_default_row():
 
 
 @pytest.mark.parametrize("unknown", ["default_row", "zeros"])
-def test_what_stands_for_ids_that_were_never_seen(unknown):
+def test_the_default_row_stands_for_ids_that_were_never_seen(unknown):
     stored, admitted, without = overfull()
     tables = ShardedTables(
         (FEATURE,), (dataclasses.replace(TABLE, unknown=unknown),), make_mesh(jax.devices()[:2])
@@ -271,7 +272,7 @@ def test_what_stands_for_ids_that_were_never_seen(unknown):
     assert (np.asarray(absent)[..., 0] == [True, True, False, False]).all()
 
 
-def test_zeros_leave_the_state_as_it_was():
+def test_zeros_do_not_change_the_state():
     made = functions(1, "zeros")[0].abstract
     assert set(made.params) == {"dense", "tables"}
     assert len(made.opt_state) == 3
@@ -288,7 +289,9 @@ def test_zeros_leave_the_state_as_it_was():
 def test_default_rows_are_on_all_devices_also_with_fsdp():
     settings = dataclasses.replace(CONFIG.train, dense_sharding="fsdp")
     mesh = make_mesh(jax.devices()[:4])
-    abstract = make_step_functions(dataclasses.replace(CONFIG, train=settings), mesh).abstract
+    abstract = make_step_functions(
+        StepSettings.of(dataclasses.replace(CONFIG, train=settings)), mesh
+    ).abstract
     assert abstract.params["unknown"]["item_id"].sharding == replicated(mesh)
     assert moments_of_default(abstract)[0].sharding == replicated(mesh)
 
@@ -323,7 +326,7 @@ def saved(log, tmp_path_factory):
     return config
 
 
-def test_a_restored_state_goes_on_bit_for_bit(saved):
+def test_a_restored_state_continues_with_identical_bits(saved):
     checkpoints = checkpoints_of(saved)
     state = checkpoints.restore(2, functions(1)[0].abstract)
     checkpoints.close()
@@ -331,7 +334,7 @@ def test_a_restored_state_goes_on_bit_for_bit(saved):
     jax.tree.map(np.testing.assert_array_equal, after, run()[2])
 
 
-def test_what_stands_for_unknown_ids_is_fixed(saved):
+def test_the_setting_for_unknown_ids_cannot_change(saved):
     config = waiting(saved, unknown="zeros")
     with pytest.raises(
         UserError, match=r"tables\.item_id\.unknown: .* made with default_row, found zer"
@@ -367,7 +370,7 @@ def unknown_events(log, left_out):
     return unknown, shown
 
 
-def test_evaluate_tells_the_share_of_unknown_events(saved, log, tmp_path, monkeypatch, capsys):
+def test_evaluate_reports_the_share_of_unknown_events(saved, log, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("s2s_jax.jobs.evaluate.make_mesh", one_device)
     out = tmp_path / "result.json"
     assert evaluate.main(["--config", config_file(saved, tmp_path), "--out", str(out)]) == 0
@@ -377,7 +380,7 @@ def test_evaluate_tells_the_share_of_unknown_events(saved, log, tmp_path, monkey
     assert f"{unknown / shown:.4f}" in capsys.readouterr().out
 
 
-def test_recommend_counts_unknown_events_also_after_an_interruption(
+def test_recommend_counts_unknown_events_after_an_interruption_too(
     saved, log, tmp_path, monkeypatch, capsys
 ):
     arguments = ["--config", config_file(saved, tmp_path), "--input", str(log), "--top_k", "3"]
@@ -395,10 +398,10 @@ def test_recommend_counts_unknown_events_also_after_an_interruption(
     monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", whole)
     assert recommend.main(arguments) == 0
     unknown, shown = unknown_events(log, left_out=0)
-    told = capsys.readouterr().out
-    assert f"{unknown:,} of the {shown:,} events that the model was shown" in told
-    assert "40 users" in told
-    assert "its default row is used" in told
+    output = capsys.readouterr().out
+    assert f"{unknown:,} of the {shown:,} events that the model was shown" in output
+    assert "40 users" in output
+    assert "its default row is used" in output
 
 
 @pytest.mark.parametrize(

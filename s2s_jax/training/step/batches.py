@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
-from s2s_jax.config import Config
 from s2s_jax.data.encoding.blocks import NO_ID, SKIPPED
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.attention import sequence_positions
+from s2s_jax.training.step.settings import StepSettings
 
 Batch = Mapping[str, jax.Array]
 
@@ -78,11 +78,11 @@ def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, array)
 
 
-def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
+def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
     """Pads packed batches, and splits ids by feature.
 
     Args:
-      config: gives the features and L.
+      settings: the settings of the step.
       batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, G, M, C]`, see
         `data.blocks` and `data.packing`.
 
@@ -92,16 +92,16 @@ def unpack(config: Config, batch: Batch) -> dict[str, jax.Array]:
       negatives pass through unchanged. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
       all events, and `NEGATIVES_SHARE` as f32.
     """
-    length, ids = jnp.maximum(batch["length"], 0), padded_ids(batch, config.model.seq_len)
-    columns = id_columns(config.features)
+    length, ids = jnp.maximum(batch["length"], 0), padded_ids(batch, settings.model.seq_len)
+    columns = id_columns(settings.items.features)
     features = {}
-    for feature in config.features:
+    for feature in settings.items.features:
         ids_of = ids[..., columns[feature.name]]
         if feature.grows:
             ids_of = ids_of.reshape(*ids_of.shape[:-1], -1, feature.id_words)
         features[f"ids/{feature.name}"] = ids_of
     negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
-    if config.loss.catalogue_shares:
+    if settings.loss.catalogue_shares:
         # Padding, including the padding made here, counts as an item that occurred once.
         features[ITEM_SHARE] = jnp.maximum(ids[..., -1], 1) / SHARE_UNIT
     if NEGATIVES_SHARE in negatives:

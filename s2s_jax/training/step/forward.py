@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS
-from s2s_jax.config import Config
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import ShardedTables, present
 from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, pair_up, softmax_loss
@@ -21,13 +20,15 @@ from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training.step.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
 from s2s_jax.training.step.negatives import split_ids, with_log_q
 from s2s_jax.training.step.params import Tree
+from s2s_jax.training.step.settings import StepSettings
 
 
-def model_graph(config: Config) -> nnx.GraphDef:
+def model_graph(settings: StepSettings) -> nnx.GraphDef:
     """The static structure of the model; its parameters are a plain tree of arrays."""
 
     def make() -> Seq2Seq:
-        return Seq2Seq(config.features, config.target_features, config.model, nnx.Rngs(0))
+        items = settings.items
+        return Seq2Seq(items.features, items.shown, settings.model, nnx.Rngs(0))
 
     return nnx.graphdef(nnx.eval_shape(make))
 
@@ -37,13 +38,13 @@ class Forward:
     """Encodes events and scores them.
 
     Attributes:
-      config: the configuration.
+      settings: the settings of the step.
       graph: structure of the model.
       tables: the tables of events and sampled negatives.
       mesh: the devices.
     """
 
-    config: Config
+    settings: StepSettings
     graph: nnx.GraphDef
     tables: ShardedTables
     mesh: Mesh
@@ -104,7 +105,7 @@ class Forward:
     def _loss_on_device(
         self, encoded: Encoded, batch: Batch, negatives_CE: jax.Array | None
     ) -> LossSums:
-        config = self.config.loss
+        config = self.settings.loss
         events, drawn = split_ids(ids_of(batch))
         pairs = self._pairs(encoded, events, batch)
         scope = DATA_AXIS if config.negative_scope == "global" else None
@@ -113,13 +114,13 @@ class Forward:
             item_CK = drawn[config.item_feature].reshape(len(negatives_CE), -1)
             sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
         sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
-        dtype = compute_dtype(self.config.model)
+        dtype = compute_dtype(self.settings.model)
         sums = softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
         return jax.lax.psum(sums, DATA_AXIS)
 
     def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
         """The pairs of a device, with all its microbatches concatenated."""
-        feature = self.config.feature(self.config.loss.item_feature)
+        feature = self.settings.items.item
         ids = events[feature.name]
         there = present(feature, events)
         sequence = batch[SEQUENCE] if SEQUENCE in batch else None
@@ -128,7 +129,7 @@ class Forward:
         (preds_ME, targets_ME), length_B, ids, there_BLK, sequence_BL = together
         item_BLK = ids.reshape(*ids.shape[:2], -1)
         share_BL = None
-        if self.config.loss.corrects:
+        if self.settings.loss.corrects:
             share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
         known = Events(length_B, item_BLK, there_BLK[..., 0], sequence_BL, share_BL)
-        return pair_up(self.config.loss, preds_ME, targets_ME, known)
+        return pair_up(self.settings.loss, preds_ME, targets_ME, known)

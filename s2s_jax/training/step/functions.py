@@ -7,8 +7,6 @@ import jax
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import mesh as meshes
-from s2s_jax.config import Config
-from s2s_jax.config.settings import Items
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step.batches import Batch
@@ -17,6 +15,7 @@ from s2s_jax.training.step.inference import Inference, Users
 from s2s_jax.training.step.negatives import negative_features
 from s2s_jax.training.step.optimizer import make_optimizer
 from s2s_jax.training.step.schedule import Clock
+from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState, initial_state, with_shardings
 from s2s_jax.training.step.train_step import Metrics, TrainStep
 
@@ -44,33 +43,32 @@ class StepFunctions(NamedTuple):
 
 
 def make_step_functions(
-    config: Config,
+    settings: StepSettings,
     mesh: Mesh,
     capacities: Mapping[str, int] | None = None,
     clock: Clock | None = None,
 ) -> StepFunctions:
-    """Builds the functions of `config` for the devices of `mesh`.
+    """Return the functions for some settings, on the devices of `mesh`.
 
     Args:
-      config: the configuration.
+      settings: the settings of the step.
       mesh: the devices.
       capacities: number of rows of each growing table; None: the configured ones.
       clock: the clock that learning rates follow; None if no steps are taken.
     """
-    seed = config.train.seed
-    tables = ShardedTables(config.features, config.tables, mesh, capacities, seed)
-    # Negatives are looked up with the events.
-    drawn = () if config.loss.negatives == "in_batch" else negative_features(Items.of(config))
-    in_training = ShardedTables((*config.features, *drawn), config.tables, mesh, capacities, seed)
+    items, seed = settings.items, settings.seed
+    tables = ShardedTables(items.features, settings.tables, mesh, capacities, seed)
+    # Negatives are looked up together with the events.
+    drawn = () if settings.loss.negatives == "in_batch" else negative_features(items)
+    in_training = ShardedTables((*items.features, *drawn), settings.tables, mesh, capacities, seed)
     has_default_rows = any(spec.default_row for spec in tables.specs.values())
-    optimizer = make_optimizer(config.lr, has_default_rows, clock)
-    forward = Forward(config, model_graph(config), in_training, mesh)
+    optimizer = make_optimizer(settings.lr, has_default_rows, clock)
+    forward = Forward(settings, model_graph(settings), in_training, mesh)
 
     def init() -> TrainState:
-        return initial_state(config, tables, optimizer)
+        return initial_state(settings, tables, optimizer)
 
-    fsdp = config.train.dense_sharding == "fsdp"
-    abstract = with_shardings(jax.eval_shape(init), tables.specs, mesh, fsdp)
+    abstract = with_shardings(jax.eval_shape(init), tables.specs, mesh, settings.fsdp)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     everywhere = meshes.replicated(mesh)
     step = TrainStep(forward, tables, optimizer, shardings.params["dense"])

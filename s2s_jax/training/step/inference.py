@@ -55,8 +55,8 @@ class Inference:
 
     def user_vectors(self, state: TrainState, batch: Batch) -> Users:
         """The vectors of users from one microbatch `[1, B, …]` of their histories."""
-        config = self.forward.config
-        item = config.feature(config.loss.item_feature)
+        settings = self.forward.settings
+        item = settings.items.item
         batch = jax.tree.map(lambda x: x[0], dict(batch))
         (preds_ME, _), found = self._encode(state, batch)
         length_B = batch["length"]
@@ -67,7 +67,7 @@ class Inference:
         if item.grows:
             unknown_BLK = self.tables.without_row(found, item.name)[0]
             unknown_B = unknown_BLK.any(axis=-1).sum(axis=-1, dtype=jnp.int32)
-        return Users(comparable(config.loss, last_BE), unknown_B)
+        return Users(comparable(settings.loss, last_BE), unknown_B)
 
     def item_vectors(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
         """f32 `[B, E]`: the vectors of items, for dot products with users' vectors.
@@ -80,7 +80,7 @@ class Inference:
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
         embeddings = self.tables.embed(found.rows, places, ids)
         module = nnx.merge(self.forward.graph, nnx.State(state.params["dense"]))
-        return comparable(self.forward.config.loss, module.targets(embeddings))
+        return comparable(self.forward.settings.loss, module.targets(embeddings))
 
     def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
         """bool `[B]`: whether the table row of an item's id was ever trained.
@@ -92,9 +92,8 @@ class Inference:
           state: the state.
           ids: see `item_vectors`.
         """
-        config = self.forward.config
-        item, shown = config.loss.item_feature, config.target_features
-        own = (item,) if item in shown else shown
+        items = self.forward.settings.items
+        own = (items.item.name,) if items.item.name in items.shown else items.shown
         # A row that was ever trained has moments that never become zero again.
         found = self.tables.look_up(table_moments(state.opt_state), state.maps, ids)
         touched: Arrays = {
@@ -112,7 +111,7 @@ class Inference:
 
     def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
         # As a single microbatch.
-        batch = jax.tree.map(lambda x: x[None], unpack(self.forward.config, batch))
+        batch = jax.tree.map(lambda x: x[None], unpack(self.forward.settings, batch))
         found = self._look_up(state, ids_of(batch))
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
         return self.forward.encode(state.params["dense"], found.rows, places, batch, None), found

@@ -13,12 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import mesh as meshes
-from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import Maps, ShardedTables
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.seq2seq import Seq2Seq
 from s2s_jax.training.step.item_stream import ItemStream, empty_stream
 from s2s_jax.training.step.params import Params
+from s2s_jax.training.step.settings import StepSettings
 
 
 class TrainState(NamedTuple):
@@ -48,26 +48,21 @@ class TrainState(NamedTuple):
 
 
 def initial_state(
-    config: Config, tables: ShardedTables, optimizer: optax.GradientTransformationExtraArgs
+    settings: StepSettings,
+    tables: ShardedTables,
+    optimizer: optax.GradientTransformationExtraArgs,
 ) -> TrainState:
     """The state before the first step, which is the same for any number of devices.
 
     Args:
-      config: the configuration; its seed determines all values.
-      tables: tables of the events.
-      optimizer: the optimizer, for its state.
+      settings: the settings of the step; their seed determines all values.
+      tables: the tables of events.
+      optimizer: the optimizer of all parameters.
     """
-    key = jax.random.key(config.train.seed)
-    dense = nnx.to_pure_dict(
-        nnx.state(
-            Seq2Seq(
-                config.features,
-                config.target_features,
-                config.model,
-                nnx.Rngs(jax.random.fold_in(key, 0)),
-            )
-        )
-    )
+    key = jax.random.key(settings.seed)
+    items, rngs = settings.items, nnx.Rngs(jax.random.fold_in(key, 0))
+    model = Seq2Seq(items.features, items.shown, settings.model, rngs)
+    dense = nnx.to_pure_dict(nnx.state(model))
     specs = tables.specs
     values = {name: init_table(s, jax.random.fold_in(key, 1)) for name, s in specs.items()}
     params: Params = {"dense": dense, "tables": values}
@@ -79,7 +74,7 @@ def initial_state(
         params=params,
         opt_state=optimizer.init(cast(optax.Params, params)),
         maps=tables.empty_maps(),
-        stream=empty_stream() if config.loss.stream_shares else {},
+        stream=empty_stream() if settings.loss.stream_shares else {},
     )
 
 

@@ -48,10 +48,10 @@ class TrainStep:
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The state after a step with a batch of `batches.put_batch`, and the metrics of the step."""
-        config = self.forward.config
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        key = key if config.model.drops_out else None
-        sent, batch = batch, unpack(config, batch)
+        settings = self.forward.settings
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        key = key if settings.model.drops_out else None
+        sent, batch = batch, unpack(settings, batch)
         state, found, batch = self._admit(state, batch)
         sums, grads = gradients(self.forward, state.params, found, batch, key)
         state, norm = self._update(state, found, grads)
@@ -77,8 +77,7 @@ class TrainStep:
         """
         stream = state.stream
         if isinstance(stream, ItemStream):
-            config, mesh = self.forward.config, self.forward.mesh
-            item = config.feature(config.loss.item_feature)
+            item, mesh = self.forward.settings.items.item, self.forward.mesh
             stream, batch = with_stream_shares(item, mesh, stream, batch)
         stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
         stored, found = self.forward.tables.admit(stored, ids_of(batch), state.step + 1)
@@ -98,7 +97,7 @@ class TrainStep:
         grads["dense"] = jax.lax.with_sharding_constraint(grads["dense"], self.dense_shardings)
         dense_norm = optax.tree.norm((grads["dense"], default_rows(grads)))
         norm = None
-        if self.forward.config.lr.clip_norm is not None:
+        if self.forward.settings.lr.clip_norm is not None:
             norm = jnp.hypot(dense_norm, rows_norm(grads["tables"], reduce))
         updates, opt_state = self.optimizer.update(
             cast(optax.Updates, grads),

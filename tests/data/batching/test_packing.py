@@ -32,6 +32,7 @@ from s2s_jax.data.encoding.blocks import NO_ID, packed_block
 from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 L = small.SEQ_LEN
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=20)
@@ -346,7 +347,7 @@ def test_sequences_are_encoded_as_if_alone(position):
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, position=position))
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     alone, packed, places = packed_and_not(config, 16, 12, seed=1)
 
@@ -388,7 +389,7 @@ def test_a_packed_step_is_the_step_of_single_rows(devices, microbatches, pairing
         loss=dataclasses.replace(config.loss, pairing=pairing),
     )
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     results = []
     for batch in packed_and_not(config, 16, 12, seed=2)[:2]:
         arrays = put_batch(batch, microbatches, mesh)

@@ -655,7 +655,7 @@ def test_a_failed_conversion_leaves_the_log_before_it(tmp_path):
     assert run(tmp_path / "log", path, overwrite=True, on_error="skip") == before
 
 
-def test_the_doors(tmp_path):
+def test_the_command_and_its_errors(tmp_path):
     path = write_csv(tmp_path / "a.csv", events(item_id=[1]))
     command = [
         sys.executable,

@@ -415,7 +415,7 @@ def test_a_split_is_read_from_the_command_line():
     assert of_config.training_cut(config).time == TimeCut(config.feature("timestamp"), VALIDATION)
 
 
-# ------------------------------------------------------------------------- a run, and its doors
+# ------------------------------------------------------------------ a run, and its commands
 
 
 def timed_rows(directory):
@@ -450,7 +450,7 @@ def run(tmp_path_factory):
     return config, rows
 
 
-def test_the_evaluate_door_against_numpy(run, tmp_path, monkeypatch, capsys):
+def test_the_evaluate_command_against_numpy(run, tmp_path, monkeypatch, capsys):
     config, rows = run
     mesh = one_device()
     # Avoids compiling again for other devices.

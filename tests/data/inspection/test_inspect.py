@@ -150,7 +150,7 @@ def test_commands_that_make_no_sense(arguments, words):
     assert "io.data_paths" not in str(caught.value)
 
 
-def test_the_door_in_a_pipe(tmp_path):
+def test_the_command_in_a_pipe(tmp_path):
     path = write_log(tmp_path / "a.orc", ROWS, TYPES)
     command = [sys.executable, "-m", "s2s_jax", "inspect", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

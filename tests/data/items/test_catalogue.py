@@ -432,7 +432,7 @@ def test_a_log_without_items_is_refused(tmp_path):
         of_config.collect(make_config(tmp_path))
 
 
-# --------------------------------------------------------------------------------------- door
+# ------------------------------------------------------------------------------- the command
 
 CONFIG = """
 from s2s_jax.config import Config, FeatureConfig, IOConfig, TrainConfig
@@ -481,7 +481,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
         with pytest.raises(UserError, match=f"^{what}"):
             main(argv)
     (tmp_path / "config.py").write_text(CONFIG.format(paths=str(tmp_path / "log")))
-    door = [
+    command = [
         sys.executable,
         "-m",
         "s2s_jax",
@@ -493,7 +493,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(
-        door, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr == f"error: io.data_paths: {tmp_path / 'log'} does not exist\n"

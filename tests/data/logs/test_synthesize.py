@@ -269,7 +269,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*arguments, "--overwrite", "True"]) == 0
 
 
-def test_the_door_refuses_in_one_line_without_jax(tmp_path):
+def test_the_command_fails_with_one_line_and_without_jax(tmp_path):
     command = [sys.executable, "-m", "s2s_jax", "synthesize", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--users", "0"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -19,6 +19,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.saved_tables import SavedTables
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 NOBODY = 65534
 
@@ -28,7 +29,7 @@ def one_layer(config):
 
 
 def functions(config):
-    return make_step_functions(config, make_mesh(jax.devices()[:1]))
+    return make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -228,5 +229,5 @@ def test_a_directory_that_may_not_be_looked_at(saved):
 
 def test_a_checkpoint_is_restored_on_as_many_devices_as_there_are(saved):
     config, _ = saved
-    made = make_step_functions(config, make_mesh(jax.devices()[:8]))
+    made = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:8]))
     restore(config, made.abstract, Path(config.train.output_dir))

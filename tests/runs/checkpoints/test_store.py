@@ -16,6 +16,7 @@ from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 ROWS = 16
 
@@ -50,13 +51,13 @@ def embeddings_of_all_ids(config, mesh, state):
 def test_saved_on_8_devices_and_continued_on_2_and_on_1(tmp_path):
     straight = configured(tmp_path)
     mesh = make_mesh(jax.devices()[:8])
-    functions = make_step_functions(straight, mesh)
+    functions = make_step_functions(StepSettings.of(straight), mesh)
     _, expected = take_steps(straight, functions, mesh, functions.init(), range(9))
     config = configured(tmp_path, "fsdp")
     losses, saved, looked_up = [], None, None
     for begin, devices in ((0, 8), (3, 2), (6, 1)):
         mesh = make_mesh(jax.devices()[:devices])
-        functions = make_step_functions(config, mesh)
+        functions = make_step_functions(StepSettings.of(config), mesh)
         with contextlib.closing(checkpoints_of(config)) as checkpoints:
             if begin == 0:
                 state = functions.init()
@@ -108,7 +109,7 @@ def test_no_device_ever_holds_a_whole_table(tmp_path):
     )
     config = dataclasses.replace(config, features=features)
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
     # The moments, two for each weight, are one array.
     table, others = rows * width * 4, 2**18

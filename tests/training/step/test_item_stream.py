@@ -23,6 +23,7 @@ from s2s_jax.training.step import item_stream
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.item_stream import counted, empty_stream, item_keys, shares
+from s2s_jax.training.step.settings import StepSettings
 
 STREAM = {"log_q": "stream"}
 
@@ -59,7 +60,7 @@ def stream_of(*batches, cells=item_stream.CELLS, most_events=item_stream.MOST_EV
     return stream
 
 
-def test_few_items_are_counted_exactly_and_what_is_none_is_not():
+def test_few_items_are_counted_exactly_and_empty_keys_are_not_counted():
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 50, 400, dtype=np.int32), rng.random(400) < 0.7) for _ in range(3)]
     stream = stream_of(*batches)
@@ -71,7 +72,7 @@ def test_few_items_are_counted_exactly_and_what_is_none_is_not():
     assert (np.asarray(found[50:]) == 0).all()
 
 
-def test_many_items_are_counted_too_high_at_most_and_seldom_much():
+def test_counts_of_many_items_are_never_too_low_and_rarely_much_too_high():
     """The error of the sketch with many items: 20,000 in rows of 4,096 cells."""
     rng = np.random.default_rng(1)
     cells = 4096
@@ -98,7 +99,7 @@ def plain_excess(id_U, count_U, cells):
     return np.min(in_cell, axis=0) - count_U
 
 
-def test_counts_are_halved_before_a_batch_once_they_are_many():
+def test_counts_are_halved_before_a_batch_when_there_are_many():
     def batch(**count_of):
         pairs = [np.full(n, int(item[1:]), np.int32) for item, n in count_of.items()]
         return np.concatenate(pairs), np.ones(sum(count_of.values()), bool)
@@ -115,7 +116,7 @@ def test_counts_are_halved_before_a_batch_once_they_are_many():
 
 
 @pytest.mark.parametrize("words", [1, 2])
-def test_bags_are_told_apart_by_every_word_and_their_order(words):
+def test_keys_of_bags_depend_on_every_word_and_its_order(words):
     rng = np.random.default_rng(3)
     bag_UK = np.unique(rng.integers(-1, 3, (500, 3 * words), dtype=np.int32), axis=0)
     ids = bag_UK if words == 1 else bag_UK.reshape(len(bag_UK), 3, 2)
@@ -128,7 +129,7 @@ def test_bags_are_told_apart_by_every_word_and_their_order(words):
 def two_steps(config, devices, microbatches):
     """Takes two steps, compares their losses with NumPy, and returns the stream after them."""
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state, batches = functions.init(), []
     for step in range(2):
         batches.append(small.batch(config, ROWS, step))
@@ -146,10 +147,10 @@ def test_steps_of_two_devices_against_numpy(log, tmp_path):
     )
 
 
-def test_a_batch_without_pairs_changes_no_number_to_none(log, tmp_path):
+def test_a_batch_without_pairs_keeps_all_numbers_finite(log, tmp_path):
     config = configured(log, tmp_path, **STREAM)
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     batch = small.batch(small.config(), 4, 0)
     batch["length"] = np.zeros_like(batch["length"])
     state, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
@@ -166,7 +167,7 @@ def test_the_stream_does_not_depend_on_devices(log, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, other, one)
 
 
-def test_a_run_reads_no_catalogue_and_goes_on_as_if_never_stopped(log, tmp_path, no_catalogue):
+def test_a_run_reads_no_catalogue_and_continues_as_if_never_stopped(log, tmp_path, no_catalogue):
     def run(name, steps):
         config = configured(log, tmp_path / name, **STREAM)
         settings = dataclasses.replace(config.train, train_steps=steps, save_steps=100)
@@ -197,9 +198,9 @@ class Before(NamedTuple):
     maps: Any
 
 
-def test_checkpoints_of_before_are_restored(log, tmp_path, monkeypatch):
+def test_older_checkpoints_are_restored(log, tmp_path, monkeypatch):
     config = configured(log, tmp_path)
-    functions = make_step_functions(config, make_mesh(jax.devices()[:1]))
+    functions = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda x: jax.device_put((99 * rng.random(x.shape)).astype(x.dtype), x.sharding),

@@ -18,6 +18,7 @@ from s2s_jax.jobs.train import train
 from s2s_jax.training.item_source import drawn_items
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
+from s2s_jax.training.step.settings import StepSettings
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def log(tmp_path_factory):
 def test_a_step_against_numpy(log, tmp_path, loss, grows):
     config = configured(log, tmp_path, grows, **loss)
     mesh = make_mesh(jax.devices()[:1])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     source = of_config.item_source(config, mesh)
     plain = dataclasses.replace(
         config,
@@ -72,7 +73,7 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
         still = dataclasses.replace(config.lr, dense_lr=0.0, sparse_lr=0.0, weight_decay=0.0)
         everything = configured(log, tmp_path, True, negatives="full").loss
         resting = dataclasses.replace(config, lr=still, loss=everything)
-        step = make_step_functions(resting, mesh).train_step
+        step = make_step_functions(StepSettings.of(resting), mesh).train_step
         nothing = state.stream
         state, _ = step(state._replace(stream={}), put_batch(batch, 1, mesh) | full)
         state = state._replace(stream=nothing)
@@ -94,7 +95,7 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
     results = []
     for devices, microbatches in ((1, 1), (1, 4), (2, 2)):
         mesh = make_mesh(jax.devices()[:devices])
-        functions = make_step_functions(config, mesh)
+        functions = make_step_functions(StepSettings.of(config), mesh)
         batch = put_batch(small.batch(config, ROWS, 0), microbatches, mesh)
         # Both devices draw the same items.
         draw = of_config.item_source(config, make_mesh(jax.devices()[:1])).draw(1)
@@ -131,13 +132,13 @@ def test_training_with_the_catalogue(log, tmp_path, loss):
     assert ours[-1]["loss"] < ours[0]["loss"] - 0.5
 
 
-def test_log_q_needs_negatives_that_come_up_unevenly(log, tmp_path):
+def test_log_q_needs_negatives_of_unequal_frequency(log, tmp_path):
     with pytest.raises(UserError, match=r"loss\.log_q: expected none with loss\.negatives full"):
         validate(configured(log, tmp_path, negatives="full", log_q="catalogue"))
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "mixed"])
-def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
+def test_all_items_are_used_once_if_there_are_few(log, tmp_path, negatives):
     mesh = make_mesh(jax.devices()[:2])
     config = configured(log, tmp_path, negatives=negatives, num_negatives=10_000)
     source = of_config.item_source(config, mesh)
@@ -152,7 +153,7 @@ def test_few_items_are_all_drawn_once(log, tmp_path, negatives):
     assert not np.array_equal(one, other)
 
 
-def test_draws_are_uniform_and_of_seed_step_and_device_alone():
+def test_draws_are_uniform_and_depend_only_on_seed_step_and_device():
     """They do not depend on NumPy's version either: the expected numbers are written here."""
     assert drawn_items(1000, 5, 42, 7, 1).tolist() == [631, 916, 829, 756, 557]
     items, size = 97, 4096

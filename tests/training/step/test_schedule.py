@@ -66,7 +66,9 @@ class Run:
 @pytest.mark.parametrize("decay", [Linear, Cosine], ids=lambda decay: decay.kind)
 @pytest.mark.parametrize("warmup", [0, 50])
 @pytest.mark.parametrize("decay_steps", [None, 300])
-def test_other_batches_go_on_at_the_rate_of_the_same_share(decay, warmup, decay_steps):
+def test_the_rate_of_the_completed_share_continues_with_another_batch_size(
+    decay, warmup, decay_steps
+):
     lr = LRConfig(warmup_steps=warmup, decay=decay(steps=decay_steps, final_ratio=0.1))
     run, found = Run(lr), []
     # The run begins with 400 steps of 24 rows; the first change is during the warm-up.
@@ -77,7 +79,7 @@ def test_other_batches_go_on_at_the_rate_of_the_same_share(decay, warmup, decay_
         np.testing.assert_allclose(rate, rate_at(share, 400, lr), rtol=1e-4)
 
 
-def test_a_run_of_so_many_steps_has_the_rates_of_its_steps_whatever_the_batch():
+def test_rates_of_a_run_with_a_number_of_steps_do_not_depend_on_the_batch_size():
     lr = LRConfig(warmup_steps=10, decay=Linear())
     run, found = Run(lr), []
     for batch_rows, steps in ((24, 30), (48, 30), (12, None)):
@@ -87,7 +89,7 @@ def test_a_run_of_so_many_steps_has_the_rates_of_its_steps_whatever_the_batch():
         np.testing.assert_allclose(rate, rate_at(step / 100, 100, lr), rtol=1e-5)
 
 
-def test_nothing_changes_where_nothing_changed():
+def test_the_clock_stays_the_same_if_nothing_changed():
     lr = LRConfig(warmup_steps=10, decay=Cosine())
     straight, stopped = Run(lr), Run(lr)
     expected = straight.go_on(24, 100, train_epoch=10) + straight.go_on(48, None, train_epoch=10)
@@ -108,7 +110,7 @@ def test_nothing_changes_where_nothing_changed():
     ],
 )
 @pytest.mark.parametrize("batch_rows", [24, 48])
-def test_a_run_whose_end_is_moved_goes_on_as_one_of_that_length(before, after, steps, batch_rows):
+def test_a_run_with_a_new_end_continues_like_a_run_of_that_length(before, after, steps, batch_rows):
     """Also a run that was at its end, where its rate was 0."""
     lr = LRConfig(warmup_steps=20, decay=Linear())
     run = Run(lr)
@@ -121,7 +123,7 @@ def test_a_run_whose_end_is_moved_goes_on_as_one_of_that_length(before, after, s
         np.testing.assert_allclose(rate, rate_at(share, steps, lr), rtol=0.03, atol=1e-6 * PEAK)
 
 
-def test_checkpoints_without_a_clock_go_on():
+def test_runs_continue_from_checkpoints_without_a_clock():
     lr = LRConfig(warmup_steps=10, decay=Linear())
     for batch_rows in (24, 48):
         run = Run(lr)

@@ -16,6 +16,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import state_of, table_moments
+from s2s_jax.training.step.settings import StepSettings
 
 ROWS = 16
 CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0))
@@ -24,7 +25,7 @@ CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0)
 @functools.cache
 def run(config, steps=4, devices=1, microbatches=1):
     mesh = make_mesh(jax.devices()[:devices])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     all_metrics = []
     for step in range(steps):
@@ -87,12 +88,12 @@ def test_accumulation_equals_the_large_batch(devices, microbatches):
 @pytest.mark.parametrize(
     ("devices", "microbatches"), [pytest.param(8, 1, marks=pytest.mark.slow), (4, 2)]
 )
-def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, microbatches):
+def test_fsdp_changes_only_the_sharding_of_the_dense_part(devices, microbatches):
     config = dataclasses.replace(
         CLIPPED, train=dataclasses.replace(CLIPPED.train, dense_sharding="fsdp")
     )
     assert_close(run(config, devices=devices, microbatches=microbatches), run(CLIPPED))
-    state = make_step_functions(config, make_mesh(jax.devices()[:devices])).init()
+    state = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:devices])).init()
     kernel = state.params["dense"]["transformer"]["layers"]["ffn"]["up"]["kernel"]
     moment = state_of(state.opt_state, "dense")[0].mu["dense"]["transformer"]["layers"]["ffn"]["up"]
     for array in (kernel, moment["kernel"]):
@@ -101,7 +102,7 @@ def test_fsdp_changes_where_the_dense_part_lives_and_nothing_else(devices, micro
         assert shapes == {(layers, size_in // devices, size_out)}
 
 
-def test_local_negatives_are_those_of_the_device():
+def test_local_negatives_come_from_the_same_device():
     """Two devices with the same rows give the same as one alone; with global scope they do not."""
     half = small.batch(CLIPPED, ROWS, 0)
     twice = {name: np.concatenate([array, array]) for name, array in half.items()}
@@ -110,7 +111,7 @@ def test_local_negatives_are_those_of_the_device():
     for scope, devices, batch in (("local", 1, half), ("local", 2, twice), ("global", 2, twice)):
         config = small.config(loss=dataclasses.replace(loss, negative_scope=scope))
         mesh = make_mesh(jax.devices()[:devices])
-        functions = make_step_functions(config, mesh)
+        functions = make_step_functions(StepSettings.of(config), mesh)
         _, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
         found.append([float(metrics[n]) for n in ("loss", "hit_rate", "grad_norm")])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
@@ -128,14 +129,14 @@ def test_more_padding_changes_nothing():
         batch = small.batch(CLIPPED, ROWS, 0)
         more = config.model.seq_len - small.SEQ_LEN
         batch["ids"] = np.pad(batch["ids"], ((0, 0), (0, more), (0, 0)), constant_values=-1)
-        functions = make_step_functions(config, mesh)
+        functions = make_step_functions(StepSettings.of(config), mesh)
         state, metrics = functions.train_step(functions.init(), put_batch(batch, 1, mesh))
         results.append(jax.device_get((state, [metrics])))
     assert_close(*results)
 
 
 @pytest.mark.slow
-def test_dropout_depends_on_seed_and_step_alone():
+def test_dropout_depends_only_on_seed_and_step():
     config = small.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.3))
     one, other = run(config), run.__wrapped__(config)
@@ -147,7 +148,7 @@ def test_dropout_depends_on_seed_and_step_alone():
 def test_the_state_is_updated_in_place():
     config = small.config()
     mesh = make_mesh(jax.devices()[:2])
-    functions = make_step_functions(config, mesh)
+    functions = make_step_functions(StepSettings.of(config), mesh)
     state = functions.init()
     batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
     before = jax.tree.leaves(state)
@@ -163,9 +164,10 @@ def _addresses(state):
     return [s.data.unsafe_buffer_pointer() for a in arrays for s in a.addressable_shards]
 
 
-def test_unused_rows_and_their_moments_stay_as_they_are():
+def test_unused_rows_and_their_moments_do_not_change():
     config = CLIPPED
-    start = jax.device_get(make_step_functions(config, make_mesh(jax.devices()[:1])).init())
+    functions = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:1]))
+    start = jax.device_get(functions.init())
     state, _ = run(config)
     moments = table_moments(state.opt_state)
     for name, spec in table_specs(config.features, config.tables).items():
@@ -186,7 +188,7 @@ def test_unused_rows_and_their_moments_stay_as_they_are():
 
 
 def test_tables_and_moments_are_sharded_by_rows():
-    functions = make_step_functions(small.config(), make_mesh(jax.devices()[:4]))
+    functions = make_step_functions(StepSettings.of(small.config()), make_mesh(jax.devices()[:4]))
     state = functions.init()
     moments = table_moments(state.opt_state)
     for tables in (state.params["tables"], moments):
@@ -195,7 +197,7 @@ def test_tables_and_moments_are_sharded_by_rows():
             assert shapes == {(table.shape[0] // 4, table.shape[1])}
 
 
-def test_counts_are_of_real_positions():
+def test_counts_exclude_padding():
     _, metrics = run(CLIPPED)
     length = small.batch(small.config(), ROWS, 0)["length"]
     assert metrics[0]["tokens"] == length.sum()
@@ -214,7 +216,7 @@ def test_dropout_of_events_needs_no_other_dropout():
     dropped = dataclasses.replace(
         config, model=dataclasses.replace(config.model, input_dropout=0.5)
     )
-    functions = make_step_functions(dropped, mesh := make_mesh(jax.devices()[:1]))
+    functions = make_step_functions(StepSettings.of(dropped), mesh := make_mesh(jax.devices()[:1]))
     batch = put_batch(small.batch(config, ROWS, 0), 1, mesh)
     losses = []
     for step in (0, 0, 1):
