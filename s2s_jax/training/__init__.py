@@ -1,1 +1,1 @@
-"""Train step, optimizer, growth of tables, and the training loop."""
+"""The training loop, and what happens between steps."""

@@ -1,7 +1,7 @@
-"""Floating-point operations of a training step, and the peak of devices, to compute MFU.
+"""The floating-point operations of a training step, and the peak of devices, to compute MFU.
 
-MFU (model FLOPs utilisation; Chowdhery et al., "PaLM", 2022) is the model's operations, without
-recomputation, as a fraction of the operations that the devices could have done at their peak.
+MFU (model FLOPs utilisation; Chowdhery et al., "PaLM", 2022) is the number of operations of the model,
+without recomputation, as a fraction of those that the devices could have done at their peak.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ _PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B
 
 
 class AtPeak(NamedTuple):
-    """The time that devices would take for the model's operations at their peak.
+    """The time that devices would take at their peak for the operations of the model.
 
     Attributes:
       step: seconds per optimizer step, without packed attention.
@@ -44,13 +44,13 @@ def time_at_peak(
 
 
 def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items: int = 0) -> float:
-    """Operations of one device in one optimizer step, forward and backward, without packed attention.
+    """Return the operations of a device in an optimizer step, forward and backward.
 
     With M positions, N pairs, C candidates per pair (S of them items of the catalogue), D concatenated
     embedding width, T embedding width of the target features, E model width, F feed-forward width, Y
     layers, B rows and L positions of a row, this is
-    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Look-ups are not counted,
-    padding is.
+    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Padding is counted, look-ups
+    are not.
 
     Args:
       settings: the settings of the step.
@@ -59,8 +59,8 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
       items: the number of items of the catalogue; 0 if the loss does not need them.
 
     Returns:
-      The number of operations. With packing, those of attention depend on the sequences of each batch,
-      see `attention_flops`.
+      The number of operations. With packing, it does not include those of attention, which depend on the
+      sequences of each batch; see `attention_flops`.
     """
     model, loss = settings.model, settings.loss
     rows = sequences.rows * settings.microbatches
@@ -84,18 +84,18 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
 
 
 def attention_flops(model: ModelConfig, attended: float) -> float:
-    """Operations of attention in one optimizer step, forward and backward.
+    """Return the operations of attention in an optimizer step, forward and backward.
 
     Args:
-      model: gives the width and the number of layers.
-      attended: pairs of a position and a position that it sees, including itself: `n (n + 1) / 2` for a
-        sequence of n events.
+      model: the settings of the model.
+      attended: the number of pairs of a position and a position that it sees, including itself:
+        `n (n + 1) / 2` for a sequence of n events.
     """
     return 12 * model.num_layers * model.hidden_size * attended
 
 
 def peak_flops(model: ModelConfig) -> float | None:
-    """Peak operations per second of one of this process's devices; None if unknown."""
+    """Return the peak operations per second of a device of this process, or None if unknown."""
     kind = jax.local_devices()[0].device_kind
     if compute_dtype(model).name != "bfloat16":
         return None

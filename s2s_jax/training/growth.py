@@ -1,4 +1,4 @@
-"""Growth and eviction of growing tables between steps, decided from the metrics of the steps.
+"""Growth of tables and eviction of ids between steps, decided from the metrics of steps.
 
 The metrics of step s are read while step s + 1 runs, so a table doubles just before step s + 2. The
 plan is saved in checkpoints, so a continued run grows tables at the same steps as an uninterrupted one.
@@ -19,12 +19,12 @@ from s2s_jax.training.step.state import TrainState
 
 _MAX_LOAD = 0.85
 _LAG = 2
-# The fullest of 256 segments exceeds the mean by about this many standard deviations.
+# The fullest of 256 segments exceeds their mean by about this many standard deviations.
 _UNEVEN = 3.2
 
 
 def max_load(capacity: int) -> float:
-    """The load at which a table grows; lower for small tables, whose segments fill unevenly."""
+    """Return the load at which a table grows; lower for small tables, whose segments fill unevenly."""
     return min(_MAX_LOAD, 1 - _UNEVEN / (capacity / NUM_SEGMENTS) ** 0.5)
 
 
@@ -32,15 +32,15 @@ class GrowthPlan:
     """Decides which tables grow before which steps.
 
     Attributes:
-      capacities: number of rows of each growing table, including growth that is already decided.
-      full: a message about a table that is full and must not grow; None if there is none.
+      capacities: the number of rows of each growing table, including growth that is already planned.
+      full: a message about a full table that must not grow; None if there is no such table.
     """
 
     def __init__(self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig]):
-        """Starts with the configured capacities.
+        """Start with the configured capacities.
 
         Args:
-          features: all features.
+          features: the features of events.
           tables: the settings of their tables.
         """
         specs = table_specs(features, tables)
@@ -53,7 +53,7 @@ class GrowthPlan:
         self._due: dict[int, list[str]] = {}
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Decides about growth from the metrics of `step`."""
+        """Plan growth from the metrics of `step`."""
         for name, table in self._tables.items():
             rows = int(metrics[f"table/{name}/rows"])
             dropped = int(metrics[f"table/{name}/dropped"])
@@ -61,7 +61,7 @@ class GrowthPlan:
             self._rows[name], self._dropped[name] = rows, dropped
             capacity = self.capacities[name]
             if int(metrics[f"table/{name}/capacity"]) != capacity:
-                continue  # The table is about to grow.
+                continue  # Growth is planned, but this step was before it.
             expected = rows + _LAG * max(new, 0)
             if expected <= max_load(capacity) * capacity and newly_dropped == 0:
                 continue
@@ -76,7 +76,7 @@ class GrowthPlan:
                 )
 
     def take(self, step: int) -> list[str]:
-        """Returns the tables to double before `step`, and removes them from the plan."""
+        """Return the tables to double before `step`, and remove them from the plan."""
         return self._due.pop(step, [])
 
     def due(self, step: int) -> bool:
@@ -84,12 +84,12 @@ class GrowthPlan:
         return step in self._due
 
     def capacities_now(self, step: int = 0) -> dict[str, int]:
-        """The number of rows of each growing table in `step`; now, if `step` is past."""
+        """Return the number of rows of each growing table in `step`, or now if `step` is past."""
         waiting = [name for after, names in self._due.items() if after > step for name in names]
         return {n: c // 2 ** waiting.count(n) for n, c in self.capacities.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """The state for a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {
             "capacities": self.capacities,
             "rows": self._rows,
@@ -98,15 +98,15 @@ class GrowthPlan:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a state from `get_state`."""
+        """Restore a state from `get_state`."""
         self.capacities = dict(state["capacities"])
         self._rows = dict(state["rows"])
-        # In old checkpoints, devices computed these sums, which may have overflowed int32.
+        # In older checkpoints, devices computed these sums, and int32 may have overflowed.
         self._dropped = {n: x % 2**32 if x < 0 else x for n, x in state["dropped"].items()}
         self._due = {int(step): list(names) for step, names in state["due"].items()}
 
     def grow_at_least(self, step: int) -> None:
-        """Plans growth to at least the configured capacities, before the step after `step`."""
+        """Plan growth to at least the configured capacities, for the step after `step`."""
         for name, table in self._tables.items():
             while self.capacities[name] < usable_capacity(table.capacity):
                 self.capacities[name] *= 2
@@ -119,10 +119,10 @@ def _may_double(table: TableConfig, capacity: int) -> bool:
 
 
 def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
-    """The state with twice as many rows for table `name`; the old arrays are freed.
+    """Return the state with twice as many rows in table `name`; the old arrays are freed.
 
-    Each device copies its own rows, one array after the other. So in addition to the state, there is at
-    most one new array, with twice the rows, at any time.
+    Each device copies its own rows, one array after the other. So at any time, there is at most one new
+    array in addition to the state.
     """
     segments = NUM_SEGMENTS // mesh.size
     spec = PartitionSpec(DATA_AXIS)
@@ -150,15 +150,15 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
 
 
 class Evictions:
-    """Evicts ids that were not seen for long, or only rarely, from growing tables."""
+    """Evicts ids that occurred rarely or not for a long time from growing tables."""
 
     def __init__(
         self, features: Sequence[FeatureConfig], tables: Sequence[TableConfig], mesh: Mesh
     ):
-        """Prepares eviction.
+        """Prepare eviction.
 
         Args:
-          features: all features.
+          features: the features of events.
           tables: the settings of their tables.
           mesh: the devices.
         """
@@ -173,7 +173,7 @@ class Evictions:
         self._evict = {name: _evict(table, mesh) for name, table in self._tables.items()}
 
     def before(self, step: int, state: TrainState) -> TrainState:
-        """The state before `step`, after the evictions that are due.
+        """Return the state for `step`, after the evictions that are due.
 
         Args:
           step: the next step.
@@ -187,7 +187,7 @@ class Evictions:
 
 
 def _evict(table: TableConfig, mesh: Mesh) -> Callable[[id_map.IdMap, jax.Array], id_map.IdMap]:
-    """A function that evicts from a table's map, given the number of steps done; the map is donated."""
+    """Return a function of a table's map and the number of steps done; the map is donated."""
 
     def on_device(of_table: id_map.IdMap, step: jax.Array) -> id_map.IdMap:
         return id_map.evicted(of_table, step, table.evict_after_steps, table.evict_below)

@@ -1,6 +1,6 @@
-"""Items of the catalogue as negatives, drawn on the host.
+"""Negatives from the catalogue, drawn on the host, and the shares of items for log-Q.
 
-Draws depend on (seed, step, device) alone, so a continued run draws the same items.
+Draws depend only on the seed, the step and the device, so a continued run draws the same items.
 
 Shapes: I items, S items of one device, n devices, K ids of a bag.
 """
@@ -21,12 +21,12 @@ from s2s_jax.data.items.item_counts import codes_of
 from s2s_jax.training.step.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE
 from s2s_jax.training.step.negatives import PREFIX
 
-# Keeps these draws apart from those of the order of rows, which may have the same seed.
+# Makes these draws independent of the order of rows, which may have the same seed.
 _DRAWS = int.from_bytes(b"drawn")
 
 
 def drawn_items(items: int, size: int, seed: int, step: int, device: int) -> np.ndarray:
-    """int64 `[size]`: the items that a device draws in a step, with replacement, by number."""
+    """Return int64 `[size]`: the numbers of the items that a device draws, with replacement."""
     return integers(items, size, seed, _DRAWS, step, device)
 
 
@@ -34,15 +34,15 @@ class ItemSource:
     """The items of a log: draws negatives, and gives the shares of items.
 
     Attributes:
-      items: number of items.
-      fingerprint: fingerprint of the items and their counts.
+      items: the number of items.
+      fingerprint: the fingerprint of the items and their counts.
     """
 
     def __init__(self, items: Items, negatives: Negatives, catalogue: Catalogue, mesh: Mesh):
-        """Numbers the items of the catalogue.
+        """Number the items of the catalogue.
 
         Args:
-          items: the features that describe an item.
+          items: how items and their features are read from the log.
           negatives: how negatives are drawn.
           catalogue: the items that training sees, with their counts.
           mesh: the devices.
@@ -58,14 +58,14 @@ class ItemSource:
         self._all: dict[str, jax.Array] | None = None
 
     def draw(self, step: int) -> dict[str, jax.Array]:
-        """The negatives of a step, as arrays to add to its batch.
+        """Return the negatives of a step, as arrays to add to its batch.
 
-        With `loss.negatives` full, or if there are no more items than a device would draw, every device
-        has each item once.
+        With `loss.negatives` full, every device has each item once. So it does if there are no more
+        items than a device would draw.
 
         Returns:
-          int32 ids `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`) of each item feature, and the shares
-          that the correction of the loss needs. Empty if all negatives are in-batch.
+          int32 ids `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`) for each feature of items, and the
+          shares that log-Q needs. Empty if all negatives are in-batch.
         """
         kind, size = self._negatives.kind, self._negatives.number
         if kind == "in_batch":
@@ -97,9 +97,9 @@ class ItemSource:
             }
 
     def with_shares(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays of a host's batch, with the share of each event's item as the last column of ids.
+        """Return the arrays of a host's batch, with the shares of its items as the last column of ids.
 
-        Without `loss.log_q` catalogue, the arrays are unchanged.
+        Without `loss.log_q` catalogue, the arrays do not change.
         """
         if not self._negatives.item_shares:
             return dict(arrays)

@@ -1,4 +1,4 @@
-"""What the training loop works with, and where it starts."""
+"""The parts of a run, and the step where it starts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Job(NamedTuple):
       mesh: the devices.
       reader: the reader of the log.
       checkpoints: the checkpoints of the run directory.
-      items: the items of the log; None if the loss does not need them.
+      items: the source of negatives and of shares of items; None if the loss needs neither.
     """
 
     settings: StepSettings
@@ -42,12 +42,12 @@ class Job(NamedTuple):
     def functions(
         self, plan: GrowthPlan, clock: Clock | None = None, step: int = 0
     ) -> StepFunctions:
-        """The pure functions for the sizes that growing tables have in a step.
+        """Return the pure functions for the sizes that growing tables have in a step.
 
         Args:
           plan: the plan of the growth of tables.
           clock: the clock of the run; None if no steps are taken.
-          step: the step; if it is past, tables have their current sizes.
+          step: the step; for a past step, the tables have their current sizes.
         """
         return make_step_functions(self.settings, self.mesh, plan.capacities_now(step), clock)
 
@@ -56,13 +56,13 @@ class Start(NamedTuple):
     """Where a run begins or continues.
 
     Attributes:
-      step: number of optimizer steps done.
+      step: the number of optimizer steps done.
       state: the state on the devices.
-      meters: running means of the metrics.
+      meters: the running means and rates of the metrics.
       plan: the plan of the growth of tables.
       evaluations: the evaluations so far.
       clock: the clock that learning rates follow.
-      unwritten: lines of metrics up to this step that metrics.jsonl lacks.
+      unwritten: the lines of metrics up to this step that metrics.jsonl lacks.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Running means and rates of a run's metrics."""
+"""The running means and rates of the metrics of a run."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from s2s_jax.training.flops import AtPeak
 
 _MEANS = ("loss", "hit_rate", "grad_norm")
-# Sums since the start of the run, which are written unless they are 0.
+# Sums since the beginning of the run; written unless they are 0.
 _COUNTS = ("skipped_rows", "cut_positions")
 
 
@@ -23,11 +23,11 @@ class Meters:
         at_peak: AtPeak | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """Starts without any steps.
+        """Start without any steps.
 
         Args:
-          at_peak: the time that steps would take at the devices' peak; None: it is unknown, and `mfu` is
-            not written.
+          at_peak: the time that steps would take at the peak of the devices. If it is None, the peak is
+            unknown, and `mfu` is not written.
           clock: a function that returns the time in seconds.
         """
         self._at_peak = at_peak
@@ -39,17 +39,17 @@ class Meters:
         self.start_rates()
 
     def start_rates(self) -> None:
-        """Starts counting time, examples and tokens anew."""
+        """Start counting time, examples and tokens again from zero."""
         self._since = self._clock()
         self._timed_steps = self._examples = self._tokens = 0
         self._input_wait = self._attended = 0.0
 
     def add(self, metrics: dict[str, float], input_wait: float) -> None:
-        """Adds a step.
+        """Add a step.
 
         Args:
           metrics: the metrics of the step.
-          input_wait: seconds that the step waited for its batch.
+          input_wait: the seconds that the step waited for its batch.
         """
         for name in _MEANS:
             self._sums[name] += float(metrics[name])
@@ -65,7 +65,7 @@ class Meters:
         self._tables = {name: int(x) for name, x in metrics.items() if name.startswith("table/")}
 
     def take_line(self, step: int) -> dict[str, float]:
-        """Returns the line of metrics.jsonl for `step`, and starts the next one."""
+        """Return the line of metrics.jsonl for `step`, and start the next line."""
         seconds = max(self._clock() - self._since, 1e-9)
         line = {"step": step} | {name: self._sums[name] / self._steps for name in _MEANS}
         line["examples_per_sec"] = self._examples / seconds
@@ -85,7 +85,7 @@ class Meters:
         return line
 
     def get_state(self) -> dict[str, Any]:
-        """The state for a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return {
             "steps": self._steps,
             "sums": dict(self._sums),
@@ -93,7 +93,7 @@ class Meters:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state from `get_state`."""
+        """Restore a state from `get_state`."""
         self._steps = state["steps"]
         self._sums = dict(state["sums"])
         self._counts = dict(state["counts"])

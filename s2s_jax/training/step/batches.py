@@ -1,7 +1,7 @@
 """Puts batches on the devices, and unpacks them there.
 
 Shapes: A microbatches, B rows of a microbatch, L positions, C columns of ids, K ids of a bag, G groups
-of rows (the rows of a group are on one device), M positions for which a group has room.
+of rows (the rows of a group are on one device), M positions that fit into a group.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from s2s_jax.training.step.settings import StepSettings
 
 Batch = Mapping[str, jax.Array]
 
-# Name of the array that packing adds: for each position, the number of its sequence in the row.
+# The array that packing adds: for each position, the number of its sequence in the row.
 SEQUENCE = "sequence"
-# Names of arrays added by `training.item_source` or, with `loss.log_q` stream, by `item_stream`.
+# Arrays added by `training.item_source` or, with `loss.log_q` stream, by `item_stream`.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
 # Shares of events are sent as integers, in multiples of 1 / SHARE_UNIT.
@@ -31,18 +31,18 @@ SHARE_UNIT = 2**30
 def put_batch(
     arrays: Mapping[str, np.ndarray], microbatches: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Puts this process's rows of a global batch on its devices, as microbatches.
+    """Put this process's rows of a global batch on its devices, as microbatches.
 
-    Consecutive rows belong to the same device, sorted by microbatch. So a process needs consecutive
-    rows of the global batch.
+    Each device takes consecutive rows, and so does each microbatch on a device. So a process needs
+    consecutive rows of the global batch.
 
     Args:
       arrays: int32 `[A * B, …]`, where B is the number of rows on this process's devices.
       microbatches: A.
-      mesh: all devices of all processes.
+      mesh: the devices of all processes.
 
     Returns:
-      int32 `[A, B, …]`, where B is over all devices, and `stop` of `put_stop`.
+      int32 `[A, B, …]`, where B counts the rows on all devices, and `stop` of `put_stop`.
     """
     assert all(array.dtype == np.int32 for array in arrays.values()), "device arrays are int32"
     devices = len(mesh.local_devices)
@@ -56,7 +56,11 @@ def put_batch(
 
 
 def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
-    """The flag by which this process requests a stop; the metrics of the step show it to all processes.
+    """Return the flag that requests a stop; the metrics of the step show it to all processes.
+
+    Args:
+      stop: whether this process requests a stop.
+      mesh: the devices of all processes.
 
     Returns:
       int32 `stop` `[1, devices]`.
@@ -65,7 +69,7 @@ def put_stop(stop: bool, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def ids_of(batch: Batch) -> dict[str, jax.Array]:
-    """The ids in a batch from `unpack`, by feature."""
+    """Return the ids of each feature in a batch from `unpack`."""
     return {key.removeprefix("ids/"): x for key, x in batch.items() if key.startswith("ids/")}
 
 
@@ -79,7 +83,7 @@ def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
-    """Pads packed batches, and splits ids by feature.
+    """Pad the rows of flat batches, and split ids by feature.
 
     Args:
       settings: the settings of the step.
@@ -88,18 +92,18 @@ def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
 
     Returns:
       int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
-      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` for missing ids. Arrays of sampled
-      negatives pass through unchanged. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
+      `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` for missing ids. The ids of
+      sampled negatives do not change. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
       all events, and `NEGATIVES_SHARE` as f32.
     """
     length, ids = jnp.maximum(batch["length"], 0), padded_ids(batch, settings.model.seq_len)
     columns = id_columns(settings.items.features)
     features = {}
     for feature in settings.items.features:
-        ids_of = ids[..., columns[feature.name]]
+        of_feature = ids[..., columns[feature.name]]
         if feature.grows:
-            ids_of = ids_of.reshape(*ids_of.shape[:-1], -1, feature.id_words)
-        features[f"ids/{feature.name}"] = ids_of
+            of_feature = of_feature.reshape(*of_feature.shape[:-1], -1, feature.id_words)
+        features[f"ids/{feature.name}"] = of_feature
     negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
     if settings.loss.catalogue_shares:
         # Padding, including the padding made here, counts as an item that occurred once.
@@ -111,12 +115,12 @@ def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
 
 
 def count_rows(batch: Batch) -> dict[str, jax.Array]:
-    """Counts what a batch has, before `unpack`.
+    """Count the rows and positions of a batch, before `unpack`.
 
     Returns:
-      int32 scalars: rows of the log that have positions (`examples`), rows that could not be read
-      (`skipped_rows`), real positions (`tokens`) and, with packing, positions that did not fit
-      (`cut_positions`) and, as f32, pairs of a position and a position that it sees (`attended`).
+      int32 scalars: `examples` (rows of the log that have events), `skipped_rows` (rows that could not
+      be read), `tokens` (positions with an event) and, with packing, `cut_positions` (positions that did
+      not fit) and, as f32, `attended` (pairs of a position and a position that it sees).
     """
     length = batch["length"]
     counts = {"tokens": jnp.maximum(length, 0).sum()}
@@ -139,7 +143,7 @@ def _attended(length: jax.Array, sequence: jax.Array) -> jax.Array:
 
 
 def padded_ids(batch: Batch, seq_len: int) -> jax.Array:
-    """int32 `[…, B, L, C]`: the ids of all features, `NO_ID` where there is none.
+    """Return int32 `[…, B, L, C]`: the ids of all features; `NO_ID` where there is no id.
 
     Args:
       batch: see `unpack`.

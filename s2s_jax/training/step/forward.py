@@ -24,7 +24,7 @@ from s2s_jax.training.step.settings import StepSettings
 
 
 def model_graph(settings: StepSettings) -> nnx.GraphDef:
-    """The static structure of the model; its parameters are a plain tree of arrays."""
+    """Return the static structure of the model. Its parameters are in a separate tree of arrays."""
 
     def make() -> Seq2Seq:
         items = settings.items
@@ -39,7 +39,7 @@ class Forward:
 
     Attributes:
       settings: the settings of the step.
-      graph: structure of the model.
+      graph: the structure of the model.
       tables: the tables of events and sampled negatives.
       mesh: the devices.
     """
@@ -52,14 +52,14 @@ class Forward:
     def encode(
         self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch, key: jax.Array | None
     ) -> Encoded:
-        """Encodes the events of one microbatch.
+        """Encode the events of one microbatch.
 
         Args:
-          dense: parameters of the model.
-          rows: f32 `[n * U, D]` of each table, found for all microbatches.
-          places: int32 `[B, L, K]` of each feature: indices of its ids in the rows of their device.
+          dense: the parameters of the model.
+          rows: f32 `[n * U, D]` for each table: the rows that all microbatches use.
+          places: int32 `[B, L, K]` for each feature: the indices of its ids in the rows of their device.
           batch: `[B, L, …]`, see `batches.unpack`.
-          key: for dropout; None turns dropout off.
+          key: the random key of dropout; None turns dropout off.
         """
         ids, _ = split_ids(ids_of(batch))
         embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
@@ -69,13 +69,13 @@ class Forward:
     def negatives(
         self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch
     ) -> jax.Array | None:
-        """f32 `[C, E]`: the vectors of sampled negatives; None if none are sampled.
+        """Return f32 `[C, E]`: the vectors of sampled negatives, or None if none are sampled.
 
         Args:
-          dense: parameters of the model.
+          dense: the parameters of the model.
           rows: see `encode`.
-          places: int32 `[1, C, 1, K]` of each feature of the negatives, among others.
-          batch: includes the ids of the negatives, with the same shape.
+          places: the places of all features; int32 `[1, C, 1, K]` for each feature of the negatives.
+          batch: the batch with the ids of the negatives, which have the shape of their places.
         """
         events, _ = split_ids(ids_of(batch))
         drawn = {name: x for name, x in ids_of(batch).items() if name not in events}
@@ -86,10 +86,10 @@ class Forward:
         return nnx.merge(self.graph, nnx.State(dense)).targets(embeddings)
 
     def loss(self, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch) -> LossSums:
-        """Loss sums of all microbatches together.
+        """Return the loss sums of all microbatches together.
 
         Args:
-          encoded: encoded events of each microbatch, `[A, M, E]`.
+          encoded: the encoded events of each microbatch, `[A, M, E]`.
           negatives_CE: f32, see `negatives`.
           batch: `[A, B, …]`, see `batches.unpack`.
         """
@@ -119,7 +119,7 @@ class Forward:
         return jax.lax.psum(sums, DATA_AXIS)
 
     def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
-        """The pairs of a device, with all its microbatches concatenated."""
+        """Return the pairs of a device, with all its microbatches concatenated."""
         feature = self.settings.items.item
         ids = events[feature.name]
         there = present(feature, events)

@@ -1,4 +1,4 @@
-"""The pure functions of a job: the initial state, a training step, vectors of users and items."""
+"""The pure functions of a job: the initial state, a training step, and vectors of users and items."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -25,8 +25,8 @@ class StepFunctions(NamedTuple):
 
     Attributes:
       init: `() -> TrainState`, sharded from the start.
-      abstract: the state's shapes, types and shardings, for restoring.
-      train_step: `(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
+      abstract: the shapes, types and shardings of the state, for restoring a checkpoint.
+      train_step: `(state, batch) -> (state, metrics)`, jitted; it donates the old state.
       predict: `(state, batch) -> Encoded`, jitted, see `Inference.predict`.
       user_vectors: `(state, batch) -> Users`, jitted, see `Inference.user_vectors`.
       item_vectors: `(state, ids) -> f32 [B, E]`, jitted, see `Inference.item_vectors`.
@@ -53,7 +53,7 @@ def make_step_functions(
     Args:
       settings: the settings of the step.
       mesh: the devices.
-      capacities: number of rows of each growing table; None: the configured ones.
+      capacities: the number of rows of each growing table; None means the configured capacities.
       clock: the clock that learning rates follow; None if no steps are taken.
     """
     items, seed = settings.items, settings.seed

@@ -1,9 +1,9 @@
-"""Gradients of the mean loss of a batch, in one piece or in microbatches.
+"""Gradients of the mean loss of a batch, with one or several microbatches.
 
 Several microbatches are encoded one after the other, without keeping activations. Then the loss is
-computed for all of them at once, and each microbatch is encoded again to backpropagate the loss's
-gradients (gradient caching: Gao et al., "Scaling deep contrastive learning batch size under memory
-limited setup", 2021). So the result is the same as for one large batch, including negatives.
+computed for all of them at once. To backpropagate its gradients, each microbatch is encoded again
+(gradient caching: Gao et al., "Scaling deep contrastive learning batch size under memory limited setup",
+2021). So the result is the same as for one large batch, including its negatives.
 
 Shapes: A microbatches, C negatives, E model width.
 """
@@ -23,28 +23,28 @@ from s2s_jax.training.step.params import Params, Tree, default_rows
 def gradients(
     forward: Forward, params: Params, found: Found, batch: Batch, key: jax.Array | None
 ) -> tuple[LossSums, Params]:
-    """Loss sums of all microbatches together, and gradients of the mean loss.
+    """Return the loss sums of all microbatches together, and the gradients of the mean loss.
 
     Args:
-      forward: the function to differentiate.
+      forward: the model and the loss, to be differentiated.
       params: all parameters.
       found: the table rows that the batch needs.
       batch: `[A, B, …]`, see `batches.unpack`.
-      key: for dropout; None turns it off.
+      key: the random key of dropout; None turns dropout off.
 
     Returns:
-      The sums, and gradients of the dense part, of the rows in `found` and of the default rows.
+      The sums, and the gradients of the dense part, of the rows in `found` and of the default rows.
     """
-    # Default rows are appended to the others once for all microbatches, and get their gradients at the
-    # end.
+    # Default rows are appended to the other rows once for all microbatches. So their gradients are
+    # computed once, at the end.
     rows, pull_rows = jax.vjp(
         lambda rows, defaults: with_default_rows(rows, found.unknown, defaults),
         found.rows,
         default_rows(params),
     )
     found = found._replace(rows=rows)
-    whole = batch["length"].shape[0] == 1
-    of_found = _in_one_piece if whole else _in_microbatches
+    single = batch["length"].shape[0] == 1
+    of_found = _of_one_microbatch if single else _of_microbatches
     sums, d_dense, d_rows = of_found(forward, params["dense"], found, batch, key)
     d_rows, d_defaults = pull_rows(d_rows)
     result: Params = {"dense": d_dense, "tables": d_rows}
@@ -53,10 +53,10 @@ def gradients(
     return sums, result
 
 
-def _in_one_piece(
+def _of_one_microbatch(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
 ) -> tuple[LossSums, Tree, Arrays]:
-    """The sums, and the gradients of `dense` and of the rows in `found`."""
+    """Return the sums, and the gradients of `dense` and of the rows in `found`."""
 
     def objective(dense: Tree, rows: Arrays) -> tuple[jax.Array, LossSums]:
         encoded = forward.encode(dense, rows, *_microbatch(found.places, batch, key, 0))
@@ -69,10 +69,10 @@ def _in_one_piece(
     return sums, d_dense, d_rows
 
 
-def _in_microbatches(
+def _of_microbatches(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
 ) -> tuple[LossSums, Tree, Arrays]:
-    """The same as `_in_one_piece`, with the memory of one microbatch."""
+    """Return the same as `_of_one_microbatch`, with the memory of a single microbatch."""
     rows, places = found.rows, found.places
     numbers = jnp.arange(batch["length"].shape[0])
 
@@ -112,7 +112,7 @@ def _mean_loss(
 def _microbatch(
     places: Arrays, batch: Batch, key: jax.Array | None, number: int | jax.Array
 ) -> tuple[Arrays, Batch, jax.Array | None]:
-    """The places, the batch and the key of one microbatch."""
+    """Return the places, the batch and the key of one microbatch."""
     microbatches = batch["length"].shape[0]
     # Leaves out negatives, which all microbatches share.
     events = {name: x for name, x in batch.items() if x.shape[0] == microbatches}

@@ -1,4 +1,4 @@
-"""The vectors of users and items, without training.
+"""The vectors of users and items, computed without training.
 
 Shapes: B rows of a batch, L positions, K ids of a bag, U unique rows, D table width, M = B L, E model
 width.
@@ -24,11 +24,13 @@ from s2s_jax.training.step.state import TrainState
 
 
 class Users(NamedTuple):
-    """The vectors of users, and how much of their histories is unknown.
+    """The vectors of users, and the number of unknown events in their histories.
 
     Attributes:
-      vectors_BE: f32, after each row's last event; dot products with item vectors are similarities.
-      unknown_B: int32, number of events whose item has no row in its growing table; 0 for bucket tables.
+      vectors_BE: f32, the vector after the last event of each row; its dot product with the vector of an
+        item is their similarity.
+      unknown_B: int32, the number of events whose item has no row in its growing table; 0 with a bucket
+        table.
     """
 
     vectors_BE: jax.Array
@@ -37,24 +39,24 @@ class Users(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inference:
-    """Pure functions of a state, without dropout.
+    """Functions that apply a state to batches and items, without dropout.
 
-    Ids without a row in a growing table do not get one; they are zeros or the table's default row.
+    Ids without a row in a growing table do not get one; their vector is zero or the table's default row.
 
     Attributes:
       forward: the model.
-      tables: tables of the events.
+      tables: the tables of events.
     """
 
     forward: Forward
     tables: ShardedTables
 
     def predict(self, state: TrainState, batch: Batch) -> Encoded:
-        """Encodes a batch of `batches.put_batch`, given without the axis of microbatches."""
+        """Encode a batch from `batches.put_batch`, without its axis of microbatches."""
         return self._encode(state, batch)[0]
 
     def user_vectors(self, state: TrainState, batch: Batch) -> Users:
-        """The vectors of users from one microbatch `[1, B, …]` of their histories."""
+        """Return the vectors of users from one microbatch `[1, B, …]` of their histories."""
         settings = self.forward.settings
         item = settings.items.item
         batch = jax.tree.map(lambda x: x[0], dict(batch))
@@ -70,11 +72,11 @@ class Inference:
         return Users(comparable(settings.loss, last_BE), unknown_B)
 
     def item_vectors(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
-        """f32 `[B, E]`: the vectors of items, for dot products with users' vectors.
+        """Return f32 `[B, E]`: the vectors of items, for dot products with the vectors of users.
 
         Args:
-          state: the state.
-          ids: ids of all target features of the items, `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
+          state: the trained state.
+          ids: the ids of all target features of the items, `[1, B, 1, K]` (or `[1, B, 1, K, 2]`).
         """
         found = self._look_up(state, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
@@ -83,18 +85,18 @@ class Inference:
         return comparable(self.forward.settings.loss, module.targets(embeddings))
 
     def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
-        """bool `[B]`: whether the table row of an item's id was ever trained.
+        """Return bool `[B]`: whether the table row of an item's id was ever trained.
 
-        If the item feature is not a target feature, any row of the target features counts. A bucket
-        counts for all ids that share it; an id without a row in a growing table was not trained.
+        If the item feature is not a target feature, one trained row of any target feature is enough. A
+        bucket counts for all ids that share it. An id without a row in a growing table was not trained.
 
         Args:
-          state: the state.
+          state: the trained state.
           ids: see `item_vectors`.
         """
         items = self.forward.settings.items
         own = (items.item.name,) if items.item.name in items.shown else items.shown
-        # A row that was ever trained has moments that never become zero again.
+        # The moments of a trained row never become zero again.
         found = self.tables.look_up(table_moments(state.opt_state), state.maps, ids)
         touched: Arrays = {
             name: (rows_UD != 0).any(axis=1, keepdims=True).astype(jnp.float32)
@@ -110,7 +112,7 @@ class Inference:
         return found._replace(rows=rows)
 
     def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
-        # As a single microbatch.
+        # Adds the axis of microbatches.
         batch = jax.tree.map(lambda x: x[None], unpack(self.forward.settings, batch))
         found = self._look_up(state, ids_of(batch))
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))

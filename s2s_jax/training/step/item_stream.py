@@ -1,14 +1,15 @@
-"""Counts items from batch to batch, so that log-Q needs no catalogue.
+"""Counts how often items occur in the batches so far, so that log-Q needs no catalogue.
 
-Uses a count-min sketch (Cormode and Muthukrishnan, "An improved data stream summary: the count-min
-sketch and its applications", 2005) with conservative updates (Estan and Varghese, "New directions in
-traffic measurement and accounting", 2002): each row of the sketch has a cell for an item, and the
-item's count is the smallest of its cells, which is too high only if other items share all of these
-cells. Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019,
-also take frequencies from the stream, but from the number of steps between two occurrences of an item.
+The counts are in a count-min sketch (Cormode and Muthukrishnan, "An improved data stream summary: the
+count-min sketch and its applications", 2005) with conservative updates (Estan and Varghese, "New
+directions in traffic measurement and accounting", 2002). Each row of the sketch has a cell for an item,
+and the count of the item is the smallest of its cells. It is too high only if other items share all of
+these cells. Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations",
+2019, also estimate frequencies from the batches, but from the number of steps between two occurrences
+of an item.
 
-Every device has the whole sketch and counts the events of all devices, so counts depend neither on the
-number of devices nor on the order of events in a batch.
+Every device has the complete sketch, and counts the events of all devices. So counts do not depend on
+the number of devices or on the order of events in a batch.
 
 Shapes: R rows and W cells of the sketch, M events, U distinct items, A microbatches, B rows of a
 microbatch, L positions, K ids of a bag, n devices, S negatives per device.
@@ -28,23 +29,23 @@ from s2s_jax.embedding.sharded import present
 from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, Batch, ids_of
 from s2s_jax.training.step.negatives import split_ids
 
-# The keys of items have 64 random bits, enough for two cells, and for two more when scrambled again.
+# The keys of items have 64 random bits. They are enough for two cells; scrambled again, for two more.
 ROWS = 4
 # 16 MB per device. The probability that a count is too high by more than e / CELLS of all events (about
 # 3 in a million) is at most e^-ROWS (about 2%).
 CELLS = 2**20
-# When more events than this are counted, all counts are halved. So old events lose weight, and neither
-# the total nor a cell overflows int32 (Einziger et al., "TinyLFU: a highly efficient cache admission
-# policy", 2017).
+# When more events than this have been counted, all counts are halved. So old events lose weight, and
+# neither the total nor a cell overflows int32 (Einziger et al., "TinyLFU: a highly efficient cache
+# admission policy", 2017).
 MOST_EVENTS = 2**27
 
 
 class ItemStream(NamedTuple):
-    """Counts of the events so far.
+    """The counts of the events so far.
 
     Attributes:
       count_RW: int32, the sketch.
-      events: int32 scalar, number of counted events, halved whenever the counts are.
+      events: int32 scalar, the number of counted events; halved when the counts are halved.
     """
 
     count_RW: jax.Array
@@ -52,20 +53,20 @@ class ItemStream(NamedTuple):
 
 
 def empty_stream(cells: int = CELLS) -> ItemStream:
-    """A stream without counts; `cells` must be a power of two."""
+    """Return a stream without counts; `cells` must be a power of two."""
     return ItemStream(jnp.zeros((ROWS, cells), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def item_keys(ids: jax.Array, there: jax.Array, words: int) -> jax.Array:
-    """uint32 `[…, 2]`: keys of items, `EMPTY` for no item.
+    """Return uint32 `[…, 2]`: the keys of items; `EMPTY` where there is no item.
 
-    Different bags of one id never share a key. The ids of larger bags are scrambled one after the
+    Different items with a single id never share a key. The ids of a bag are scrambled one after the
     other, so two bags share a key with a probability of 2^-64.
 
     Args:
       ids: int32 `[…, K]` or, with two words per id, `[…, K, 2]`.
-      there: bool `[…]`, which positions count.
-      words: words per id.
+      there: bool `[…]`, whether a position has an item.
+      words: the number of 32-bit words per id.
     """
     unsigned = jax.lax.bitcast_convert_type(ids, jnp.uint32)
     if words == 1:
@@ -77,9 +78,9 @@ def item_keys(ids: jax.Array, there: jax.Array, words: int) -> jax.Array:
 
 
 def counted(stream: ItemStream, key_M2: jax.Array, most_events: int = MOST_EVENTS) -> ItemStream:
-    """The stream after more events; `EMPTY` keys are not events.
+    """Return the stream after more events; `EMPTY` keys are not events.
 
-    If counts must be halved, older counts are halved first, and these events count in full.
+    If counts must be halved, this happens before the new events are counted.
     """
 
     def halved(stream: ItemStream) -> ItemStream:
@@ -97,12 +98,12 @@ def counted(stream: ItemStream, key_M2: jax.Array, most_events: int = MOST_EVENT
 
 
 def shares(stream: ItemStream, keys: jax.Array) -> jax.Array:
-    """f32 `[…]`: the share of the events so far that are of the items with keys `[…, 2]`."""
+    """Return f32 `[…]`: each item's share of the events so far, for items with keys `[…, 2]`."""
     return _counts(stream.count_RW, keys) / jnp.maximum(stream.events, 1)
 
 
 def _cells(count_RW: jax.Array, keys: jax.Array) -> jax.Array:
-    """int32 `[R, …]`: the cell of an item in each row."""
+    """Return int32 `[R, …]`: the cell of an item in each row."""
     first, second = keys[..., 0], keys[..., 1]
     word_R = jnp.stack([first, second, *keys_of(first, second)])
     return (word_R & np.uint32(count_RW.shape[1] - 1)).astype(jnp.int32)
@@ -117,18 +118,18 @@ def _counts(count_RW: jax.Array, keys: jax.Array) -> jax.Array:
 def with_stream_shares(
     feature: FeatureConfig, mesh: Mesh, stream: ItemStream, batch: Batch
 ) -> tuple[ItemStream, dict[str, jax.Array]]:
-    """Counts the events of a batch, and adds the share of all events so far for each event's item.
+    """Count the events of a batch, and add to it the share of each event's item in the events so far.
 
     Args:
-      feature: the one that says which item an event is about.
+      feature: the feature that says which item an event is about.
       mesh: the devices.
       stream: the stream before the batch.
       batch: see `batches.unpack`.
 
     Returns:
-      The stream after counting the batch's real positions that have an item, and the batch with f32
-      `ITEM_SHARE` `[A, B, L]` and, if negatives were sampled, `NEGATIVES_SHARE` `[1, n * S]`, which is 0
-      for items that have not occurred yet.
+      The stream after the events of the batch that have an item, and the batch with f32 `ITEM_SHARE`
+      `[A, B, L]` and, if negatives were sampled, `NEGATIVES_SHARE` `[1, n * S]`, which is 0 for items
+      that have not occurred yet.
     """
     of_events, of_drawn = split_ids(ids_of(batch))
     there = present(feature, of_events)[..., 0]

@@ -1,8 +1,8 @@
-"""Sampled negatives in a step, and the correction for how often items come up.
+"""Sampled negatives in a step, and log-Q, the correction for the frequency of negatives.
 
-Items are drawn on the host from (seed, step, device) alone, so a continued run draws the same.
+`training.item_source` draws the items on the host.
 
-Shapes: I items, S items of one device, n devices, B rows, L positions, C columns of ids.
+Shapes: N pairs of a device, C candidates drawn from the catalogue, E model width.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ PREFIX = "negatives:"
 
 
 def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
-    """The features of sampled negatives: those of items under other names, with the same tables."""
+    """Return the features of sampled negatives: those of items, with other names and the same tables."""
     return tuple(
         dataclasses.replace(f, name=PREFIX + f.name, shard_name=f.table_name)
         for f in items.item_side
@@ -28,7 +28,7 @@ def negative_features(items: Items) -> tuple[FeatureConfig, ...]:
 
 
 def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Splits ids by feature into those of events and those of negatives, without the prefix."""
+    """Split ids into those of events and those of negatives, both by the names of event features."""
     events = {name: x for name, x in ids.items() if not name.startswith(PREFIX)}
     drawn = {name.removeprefix(PREFIX): x for name, x in ids.items() if name.startswith(PREFIX)}
     return events, drawn
@@ -37,24 +37,24 @@ def split_ids(ids: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[
 def with_log_q(
     pairs: Pairs, sampled: Sampled | None, batch: Batch, axis: str | None
 ) -> tuple[Sampled | None, jax.Array | None]:
-    """Adds log q, the logarithm of how often a candidate is expected to come up.
+    """Add log q: the logarithm of the expected number of times that a candidate is a negative.
 
     Args:
       pairs: the pairs of this device, with shares if the loss is corrected.
-      sampled: candidates drawn from the catalogue; None if there are none.
+      sampled: the candidates drawn from the catalogue; None if there are none.
       batch: the batch of this device, with the shares of sampled candidates.
-      axis: inside `jax.shard_map`, the mesh axis over which all devices' pairs are candidates; None:
-        only this device's pairs are.
+      axis: the mesh axis of `jax.shard_map` if the targets of all devices are candidates; None if only
+        those of this device are.
 
     Returns:
-      The sampled candidates with their log q, and the log q of the pairs' positives; None if the loss is
-      not corrected.
+      The sampled candidates with their log q, and the log q of the targets of pairs; the latter is None
+      if the loss is not corrected.
     """
     if pairs.share_N is None:
         return sampled, None
     candidates = pairs.valid_N.sum(dtype=jnp.float32)
     candidates = candidates if axis is None else jax.lax.psum(candidates, axis)
-    # A batch may have no pairs, but its logits must be finite.
+    # Logits must be finite even if a batch has no pairs.
     candidates = jnp.maximum(candidates, 1)
     drawn = 0.0
     if sampled is not None:

@@ -1,8 +1,8 @@
 """The optimizer in Optax: AdamW for the dense part, and a sparse-row AdamW for the tables.
 
-In gradients, a table has one row for each unique row that a device needed, `[U, D]` per device. The
-extra argument `reduce` sends these rows to the devices that own them. Updates of tables are the new
-tables themselves, written in place, so no second array of a table's size is ever made.
+The gradient of a table has one row for each unique row that a device used, `[U, D]` per device. The
+extra argument `reduce` sends these rows to the devices that own them. Tables are updated in place, so no
+second array of the size of a table is ever made.
 
 Shapes: R rows and D width of a table, M = 2 D, G rows whose gradients are summed together (see
 `embedding.exchange`).
@@ -30,20 +30,20 @@ _Carry = TypeVar("_Carry")
 
 
 class Reduce(Protocol):
-    """Calls `visit` with gradients on the devices that own the rows, see `exchange.reduce`."""
+    """Calls `visit` with gradients on the devices that own their rows; see `exchange.reduce`."""
 
     def __call__(self, gradients: Arrays, visit: Visit[_Carry], carry: _Carry, /) -> _Carry:
-        """Returns the last carry: a tree of tables and other arrays that are sharded by rows."""
+        """Return the last carry: a tree of tables and other arrays that are sharded by rows."""
         ...
 
 
 class SparseRowState(NamedTuple):
-    """State of `sparse_row_adamw`.
+    """The state of `sparse_row_adamw`.
 
     Attributes:
-      count: int32 scalar, number of updates so far.
+      count: int32 scalar, the number of updates so far.
       moments: `[R, 2D]` for each table `[R, D]`: the first moments of a row, followed by its second
-        moments. They are used together, and reading one place in memory is faster than reading two.
+        moments. Both are used together, and reading them from one place in memory is faster.
     """
 
     count: jax.Array
@@ -55,7 +55,7 @@ class NewTables(NamedTuple):
 
     Attributes:
       values: the tables after the update.
-      square_norm: f32 `[S]` (S segments of a table); the sum is the squared norm of the gradient that
+      square_norm: f32 `[S]` (S segments of a table); their sum is the squared norm of the gradient that
         was applied.
     """
 
@@ -64,7 +64,7 @@ class NewTables(NamedTuple):
 
 
 class Updates(TypedDict):
-    """The updates of all parameters: differences to add and, for tables, the new tables."""
+    """The updates of all parameters: new tables, and differences to add to all other parameters."""
 
     dense: Tree
     tables: NewTables
@@ -74,7 +74,7 @@ class Updates(TypedDict):
 def sparse_row_adamw(
     learning_rate: optax.Schedule, config: LRConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW for the rows that a batch uses; other rows and their moments do not change.
+    """Return AdamW for the rows that a batch uses; other rows and their moments do not change.
 
     For a row used at step t with gradient g (summed over its occurrences in the batch):
 
@@ -140,7 +140,7 @@ def _stepped(
     moments_RM: jax.Array,
     gradients: RowGradients,
 ) -> tuple[jax.Array, jax.Array]:
-    """The table and its moments after the update, written in place."""
+    """Return the table and its moments after the update, which is in place."""
     rows_G, g_GD = gradients
     values_GD = read_rows(table_RD, rows_G)
     m_GD, v_GD = jnp.split(read_rows(moments_RM, rows_G), 2, axis=-1)
@@ -153,7 +153,7 @@ def _stepped(
 
 
 def rows_norm(gradients: Arrays, reduce: Reduce) -> jax.Array:
-    """f32 scalar: the norm of the gradient with respect to all tables together."""
+    """Return f32 scalar: the norm of the gradients of all tables together."""
 
     def visit(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax.Array:
         return _add_squares(square_norm, summed)
@@ -167,10 +167,10 @@ def _add_squares(square_norm: jax.Array, summed: dict[str, RowGradients]) -> jax
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients down to `max_norm` if their norm is larger.
+    """Return a transformation that scales gradients down to `max_norm` if their norm is larger.
 
-    The norm is passed to `update` as `grad_norm`. `optax.clip_by_global_norm` cannot be used, because it
-    does not know that several devices have parts of the gradient of one row.
+    The norm is passed to `update` as `grad_norm`. `optax.clip_by_global_norm` cannot compute it, because
+    several devices have parts of the gradient of one row.
     """
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -195,15 +195,15 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 def make_optimizer(
     config: LRConfig, default_rows: bool = False, clock: Clock | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The complete optimizer: clipping by the global norm, then AdamW and sparse-row AdamW, masked.
+    """Return the complete optimizer: clipping by the global norm, then AdamW and sparse-row AdamW.
 
     Default rows have the learning rate of tables, since the model uses them like other rows. Nearly
     every batch uses them, so plain AdamW is enough.
 
     Args:
-      config: learning rates and decay rates.
+      config: the learning rates and the settings of AdamW.
       default_rows: whether tables have default rows.
-      clock: the clock that learning rates follow; None: see `schedule.learning_rate`.
+      clock: the clock that learning rates follow, or None; see `schedule.learning_rate`.
     """
 
     def adamw(peak: float) -> optax.GradientTransformation:
@@ -234,7 +234,7 @@ def make_optimizer(
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """Adds updates to the dense part and to default rows, and replaces tables."""
+    """Return the parameters after adding the updates; tables are replaced."""
     others = cast(optax.Params, {n: part for n, part in params.items() if n != "tables"})
     changes = cast(optax.Updates, {n: part for n, part in updates.items() if n != "tables"})
     added = cast(dict, optax.apply_updates(others, changes))
@@ -242,17 +242,17 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
 
 def state_of(opt_state: optax.OptState, part: Part) -> optax.OptState:
-    """The state of `make_optimizer` for one part of the parameters."""
+    """Return the state of `make_optimizer` for one part of the parameters."""
     return _masked(opt_state)[_PLACES[part]].inner_state
 
 
 def table_moments(opt_state: optax.OptState) -> Arrays:
-    """The moments of all tables, from the state of `make_optimizer`."""
+    """Return the moments of all tables, from the state of `make_optimizer`."""
     return cast(SparseRowState, state_of(opt_state, "tables")).moments["tables"]
 
 
 def with_table_moments(opt_state: optax.OptState, moments: Arrays) -> optax.OptState:
-    """The state of `make_optimizer`, with other moments for the tables."""
+    """Return the state of `make_optimizer` with other moments for the tables."""
     place = _PLACES["tables"]
     sparse = cast(SparseRowState, state_of(opt_state, "tables"))
     sparse = sparse._replace(moments=sparse.moments | {"tables": moments})
@@ -262,5 +262,5 @@ def with_table_moments(opt_state: optax.OptState, moments: Arrays) -> optax.OptS
 
 
 def _masked(opt_state: optax.OptState) -> tuple[optax.MaskedState, ...]:
-    """The states of the chain. The first one, of clipping, is empty."""
+    """Return the states of the chain; the first one, of clipping, is empty."""
     return cast("tuple[optax.MaskedState, ...]", opt_state)

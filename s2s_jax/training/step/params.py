@@ -12,13 +12,13 @@ Tree: TypeAlias = "Mapping[str, jax.Array | Tree]"
 
 
 class Params(TypedDict):
-    """Parameters, or gradients of them. The keys are also names in checkpoints.
+    """The parameters, or their gradients. Checkpoints use the same keys.
 
     Attributes:
-      dense: parameters of the model.
-      tables: f32 `[R, D]` of each table. In gradients: one row for each unique row that a device needed,
+      dense: the parameters of the dense part.
+      tables: f32 `[R, D]` for each table. Gradients have one row for each unique row that a device used,
         `[n * U, D]` in total.
-      unknown: f32 `[D]` of each table with a default row; missing if there are none.
+      unknown: f32 `[D]` for each table with a default row: this row. Missing if there are none.
     """
 
     dense: Tree
@@ -27,5 +27,5 @@ class Params(TypedDict):
 
 
 def default_rows(params: Params) -> Arrays:
-    """f32 `[D]` of each table with a default row, or arrays that go with it."""
+    """Return f32 `[D]` for each table with a default row; empty if there are none."""
     return params["unknown"] if "unknown" in params else {}

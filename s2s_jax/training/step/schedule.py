@@ -1,9 +1,10 @@
 """Learning rates, and the clock that they follow.
 
-A run may continue with other devices, another batch size or more files, so the rest of it takes more or
-fewer steps than planned. Learning rates should follow the completed share of the run. So they follow a
-clock instead of counting steps. The clock shows the number of steps that the run would have taken so
-far if nothing had changed since its beginning. Until something changes, this is the number of steps.
+Learning rates depend on the completed share of the run. A run may continue with other devices, another
+batch size or more files, and then its end takes more or fewer steps than planned. So learning rates
+follow a clock instead of the number of steps. The time of the clock is the number of steps that the run
+would have taken so far if nothing had changed since its beginning. Until something changes, it is the
+number of steps.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ class Clock(NamedTuple):
 
     Attributes:
       whole: the time at the end of the run: the total number of steps planned at its beginning.
-      since_step: the step after which its speed last changed; 0: it never changed.
+      since_step: the step after which the speed last changed; 0 if it never changed.
       since: the time at that step.
       end_step: the step at which the run ends.
       ends: `train.train_steps` and `train.train_epoch`, from which the end was computed.
@@ -33,14 +34,14 @@ class Clock(NamedTuple):
     ends: tuple[int | None, int | None]
 
     def at(self, step: Any) -> Any:
-        """The time after `step` steps, which is a number or an int32 scalar array."""
+        """Return the time after `step` steps, which is a number or an int32 scalar array."""
         if self.since_step == 0:
             return step
         left = max(self.end_step - self.since_step, 1)
         return self.since + (step - self.since_step) * ((self.whole - self.since) / left)
 
     def get_state(self) -> dict[str, Any]:
-        """The state for a checkpoint, as JSON."""
+        """Return the state for a checkpoint, as JSON."""
         return self._asdict() | {"ends": list(self.ends)}
 
 
@@ -48,10 +49,10 @@ class Position(NamedTuple):
     """The position of a run that begins or continues.
 
     Attributes:
-      step: optimizer steps done.
+      step: the number of optimizer steps done.
       end_step: the step at which the run ends with the current settings.
       whole: the step at which it would end if it had used the current settings from the beginning.
-      epochs: passes over the data done, including the fraction of the current one.
+      epochs: the number of epochs done, including the fraction of the current one.
     """
 
     step: int
@@ -61,18 +62,18 @@ class Position(NamedTuple):
 
 
 def clock_of(settings: TrainConfig, now: Position, saved: Mapping[str, Any] | None) -> Clock:
-    """The clock of a run that begins or continues.
+    """Return the clock of a run that begins or continues.
 
-    If the run still ends at the planned step, the clock does not change. If it needs more or fewer
-    steps to the same end, the clock goes slower or faster from here on. If the user has moved the end
-    (`train.train_steps`, `train.train_epoch`), the clock's time at the end will be the same as in a run
-    that had this end from the beginning, so that a decay continues as in that run.
+    If the run still ends at the planned step, the clock does not change. If it takes more or fewer
+    steps to the same end, the clock is slower or faster from this step on. If the user moved the end
+    (`train.train_steps`, `train.train_epoch`), the time at the end is the same as in a run that had this
+    end from the beginning, so that a decay continues as in that run.
 
     Args:
-      settings: say where the run ends.
-      now: position of the run.
-      saved: the saved state from `Clock.get_state`; None: the run begins, or was saved by a version
-        without clocks.
+      settings: the settings of training, which determine the end of the run.
+      now: the position of the run.
+      saved: the saved state from `Clock.get_state`; None if the run begins, or if it was saved by a
+        version without clocks.
     """
     ends = (settings.train_steps, settings.train_epoch)
     before = None
@@ -86,12 +87,12 @@ def clock_of(settings: TrainConfig, now: Position, saved: Mapping[str, Any] | No
         return Clock(now.whole, 0, 0, now.end_step, ends)
     done = zip((now.step, now.epochs), ends, strict=True)
     share = min(1.0, max(done / end for done, end in done if end is not None))
-    shown = share * now.end_step if before is None else before.at(now.step)
-    return Clock(round(shown / share), now.step, shown, now.end_step, ends)
+    time = share * now.end_step if before is None else before.at(now.step)
+    return Clock(round(time / share), now.step, time, now.end_step, ends)
 
 
 def check_decay(config: LRConfig, clock: Clock) -> None:
-    """Refuses a decay to the end of the run if the run ends before the decay begins.
+    """Refuse a decay to the end of the run if the run ends before the decay begins.
 
     Raises:
       UserError: the warm-up takes the whole run.
@@ -106,13 +107,14 @@ def check_decay(config: LRConfig, clock: Clock) -> None:
 
 
 def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then the decay of `config.decay`.
+    """Return the schedule: a linear warm-up from 0 to `peak`, then the decay of `config.decay`.
 
     Args:
       config: the shape of the schedule, in time of the clock.
       peak: the largest rate.
-      clock: clock of the run. None (for example in evaluation, which takes no steps): steps are
-        counted, and a decay that ends with the run (`steps` None) never begins.
+      clock: the clock of the run. If it is None (for example in evaluation, which takes no steps), the
+        schedule follows the number of steps, and a decay to the end of the run (`steps` None) never
+        begins.
 
     Examples:
       >>> rate = learning_rate(LRConfig(warmup_steps=4), peak=0.1)
@@ -123,15 +125,15 @@ def learning_rate(config: LRConfig, peak: float, clock: Clock | None = None) -> 
     after = _decay(config, peak, clock)
     schedule = after
     if warmup > 0:
-        # The first update is not zero: step t of the warm-up, counted from 1, has t / warmup of the
-        # peak.
+        # Step t of the warm-up, counted from 1, has t / warmup of the peak, so the first update is not
+        # zero.
         rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
         schedule = optax.join_schedules([rise, after], [warmup])
     return schedule if clock is None else lambda step: schedule(clock.at(step))
 
 
 def _decay(config: LRConfig, peak: float, clock: Clock | None) -> optax.Schedule:
-    """The rates after the warm-up."""
+    """Return the schedule after the warm-up."""
     decay = config.decay
     if isinstance(decay, Constant):
         return optax.constant_schedule(peak)

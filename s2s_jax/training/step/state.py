@@ -22,14 +22,14 @@ from s2s_jax.training.step.settings import StepSettings
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes, and that checkpoints save from the devices.
+    """Everything on the devices that a step changes and a checkpoint saves.
 
     Attributes:
-      step: int32 scalar, optimizer steps done.
+      step: int32 scalar, the number of optimizer steps done.
       params: the parameters.
-      opt_state: state of the optimizer.
-      maps: maps from ids to rows, for growing tables.
-      stream: counts of items so far; empty unless `loss.log_q` is stream.
+      opt_state: the state of the optimizer.
+      maps: the maps from ids to rows of growing tables.
+      stream: the counts of items so far; empty unless `loss.log_q` is stream.
     """
 
     step: jax.Array
@@ -39,11 +39,11 @@ class TrainState(NamedTuple):
     stream: ItemStream | dict[str, jax.Array]
 
     def saved_parts(self) -> dict[str, object]:
-        """The parts for a checkpoint; without `stream` if it is empty, as in older versions."""
+        """Return the parts for a checkpoint; `stream` is left out if empty, as in older versions."""
         return {name: part for name, part in self._asdict().items() if name != "stream" or part}
 
     def with_saved_parts(self, parts: Mapping[str, object]) -> "TrainState":
-        """The state with parts from a checkpoint."""
+        """Return the state with the parts of a checkpoint."""
         return TrainState(**{**self._asdict(), **parts})
 
 
@@ -52,7 +52,7 @@ def initial_state(
     tables: ShardedTables,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> TrainState:
-    """The state before the first step, which is the same for any number of devices.
+    """Return the state before the first step, which is the same for any number of devices.
 
     Args:
       settings: the settings of the step; their seed determines all values.
@@ -81,13 +81,15 @@ def initial_state(
 def with_shardings(
     state: TrainState, specs: Mapping[str, TableSpec], mesh: Mesh, fsdp: bool
 ) -> TrainState:
-    """Adds shardings to the shapes of a state.
+    """Add shardings to the shapes of a state.
+
+    Tables, their moments and their maps are sharded by rows.
 
     Args:
-      state: the shapes.
-      specs: the tables; their rows are sharded, and so are their moments and maps.
+      state: the shapes of the state.
+      specs: the tables.
       mesh: the devices.
-      fsdp: whether the dense part is sharded by rules or replicated.
+      fsdp: whether the dense part is sharded; otherwise it is replicated.
     """
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

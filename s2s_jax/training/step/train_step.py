@@ -1,6 +1,6 @@
 """One training step: looks up rows, encodes, scores, differentiates and updates.
 
-Shapes: A microbatches, B rows of one, L positions, K ids of a bag, E model width.
+Shapes: A microbatches, B rows of a microbatch, L positions, K ids of a bag, E model width.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """The train step.
+    """The training step.
 
     Attributes:
-      forward: the function to differentiate, with the tables of events and sampled negatives.
+      forward: the model and the loss, with the tables of events and sampled negatives.
       tables: the tables of events.
       optimizer: the optimizer of all parameters.
-      dense_shardings: shardings of the dense part.
+      dense_shardings: the shardings of the dense part.
     """
 
     forward: Forward
@@ -47,7 +47,12 @@ class TrainStep:
     dense_shardings: object
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The state after a step with a batch of `batches.put_batch`, and the metrics of the step."""
+        """Return the state after a step, and the metrics of the step.
+
+        Args:
+          state: the state before the step.
+          batch: a batch from `batches.put_batch`.
+        """
         settings = self.forward.settings
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
         key = key if settings.model.drops_out else None
@@ -70,7 +75,7 @@ class TrainStep:
         return state._replace(step=state.step + 1), metrics
 
     def _admit(self, state: TrainState, batch: Batch) -> tuple[TrainState, Found, Batch]:
-        """Counts items, and assigns rows to new ids.
+        """Count items, and assign rows to new ids.
 
         Returns:
           The new state, the rows that the batch uses, and the batch with the shares of items.
@@ -92,7 +97,7 @@ class TrainStep:
     def _update(
         self, state: TrainState, found: Found, grads: Params
     ) -> tuple[TrainState, jax.Array]:
-        """Updates the parameters; returns the new state and the norm of the gradient."""
+        """Update the parameters, and return the new state and the norm of the gradient."""
         reduce = functools.partial(self.tables.reduce, found.needed)
         grads["dense"] = jax.lax.with_sharding_constraint(grads["dense"], self.dense_shardings)
         dense_norm = optax.tree.norm((grads["dense"], default_rows(grads)))
@@ -117,7 +122,7 @@ def _table_metrics(name: str, of_table: IdMap, capacity: int) -> Metrics:
     return {
         f"table/{name}/rows": of_table.rows_S.sum(),
         f"table/{name}/capacity": jnp.asarray(capacity),
-        # Counts since the run began. The host adds up the segments, since the sum may overflow int32.
+        # Counts since the run began. The host adds up the segments, because the sum may overflow int32.
         f"table/{name}/dropped": of_table.dropped_S,
         f"table/{name}/evicted": of_table.evicted_S,
     }
