@@ -1,4 +1,4 @@
-"""A request to stop that all processes of a job act on at the same step."""
+"""An agreement of all processes of a job to stop at the same step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -28,10 +28,10 @@ class CommonStop:
     """
 
     def __init__(self, stop: Stop, mesh: Mesh):
-        """Starts without an agreement to stop.
+        """Start without an agreement to stop.
 
         Args:
-          stop: the request of this process.
+          stop: the request to stop this process.
           mesh: the devices of all processes.
         """
         self.alone = jax.process_count() == 1
@@ -40,21 +40,21 @@ class CommonStop:
 
     @property
     def stopping(self) -> bool:
-        """Whether to take no further step. It has the same value in all processes."""
+        """Whether to take no more steps; the same in all processes."""
         return self._agreed or (self.alone and self._stop.requested is not None)
 
     def with_request(self, arrays: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        """The arrays of a step with the request of this process, where other processes need it."""
+        """Return the arrays of a step, with the request of this process if there are other processes."""
         if self.alone:
             return arrays
         return {**arrays, **put_stop(self._stop.requested is not None, self._mesh)}
 
     def update(self, requested: bool) -> None:
-        """Records whether the metrics of a step say that a process requested a stop."""
+        """Record whether a process requested a stop, according to the metrics of a step."""
         self._agreed = self._agreed or requested
 
     def next_batch(self, reader: Reader) -> HostBatch | None:
-        """The next batch; None if a stop was requested while waiting for it."""
+        """Return the next batch, or None if a stop was requested while waiting for it."""
         if not self.alone:
             return next(reader)
         try:
@@ -64,7 +64,7 @@ class CommonStop:
             return None
 
     def compiled(self, compilation: Callable[[], T]) -> T | None:
-        """The result of `compilation`; None in all processes if one of them was requested to stop."""
+        """Return the result of `compilation`, or None in all processes if one of them must stop."""
         result = self._stop.unless_stopped(compilation)
         if hosts.any_told(self._stop.requested is not None):
             self._agreed = True
@@ -72,7 +72,7 @@ class CommonStop:
         return result
 
     def evaluated(self, evaluation: Callable[[], T]) -> T | None:
-        """The result of `evaluation`, which uses `in_step`; None if a stop was requested meanwhile."""
+        """Return the result of `evaluation`, which uses `in_step`, or None if a stop was requested."""
         try:
             return self._stop.unless_stopped(evaluation) if self.alone else evaluation()
         except Stopped:

@@ -20,9 +20,9 @@ class _Dispatched(NamedTuple):
     """A step whose metrics have not been read.
 
     Attributes:
-      step: number of the step.
-      metrics: its metrics on the devices.
-      input_wait: seconds that it waited for its batch.
+      step: the number of the step.
+      metrics: the metrics of the step, on the devices.
+      input_wait: the seconds that the step waited for its batch.
     """
 
     step: int
@@ -43,38 +43,38 @@ class DelayedMetrics:
         writer: Writer | None,
         log_steps: int,
     ):
-        """Starts without a step.
+        """Start without a step.
 
         Args:
-          meters: running means and rates.
+          meters: the running means and rates.
           plan: the plan of the growth of tables.
-          pairs: notices steps without anything to learn from.
-          stop: learns from the metrics whether a process requested a stop.
+          pairs: the watch for steps that have nothing to learn from.
+          stop: the agreement of all processes to stop, which is updated from the metrics.
           checkpoints: the checkpoints of the run, to name the newest one in messages.
-          writer: writes lines of metrics; None in all processes but the first.
-          log_steps: steps between lines of metrics.
+          writer: the writer of metrics; None in all processes but the first.
+          log_steps: the number of steps between lines of metrics.
         """
         self._meters, self._plan, self._pairs, self._stop = meters, plan, pairs, stop
         self._checkpoints, self._writer, self._log_steps = checkpoints, writer, log_steps
         self._pending: _Dispatched | None = None
 
     def add(self, step: int, metrics: Metrics, input_wait: float) -> None:
-        """Adds a step that was just dispatched, and reads the metrics of the step before it.
+        """Add a step that was just dispatched, and read the metrics of the step before it.
 
         Args:
-          step: number of the step.
-          metrics: its metrics, which the devices still compute.
-          input_wait: seconds that it waited for its batch.
+          step: the number of the step.
+          metrics: the metrics of the step, which the devices are still computing.
+          input_wait: the seconds that the step waited for its batch.
 
         Raises:
-          NotFiniteError: loss or gradient of the step before are not finite.
+          NotFiniteError: the loss or the gradient of the step before is not finite.
           UserError: metrics.jsonl cannot be written.
         """
         last, self._pending = self._pending, _Dispatched(step, metrics, input_wait)
         self._read(last)
 
     def read_last(self) -> None:
-        """Reads the metrics of the last step, unless they have been read. Raises the same as `add`."""
+        """Read the metrics of the last step, unless they have been read; raises the errors of `add`."""
         last, self._pending = self._pending, None
         self._read(last)
 
@@ -107,5 +107,5 @@ class DelayedMetrics:
 
 
 def _total(x: np.ndarray) -> Any:
-    """A metric as one number; some are sums in several parts."""
+    """Return a metric as one number; some metrics are sums in several parts."""
     return x.sum(dtype=np.int64) if x.ndim else x

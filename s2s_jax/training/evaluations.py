@@ -7,7 +7,7 @@ from s2s_jax.config import EvalConfig
 from s2s_jax.errors import UserError
 from s2s_jax.runs.metrics_file import read_lines
 
-# Number of evaluations in a run with `eval.every_steps` auto.
+# The number of evaluations in a run with `eval.every_steps` auto.
 _EVALUATIONS = 10
 
 
@@ -21,10 +21,10 @@ class Evaluations:
     """
 
     def __init__(self, settings: EvalConfig, lines: Sequence[dict[str, float]] = ()):
-        """Adds the evaluations among `lines` of metrics.jsonl.
+        """Start with the evaluations among some lines of metrics.jsonl.
 
         Args:
-          settings: when to evaluate, and the metric that decides which step is best.
+          settings: the settings of evaluation.
           lines: the lines up to the current step of the run.
         """
         self._settings = settings
@@ -37,7 +37,7 @@ class Evaluations:
             self.add(line)
 
     def add(self, line: dict[str, float]) -> None:
-        """Adds a line of metrics.jsonl; lines that are not evaluations are ignored."""
+        """Add a line of metrics.jsonl; lines that are not evaluations are ignored."""
         if self.metric not in line:
             return
         self.values[int(line["step"])] = line[self.metric]
@@ -70,17 +70,17 @@ class Evaluations:
 
 
 def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int | None:
-    """The step among `steps` with the best evaluation in metrics.jsonl; None if none was evaluated."""
+    """Return the step with the best evaluation in metrics.jsonl, or None if none was evaluated."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
     return Evaluations(settings, lines).best_step
 
 
 def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: EvalConfig) -> int:
-    """The step of the checkpoint that `--checkpoint` names.
+    """Return the step of the checkpoint that `--checkpoint` names.
 
     Args:
       checkpoint: best (by `eval.metric`; the newest if nothing was evaluated), newest, or a step.
-      steps: steps of the complete checkpoints, ascending.
+      steps: the steps of the complete checkpoints, in ascending order.
       run_dir: the run directory.
       settings: the settings of evaluation of the run.
 

@@ -38,15 +38,15 @@ class Loop:
         stop: Stop,
         evaluate: Evaluate | None,
     ):
-        """Prepares the loop; nothing runs yet.
+        """Prepare the loop; nothing runs yet.
 
         Args:
           job: the parts of the run that do not change.
           start: where the run starts.
           total_steps: the step at which the run ends.
-          writer: writes metrics; None in all processes but the first.
-          stop: a request to end the run early.
-          evaluate: ranks the validation events; None if `eval.every_steps` is None.
+          writer: the writer of metrics; None in all processes but the first.
+          stop: the request to stop the run early.
+          evaluate: the function that ranks the validation events; None if `eval.every_steps` is None.
         """
         settings, reader = job.train, job.reader
         run_dir = Path(settings.output_dir)
@@ -76,19 +76,23 @@ class Loop:
         self._compiled_step: Any = None
 
     def run(self) -> bool:
-        """Trains until the end or a stop, and saves. Returns whether a stop ended the run early.
+        """Train until the end or a stop, and save the result.
+
+        Returns:
+          Whether a stop ended the run early.
 
         Raises:
           UserError: a batch cannot be read, a table is full, there is nothing to learn from, or
             something cannot be written. What was trained is saved if possible.
-          NotFiniteError: loss or gradient are not finite; nothing is saved after the last good step.
+          NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good
+            step.
         """
         try:
             # Unintended copies between host and devices would be slow, so they fail instead.
             with contextlib.closing(self._profile), jax.transfer_guard("disallow"):
                 self._take_steps()
         except (UserError, OSError):
-            # Other processes do not know of the error, so they would not save together with this one.
+            # Other processes do not know about the error, so they would not save together with this one.
             if self._stop.alone and not self._job.checkpoints.failed:
                 with contextlib.suppress(UserError):  # The lines may still be impossible to write.
                     self._metrics.read_last()
@@ -96,7 +100,7 @@ class Loop:
             self._job.checkpoints.wait()
             raise
         self._save()
-        self._end_with(self._pairs.nothing)
+        self._end_with(self._pairs.reason_to_end)
         if self._evaluations.exhausted:
             hosts.say(
                 f"stopped after step {self._step}: {self._job.eval.patience} evaluations in a "
@@ -106,11 +110,11 @@ class Loop:
         return self._stop.stopping and not self._done
 
     def _take_steps(self) -> None:
-        # A run that was stopped between saving and evaluating has yet to evaluate.
+        # A run that was stopped between saving and evaluating evaluates first.
         self._evaluate_if_due()
         while not self._stop.stopping and not self._done:
             self._end_with(self._plan.full)
-            self._end_with(self._pairs.nothing)
+            self._end_with(self._pairs.reason_to_end)
             begun = time.perf_counter()
             batch = self._stop.next_batch(self._job.reader)
             if batch is None:
@@ -136,15 +140,19 @@ class Loop:
         return self._step >= self._total_steps and not self._validator.due(self._step)
 
     def _end_with(self, reason: str | None) -> None:
-        """If there is a reason to end the run, saves and raises it as a `UserError`."""
+        """If there is a reason to end the run, save the state and raise the reason as a `UserError`."""
         if reason is not None:
             self._save()
             self._job.checkpoints.wait()
             raise UserError(reason)
 
     def _compile(self, arrays: Batch) -> bool:
-        """Compiles the next step for the sizes that tables will have; False if a stop came meanwhile."""
-        # Rates start anew after compilation, so the steps before must be counted first.
+        """Compile the next step for the sizes that tables will have.
+
+        Returns:
+          Whether the step was compiled; False if a stop was requested.
+        """
+        # Rates start again after compilation, so the steps before it must be counted first.
         self._metrics.read_last()
         functions = self._job.functions(self._plan, self._clock, self._step + 1)
         arrays = {**arrays, **put_stop(False, self._job.mesh)}
@@ -169,7 +177,7 @@ class Loop:
         arrays = self._stop.with_request(arrays)
         self._profile.before(self._step + 1)
         self._state, metrics = self._compiled_step(self._state, arrays)
-        # Everything refers to the new step before anything can fail, so that it can still be saved.
+        # The step is recorded before anything can fail, so that it can still be saved.
         self._step += 1
         self._place = batch.after
         self._metrics.add(self._step, metrics, input_wait)
@@ -178,7 +186,7 @@ class Loop:
         self._profile.after(self._step, self._state)
 
     def _save_if_due(self) -> None:
-        """Saves before evaluations too, so that the best step can be kept."""
+        """Save if it is time; also before evaluations, so that the best step can be kept."""
         if (
             self._validator.due(self._step)
             or self._step % self._job.train.save_steps == 0

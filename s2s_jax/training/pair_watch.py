@@ -1,4 +1,4 @@
-"""Notices runs whose steps have nothing to learn from."""
+"""Notices runs that have nothing to learn from."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ class PairWatch:
     can no longer be read, or when packing leaves users only one event each.
 
     Attributes:
-      nothing: the reason why the run must end, as a sentence; None if it can continue.
-      none_yet: whether no step of the run had a pair so far, so that there is nothing to save.
+      reason_to_end: why the run must end, as a sentence; None if it can continue.
+      nothing_learned: whether no step of the run had a pair so far, so that there is nothing to save.
     """
 
     def __init__(
@@ -22,37 +22,37 @@ class PairWatch:
         steps_per_epoch: int,
         total_steps: int,
     ):
-        """Starts at a step.
+        """Start at a step.
 
         Args:
           run_dir: the run directory, for messages.
-          packing: number of rows of the log that are packed into a device's batch, for messages; None:
-            rows are not packed.
+          packing: the number of rows of the log that are packed into a device's batch, for messages;
+            None if rows are not packed.
           step: the current step of the run.
-          steps_per_epoch: number of consecutive steps without a pair that end the run.
+          steps_per_epoch: the number of consecutive steps without a pair after which the run ends.
           total_steps: the step at which the run ends.
         """
-        self.nothing: str | None = None
-        self.none_yet = step == 0
+        self.reason_to_end: str | None = None
+        self.nothing_learned = step == 0
         self._run_dir, self._packing = run_dir, packing
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._without = self._rows = self._skipped = 0
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of a step."""
+        """Record the metrics of a step."""
         # If padding is scored, there are pairs even without events.
         if metrics["pairs"] > 0 and metrics["tokens"] > 0:
-            self.none_yet = False
+            self.nothing_learned = False
             self._without = self._rows = self._skipped = 0
             return
         self._without += 1
         self._rows += int(metrics["examples"])
         self._skipped += int(metrics["skipped_rows"])
-        whole_run = self.none_yet and step == self._total_steps
+        whole_run = self.nothing_learned and step == self._total_steps
         if self._without >= self._steps_per_epoch or whole_run:
-            self.nothing = self._why(step)
+            self.reason_to_end = self._message(step)
 
-    def _why(self, step: int) -> str:
+    def _message(self, step: int) -> str:
         found = (
             f"the {self._without:,} steps to step {step:,} found no pair of events to learn from"
         )

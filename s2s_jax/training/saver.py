@@ -13,29 +13,29 @@ class Saver:
     """Saves each step at most once, with everything that the run needs to continue after it."""
 
     def __init__(self, job: Job, start: Start, pairs: PairWatch, writer: Writer | None):
-        """Takes the first step of the run, or the step that it continues from, as saved.
+        """Start with the first step of the run, or the step that it continues from, as saved.
 
         Args:
           job: the parts of the run that do not change.
-          start: where the run starts; its meters, plan and evaluations are saved as they are then.
-          pairs: knows whether anything was learned.
-          writer: has the lines that could not be written; None in all processes but the first.
+          start: where the run starts; the current state of its meters, plan and evaluations is saved.
+          pairs: the watch that knows whether anything was learned.
+          writer: the writer that keeps lines it could not write; None in all processes but the first.
         """
         self._job, self._start, self._pairs, self._writer = job, start, pairs, writer
         self._saved_step = start.step
 
     def save(self, step: int, state: TrainState, place: Place) -> None:
-        """Saves a step in the background, unless it is saved or nothing was learned in the run so far.
+        """Save a step in the background, unless it is saved or nothing was learned so far.
 
         Args:
-          step: number of the step, whose metrics have been read.
+          step: the number of the step, whose metrics have been read.
           state: the state after the step.
           place: the reading position after the step.
 
         Raises:
           UserError: this checkpoint, or the previous one, cannot be written.
         """
-        if step <= self._saved_step or self._pairs.none_yet:
+        if step <= self._saved_step or self._pairs.nothing_learned:
             return
         job, start = self._job, self._start
         progress: dict[str, Any] = {

@@ -12,8 +12,8 @@ from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
 
-# Takes the current functions and state, and returns a line of metrics of the validation events. Its last
-# argument yields the batches that all hosts work on together.
+# A function of the current functions and state that returns metrics of the validation events. Its last
+# argument keeps the hosts in step; see `hosts.in_step`.
 Evaluate = Callable[[StepFunctions, TrainState, hosts.InStep], dict[str, float]]
 
 
@@ -28,32 +28,32 @@ class Validator:
         writer: Writer | None,
         stop: CommonStop,
     ):
-        """Starts with the evaluations so far.
+        """Start with the evaluations so far.
 
         Args:
           evaluations: the evaluations of the run so far; new ones are added.
-          evaluate: ranks the validation events; None if no evaluation is ever due.
+          evaluate: the function that ranks the validation events; None if no evaluation is ever due.
           total_steps: the step at which the run ends.
-          writer: writes lines of metrics; None in all processes but the first.
-          stop: may end an evaluation.
+          writer: the writer of metrics; None in all processes but the first.
+          stop: the request to stop, which may end an evaluation.
         """
         self._evaluations, self._evaluate = evaluations, evaluate
         self._total_steps, self._writer, self._stop = total_steps, writer, stop
 
     def due(self, step: int) -> bool:
-        """Whether `step` has yet to be evaluated."""
+        """Whether `step` should be evaluated and has not been."""
         return self._evaluations.due(step, self._total_steps)
 
     def evaluate(self, step: int, functions: StepFunctions, state: TrainState) -> bool:
-        """Evaluates a step, and writes the result.
+        """Evaluate a step, and write the result.
 
         Args:
           step: the number of the step, which must have been saved.
-          functions: functions for tables of the state's sizes.
+          functions: the functions for the sizes of the tables in `state`.
           state: the state after the step.
 
         Returns:
-          Whether the evaluation is complete. One that is interrupted by a stop leaves no result; the
+          Whether the evaluation is complete. If a stop interrupts it, there is no result, and the
           continued run repeats it from the beginning.
         """
         begun = time.perf_counter()

@@ -53,20 +53,20 @@ def test_an_epoch_without_a_pair_ends_a_run(tmp_path):
     watch = PairWatch(tmp_path, None, step=0, steps_per_epoch=3, total_steps=100)
     for step, pairs in enumerate([0, 0, 5, 0, 0], 1):
         watch.update(step, metrics(pairs, examples=1, skipped=3))
-        assert watch.nothing is None
-    assert not watch.none_yet
+        assert watch.reason_to_end is None
+    assert not watch.nothing_learned
     watch.update(6, metrics(0, examples=1, skipped=3))
-    assert watch.nothing is not None
-    assert "the 3 steps to step 6" in watch.nothing
-    assert "9 rows could not be read; skipped.jsonl" in watch.nothing
+    assert watch.reason_to_end is not None
+    assert "the 3 steps to step 6" in watch.reason_to_end
+    assert "9 rows could not be read; skipped.jsonl" in watch.reason_to_end
 
 
 def test_the_end_of_a_continued_run_may_have_no_pair(tmp_path):
     watch = PairWatch(tmp_path, None, step=8, steps_per_epoch=5, total_steps=10)
     for step in (9, 10):
         watch.update(step, metrics(0))
-    assert watch.nothing is None
-    assert not watch.none_yet
+    assert watch.reason_to_end is None
+    assert not watch.nothing_learned
 
 
 def test_padding_alone_does_not_count_as_a_pair(tmp_path):
@@ -74,4 +74,4 @@ def test_padding_alone_does_not_count_as_a_pair(tmp_path):
     watch = PairWatch(tmp_path, None, step=0, steps_per_epoch=2, total_steps=10)
     for step in (1, 2):
         watch.update(step, metrics(20) | {"tokens": 0})
-    assert watch.nothing is not None
+    assert watch.reason_to_end is not None

@@ -33,7 +33,7 @@ def rate_at(share: float, steps: int, lr: LRConfig) -> float:
 
 
 class Run:
-    """Counts rows as a run does, and asks the current schedule for the rate of each step."""
+    """Counts rows as a run does, and reads the rate of each step from the current schedule."""
 
     def __init__(self, lr: LRConfig):
         self.lr, self.saved, self.step, self.rows = lr, None, 0, 0
@@ -182,7 +182,7 @@ def test_a_run_that_moves_between_devices_and_batches(tmp_path, monkeypatch):
             loop._step += 1
             loop._place = batch.after
             # Without pairs to learn from, nothing would be saved.
-            loop._pairs.none_yet = False
+            loop._pairs.nothing_learned = False
             taken.append(loop._step)
             if len(taken) == steps:
                 loop._stop._stop.requested = "SIGTERM"
