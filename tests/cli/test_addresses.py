@@ -144,7 +144,7 @@ def test_what_is_an_address(address):
 @pytest.mark.parametrize(
     "address", ["file:///data/log", "file:/data/log", "file://localhost/data/log"]
 )
-def test_addresses_of_local_files_say_the_path(address):
+def test_addresses_of_local_files_name_the_path(address):
     with pytest.raises(UserError, match=r"give /data/log$"):
         refuse_addresses("--x", address)
 
@@ -156,7 +156,7 @@ def test_addresses_of_local_files_say_the_path(address):
         "~/log", "", None, 3, Path("a:b"), ("a", "b:c"), "12:/x",
     ],
 )  # fmt: skip
-def test_what_is_none(path):
+def test_paths_that_are_not_addresses(path):
     refuse_addresses("--x", path)
 
 
@@ -179,7 +179,7 @@ def test_files_with_colons_are_read(tmp_path, monkeypatch):
     assert find(["a:b.orc"]).files == [Path("a:b.orc")]
 
 
-def test_a_program_that_calls_train_is_told_too(tmp_path, monkeypatch):
+def test_a_program_that_calls_train_gets_the_same_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = configs.load(CONFIG)
     for key, section in (("output_dir", "train"), ("data_paths", "io")):

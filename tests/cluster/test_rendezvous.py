@@ -27,11 +27,11 @@ def at(port: int, host: int, hosts: int) -> Place:
     return Place(f"localhost:{port}", hosts, host, None, by_hand=True)
 
 
-def test_all_go_on_when_all_are_there(port):
+def test_all_processes_continue_when_all_are_there(port):
     assert run(*(at(port, host, 4) for host in (3, 1, 0, 2))) == [None] * 4
 
 
-def test_two_with_one_number_are_told(port):
+def test_two_processes_with_one_number_are_reported(port):
     errors = run(at(port, 0, 3), at(port, 1, 3), at(port, 1, 3))
     assert all(isinstance(e, UserError) for e in errors), errors
     assert all("S2S_JAX_HOST: two processes have 1" in str(e) for e in errors)

@@ -88,7 +88,7 @@ def _slices(request):
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("case", ["random", "one row", "one owner", "all of one owner", "none"])
-def test_nothing_is_lost_whatever_the_skew(devices, case):
+def test_no_gradient_is_lost_with_any_skew(devices, case):
     rng = np.random.default_rng(1)
 
     def asked(name, device):

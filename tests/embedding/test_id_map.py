@@ -168,7 +168,7 @@ def functions(settings, devices, capacity):
     return tables, jax.jit(admit), jax.jit(look_up), jax.jit(evict, static_argnums=2)
 
 
-def test_keys_are_a_permutation_that_leaves_none_alone():
+def test_keys_are_a_permutation_that_keeps_the_empty_key():
     rng = np.random.default_rng(0)
     low, high = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
     first, second = id_keys.keys_of(low, high)
@@ -281,7 +281,7 @@ def test_full_tables_give_the_rows_of_the_oldest_to_new_ids():
     assert table.total("dropped_S") == 0
 
 
-def test_ids_of_a_step_keep_their_rows_in_whatever_round_they_are_asked_for():
+def test_ids_of_a_step_keep_their_rows_in_every_round():
     """Two devices ask one owner in two rounds: first for new ids, then for old ids in their buckets."""
     rng = np.random.default_rng(0)
 

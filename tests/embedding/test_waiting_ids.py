@@ -42,7 +42,7 @@ def test_sightings_are_counted_as_a_dictionary_does():
         assert found.tolist() == [counts[number] for number in batch.tolist()]
 
 
-def test_sightings_stop_at_the_most_that_can_be_told_apart():
+def test_sightings_stop_at_the_largest_count():
     words_SW = waiting_ids.empty(ROWS, 2)
     for _ in range(3):
         sighted, found = sight(words_SW, keys(np.full(800, 7)))

@@ -299,9 +299,9 @@ def test_commands_answer_while_they_are_still_importing(command, tmp_path):
     ) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGTERM)
-        told = process.communicate(timeout=30)[1]
-    assert process.returncode == EXIT_STOPPED, told
-    assert told == "stopped by SIGTERM before anything was done; start again\n"
+        output = process.communicate(timeout=30)[1]
+    assert process.returncode == EXIT_STOPPED, output
+    assert output == "stopped by SIGTERM before anything was done; start again\n"
 
 
 COMMAND = """
@@ -313,11 +313,11 @@ config = pickle.load(open(sys.argv.pop(1), "rb"))
 parse = command.parse_with_config
 command.parse_with_config = lambda *arguments: (parse(*arguments)[0], config)
 ranks = candidates.{name}
-def told(*arguments, **more):
+def interrupted(*arguments, **more):
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(20)
     return ranks(*arguments, **more)
-candidates.{name} = told
+candidates.{name} = interrupted
 run_command(command.main)
 """
 

@@ -277,7 +277,7 @@ def test_the_evaluate_command(trained, tmp_path, capsys, caplog):
 
 
 @pytest.mark.slow
-def test_what_is_known_of_the_next_event_is_used_and_told(tmp_path, capsys):
+def test_features_of_the_next_event_are_used_and_reported(tmp_path, capsys):
     """Behaviour b has the b-th ten items: knowing the next behaviour leaves a tenth of the items."""
     rng = np.random.default_rng(0)
     behavior = [rng.integers(0, 10, 12).tolist() for _ in range(300)]
@@ -367,7 +367,9 @@ def test_the_recommend_command_writes_the_best_items_and_continues(
         assert max(others) <= scores[-1] + 1e-5
 
 
-def test_recommend_does_not_go_on_for_other_weights(trained, log, tmp_path, monkeypatch, capsys):
+def test_recommend_does_not_continue_with_other_weights(
+    trained, log, tmp_path, monkeypatch, capsys
+):
     shutil.copytree(trained.train.output_dir, tmp_path / "run")
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--train.output_dir", str(tmp_path / "run")]

@@ -165,7 +165,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("from_zero", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_points_lie_where_ticks_say(name, from_zero):
+def test_points_agree_with_ticks(name, from_zero):
     y = np.array(SHAPES[name])
     x = 10.0 * np.arange(1, len(y) + 1)
     element = ET.fromstring(figure(Chart("v", (Series("v", x, y),), from_zero=from_zero)))
@@ -253,7 +253,7 @@ def page_of(run_dir: Path, *arguments: str) -> ET.Element:
     return checked((run_dir / "report.html").read_text())
 
 
-def test_curves_are_what_metrics_say(tmp_path):
+def test_curves_show_the_metrics(tmp_path):
     written = [training_line(10 * i, mfu=0.25) for i in range(1, 40)]
     page = page_of(fake_run(tmp_path / "run", written=written), "--users", "0")
     found = figures(page)

@@ -70,7 +70,7 @@ def line(step, loss=1.0):
     return {"step": step, "loss": loss, "hit_rate": 0.5, "tokens_per_sec": 1.0}
 
 
-def test_a_run_whose_checkpoints_fill_the_disk_goes_on_from_the_last_whole_one(
+def test_a_run_that_fills_the_disk_continues_from_its_last_complete_checkpoint(
     log, disk, tmp_path, capfd
 ):
     straight = job(log, tmp_path / "straight", train_steps=12, log_steps=1, save_steps=3)
@@ -144,7 +144,7 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
     assert learned(tmp_path / "run") == learned(tmp_path / "straight")
 
 
-def test_training_goes_on_without_tensorboard(disk, capsys):
+def test_training_continues_without_tensorboard(disk, capsys):
     with Writer(disk.path, 0, 9, tensorboard=True) as writer:
         # Numbers take more space there than in metrics.jsonl, so its last block is full first.
         many = {f"n{number}": 0.5 for number in range(20)}

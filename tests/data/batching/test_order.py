@@ -101,7 +101,7 @@ STRIPES = st.lists(st.integers(1, 12), min_size=1, max_size=40)
     st.data(),
 )
 @settings(max_examples=150)
-def test_each_row_once_an_epoch_whatever_the_batches(
+def test_each_row_occurs_once_an_epoch_with_any_batch_size(
     stripe_rows, block_rows, shards, seed, epoch, shuffle, data
 ):
     order = make(stripe_rows, block_rows, shuffle, seed, shards)

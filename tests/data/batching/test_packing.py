@@ -287,7 +287,7 @@ def test_notes_say_what_packing_fits(log, made, note):
     assert all(note in found for found in notes)
 
 
-def test_a_log_of_short_rows_is_told_of_packing(log):
+def test_packing_is_suggested_for_short_rows(log):
     config = packed_config(log, Truncate())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, seq_len=64))
     (note,) = of_config.packing_notes(config, of_config.index(config))

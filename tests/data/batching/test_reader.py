@@ -178,7 +178,7 @@ def test_batches_can_be_asked_for_in_any_order(log):
     assert_equal([dataset[i].arrays for i in order], [plain[i] for i in order])
 
 
-def test_every_stage_goes_on_from_a_checkpoint_as_grain_tests_it(log):
+def test_every_stage_continues_from_a_checkpoint_as_grain_tests_it(log):
     for threads in (0, 2):
         config = make_config(log, thread_num=threads, drop_remainder=True)
         dataset = of_config.dataset(config, 5, of_config.index(config))
@@ -194,7 +194,7 @@ def test_every_stage_goes_on_from_a_checkpoint_as_grain_tests_it(log):
 
 @pytest.mark.parametrize(("thread_num", "prefetch"), [(0, 0), (1, 1), (4, 8)])
 @pytest.mark.parametrize("drop_remainder", [False, True])
-def test_a_restored_reader_goes_on_where_the_state_was_saved(
+def test_a_restored_reader_continues_where_the_state_was_saved(
     log, thread_num, prefetch, drop_remainder
 ):
     config = make_config(log, drop_remainder=drop_remainder)
@@ -416,7 +416,7 @@ def test_hosts_read_only_their_shards(long_log, monkeypatch):
 READ_STRIPE = orc.read_stripe
 
 
-def test_badly_sized_stripes_are_told_of_with_the_command_that_mends_them(long_log, monkeypatch):
+def test_badly_sized_stripes_are_reported_with_the_command_that_fixes_them(long_log, monkeypatch):
     """Positions are taken from the statistics of the footers."""
     positions = sum(1 + n % SEQ_LEN for n in range(LONG_ROWS))
     assert sum(f.positions for f in of_config.index(make_config(long_log)).files) == positions
@@ -571,7 +571,7 @@ def test_kinds_of_ids_are_not_widths_nor_units(tmp_path):
     of_config.index(Config(io=IOConfig(data_paths=str(tmp_path / "t")), features=(hour,)))
 
 
-def test_large_files_are_told_apart_by_bytes_from_all_over(tmp_path, monkeypatch):
+def test_large_files_are_distinguished_by_bytes_from_all_over(tmp_path, monkeypatch):
     monkeypatch.setattr(orc, "_SAMPLE_BYTES", 256)
     rows = [{"item_id": row} for row in shuffled_events(0)]
     plain = of_config.index(orders(rows, tmp_path / "a")).files[0]
@@ -697,7 +697,7 @@ def test_a_stripe_that_cannot_be_read_is_skipped_by_choice(tmp_path, thread_num,
         assert "row 33: features disagree in length" in stripe.reason
 
 
-def test_settings_that_do_not_say_what_is_read_are_no_part_of_the_state(log):
+def test_settings_that_do_not_affect_reading_are_not_in_the_state(log):
     config = make_config(log)
     state = of_config.reader(config, 10).get_state()
     other = dataclasses.replace(

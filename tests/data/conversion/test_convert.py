@@ -472,7 +472,7 @@ def test_a_name_means_that_file(tmp_path, suffix, name, other):
     assert list(run(tmp_path / "log", tmp_path / name / f"{name}.{suffix}")) == [0]
 
 
-def test_a_name_that_cannot_be_told_from_a_pattern(tmp_path):
+def test_a_name_that_could_be_a_pattern(tmp_path):
     path = write_csv(tmp_path / "a\\[1].csv", events(user_id=[1]))
     with pytest.raises(UserError, match=r"1\]\.csv: a name with .* cannot be read; rename it"):
         run(tmp_path / "log", path)

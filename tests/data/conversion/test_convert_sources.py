@@ -56,7 +56,7 @@ def test_files_of_no_bytes_have_no_events(tmp_path, suffix):
     )
 
 
-def test_what_the_rule_of_a_directory_leaves_out_is_told(tmp_path):
+def test_files_that_a_directory_leaves_out_are_reported(tmp_path):
     log = tmp_path / "log"
     write_csv(log / "a.csv", events(user_id=[1]))
     assert notes(tmp_path / "out", log) == ""
@@ -108,7 +108,7 @@ def test_tables_that_keep_deleted_rows_are_refused(tmp_path, sign, kind):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_directories_that_say_what_files_do_not(tmp_path, suffix):
+def test_directories_with_values_that_files_lack(tmp_path, suffix):
     write = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}[suffix]
     for folder, user in [("user_id=5/day=2015%2D01", 1), (f"user_id=6/day={'__HIVE'}", 2)]:
         folder = folder.replace("__HIVE", "__HIVE_DEFAULT_PARTITION__")

@@ -160,7 +160,7 @@ def test_lists_of_dates(tmp_path):
     assert list(run(tmp_path / "2", path, **made).values()) == [found]
 
 
-def test_one_event_of_each_user_with_a_list_is_told(tmp_path):
+def test_one_event_of_each_user_with_a_list_is_reported(tmp_path):
     rows = events(user_id=[1, 2], item_id=[[1, 2], [3]])
     path = write_parquet(
         tmp_path / "a.parquet", rows, dict.fromkeys(NAMES, pa.int64()) | {"item_id": None}

@@ -301,7 +301,7 @@ def test_rows_are_cut_at_the_first_time_that_is_not_before():
     assert Cut(last=2).kept(batch, lengths, file, 0).tolist() == [2, 2, 0, 0, 0, 3, 2, 5, 0, 1]
 
 
-def test_cuts_are_exact_whatever_the_unit():
+def test_cuts_are_exact_with_every_unit():
     nanoseconds = [SPLIT * 10**9 - 1, SPLIT * 10**9, SPLIT * 10**9 + 1]
     for type_, unit in ((pa.int64(), "ns"), (pa.timestamp("ns"), "s"), (pa.uint64(), "ns")):
         batch = pa.record_batch({"when": pa.array([nanoseconds], pa.list_(type_))})

@@ -106,7 +106,7 @@ def test_files_without_rows_and_with_other_columns(tmp_path, capsys):
     ]
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_shown(tmp_path, capsys):
+def test_unreadable_files_are_reported_and_the_rest_is_shown(tmp_path, capsys):
     rows = [{"good": i, "bad": f"{i * 7919 % 10007}"} for i in range(2000)]
     damaged = write_log(tmp_path / "b.orc", rows, compression="zstd")
     content = bytearray(damaged.read_bytes())
@@ -193,7 +193,7 @@ def test_distinct_values_are_estimated_beyond_those_kept():
         pa.array([2**64 - 1, 0, 2**63], pa.uint64()),
     ],
 )
-def test_values_of_every_type_are_told_apart(values):
+def test_values_of_every_type_are_distinguished(values):
     values = pa.array(values)
     counter = DistinctCounter()
     counter.add(values)

@@ -90,7 +90,7 @@ def test_a_tally_counts_all_or_an_even_sample_of_groups(most):
 # ---------------------------------------------------------------------------------------- users
 
 
-def test_users_with_a_row_a_day_are_told_of(tmp_path, capsys):
+def test_users_with_a_row_a_day_are_reported(tmp_path, capsys):
     daily_log(tmp_path, 3, 50)
     (note,) = look(config(tmp_path))
     assert note.startswith(
@@ -181,7 +181,7 @@ def test_ids_that_share_a_row_against_a_count(hash_type):
     assert ("without hash_type" in warning) == (hash_type is None)
 
 
-def test_ids_beyond_a_table_without_a_hash_are_told_of(tmp_path, capsys):
+def test_ids_beyond_a_table_without_a_hash_are_reported(tmp_path, capsys):
     write_log(
         tmp_path / "a.orc", [{"item_id": [n, n + 100, 7]} for n in range(60)], {"item_id": LIST}
     )
@@ -201,7 +201,7 @@ def test_a_few_collisions_of_hashes_are_no_news(tmp_path):
     assert "hash_bucket_size 100 is small for them" in note
 
 
-def test_negative_ids_are_told_of(tmp_path):
+def test_negative_ids_are_reported(tmp_path):
     write_log(tmp_path / "a.orc", [{"item_id": [1, -1, 2, -1]}] * 3, {"item_id": LIST})
     (note,) = look(config(tmp_path))
     assert "6 of the ids looked at are negative (down to -1)" in note

@@ -184,7 +184,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("held_out", [0, 2])
 @pytest.mark.parametrize("setting", range(len(SETTINGS)))
-def test_a_catalogue_is_what_dictionaries_say(tmp_path, setting, held_out):
+def test_a_catalogue_against_dictionaries(tmp_path, setting, held_out):
     of_item, tags, texts = SETTINGS[setting]
     rows = make_rows(150, texts)
     config = make_config(write_logs(tmp_path, rows, texts), of_item, tags, check_length=True)
@@ -222,7 +222,7 @@ def test_ids_of_other_types_are_kept_as_they_are(tmp_path):
     assert found.item.to_pylist() == [b"a", b"\xff"]
 
 
-def test_the_file_is_the_same_whatever_the_threads(tmp_path):
+def test_the_file_does_not_depend_on_the_number_of_threads(tmp_path):
     write_logs(tmp_path / "log", make_rows(200))
     files = []
     for threads in (0, 1, 4):

@@ -70,7 +70,7 @@ def test_files_of_zero_bytes_have_no_rows(tmp_path, capsys):
         of_config.index(config(tmp_path))
 
 
-def test_orc_files_that_a_name_keeps_out_are_told(tmp_path, capsys):
+def test_orc_files_left_out_by_name_are_reported(tmp_path, capsys):
     """Other files next to a log, such as a README, are not mentioned."""
     write_log(tmp_path / "000000_0", ROWS)
     (tmp_path / "README.md").write_text("a log")

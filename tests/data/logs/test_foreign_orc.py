@@ -388,7 +388,7 @@ def test_names_with_dots_are_read_or_refused(tmp_path):
     assert message.startswith(f"{path}: stripe 0 gives no column item.id")
 
 
-def test_the_columns_of_a_file_are_told_in_one_line(tmp_path):
+def test_the_columns_of_a_file_are_listed_in_one_line(tmp_path):
     path = write_log(tmp_path / "a.orc", [{"two\nlines": [1]}])
     message = refusal(of_config.reader, make_config(path, make_feature("x")), 1)
     assert message == f"{path}: no column x (features.0.column); it has two lines"
@@ -460,7 +460,7 @@ def test_files_of_other_writers_are_skipped_where_they_are_damaged(tmp_path):
     assert refusal(of_config.reader, config, 1).startswith(f"{unreadable[0]}: expected an ORC file")
 
 
-def test_damaged_stripes_are_told_of_and_the_others_shown(tmp_path, capsys):
+def test_damaged_stripes_are_reported_and_the_others_are_shown(tmp_path, capsys):
     rows = [{"item": [n] * (1 + n % 3)} for n in range(50)]
     path = write_log(tmp_path / "a.orc", rows, stripe_rows=10)
     damage_stripes(path, 1, 4)

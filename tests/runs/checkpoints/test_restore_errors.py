@@ -89,7 +89,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_told_with_a_way_that_loses_nothing(saved, tmp_path, name):
+def test_damage_is_reported_with_a_remedy_that_loses_nothing(saved, tmp_path, name):
     config, abstract = saved
     shutil.copytree(config.train.output_dir, tmp_path / "run")
     DAMAGES[name](tmp_path / "run" / "checkpoints" / "5")
