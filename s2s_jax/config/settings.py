@@ -370,37 +370,3 @@ class Ranking:
             filter_seen=config.eval.filter_seen,
             untrained=config.eval.untrained,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Meaning:
-    """What a configuration assumes about the columns of a log, to check it against the log itself.
-
-    Attributes:
-      decoding: how training decodes rows.
-      item: the feature that says which item an event is about.
-      pairing: the event that a prediction is compared with, see `loss.pairing`.
-      time_feature: the feature whose column has the times of events; None if no feature has the name
-        that `eval.split.feature` gives (or its default, without a split by time).
-      paths: the paths of the log, for messages.
-    """
-
-    decoding: Decoding
-    item: FeatureConfig
-    pairing: Literal["next", "previous"]
-    time_feature: FeatureConfig | None
-    paths: str
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return the assumptions of training."""
-        split = config.eval.split
-        name = split.feature if isinstance(split, ByTime) else ByTime.feature
-        named = [f for f in config.features if f.name == name]
-        return cls(
-            decoding=Decoding.of(config),
-            item=config.feature(config.loss.item_feature),
-            pairing=config.loss.pairing,
-            time_feature=named[0] if named else None,
-            paths=config.io.data_paths,
-        )

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, FeatureConfig, LossConfig
-from s2s_jax.config.settings import Meaning, Reading
+from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import BatchDataset
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import ids
 from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.time_facts import time_columns
 from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.index import FileIndex
@@ -96,7 +97,7 @@ def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> Shown
     drawn = {} if items is None else items.draw(step)
     batch = put_batch(sent, microbatches, mesh)
     unpacked = unpack(StepSettings.of(config), batch | drawn)
-    timed = _with_times(reader, arrays, Meaning.of(config))
+    timed = _with_times(reader, arrays, Assumptions.of(config))
     times = None
     if timed is not None:
         words = padded_ids(put_batch(timed.arrays, microbatches, mesh), config.model.seq_len)
@@ -188,17 +189,17 @@ class _Timed(NamedTuple):
 
 
 def _with_times(
-    reader: _BatchReader, arrays: dict[str, np.ndarray], meaning: Meaning
+    reader: _BatchReader, arrays: dict[str, np.ndarray], assumptions: Assumptions
 ) -> _Timed | None:
     """The batch with times; None if the log has no readable times.
 
     Args:
       reader: the reader of the batch.
       arrays: the batch without times.
-      meaning: says which columns hold times.
+      assumptions: say which columns hold times.
     """
     schemas = [file.schema for file in reader.index.files]
-    for name, unit in time_columns(schemas[0], meaning).items():
+    for name, unit in time_columns(schemas[0], assumptions).items():
         kinds = {schema.field(name).type for schema in schemas if name in schema.names}
         leaf = arrow.leaf_type(next(iter(kinds)))
         if len(kinds) != 1 or not ids.accepted(leaf, "time_gap"):

@@ -18,11 +18,12 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, TrainConfig
-from s2s_jax.config.settings import Meaning, Reading, Sequences
+from s2s_jax.config.settings import Reading, Sequences
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
 from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
@@ -108,7 +109,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     index = index_files(reading.logs, reading.decoding)
     # Before work that takes long, and before work in which hosts wait for each other.
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
-    notes = [*packing_notes(reading, index), *first_look(Meaning.of(config), index)]
+    notes = [*packing_notes(reading, index), *first_look(Assumptions.of(config), index)]
     reading = with_packing(reading, index)
     items = make_item_source(config, reading.logs, index, mesh)
     hosts.check_same(

@@ -12,7 +12,6 @@ from s2s_jax.config.settings import (
     Decoding,
     Items,
     Logs,
-    Meaning,
     Negatives,
     Reading,
     ShownHistory,
@@ -26,6 +25,7 @@ from s2s_jax.data.encoding import features, held_out, indexing
 from s2s_jax.data.encoding.blocks import Block
 from s2s_jax.data.encoding.held_out import Cut, SplitPart, Targets
 from s2s_jax.data.inspection import first_look as looks
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs.arrow import Source
@@ -108,4 +108,4 @@ def history_reader(
 
 
 def first_look(config: Config) -> list[str]:
-    return looks.first_look(Meaning.of(config), index(config))
+    return looks.first_look(Assumptions.of(config), index(config))

@@ -119,7 +119,7 @@ def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen)
     returning = [row[-1] in row[:-1] for row in rows]
     assert found["eval/returning_targets"] == np.mean(returning) == 0.5
     assert "returning targets" in output.out
-    assert ("eval.filter_seen False" in output.out) == filter_seen
+    assert ("set eval.filter_seen to False" in output.out) == filter_seen
     for row, items in zip(rows, lists, strict=True):
         left = set(range(ITEMS)) - (set(row[:-1]) if filter_seen else set())
         assert set(items) == left, "all that may be recommended, each once"

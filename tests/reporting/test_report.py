@@ -359,7 +359,7 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
     run_dir = fake_run(tmp_path / "run")
     for arguments, words in (
         ([str(tmp_path)], ["config.json", "directory of such a run"]),
-        ([str(run_dir), "--users", "-1"], ["--users", "from 0 on"]),
+        ([str(run_dir), "--users", "-1"], ["--users", "at least 0"]),
         ([str(run_dir), "--users", "few"], ["--users", "few"]),
         ([str(run_dir), "--titles", str(tmp_path / "none.csv")], ["--titles", "none.csv"]),
         ([str(run_dir), "--output", str(tmp_path)], ["--output", "is a directory"]),

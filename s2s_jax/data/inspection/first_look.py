@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from s2s_jax.config.settings import Meaning
 from s2s_jax.data.inspection import user_rows
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.learnable import Learnable
 from s2s_jax.data.inspection.log_facts import LogFacts
 from s2s_jax.data.inspection.time_facts import time_columns
@@ -21,46 +21,46 @@ from s2s_jax.errors import MachineError, UserError
 _IDS = 200_000
 
 
-def first_look(meaning: Meaning, index: FileIndex) -> list[str]:
+def first_look(assumptions: Assumptions, index: FileIndex) -> list[str]:
     """Refuses a log with nothing to learn from; returns warnings about likely mistakes.
 
     Reads a sample of the stripes, and more only until there is something to learn from.
 
     Args:
-      meaning: what the columns are taken for.
+      assumptions: what the columns are taken for.
       index: the index of the log's files.
 
     Raises:
       UserError: no row of the log gives a pair of events, or all events are of one item.
       MachineError: a stripe cannot be read on this machine.
     """
-    learnable, facts = _look(meaning, index)
+    learnable, facts = _look(assumptions, index)
     learnable.refuse_nothing()
     return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
 
 
-def odd_facts(meaning: Meaning, index: FileIndex) -> list[str]:
+def odd_facts(assumptions: Assumptions, index: FileIndex) -> list[str]:
     """Warnings about a log whose metrics may not mean what the user expects.
 
     Reads a sample of the stripes, and only the columns of times and users.
 
     Args:
-      meaning: what the columns are taken for.
+      assumptions: what the columns are taken for.
       index: the index of the log's files.
 
     Raises:
       MachineError: a stripe cannot be read on this machine.
     """
-    facts = LogFacts(meaning)
+    facts = LogFacts(assumptions)
     for stripe in stripe_sample.spread(index):
         file, number, _ = index.stripes[stripe]
-        facts.add(_times(file, number, time_columns(file.schema, meaning)))
+        facts.add(_times(file, number, time_columns(file.schema, assumptions)))
     return [*facts.warnings(), *user_rows.warnings_of_log(index)]
 
 
-def _look(meaning: Meaning, index: FileIndex) -> tuple[Learnable, LogFacts]:
-    learnable = Learnable(meaning)
-    facts = LogFacts(meaning, most_ids=_IDS)
+def _look(assumptions: Assumptions, index: FileIndex) -> tuple[Learnable, LogFacts]:
+    learnable = Learnable(assumptions)
+    facts = LogFacts(assumptions, most_ids=_IDS)
     for stripe in _stripes(index, learnable):
         file, number, first_row = index.stripes[stripe]
         try:
@@ -73,7 +73,7 @@ def _look(meaning: Meaning, index: FileIndex) -> tuple[Learnable, LogFacts]:
             learnable.add_unreadable(str(error))
             continue
         arrays = {name: batch.column(name) for name in learnable.column_names}
-        others = [name for name in time_columns(file.schema, meaning) if name not in arrays]
+        others = [name for name in time_columns(file.schema, assumptions) if name not in arrays]
         facts.add(arrays | _times(file, number, others))
     return learnable, facts
 

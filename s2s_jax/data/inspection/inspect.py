@@ -20,8 +20,8 @@ from rich.text import Text
 
 from s2s_jax.config import Config, ModelConfig
 from s2s_jax.config.checks.configuration import validate_reading
-from s2s_jax.config.settings import Meaning
 from s2s_jax.data.encoding import features
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable
 from s2s_jax.data.inspection.log_facts import LogFacts
@@ -92,13 +92,15 @@ class _Report:
         self._settings = settings
         model = ModelConfig() if config is None else config.model
         self._seq_len = model.seq_len if settings.seq_len is None else settings.seq_len
-        meaning = None
+        assumptions = None
         if config is not None:
             # Messages should name the inspected log, not the one of the configuration.
-            meaning = dataclasses.replace(Meaning.of(config), paths=",".join(settings.paths))
-        self._facts = LogFacts(meaning, settings.user_column)
+            assumptions = dataclasses.replace(
+                Assumptions.of(config), paths=",".join(settings.paths)
+            )
+        self._facts = LogFacts(assumptions, settings.user_column)
         self._features = () if config is None else config.features
-        self._learnable = None if meaning is None else Learnable(meaning)
+        self._learnable = None if assumptions is None else Learnable(assumptions)
         self._files = _table(
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
         )

@@ -11,9 +11,9 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config.settings import Meaning
 from s2s_jax.data.encoding import blocks, features, held_out
 from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.inspection.time_facts import TimeFacts
 from s2s_jax.data.logs import arrow
@@ -28,15 +28,15 @@ _MOSTLY = 0.5
 class Learnable:
     """Counts the pairs in rows, and the reasons why rows have none."""
 
-    def __init__(self, meaning: Meaning):
-        """Args: meaning says what is held out, how rows are cut and what an item is."""
-        self._meaning = meaning
-        self._features = meaning.decoding.features
-        item = meaning.item
+    def __init__(self, assumptions: Assumptions):
+        """Args: assumptions say what is held out, how rows are cut and what an item is."""
+        self._assumptions = assumptions
+        self._features = assumptions.decoding.features
+        item = assumptions.item
         begin = features.id_columns(self._features)[item.name].start
         # The first id of a bag says whether there is an item.
         self._item_words = slice(begin, begin + item.id_words)
-        self._cut = held_out.training_cut(meaning.decoding.split)
+        self._cut = held_out.training_cut(assumptions.decoding.split)
         self._times = None
         if self._cut.time is not None:
             feature = self._cut.time.feature
@@ -70,7 +70,7 @@ class Learnable:
         Raises:
           UserError: see `features.decode`.
         """
-        block = features.decode(batch, file, first_row, self._meaning.decoding)
+        block = features.decode(batch, file, first_row, self._assumptions.decoding)
         of_columns = [
             arrow.list_lengths(batch.column(name)) for name in features.column_names(self._features)
         ]
@@ -149,7 +149,7 @@ class Learnable:
         there_P = (block.values_PC[:, self._item_words] != NO_ID).any(axis=1)
         before_P = blocks.starts(there_P)
         begin_N, end_N = block.begins_N, block.begins_N + block.lengths_N
-        if self._meaning.pairing == "next":
+        if self._assumptions.pairing == "next":
             begin_N = np.minimum(begin_N + 1, end_N)
         else:
             end_N = np.maximum(end_N - 1, begin_N)
@@ -158,10 +158,10 @@ class Learnable:
     # ---------------------------------------------------------------------------------- words
 
     def _item_column(self) -> str:
-        return self._meaning.item.column_name
+        return self._assumptions.item.column_name
 
     def _protocol(self) -> str:
-        split = self._meaning.decoding.split
+        split = self._assumptions.decoding.split
         assert split is not None, "training may hold something out"
         if split.at is None:
             return f"eval.split.events {split.events}"
@@ -170,7 +170,7 @@ class Learnable:
         return f"eval.split.validation_at {split.validation_at}"
 
     def _why(self) -> str:
-        paths = self._meaning.paths
+        paths = self._assumptions.paths
         if not self._rows.total():
             return (
                 f"io.data_paths: no stripe of {paths} can be read (of {len(self._unreadable):,}); the "
@@ -202,7 +202,7 @@ class Learnable:
                 f"more are needed, and the longest row has {self._longest:,}; lower it, or train on "
                 f"longer rows"
             )
-        item = self._meaning.item
+        item = self._assumptions.item
         if not self._pairs:
             return (
                 f"loss.item_feature: {nothing}: no event that could be predicted has an item (column "

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from s2s_jax.config.settings import Meaning
 from s2s_jax.data.encoding.features import check_column
 from s2s_jax.data.inspection import user_rows
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.row_sharing import RowSharing, features_with_buckets
 from s2s_jax.data.inspection.time_facts import TimeFacts, time_columns
 from s2s_jax.data.inspection.user_rows import UserRows
@@ -17,17 +17,17 @@ class LogFacts:
     """Collects facts about a log, stripe by stripe."""
 
     def __init__(
-        self, meaning: Meaning | None, user: str | None = None, most_ids: int | None = None
+        self, assumptions: Assumptions | None, user: str | None = None, most_ids: int | None = None
     ):
         """Starts with nothing.
 
         Args:
-          meaning: says which columns are times, in which unit, and how ids become table rows. None: time
-            columns are found by name and type, and table rows are not checked.
+          assumptions: say which columns are times, in which unit, and how ids become table rows. None:
+            time columns are found by name and type, and table rows are not checked.
           user: column with user ids; None: found by name.
           most_ids: ids of a feature that are checked in each stripe; None: all.
         """
-        self._meaning, self._user, self._most_ids = meaning, user, most_ids
+        self._assumptions, self._user, self._most_ids = assumptions, user, most_ids
         self._times: dict[str, TimeFacts] = {}
         self._users: UserRows | None = None
         self._sharing: dict[str, RowSharing] = {}
@@ -40,25 +40,25 @@ class LogFacts:
     def add(self, arrays: Mapping[str, pa.Array]) -> None:
         """Adds the columns of a stripe, by name."""
         schema = pa.schema([(name, array.type) for name, array in arrays.items()])
-        for name, unit in time_columns(schema, self._meaning).items():
+        for name, unit in time_columns(schema, self._assumptions).items():
             self._times.setdefault(name, TimeFacts(name, unit)).add(arrays[name])
         user = user_rows.user_column(schema) if self._user is None else self._user
         if user is not None and user_rows.is_user_column(schema, user):
             self._users = UserRows(user) if self._users is None else self._users
             self._users.add(arrays[user])
-        if self._meaning is not None:
+        if self._assumptions is not None:
             # It does not matter which times share a table row.
             times = time_columns(schema, None)
             ids = {name: array for name, array in arrays.items() if name not in times}
-            self._add_ids(ids, self._meaning)
+            self._add_ids(ids, self._assumptions)
 
-    def _add_ids(self, arrays: Mapping[str, pa.Array], meaning: Meaning) -> None:
-        for feature in features_with_buckets(meaning.decoding.features):
+    def _add_ids(self, arrays: Mapping[str, pa.Array], assumptions: Assumptions) -> None:
+        for feature in features_with_buckets(assumptions.decoding.features):
             name = feature.column_name
             # Training refuses other columns with its own message.
             if name not in arrays or check_column(arrays[name].type, feature, "") is not None:
                 continue
-            is_item = feature.name == meaning.item.name
+            is_item = feature.name == assumptions.item.name
             sharing = self._sharing.setdefault(feature.name, RowSharing(feature, is_item))
             sharing.add(leaves(arrays[name])[: self._most_ids])
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_jax.config import FeatureConfig
-from s2s_jax.config.settings import Meaning
 from s2s_jax.config.times import date_text
 from s2s_jax.data.encoding import ids
+from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.logs import arrow
 
@@ -184,20 +184,20 @@ class TimeFacts:
         return _PLAUSIBLE_FROM <= self._seconds(self._first, unit) <= self._now
 
 
-def time_columns(schema: pa.Schema, meaning: Meaning | None) -> dict[str, str | None]:
+def time_columns(schema: pa.Schema, assumptions: Assumptions | None) -> dict[str, str | None]:
     """List columns that hold the times of events, with the unit of each; None if unknown.
 
-    These are the time columns of `meaning`. If it has none, or is None, columns are found by type or
+    These are the time columns of `assumptions`. If it has none, or is None, columns are found by type or
     name.
     """
     named: dict[str, str | None] = {}
-    if meaning is not None:
-        split = meaning.decoding.split
-        for feature in meaning.decoding.features:
+    if assumptions is not None:
+        split = assumptions.decoding.split
+        for feature in assumptions.decoding.features:
             of_split = split is not None and feature == split.feature
             if feature.op in _TIME_OPS or of_split:
                 named[feature.column_name] = feature.time_unit
-            elif feature == meaning.time_feature:
+            elif feature == assumptions.time_feature:
                 named.setdefault(feature.column_name, None)
     named = {name: unit for name, unit in named.items() if _may_be_times(schema, name)}
     if named:
