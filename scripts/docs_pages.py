@@ -68,11 +68,11 @@ class Key(NamedTuple):
     """A key of the configuration.
 
     Attributes:
-      path: as the command line has it; a name in capitals is to be replaced.
-      kinds: of those kinds that the key before it may have; () if it is always there.
-      hint: its type.
-      default: `dataclasses.MISSING` if it must be given.
-      text: its meaning.
+      path: the key on the command line; a word in capitals stands for a name.
+      kinds: the kinds that have this key; () if the key does not depend on a kind.
+      hint: the type of the value.
+      default: the default value; `dataclasses.MISSING` if the key must be given.
+      text: the meaning of the key.
     """
 
     path: str
@@ -101,11 +101,11 @@ def configuration() -> str:
 
 
 def keys(cls: type, path: str) -> Iterator[Key]:
-    """The keys of a section; after one that has several kinds, those of its kinds.
+    """The keys of a section; a key with several kinds is followed by the keys of its kinds.
 
     Args:
       cls: the dataclass of the section.
-      path: of the section.
+      path: the path of the section.
     """
     texts = help.texts(cls)
     for field in dataclasses.fields(cls):
@@ -115,10 +115,10 @@ def keys(cls: type, path: str) -> Iterator[Key]:
             yield Key(place, (), hint, field.default, texts[field.name])
             continue
         default = choices.kind_of(field.default)
-        told = [f"`{kind}`: {inspect.getdoc(inner)}" for kind, inner in kinds.items() if inner]
-        text = "\n\n".join([texts[field.name], *told])
+        described = [f"`{kind}`: {inspect.getdoc(inner)}" for kind, inner in kinds.items() if inner]
+        text = "\n\n".join([texts[field.name], *described])
         yield Key(place, (), Literal[tuple(kinds)], default, text)
-        # A key that means the same in several kinds is told once.
+        # A key that means the same in several kinds is listed once.
         of_kinds: dict[tuple, Key] = {}
         for kind, inner in kinds.items():
             for key in () if inner is None else keys(inner, place):
@@ -181,7 +181,7 @@ def command(name: str) -> str:
     """What a command does, and its arguments, as Markdown."""
     module = importlib.import_module(f"s2s_jax.cli.commands.{name}")
     cls = module.Arguments if hasattr(module, "Arguments") else module.Settings
-    texts = {key: text for each in reversed(cls.__mro__[:-1]) for key, text in _texts(each).items()}
+    texts = help.texts(cls)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     arguments = parsing.arguments_of(cls).values()
     positional = [each for each in arguments if each.positional]
@@ -208,10 +208,6 @@ def command(name: str) -> str:
 
 def _is_flag(argument: parsing.Argument, required: bool) -> bool:
     return not argument.positional and argument.required == required
-
-
-def _texts(cls: type) -> dict[str, str]:
-    return help.texts(cls) if dataclasses.is_dataclass(cls) else {}
 
 
 GENERATED = {"configuration": configuration, "command": command}

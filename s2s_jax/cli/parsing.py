@@ -24,7 +24,7 @@ import tyro
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
 from s2s_jax.config.checks.values import spell
-from s2s_jax.config.help import for_help
+from s2s_jax.config.help import for_help, texts
 from s2s_jax.errors import UserError
 
 S = TypeVar("S")
@@ -307,23 +307,42 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 
 def _print_help(cls: type, command: str, config: Config | None) -> None:
     """Prints the arguments of a command and, after them, the keys of the configuration."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    meanings = texts(cls)
+    fields = [
+        (
+            argument.name,
+            Annotated[
+                argument.hint,
+                tyro.conf.arg(
+                    help=meanings[argument.name],
+                    help_behavior_hint=_default_for_help(argument, defaults[argument.name]),
+                ),
+            ],
+            dataclasses.field(default=defaults[argument.name]),
+        )
+        for argument in arguments_of(cls).values()
+    ]
     if config is not None:
         shown = for_help(config)
         # With an empty name, so that help shows --io.seed and not --keys.io.seed.
         keys = Annotated[type(shown), tyro.conf.arg(name="")]
-        cls = dataclasses.make_dataclass(
-            cls.__name__,
-            [("keys", keys, dataclasses.field(default=shown))],
-            bases=(cls,),
-            namespace={"__doc__": cls.__doc__},
-            frozen=True,
-            kw_only=True,
-        )
+        fields.append(("keys", keys, dataclasses.field(default=shown)))
+    made = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
     width = min(shutil.get_terminal_size().columns, _WIDTH)
     details = " ".join((inspect.getdoc(cls) or "").split())
-    text = f"{COMMANDS[command]}\n\n{textwrap.fill(details, width)}"
+    # Indented, because tyro would join lines that begin with a letter.
+    wrapped = textwrap.fill(details, width, initial_indent="  ", subsequent_indent="  ")
+    text = f"{COMMANDS[command]}\n{wrapped}"
     with contextlib.suppress(SystemExit):
-        tyro.cli(cls, args=["--help"], prog=f"s2s {command}", description=text, **_TYRO)
+        tyro.cli(made, args=["--help"], prog=f"s2s {command}", description=text, **_TYRO)
+
+
+def _default_for_help(argument: Argument, default: object) -> str | None:
+    """What help says about the default of an argument that tyro would show as empty; None: the usual."""
+    if argument.required and argument.takes_many:
+        return "(required)"
+    return "(default: none)" if default == () else None
 
 
 def _config_among(cls: type, argv: Sequence[str], command: str) -> str | None:

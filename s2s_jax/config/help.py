@@ -11,12 +11,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from s2s_jax.config import choices
-from s2s_jax.config.overrides import NAMED, all_choices
+from s2s_jax.config.overrides import NAMED
 from s2s_jax.config.schema import Config
 
 
 def texts(cls: type) -> dict[str, str]:
     """The docstring of each field of a dataclass, as one line, so that help can wrap it."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _own_texts(base)
+    return found
+
+
+def _own_texts(cls: type) -> dict[str, str]:
+    """The same as `texts`, without inherited fields."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -52,16 +61,21 @@ def for_help(config: Config) -> Any:
 
     It includes the keys of all kinds, and has features and tables by name.
     """
-    choosing = {path.split(".")[0] for path in all_choices(config)}
     fields = []
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         if section.name in NAMED:
-            part = _made([_Field(each.name, type(each), each) for each in part], "")
-        elif section.name in choosing:
-            part = _made(list(_flat(part)), inspect.getdoc(type(part)) or "")
+            named = [(each.name, _section(each)) for each in part]
+            part = _made([_Field(name, type(each), each) for name, each in named], "")
+        else:
+            part = _section(part)
         fields.append(_Field(section.name, type(part), part))
     return _made(fields, inspect.getdoc(Config) or "")
+
+
+def _section(part: Any) -> Any:
+    """A section, a feature or a table as a dataclass for help."""
+    return _made(list(_flat(part)), inspect.getdoc(type(part)) or "")
 
 
 def _flat(part: Any) -> Iterator[_Field]:
@@ -96,7 +110,7 @@ def _fields_of_kind(path: str, kind: str, cls: type | None, value: Any) -> Itera
 
 
 def _made(fields: Sequence[_Field], text: str) -> Any:
-    """A value that looks to tyro like a dataclass with these fields and values."""
+    """An instance of a new dataclass with these fields and values."""
     hints = [
         (
             f"field{number}",
