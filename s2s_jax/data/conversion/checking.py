@@ -96,7 +96,7 @@ def _survey(events: Events) -> dict:
     as_text = {f"f{i}" for i, feature in features if feature.prefix or feature.ids is not None}
     for column, kept in events.kept.items():
         if column == "t":
-            queries |= _about_times(events)
+            queries |= _time_queries(events)
         elif kept.startswith("VARCHAR") and column not in as_text:
             queries |= id_texts.integers(column, kept)
         if events.is_json and column not in ("u", "t"):
@@ -109,7 +109,8 @@ def _survey(events: Events) -> dict:
     return found | events.database.aggregate(further, "events")
 
 
-def _about_times(events: Events) -> dict[str, str]:
+def _time_queries(events: Events) -> dict[str, str]:
+    """Aggregates about the column of times, by name."""
     if _is_formatted(events):
         return {}
     queries = times.text_counts("t") if events.kept["t"] == "VARCHAR" else {}
@@ -149,7 +150,7 @@ def _make_view(events: Events, found: Mapping) -> str:
 
 
 def _refuse_rounded(events: Events, found: Mapping) -> None:
-    """Refuses texts of numbers that may have lost digits."""
+    """Refuses columns of texts that are numbers and may have lost digits."""
     for column in events.kept:
         number = id_texts.rounded(column, found) if f"{column} rounded" in found else None
         if number is not None:
@@ -187,6 +188,7 @@ def _refuse_objects(events: Events) -> None:
 
 
 def _refuse_first(events: Events, bad: int, time_kind: str) -> None:
+    """Refuses the first event without a user or a time; there are `bad` such events."""
     ((place, no_user, time),) = events.run(
         "SELECT place, u IS NULL, CAST(t AS VARCHAR) FROM typed "
         "WHERE u IS NULL OR seconds IS NULL ORDER BY place LIMIT 1"

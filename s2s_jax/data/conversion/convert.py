@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pyarrow as pa
 import tyro
@@ -30,6 +30,9 @@ from s2s_jax.data.conversion.reading.text_files import CsvFormat, default_delimi
 from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.logs import orc, orc_writer
 from s2s_jax.errors import MachineError, UserError
+
+if TYPE_CHECKING:
+    from s2s_jax.data.conversion.events import EventStore
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl")
 # The layouts for which each flag has a meaning; other flags apply to all layouts.
@@ -112,7 +115,8 @@ class Settings:
     memory_limit: str | None = None
     """Memory for sorting, such as 4GB; None: 80% of the machine's memory"""
     temp_dir: Path | None = None
-    """Directory for temporary files, which take the room of all events once or twice; None: --output"""
+    """Directory for temporary files, which take as much space as one or two copies of all events; None:
+    --output"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +232,7 @@ def _check_flags(settings: Settings, layout: Layout) -> None:
 def _sort(
     settings: Settings, layout: Layout, files: Sequence[Path], selection: Selection
 ) -> Converted:
+    """Sorts the events of the sources by user and time, and writes them as rows."""
     try:
         from s2s_jax.data.conversion.events import EventStore
     except ModuleNotFoundError as error:
@@ -243,22 +248,8 @@ def _sort(
         _temp_dir(settings) as directory,
         EventStore(selection, directory, settings.memory_limit) as store,
     ):
-        if layout == "parquet":
-            scans = [store.parquet(path) for path in files]
-        elif layout == "orc":
-            files = merging.with_rows(files)
-            copies = [merging.as_parquet(path, selection.columns, directory) for path in files]
-            scans = [
-                dataclasses.replace(store.parquet(copy), path=path)
-                for path, copy in zip(files, copies, strict=True)
-            ]
-        elif layout == "jsonl":
-            scans = [sql.scan_json(p, selection.columns, text_files.is_array(p)) for p in files]
-        else:
-            scans = [_scan_csv(path, settings, layout, directory) for path in files]
-        scans = [sql.with_partitions(s, sources.partition_values(s.path)) for s in scans]
-        scans = store.prepare(scans)
-        sizes = [path.stat().st_size for path in files]
+        scans = store.prepare(_scans(store, settings, layout, files, selection, directory))
+        sizes = [scan.path.stat().st_size for scan in scans]
         read = size = 0
         with _bar("reading", lambda: (read + store.progress() / 100 * size) / max(sum(sizes), 1)):
             for scan, size in zip(scans, sizes, strict=True):
@@ -288,6 +279,31 @@ def _sort(
         bags=bags,
         notes=(_ONE_EVENT,) if may_be_lists and log.rows == log.positions else (),
     )
+
+
+def _scans(
+    store: "EventStore",
+    settings: Settings,
+    layout: Layout,
+    files: Sequence[Path],
+    selection: Selection,
+    directory: Path,
+) -> list[sql.Scan]:
+    """The scans of the sources, with columns for the values in the names of their directories."""
+    if layout == "parquet":
+        scans = [store.parquet(path) for path in files]
+    elif layout == "orc":
+        files = merging.with_rows(files)
+        copies = [merging.as_parquet(path, selection.columns, directory) for path in files]
+        scans = [
+            dataclasses.replace(store.parquet(copy), path=path)
+            for path, copy in zip(files, copies, strict=True)
+        ]
+    elif layout == "jsonl":
+        scans = [sql.scan_json(p, selection.columns, text_files.is_array(p)) for p in files]
+    else:
+        scans = [_scan_csv(path, settings, layout, directory) for path in files]
+    return [sql.with_partitions(s, sources.partition_values(s.path)) for s in scans]
 
 
 def _scan_csv(path: Path, settings: Settings, layout: Layout, directory: Path) -> sql.Scan:
@@ -321,10 +337,11 @@ def _temp_dir(settings: Settings) -> Iterator[Path]:
         yield Path(name)
 
 
-# ----------------------------------------------------------------------------------- ORC rewritten
+# ----------------------------------------------------------------------------- ORC files into rows
 
 
 def _rewrite(settings: Settings, paths: Sequence[Path]) -> Converted:
+    """Writes the rows of ORC files again, in stripes of a good size for training."""
     files = [orc.read_footer(path) for path in paths]
     rows, read = sum(file.rows for file in files), 0
     if rows == 0:

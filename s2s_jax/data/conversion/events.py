@@ -39,7 +39,7 @@ class EventStore:
     """
 
     def __init__(self, selection: Selection, directory: Path, memory_limit: str | None):
-        """Creates the database.
+        """Creates an empty database.
 
         Args:
           selection: the columns of an event.
@@ -143,7 +143,7 @@ class EventStore:
                 elif len(scan.columns) == 1 and any(
                     sign in next(iter(scan.columns)) for sign in ",;|\t"
                 ):
-                    remedy = "; say with --delimiter what is between columns"
+                    remedy = "; give the delimiter with --delimiter"
                 elif any(known.isdigit() for known in scan.columns):
                     remedy = "; if the first line is an event, give names of columns with --columns"
                 raise UserError(
@@ -159,7 +159,7 @@ class EventStore:
         """Adds the events of a file, in its order.
 
         Args:
-          scan: one of those that `prepare` returned.
+          scan: one of the scans that `prepare` returned.
           skip: whether lines that cannot be read are left out and counted; otherwise they are errors.
 
         Raises:

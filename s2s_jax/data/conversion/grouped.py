@@ -9,14 +9,14 @@ from s2s_jax.errors import UserError
 
 
 def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Scan:
-    """The events of a file whose times are lists; other files are returned unchanged.
+    """The events of a file whose times are lists; the scan of another file does not change.
 
     Every list of a row has one entry for each event. Other columns have one value for the whole row.
 
     Args:
-      scan: the file.
-      selection: what is taken from it.
-      database: to read it with.
+      scan: the scan of the file.
+      selection: the columns to take from the file.
+      database: the database that reads the file.
 
     Raises:
       UserError: the lists of a row are not of the same length.
@@ -36,7 +36,7 @@ def unrolled(scan: sql.Scan, selection: Selection, database: Database) -> sql.Sc
         # A row without times has no events, like a row whose list is null.
         of_times = f"CASE WHEN json_type({time.sql}) <> 'NULL' THEN {of_times} ELSE [] END"
     if time.type.endswith("[][]"):
-        # So a log has them: each event a list of one time.
+        # As in a log for training, where each event has a list of one time.
         of_times = f"[v[1] FOR v IN {time.sql}]"
     lists = {selection.time: of_times}
     for feature in selection.features:
@@ -76,7 +76,7 @@ def _check_lengths(
     of_times = f"coalesce(len({lists[selection.time or '']}), 0)"
     for name, value in lists.items():
         length = f"coalesce(len({value}), 0)"
-        # A user who lacks a feature altogether has no list of it, or an empty one.
+        # A user without the feature has no list of it, or an empty one.
         wrong = f"{length} NOT IN (0, {of_times})"
         both = f"{length}, {of_times} FROM {scan.sql} WHERE {wrong}"
         query = f"SELECT {user}, {both} LIMIT 1"

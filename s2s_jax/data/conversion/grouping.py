@@ -25,7 +25,7 @@ class Grouping:
     """
 
     def __init__(self, min_events: int):
-        """Args: min_events is the minimum number of events of a user."""
+        """Starts without events; users with fewer than `min_events` events will be left out."""
         self.short_users = self.short_events = 0
         self.largest_bags: dict[str, int] = {}
         self._min_events = min_events
@@ -82,7 +82,7 @@ class Grouping:
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
-    """The one array of a column that was combined."""
+    """The array of a column whose chunks were combined into one."""
     (array,) = column.chunks
     return array
 

@@ -1,4 +1,4 @@
-"""Gives ids that are written as texts one form per id.
+"""Finds one form for each id that is written as text.
 
 pandas turns a column of ids with a missing value into floats: one file has 12 and another 12.0 for the
 same id. A column whose texts are all whole numbers becomes int64.
@@ -51,12 +51,12 @@ def rounded(column: str, found: Mapping[str, object]) -> object:
 
 
 def typed(column: str, kept: str, found: Mapping[str, object]) -> str:
-    """The expression of a column in the form in which it is written.
+    """The SQL expression of a column in the form in which the log has it.
 
     Args:
-      column: its name.
-      kept: its type, VARCHAR or VARCHAR[].
-      found: the results of `integers` and, unless all are, of `numbers`.
+      column: the name of the column.
+      kept: the type of the column, VARCHAR or VARCHAR[].
+      found: the results of `integers` and, unless all texts are integers, of `numbers`.
     """
     texts, plain = _counts(column, found, "texts", "integers")
     if texts == 0:
@@ -80,7 +80,7 @@ def _is_integer(value: str) -> str:
 
 
 def _is_whole(value: str) -> str:
-    """Whether a text is a whole number with a point that float64 holds exactly."""
+    """Whether a text is a whole number, written with a decimal point, that float64 holds exactly."""
     number = f"TRY_CAST(split_part({value}, '.', 1) AS BIGINT)"
     is_exact = f"coalesce({number} > -{_EXACT} AND {number} < {_EXACT}, false)"
     return f"({_matches(value, _WHOLE)} AND {is_exact})"

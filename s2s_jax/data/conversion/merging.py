@@ -15,7 +15,7 @@ from s2s_jax.errors import UserError
 
 
 class Columns(NamedTuple):
-    """The columns of a log that is merged.
+    """The columns of a log to merge.
 
     Attributes:
       user: the column of user ids.

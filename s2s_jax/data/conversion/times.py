@@ -56,7 +56,7 @@ def stored(types: Collection[str], formats: Sequence[str]) -> str:
 def of_text(value: str, kind: str) -> str:
     """Parses a text as a time of type `kind`: BIGINT, DECIMAL or TIMESTAMP."""
     if kind == "TIMESTAMP":
-        # Times without a zone are in UTC, as the database is.
+        # Times without a zone are in UTC, the time zone of the database.
         time = f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"
         return f"CASE WHEN regexp_full_match({value}, {_DATE_TEXT}) THEN {time} END"
     form = _INTEGER_TEXT if kind == "BIGINT" else _NUMBER_TEXT

@@ -222,7 +222,7 @@ def test_rows_of_one_user_are_merged(tmp_path, nested):
     with pytest.raises(UserError, match="--merge: has no effect for sources of format csv"):
         run(tmp_path / "out3", tmp_path / "a.csv", merge=True)
     (tmp_path / "a.csv").write_text("user_id;item_id;timestamp\n1;2;3\n")
-    with pytest.raises(UserError, match="; say with --delimiter"):
+    with pytest.raises(UserError, match="; give the delimiter with --delimiter"):
         run(tmp_path / "out3", tmp_path / "a.csv")
 
 

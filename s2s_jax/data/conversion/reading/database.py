@@ -1,4 +1,7 @@
-"""A DuckDB database on disk, whose errors become one sentence. The extra `convert` installs DuckDB."""
+"""A DuckDB database on disk, whose errors become one-sentence messages.
+
+The extra `convert` installs DuckDB.
+"""
 
 import concurrent.futures
 import contextlib
@@ -21,11 +24,11 @@ class Database:
     """A database that keeps all its files in one directory."""
 
     def __init__(self, directory: Path, memory_limit: str | None):
-        """Makes it.
+        """Creates the database.
 
         Args:
-          directory: for the database, and for what does not fit in memory while sorting.
-          memory_limit: of DuckDB, as "4GB"; None: its own, 80% of the memory.
+          directory: the directory of the database and of temporary files of the sort.
+          memory_limit: the memory limit of DuckDB, such as "4GB"; None: 80% of the memory.
 
         Raises:
           UserError: memory_limit is not a valid size.
@@ -53,9 +56,9 @@ class Database:
                 ) from error
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the database."""
         self._worker.shutdown()
-        with _explained("the events"):
+        with _as_user_error("the events"):
             self._connection.close()
 
     def progress(self) -> float:
@@ -72,8 +75,8 @@ class Database:
         Raises:
           UserError: the query fails.
         """
-        with _explained(what):
-            return self._unless_stopped(lambda: self._connection.execute(query).fetchall())
+        with _as_user_error(what):
+            return self._interruptible(lambda: self._connection.execute(query).fetchall())
 
     def aggregate(
         self, aggregates: Mapping[str, str], table: str, what: str = "the events"
@@ -90,15 +93,15 @@ class Database:
         Raises:
           UserError: the query fails, for example because the disk is full.
         """
-        with _explained("the events"):
-            reader = self._unless_stopped(
+        with _as_user_error("the events"):
+            reader = self._interruptible(
                 lambda: iter(pa.RecordBatchReader.from_stream(self._connection.sql(query)))
             )
-            while (batch := self._unless_stopped(lambda: next(reader, None))) is not None:
+            while (batch := self._interruptible(lambda: next(reader, None))) is not None:
                 yield batch
 
-    def _unless_stopped(self, work: Callable[[], T]) -> T:
-        """The result of `work`; if a signal raises an exception, DuckDB's query is interrupted.
+    def _interruptible(self, work: Callable[[], T]) -> T:
+        """The result of `work`. If a signal raises an exception, DuckDB's query is interrupted.
 
         DuckDB ignores signals, and Python handles them only outside of DuckDB.
         """
@@ -110,12 +113,13 @@ class Database:
             raise
 
     def register(self, name: str, table: pa.Table) -> None:
-        """Lets queries read a table of Arrow."""
+        """Lets queries read an Arrow table under a name."""
         self._connection.register(name, table)
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _as_user_error(what: str) -> Iterator[None]:
+    """Raises errors of the `with` block as a `UserError` about `what`."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:

@@ -80,8 +80,8 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
             files += _below(path, layout, out, notes) if path.is_dir() else [path]
         except OSError as error:
             raise UserError(f"{path} cannot be accessed ({error})") from error
-    _refuse_twice(files)
-    layout = layout or _tell_layout(files)
+    _refuse_duplicates(files)
+    layout = layout or _common_layout(files)
     empty = [path for path in files if _is_empty(path)]
     if empty and layout != "orc" and len(empty) < len(files):
         notes.append(f"{count(empty, 'empty file')} treated as having no events")
@@ -126,7 +126,7 @@ def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) 
     circles: list[Path] = []
     everything = sorted(walk(directory, circles))
     inside = [path for path in everything if not _hidden(path, directory)]
-    inside = _each_once(_without(inside, directory, out, notes), notes)
+    inside = _each_once(_without_output(inside, directory, out, notes), notes)
     _refuse_inner_tables(directory, everything)
     if layout is None:
         found = [path for path in inside if _layout_of(path) is not None]
@@ -147,13 +147,14 @@ def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) 
         )
     if circles:
         notes.append(
-            f"{count(circles, 'linked folder')} not followed: they lead back to a folder they are in"
+            f"{count(circles, 'linked folder')} not followed, because such a link leads back to a "
+            f"folder above it"
         )
     return found
 
 
-def _without(files: list[Path], directory: Path, out: Path, notes: list[str]) -> list[Path]:
-    """All but the files of an earlier output log inside a source directory."""
+def _without_output(files: list[Path], directory: Path, out: Path, notes: list[str]) -> list[Path]:
+    """The files without those of an earlier output log inside the source directory."""
     real, top = os.path.realpath(out), os.path.realpath(directory)
     if real == top:
         return files
@@ -215,7 +216,7 @@ def _layout_of(path: Path) -> Layout | None:
     return None
 
 
-def _tell_layout(files: Sequence[Path]) -> Layout:
+def _common_layout(files: Sequence[Path]) -> Layout:
     layouts: dict[Layout, Path] = {}
     for path in files:
         layout = _layout_of(path)
@@ -233,7 +234,7 @@ def _tell_layout(files: Sequence[Path]) -> Layout:
     return next(iter(layouts))
 
 
-def _refuse_twice(files: Sequence[Path]) -> None:
+def _refuse_duplicates(files: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in files:
         first = seen.setdefault(os.path.realpath(path), path)

@@ -19,7 +19,7 @@ TIMES = {
     *("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"),
     "TIMESTAMP WITH TIME ZONE",
 }
-# The spellings of DuckDB.
+# How DuckDB writes line endings.
 _NEW_LINES = {"\n": "\\n", "\r\n": "\\r\\n", "\r": "\\r"}
 _NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
 
@@ -78,7 +78,7 @@ def file(path: Path) -> str:
 
 
 def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -> Scan:
-    """Lines split into texts; bad lines go to the table reject_errors.
+    """The scan of a CSV file. All values are texts; bad lines go to the table reject_errors.
 
     Args:
       path: the file.
@@ -122,10 +122,10 @@ def scan_parquet(path: Path) -> str:
 
 
 def scan_json(path: Path, names: Iterable[str], is_array: bool) -> Scan:
-    """Objects, one a line or in one array.
+    """The scan of a JSON file, which has one object per line or one array of objects.
 
-    A key that an object lacks is NULL, and so is every key of a line that is not an object. Dots reach
-    into inner objects: `user.id`.
+    A key that an object lacks is NULL, and so is every key of a line that is not an object. Dots name
+    keys of inner objects: `user.id`.
 
     Args:
       path: the file.
@@ -184,7 +184,7 @@ def rounded(column: Column) -> str | None:
     if element not in FLOATS:
         return None
 
-    # By its text, as in `_text`: NaN is larger than all numbers.
+    # NaN is recognized by its text, as in `_text`; it is larger than all numbers.
     def large(value: str) -> str:
         is_nan = f"CAST({value} AS VARCHAR) IN ('nan', '-nan')"
         return f"abs({value}) >= {FLOATS[element]} AND NOT {is_nan}"
@@ -205,8 +205,8 @@ def feature(column: Column, kept: str, missing: Sequence[str], separator: str | 
     """The value of a column in the type chosen by `stored_feature`, without missing ids.
 
     Args:
-      column: of the file.
-      kept: the type.
+      column: the column of the file.
+      kept: the type in which the feature is stored.
       missing: texts that mean that there is no id, besides the empty one.
       separator: splits a text into ids; None: a text is one id.
     """
@@ -244,7 +244,7 @@ def _text(column: Column, missing: Sequence[str]) -> str:
         # Exact, but with as many zeros as the type has digits.
         value = f"rtrim(rtrim({value}, '0'), '.')"
     if column.type in FLOATS:
-        # By its text: DuckDB 2.0 believes Parquet's statistics, which pass over NaN, and takes isnan
-        # for false.
+        # NaN is recognized by its text. DuckDB 2.0 trusts Parquet's statistics, which ignore NaN, so
+        # isnan would always be false.
         none = (*none, "nan", "-nan")
     return f"CASE WHEN {value} NOT IN ({', '.join(map(text, none))}) THEN {value} END"
