@@ -1,4 +1,4 @@
-"""Estimates how many users fill a batch, from some stripes of the log or only from footers."""
+"""Estimates how many users fill a batch, from a few stripes of the log or only from footers."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ _WELL_FILLED, _WORTH_PACKING = 0.85, 2
 
 
 def with_packing(reading: Reading, index: FileIndex) -> Reading:
-    """`reading` with packing auto replaced by the number of users that fill a batch well.
+    """Return `reading` with packing auto replaced by the number of users that fill a batch well.
 
-    It only depends on the files, so all hosts, and continued runs, find the same number.
+    The number depends only on the files and settings, so all hosts and continued runs find the same one.
 
     Raises:
       UserError: a stripe cannot be read, and may not be skipped.
@@ -33,7 +33,7 @@ def with_packing(reading: Reading, index: FileIndex) -> Reading:
 
 
 def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
-    """Notes on what packing would gain, or loses.
+    """Return notes on batches that are mostly padding, or whose rows are cut.
 
     Raises:
       UserError: see `with_packing`.
@@ -55,27 +55,30 @@ def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
     if mean is None:
         return []
     wanted, room, fitting = packing * mean, rows * seq_len, _users_that_fit(sequences, mean)
-    told = (
+    fill = (
         f"warning: {packing} users (io.sequences.rows) have {wanted:,.0f} positions on average, and a "
         f"device's batch has {room:,} (io.batch_size x model.seq_len), so"
     )
     if wanted > room:
-        return [f"{told} the longest are cut; io.sequences.rows {fitting} (or auto) would fit"]
+        return [f"{fill} the longest are cut; io.sequences.rows {fitting} (or auto) would fit"]
     if fitting >= _WORTH_PACKING * packing:
         return [
-            f"{told} most of it is padding; io.sequences.rows {fitting} (or auto) would fill it"
+            f"{fill} most of it is padding; io.sequences.rows {fitting} (or auto) would fill it"
         ]
     return []
 
 
 def _mean_in_footers(index: FileIndex) -> float | None:
-    """Mean positions of whole rows; None if there are no rows with positions."""
+    """Return the mean number of positions of a row in the log; None if no row has any."""
     rows = sum(file.rows for file in index.files if file.positions)
     return sum(file.positions for file in index.files) / rows if rows else None
 
 
 def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
-    """Mean positions that training sees of a row, from some stripes; None if no row has any."""
+    """Return the mean number of positions of a row that training sees; None if no row has any.
+
+    Reads a sample of the stripes.
+    """
     stripes, decoding = index.stripes, reading.decoding
     cut = held_out.training_cut(decoding.split)
     names = features.column_names(decoding.features)
@@ -96,5 +99,6 @@ def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
 
 
 def _users_that_fit(sequences: Sequences, mean: float) -> int:
+    """Return how many users with `mean` positions fill a batch well."""
     room = sequences.rows * sequences.seq_len
     return max(1, int(_WELL_FILLED * room / mean))

@@ -1,4 +1,4 @@
-"""A Grain dataset of batches by number: which rows, from which shuffle blocks, in which shape.
+"""A Grain dataset of batches: which rows a batch has, from which shuffle blocks, in which shape.
 
 A batch is a pure function of (files, settings, place), regardless of hosts, threads and earlier batch
 sizes. So whole batches flow through Grain, and the reading position is a place: an epoch and a row.
@@ -51,7 +51,7 @@ class HostBatch(NamedTuple):
 
 
 class BatchDataset(grain.MapDataset):
-    """The batches from some place on, by number; each epoch has its own order.
+    """The batches from a place on, by number; each epoch has its own order.
 
     The last batch of an epoch is filled with padding rows, or dropped.
 
@@ -104,7 +104,7 @@ class BatchDataset(grain.MapDataset):
         )
 
     def __len__(self) -> int:
-        """There is no end of batches."""
+        """The number of batches, which is unlimited."""
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
@@ -126,7 +126,7 @@ class BatchDataset(grain.MapDataset):
         return HostBatch(self._pack(parts), after, tuple(skipped) if lost else (), lost)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._blocks.close()
 
     def _source(self, epoch: int) -> tuple[FileIndex, Order]:
@@ -141,7 +141,7 @@ class BatchDataset(grain.MapDataset):
 
     def _pack(self, parts: list[blocks.Block]) -> dict[str, np.ndarray]:
         sequences = self._sequences
-        assert sequences.packing != "auto", "the files say how many: see batch_fill"
+        assert sequences.packing != "auto", "batch_fill replaces auto by a number"
         if not parts:
             parts = [blocks.skipped_block(0, self._columns)]
         rows, seq_len = sequences.rows, sequences.seq_len

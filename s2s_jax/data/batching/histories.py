@@ -119,7 +119,12 @@ class HistoryEncoder:
     """Turns rows of a log into batches of histories."""
 
     def __init__(self, shown: ShownHistory, numbers: ItemNumbers | None):
-        """Args: what the model is shown, and the numbers of items; None: items are not numbered."""
+        """Prepares encoding.
+
+        Args:
+          shown: what the model sees of a history.
+          numbers: the indices of items into the catalogue; None: items are not numbered.
+        """
         items = shown.items
         self._decoding = Decoding.of_whole_rows(items.features)
         self._seq_len, self._shown_len = shown.seq_len, shown.shown_len
@@ -134,7 +139,7 @@ class HistoryEncoder:
         stripe: int,
         targets: Targets | None,
     ) -> Rows:
-        """The rows that have a history and a target.
+        """Return the users that have a history and a target.
 
         Args:
           batch: rows with the columns of all features.
@@ -207,10 +212,10 @@ class HistoryReader:
         """Prepares reading.
 
         Args:
-          shown: says what the model is shown.
-          logs: says how files are read.
+          shown: what the model sees of a history.
+          logs: how files are read.
           index: the index of the files.
-          numbers: the numbers of items.
+          numbers: the indices of items into the catalogue.
           users: U, users per batch.
         """
         self._encoder = HistoryEncoder(shown, numbers)
@@ -225,11 +230,11 @@ class HistoryReader:
         return len(self._index.stripes)
 
     def read(self, stripe: int, targets: Targets | None) -> Iterator[Histories]:
-        """The users of one stripe, see `read_all`."""
+        """Yields the users of one stripe; see `read_all`."""
         return self.read_all([stripe], targets)
 
     def read_all(self, stripes: Iterable[int], targets: Targets | None) -> Iterator[Histories]:
-        """The users of some stripes that have a history and a target, in the order of the log.
+        """Yields the users of some stripes that have a history and a target, in the order of the log.
 
         A batch may have users of several stripes. It has fewer than U users only at the end, or if the
         histories are so long that together they would take too much memory.

@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
 
     A decoded stripe takes some megabytes, which allocators would get from the system again for each
     stripe. The kernel zeroes their pages at first use, which takes 10% to 33% of the time of decoding.
-    This is a setting of the whole process, so only commands make it.
+    This is a setting of the whole process, so only commands call this function.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -72,7 +72,7 @@ class Order:
     def __init__(
         self, stripe_rows: Sequence[int], shards: int, block_rows: int, shuffle: bool, seed: int
     ):
-        """Describes an order.
+        """Makes an order.
 
         Args:
           stripe_rows: rows of each stripe, each at least one.
@@ -113,7 +113,7 @@ class Order:
         return found
 
     def block(self, key: BlockKey) -> ShuffleBlock:
-        """The shuffle block with some key."""
+        """Return the shuffle block with the given key."""
         pieces = self._plan(key.epoch).pieces[key.shard][key.number]
         rows = sum(piece.stop - piece.start for piece in pieces)
         order = np.arange(rows)
@@ -128,7 +128,7 @@ class Order:
         return draws(rows, self._seed, key.epoch, -1 - key.shard, key.number)
 
     def after(self, key: BlockKey) -> BlockKey:
-        """The key of the shuffle block that the shard needs next."""
+        """Return the key of the block that the shard needs after this one."""
         if key.number + 1 < len(self._plan(key.epoch).pieces[key.shard]):
             return key._replace(number=key.number + 1)
         return BlockKey(key.epoch + 1, key.shard, 0)

@@ -80,17 +80,17 @@ def lay_rows(log: Block, bins: int, seq_len: int, keep_newest: bool) -> DeviceRo
     """
     lengths_R = np.maximum(log.lengths_N, 0)
     longest = int(lengths_R.max(initial=0))
-    found = _try(lengths_R, longest, bins, seq_len, keep_newest)
+    found = _laid_out(lengths_R, longest, bins, seq_len, keep_newest)
     if found is None:
         # Bisection: a length of one position fits; finds the largest length that does.
         low, high = 0, longest
         while high - low > 1:
             middle = (low + high) // 2
-            tried = _try(lengths_R, middle, bins, seq_len, keep_newest)
-            if tried is None:
+            fitting = _laid_out(lengths_R, middle, bins, seq_len, keep_newest)
+            if fitting is None:
                 high = middle
             else:
-                low, found = middle, tried
+                low, found = middle, fitting
         longest = low
     assert found is not None, "more rows than positions"
     windows, contents = found
@@ -102,10 +102,10 @@ def lay_rows(log: Block, bins: int, seq_len: int, keep_newest: bool) -> DeviceRo
     return DeviceRows(begins_W[order], windows.lengths_W[order], bin_W, cut)
 
 
-def _try(
+def _laid_out(
     lengths_R: np.ndarray, longest: int, bins: int, seq_len: int, keep_newest: bool
 ) -> tuple[Windows, list[list[int]]] | None:
-    """Windows of rows cut to `longest` positions, and their layout; None if they do not fit."""
+    """Return the windows of rows cut to `longest` positions and their layout, or None without room."""
     windows = cut_windows(np.minimum(lengths_R, longest), seq_len, keep_newest)
     if windows.lengths_W.sum() > bins * seq_len:
         return None
@@ -136,10 +136,10 @@ def to_packed(
     values_PC, length_R = blocks.gather(parts, groups * group_rows)
     log = blocks.packed_block(values_PC, length_R.astype(np.int64))
     of_groups = [slice(g * group_rows, (g + 1) * group_rows) for g in range(groups)]
-    laid = [lay_rows(blocks.choose(log, rows), bins, seq_len, keep_newest) for rows in of_groups]
-    lengths_W = np.concatenate([one.lengths_W for one in laid])
-    bin_W = np.concatenate([one.bin_W + g * bins for g, one in enumerate(laid)])
-    begins_W = np.concatenate([one.begins_W for one in laid])
+    layouts = [lay_rows(blocks.choose(log, rows), bins, seq_len, keep_newest) for rows in of_groups]
+    lengths_W = np.concatenate([one.lengths_W for one in layouts])
+    bin_W = np.concatenate([one.bin_W + g * bins for g, one in enumerate(layouts)])
+    begins_W = np.concatenate([one.begins_W for one in layouts])
     sequences_PC = blocks.positions_of(Block(values_PC, begins_W, lengths_W))
     length_B = np.zeros(groups * bins, np.int32)
     np.add.at(length_B, bin_W, lengths_W.astype(np.int32))
@@ -150,7 +150,7 @@ def to_packed(
     counts = {
         "examples": [int((lengths > 0).sum()) for lengths in row_lengths],
         "skipped": [int((lengths == blocks.SKIPPED).sum()) for lengths in row_lengths],
-        "cut": [one.cut for one in laid],
+        "cut": [one.cut for one in layouts],
     }
     arrays = {
         "length": length_B,

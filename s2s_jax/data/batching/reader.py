@@ -1,4 +1,4 @@
-"""Endless batches of a log, with a reading position that can be saved: exact and elastic resume."""
+"""Endless batches of a log, with a reading position from which a run can continue on any hosts."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Reader(Iterator[HostBatch]):
       steps_per_epoch: batches per epoch.
       rows_per_epoch: rows per epoch.
       skipped_files: files left out because they cannot be read.
-      notes: messages for the user.
+      notes: notes for the user on the files and stripes, a sentence each.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Reader(Iterator[HostBatch]):
         self.steps_per_epoch = self._places().batches(self.rows_per_epoch)
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"io.drop_remainder: a batch has {batch_rows} rows but the data only "
+                f"io.drop_remainder: a batch has {batch_rows} rows, but the data has only "
                 f"{self.rows_per_epoch}; unset it or lower io.batch_size"
             )
 
@@ -91,7 +91,7 @@ class Reader(Iterator[HostBatch]):
     def packing(self) -> int | None:
         """Rows of the log in a device's batch; None: one for each row of the batch."""
         packing = self._reading.sequences.packing
-        assert packing != "auto", "the files say how many: see batch_fill"
+        assert packing != "auto", "batch_fill replaces auto by a number"
         return packing
 
     @property
@@ -109,7 +109,7 @@ class Reader(Iterator[HostBatch]):
 
     @property
     def epochs_done(self) -> float:
-        """Passes over the data up to the reading position, including the fraction of the current one."""
+        """Number of epochs up to the reading position, including the fraction of the current one."""
         return self._place.epoch + self._place.row / sum(
             self._files_of(self._place.epoch).stripe_rows
         )
@@ -156,7 +156,7 @@ class Reader(Iterator[HostBatch]):
             first_index = self._index.restrict(state["files"])
             rewritten = first_index.rewritten(state["files"])
             if rewritten:
-                # Not refused: after a damaged file was repaired, the run should be able to continue.
+                # Only a warning, so that a run can continue after a damaged file was repaired.
                 self.notes.append(
                     f"warning: {len(rewritten)} files (such as {rewritten[0]}) have other bytes than "
                     f"when the checkpoint was made, though their footers are the same; unless they were "
@@ -180,7 +180,7 @@ class Reader(Iterator[HostBatch]):
         self._go_to(Place(state["epoch"], state["row"]), first_index)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None

@@ -1,4 +1,4 @@
-"""Shuffle blocks, which are decoded ahead of their use and kept while in use."""
+"""Shuffle blocks, which are decoded ahead of their use and kept while they are in use."""
 
 import threading
 from collections import OrderedDict
@@ -87,7 +87,7 @@ class Decoder:
 
 
 class BlockReader:
-    """Gives shuffle blocks by key, and decodes the next one of each shard ahead.
+    """Returns shuffle blocks by key, and decodes the next one of each shard ahead.
 
     It holds the blocks in use and the next ones, 2 per shard, and those that threads are working on.
     """
@@ -103,7 +103,7 @@ class BlockReader:
 
         Args:
           decode: decodes a block, given its key.
-          after: gives the key that will be requested after a key.
+          after: returns the key that will be requested after a key; None: there is none.
           threads: number of threads that decode ahead; 0: blocks are decoded on request, in the caller's
             thread.
           capacity: maximum number of blocks held.
@@ -116,7 +116,7 @@ class BlockReader:
         self._blocks: OrderedDict[BlockKey, Future[DecodedBlock]] = OrderedDict()
 
     def get(self, key: BlockKey) -> DecodedBlock:
-        """The block; decodes it now unless this has already been done.
+        """Return a block, and decode it now unless this has already been done.
 
         Raises:
           UserError: it cannot be read.
@@ -133,12 +133,12 @@ class BlockReader:
         return wanted.result()
 
     def close(self) -> None:
-        """Ends the threads, after they have finished their current blocks."""
+        """Stops the threads, after they have finished their current blocks."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _entry(self, key: BlockKey) -> Future[DecodedBlock]:
-        """The block, or a future of it if it is new."""
+        """Return the future of a block, which begins to be decoded if it is new."""
         if key not in self._blocks:
             if self._pool is not None:
                 # If the process is ending, this raises, and leaves no entry that others would wait for.

@@ -1,1 +1,1 @@
-"""Columns of a log → encoded ids in blocks, according to the features."""
+"""Turns columns of a log into blocks of encoded ids, according to the features."""

@@ -54,7 +54,7 @@ class StripeCache:
             raise UserError(f"io.cache: {self._dir} cannot be written ({error})") from error
 
     def read(self, file: OrcFile, stripe: int) -> Block | None:
-        """The decoded stripe; None if it is not cached or its file is incomplete."""
+        """The decoded stripe; None if it is not cached, or its file is incomplete or outdated."""
         path = self._path(file, stripe)
         try:
             with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
@@ -77,7 +77,7 @@ class StripeCache:
         """Writes a decoded stripe, which must be a packed block.
 
         If this fails, for example because the disk is full, nothing more is written, and a message is
-        printed once: this costs time later, but nothing is wrong with the stripe.
+        printed once: it will cost time later, but training is not affected.
         """
         if not self._writes:
             return

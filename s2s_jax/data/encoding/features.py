@@ -17,7 +17,7 @@ from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding
 from s2s_jax.data.encoding import blocks, held_out, ids
 from s2s_jax.data.encoding.blocks import NO_ID, Block
-from s2s_jax.data.logs.arrow import Source
+from s2s_jax.data.logs.arrow import Source, is_list
 from s2s_jax.errors import MachineError, UserError
 
 
@@ -42,17 +42,19 @@ def column_names(features: Sequence[FeatureConfig]) -> list[str]:
 
 
 def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
-    """Refuses a file without a column of `features`, or with a type that cannot be read.
+    """Refuses a file that lacks a column of `features`, or has one that cannot be read.
 
     Raises:
-      UserError: names the file and the column.
+      UserError: the file is refused; the message names the file and the column.
     """
     names = file.schema.names
     for i, feature in enumerate(features):
         name = feature.column_name
         key = f"features.{i}.{'name' if feature.column is None else 'column'}"
         if name not in names:
-            raise UserError(f"{file.path}: no column {name} ({key}); it has {_told(file, name)}")
+            raise UserError(
+                f"{file.path}: no column {name} ({key}); it has {_columns_text(file, name)}"
+            )
         if names.count(name) > 1:
             raise UserError(
                 f"{file.path}: {names.count(name)} columns are called {name} ({key}), expected one; "
@@ -70,10 +72,12 @@ def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
 
 
 def entry_kinds(file: Source, features: Sequence[FeatureConfig]) -> dict[str, str]:
-    """The kind of entries that each feature's ids are made from; the same id of another kind differs.
+    """The kind of the entries from which the ids of each feature are made.
+
+    The same id is encoded differently if its entry is of another kind.
 
     Args:
-      file: has the columns of all features.
+      file: a file with the columns of all features.
       features: the features; only those with op id depend on the kind.
     """
     kinds = {}
@@ -116,14 +120,14 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
 def decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
     """Decodes all features of a record batch.
 
-    A null or empty list means that a feature is missing. An inner list, or a null id, is about one
-    position; the outer list is about all positions of the row, which other features have.
+    If an inner list is null or empty, or an id is null, the feature is missing at one position. If an
+    outer list is null or empty, it is missing at all positions of the row, which other features count.
 
     Args:
       batch: rows with the columns of the features and of the split.
       file: source of the rows, for messages.
       first_row: number of the first row in the file, for messages.
-      decoding: says what is held out, and how features are truncated, hashed and bagged.
+      decoding: what is held out, and how features are truncated, hashed and bagged.
 
     Raises:
       UserError: features of a row disagree in length, a row would be truncated although
@@ -160,13 +164,13 @@ def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decod
     if longest is not None:
         kept = blocks.truncate(kept, longest, decoding.keep_newest)
     where = _Where(file, first_row, starts_N, kept)
-    entries = {name: _open(batch.column(name).flatten()) for name in names}
+    entries = {name: _entries_of(batch.column(name).flatten()) for name in names}
     for feature in decoding.features:
         name = feature.column_name
         mine_PK = values_PC[:, columns[feature.name]]
         present_P = None
         if not np.array_equal(found[name], lengths_N):
-            # In rows without the feature, it is missing at all positions.
+            # In rows without the column, the feature is missing at all positions.
             present_P = np.repeat(found[name] == lengths_N, lengths_N)
         _fill(mine_PK, entries[name], present_P, feature, where)
         if feature.of_next:
@@ -176,7 +180,7 @@ def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decod
 
 
 class _Where(NamedTuple):
-    """The rows of positions in a record batch, for messages."""
+    """The rows of the positions in a record batch, for messages."""
 
     file: Source
     first_row: int
@@ -219,31 +223,14 @@ def _fill(
       ids_PK: array to write to.
       entries: entries of the feature's column, for the positions where `present_P`.
       present_P: bool, whether a position's row has the column; None: all rows do.
-      feature: says how entries become ids.
+      feature: the feature, which says how entries become ids.
       where: rows of the positions.
     """
-    counts_P = entries.counts_P
-    if present_P is not None:
-        some = np.ones(present_P.sum(), np.int64) if counts_P is None else counts_P
-        counts_P = np.zeros(len(present_P), np.int64)
-        counts_P[present_P] = some
+    values, counts_P = entries.values, _all_counts(entries.counts_P, present_P)
     if counts_P is not None:
-        (too_full,) = np.nonzero(counts_P > feature.bag_size)
-        too_full = too_full[where.is_kept(too_full)]
-        if len(too_full):
-            position = int(too_full[0])
-            raise UserError(
-                f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: a "
-                f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "
-                f"the bag_size of feature {feature.name}"
-            )
-    values = entries.values
-    if feature.op == "time_gap" and counts_P is not None:
-        # Only truncated positions may have several times; the first one counts.
-        there_P = counts_P > 0
-        if counts_P.max(initial=0) > 1:
-            values = values.take(pa.array(blocks.starts(counts_P)[:-1][there_P]))
-        counts_P = there_P.astype(np.int64)
+        _refuse_large_bags(counts_P, feature, where)
+        if feature.op == "time_gap":
+            values, counts_P = _first_entries(values, counts_P)
     try:
         if feature.op == "time_gap":
             there_P = np.ones(len(ids_PK), bool) if counts_P is None else counts_P > 0
@@ -264,6 +251,51 @@ def _fill(
             f"time as a whole number (features of op {feature.op}), found {error.text}; write times as "
             f"seconds since 1970"
         ) from error
+    _write(ids_PK, ids_TW, counts_P, feature)
+
+
+def _all_counts(counts_P: np.ndarray | None, present_P: np.ndarray | None) -> np.ndarray | None:
+    """int64 `[P]`: the number of entries at each position, present or not; None if each has one.
+
+    Args:
+      counts_P: number of entries at each position where `present_P`; None: one.
+      present_P: bool, whether a position has the column; None: all have.
+    """
+    if present_P is None:
+        return counts_P
+    all_P = np.zeros(len(present_P), np.int64)
+    all_P[present_P] = np.ones(present_P.sum(), np.int64) if counts_P is None else counts_P
+    return all_P
+
+
+def _refuse_large_bags(counts_P: np.ndarray, feature: FeatureConfig, where: _Where) -> None:
+    """Refuses bags with more ids than `bag_size`, except at positions that truncation drops."""
+    (too_full,) = np.nonzero(counts_P > feature.bag_size)
+    too_full = too_full[where.is_kept(too_full)]
+    if len(too_full):
+        position = int(too_full[0])
+        raise UserError(
+            f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: a "
+            f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "
+            f"the bag_size of feature {feature.name}"
+        )
+
+
+def _first_entries(values: pa.Array, counts_P: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """The first entry of each position, and the number of these entries at each position, 0 or 1.
+
+    For times, of which only positions that truncation drops may have several.
+    """
+    there_P = counts_P > 0
+    if counts_P.max(initial=0) > 1:
+        values = values.take(pa.array(blocks.starts(counts_P)[:-1][there_P]))
+    return values, there_P.astype(np.int64)
+
+
+def _write(
+    ids_PK: np.ndarray, ids_TW: np.ndarray, counts_P: np.ndarray | None, feature: FeatureConfig
+) -> None:
+    """Writes the words of ids to their positions, and `NO_ID` to all other places."""
     words = feature.id_words
     if counts_P is None:
         ids_PK[:, :words] = ids_TW
@@ -280,29 +312,25 @@ def _fill(
 # ------------------------------------------------------------------------------------ columns
 
 
-def _told(file: Source, name: str) -> str:
-    """Lists the columns of a file, and says if `name` is inside one of them."""
-    told = " ".join(", ".join(file.schema.names).split()) or "no columns"
+def _columns_text(file: Source, name: str) -> str:
+    """The names of the columns of a file, and a hint if `name` is inside one of them."""
+    names = " ".join(", ".join(file.schema.names).split()) or "no columns"
     for field in file.schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index(name) >= 0:
             # As in Hive's transactional tables.
             return (
-                f"{told}, and {name} inside struct {field.name}, where it cannot be read; write it as a "
-                f"column of its own"
+                f"{names}, and {name} inside struct {field.name}, where it cannot be read; write it as "
+                f"a column of its own"
             )
-    return told
+    return names
 
 
 def _element_type(column_type: pa.DataType) -> pa.DataType | None:
     """The type T of list<T> or list<list<T>>; None for other types."""
-    if not _is_list(column_type):
+    if not is_list(column_type):
         return None
     inner = column_type.value_type
-    return inner.value_type if _is_list(inner) else inner
-
-
-def _is_list(data_type: pa.DataType) -> bool:
-    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
+    return inner.value_type if is_list(inner) else inner
 
 
 def _list_lengths(lists: pa.Array) -> np.ndarray:
@@ -329,11 +357,11 @@ def _common_lengths(lengths: Mapping[str, np.ndarray], file: Source, first_row: 
     return longest_N
 
 
-def _open(positions: pa.Array) -> _Entries:
-    """Flattens bags and drops missing entries."""
+def _entries_of(positions: pa.Array) -> _Entries:
+    """The entries of a column, from its flattened bags, without missing ones."""
     counts_P = None
     values = positions
-    if _is_list(positions.type):
+    if is_list(positions.type):
         # Usually there are no nulls and each list has one entry; then counts are not needed.
         lengths = pc.list_value_length(positions)
         ends = pc.min_max(lengths).as_py()

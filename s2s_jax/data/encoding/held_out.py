@@ -1,4 +1,6 @@
-"""Splits events into those that training sees and targets: the last events of rows, or later ones.
+"""Splits events into those that training sees and targets.
+
+Targets are the last events of each row, or the events from some time on.
 
 Both splits cut rows: training and histories see the events before the cut, and the event after it may be
 a target. A split by time cuts a row before its first event at or after that time. All later events stay
@@ -46,7 +48,7 @@ class Cut(NamedTuple):
 
     Attributes:
       last: number of events at the end of a row that come after the cut.
-      time: cut by time; None: there is none.
+      time: the cut by time; None: rows are not cut by time.
     """
 
     last: int = 0
@@ -90,7 +92,7 @@ class Cut(NamedTuple):
         self, lists: pa.Array, starts_N: np.ndarray, file: Source, first_row: int
     ) -> np.ndarray:
         """Positions at or after the time, ascending."""
-        assert self.time is not None, "asked for only with a time"
+        assert self.time is not None, "called only for a cut by time"
         feature, at = self.time
         values = lists.flatten()
         owner_T = np.arange(len(values))
@@ -130,7 +132,7 @@ def training_cut(split: Split | None) -> Cut:
         return Cut()
     if split.at is None:
         return Cut(split.events)
-    return _at(split.at if split.validation_at is None else split.validation_at, split)
+    return _cut_at(split.at if split.validation_at is None else split.validation_at, split)
 
 
 def catalogue_cut(split: Split) -> Cut:
@@ -156,25 +158,25 @@ def targets(split: Split, part: SplitPart) -> Targets:
             )
         return Targets(Cut(1 if part == "test" else split.events), Cut())
     if part == "test":
-        return Targets(_at(split.at, split), Cut())
+        return Targets(_cut_at(split.at, split), Cut())
     if split.validation_at is None:
         raise UserError(
             f"eval.split.validation_at: expected a time before eval.split.at ({split.at}) "
             f"because validation events are asked for, found None; train with one, or evaluate the "
             f"test events"
         )
-    return Targets(_at(split.validation_at, split), _at(split.at, split))
+    return Targets(_cut_at(split.validation_at, split), _cut_at(split.at, split))
 
 
 def check_times(file: Source, split: Split | None) -> None:
     """Refuses a file whose time column does not have times, if rows are split by time.
 
     Args:
-      file: has the columns of all features.
+      file: a file with the columns of all features.
       split: the split; None: there is none.
 
     Raises:
-      UserError: names the file and the column.
+      UserError: the file is refused; the message names the file and the column.
     """
     if split is None or split.feature is None:
         return
@@ -187,6 +189,7 @@ def check_times(file: Source, split: Split | None) -> None:
         )
 
 
-def _at(text: str, split: Split) -> Cut:
-    assert split.feature is not None, "asked for only where rows are split by time"
+def _cut_at(text: str, split: Split) -> Cut:
+    """The cut of a split by time before a time of the configuration."""
+    assert split.feature is not None, "called only for a split by time"
     return Cut(time=TimeCut(split.feature, seconds_of(text)))

@@ -12,16 +12,15 @@ from s2s_jax.data.encoding.blocks import NO_ID
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400
-# The only 64-bit id whose words both equal `NO_ID`. It is replaced by another id that hardly ever
-# occurs.
+# The only 64-bit id whose two words equal `NO_ID`, and a random id that replaces it.
 _RESERVED = np.uint64(2**64 - 1)
-_INSTEAD = np.uint64(0xD6E8FEB86659FD93)
+_REPLACEMENT = np.uint64(0xD6E8FEB86659FD93)
 # 1 January 1970 was a Thursday; weeks begin on Monday.
 _WEEKDAY_OF_DAY_0 = 3
 
 
 class NotANumberError(ValueError):
-    """Text is not a whole number.
+    """A text is not a whole number.
 
     Attributes:
       index: index of the first such entry.
@@ -29,7 +28,7 @@ class NotANumberError(ValueError):
     """
 
     def __init__(self, index: int, text: str):
-        """Args: the index and the text of the first such entry."""
+        """Takes the index and the text of the first such entry."""
         super().__init__(text)
         self.index = index
         self.text = text
@@ -60,7 +59,7 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 
     Args:
       values: entries of an `accepted` type, without nulls and, for bucketize, without NaN.
-      feature: gives the op and its settings.
+      feature: the feature, with its op and settings.
 
     Returns:
       int32 `[T]` in `[0, hash_bucket_size)`.
@@ -83,7 +82,7 @@ def to_buckets(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
         if feature.op == "hour_of_day":
             return (local_T % _DAY // 3600).astype(np.int32)
         return ((local_T // _DAY + _WEEKDAY_OF_DAY_0) % 7).astype(np.int32)
-    assert feature.op == "id", "time gaps are no matter of single entries"
+    assert feature.op == "id", "a time gap needs the entry before"
     return hashing.to_buckets(_hashed(values, feature), feature.hash_bucket_size)
 
 
@@ -92,7 +91,7 @@ def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
 
     Args:
       values: entries of an `accepted` type, without nulls.
-      feature: gives the hash function.
+      feature: the feature, with its hash function.
 
     Returns:
       int32 `[T, 2]`, the low and the high word of each id; never both `NO_ID`.
@@ -103,7 +102,7 @@ def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
     ids_T = ids_T.view(np.uint64)
     reserved_T = ids_T == _RESERVED
     if reserved_T.any():
-        ids_T = np.where(reserved_T, _INSTEAD, ids_T)
+        ids_T = np.where(reserved_T, _REPLACEMENT, ids_T)
     return np.ascontiguousarray(ids_T).astype("<u8", copy=False).view("<i4").reshape(-1, 2)
 
 
@@ -129,7 +128,7 @@ def time_gaps(
       values: times of the positions where `there_P`, without nulls.
       there_P: bool, whether a position has a time.
       first_P: bool, whether a position is the first of its row.
-      feature: gives the unit and the number of buckets.
+      feature: the feature, with its unit and number of buckets.
 
     Returns:
       int32 `[P]`: `NO_ID` without a time, 0 without a previous time, 1 for less than a second (or a step
@@ -177,7 +176,7 @@ def times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
 
     Args:
       values: entries of a type that `accepted` allows for times, without nulls.
-      feature: gives the unit of numbers and text.
+      feature: the feature, with the unit of numbers and texts.
 
     Raises:
       NotANumberError: a text is not a time.

@@ -61,7 +61,7 @@ def check_kinds(
       readers: the features.
 
     Raises:
-      UserError: names the first such file and column.
+      UserError: a file is refused; the message names the file and the column.
     """
     for file in files:
         found = features.entry_kinds(file, readers)
