@@ -1,4 +1,4 @@
-"""Coordinates the processes of a job: which one writes for all, and whether all see the same.
+"""Coordinates the processes of a job: one of them writes for all, and all must see the same data.
 
 Every process runs the same program on its own devices; `jax.distributed` connects them (`joining`,
 `ending`). Only process 0 ("host 0") writes metrics, configuration and messages; all processes write
@@ -66,20 +66,24 @@ def check_same(facts: Mapping[str, str]) -> None:
             )
 
 
-def any_told(told: bool) -> bool:
-    """Whether any process received a request to stop; all processes must call it at the same point."""
-    return bool(_of_all(told).any())
+def any_stop_requested(requested: bool) -> bool:
+    """Whether any process received a request to stop; all processes must call it at the same point.
+
+    Args:
+      requested: whether this process received one.
+    """
+    return bool(_of_all(requested).any())
 
 
-class InStep(Protocol):
-    """See `in_step`."""
+class InLockstep(Protocol):
+    """See `in_lockstep`."""
 
     def __call__(self, items: Iterable[T], fact_of: Callable[[T], int]) -> Iterator[T]:
-        """See `in_step`."""
+        """See `in_lockstep`."""
         ...
 
 
-def in_step(
+def in_lockstep(
     items: Iterable[T], fact_of: Callable[[T], int], stop: Stop | None = None
 ) -> Iterator[T]:
     """Yields the items of this process, and keeps all processes at the same item.
@@ -95,8 +99,8 @@ def in_step(
     """
     for item in itertools.chain(items, [None]):
         fact = 0 if item is None else zlib.crc32(str(fact_of(item)).encode())
-        told = stop is not None and stop.requested is not None
-        all_PF = _of_all(told, fact)
+        requested = stop is not None and stop.requested is not None
+        all_PF = _of_all(requested, fact)
         if all_PF[:, 0].any():
             raise Stopped((stop and stop.requested) or "a signal to another host")
         differs = np.nonzero(all_PF[:, 1] != all_PF[0, 1])[0]

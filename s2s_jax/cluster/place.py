@@ -45,8 +45,8 @@ def find_place(env: Mapping[str, str]) -> Place | None:
       UserError: variables are missing, are not numbers, or contradict each other.
     """
     ours = [name for name in (COORDINATOR, NUM_HOSTS, HOST) if name in env]
-    in_step = _in_slurm_step(env)
-    if ours and not (in_step and ours == [COORDINATOR]):
+    in_slurm_step = _in_slurm_step(env)
+    if ours and not (in_slurm_step and ours == [COORDINATOR]):
         missing = [name for name in (COORDINATOR, NUM_HOSTS, HOST) if name not in env]
         if missing:
             raise UserError(f"{ours[0]} is set but not {missing[0]}; set all three, or none")
@@ -56,7 +56,7 @@ def find_place(env: Mapping[str, str]) -> Place | None:
         if not 0 <= host < hosts:
             raise UserError(f"{HOST}: expected 0 to {hosts - 1} ({NUM_HOSTS} - 1), found {host}")
         coordinator = env[COORDINATOR]
-    elif in_step:
+    elif in_slurm_step:
         hosts, host = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
         coordinator = env[COORDINATOR] if ours else _slurm_coordinator(env)
     else:

@@ -168,9 +168,9 @@ def _evaluation(config: Config, mesh: Mesh) -> Evaluate | None:
     hosts.check_same({"the items of io.data_paths": evaluator.catalogue.fingerprint()})
 
     def evaluate(
-        functions: StepFunctions, state: TrainState, in_step: hosts.InStep
+        functions: StepFunctions, state: TrainState, in_lockstep: hosts.InLockstep
     ) -> dict[str, float]:
-        return evaluator.evaluate(functions, state, "validation", in_step).metrics
+        return evaluator.evaluate(functions, state, "validation", in_lockstep).metrics
 
     return evaluate
 

@@ -22,7 +22,11 @@ class Log:
     """
 
     def __init__(self, files: tuple[orc.OrcFile, ...]):
-        """Args: files are at least one file; all have the same columns."""
+        """Makes a log of at least one file.
+
+        Args:
+          files: the files, all with the same columns.
+        """
         self._files = files
 
     def __repr__(self) -> str:
@@ -32,17 +36,17 @@ class Log:
 
     @property
     def rows(self) -> int:
-        """Number of rows of all files."""
+        """The number of rows of all files."""
         return sum(file.rows for file in self._files)
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of the columns."""
+        """The names and types of the columns."""
         return self._files[0].schema
 
     @property
     def column_names(self) -> list[str]:
-        """Names of the columns."""
+        """The names of the columns."""
         return self.schema.names
 
     def head(self, rows: int = 5) -> pa.Table:
@@ -79,11 +83,12 @@ def read_log(paths: str | os.PathLike[str]) -> Log:
     for file in files:
         if not file.schema.equals(files[0].schema):
             raise UserError(
-                f"{file.path}: expected the columns of {files[0].path}, {_told(files[0])}, found "
-                f"{_told(file)}; read such files one by one"
+                f"{file.path}: expected the columns of {files[0].path}, {_columns(files[0])}, found "
+                f"{_columns(file)}; read such files one by one"
             )
     return Log(tuple(files))
 
 
-def _told(file: orc.OrcFile) -> str:
+def _columns(file: orc.OrcFile) -> str:
+    """The names and types of the columns, for messages."""
     return ", ".join(f"{field.name}: {field.type}" for field in file.schema)

@@ -103,7 +103,7 @@ class Evaluator:
         functions: StepFunctions,
         state: TrainState,
         part: SplitPart,
-        in_step: hosts.InStep = hosts.in_step,
+        in_lockstep: hosts.InLockstep = hosts.in_lockstep,
     ) -> Evaluation:
         """Ranks the catalogue for every user who has a target.
 
@@ -111,7 +111,7 @@ class Evaluator:
           functions: the functions of the model.
           state: the state on the devices.
           part: which of the held-out events are the targets.
-          in_step: keeps hosts together, and may end the evaluation between two batches.
+          in_lockstep: keeps hosts together, and may end the evaluation between two batches.
 
         Raises:
           UserError: no events are held out for `part`, or no user has both a history and a target.
@@ -122,7 +122,9 @@ class Evaluator:
         baselines = {"popularity": Popularity(self._count_I, candidates)}
         grows = ranking.items.item.grows
         tally = Tally(self.catalogue, self._count_I, candidates.trained_I, grows)
-        batches = in_step(self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes()))
+        batches = in_lockstep(
+            self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes())
+        )
         for batch, users in batches:
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
             ranked = Ranked(

@@ -26,8 +26,8 @@ class SavedEvaluation(NamedTuple):
       name: the name of the file.
       step: the step of the checkpoint.
       split: "test" or "validation".
-      metrics: the metrics of `ranking.evaluation.Evaluation`.
-      intervals: the intervals of `ranking.evaluation.Evaluation`.
+      metrics: the metrics of `ranking.tally.Evaluation`.
+      intervals: the intervals of `ranking.tally.Evaluation`.
       checkpoint: the fingerprint of the checkpoint; None if unknown.
     """
 

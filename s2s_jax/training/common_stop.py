@@ -66,19 +66,23 @@ class CommonStop:
     def compiled(self, compilation: Callable[[], T]) -> T | None:
         """Return the result of `compilation`, or None in all processes if one of them must stop."""
         result = self._stop.unless_stopped(compilation)
-        if hosts.any_told(self._stop.requested is not None):
+        if hosts.any_stop_requested(self._stop.requested is not None):
             self._agreed = True
             return None
         return result
 
     def evaluated(self, evaluation: Callable[[], T]) -> T | None:
-        """Return the result of `evaluation`, which uses `in_step`, or None if a stop was requested."""
+        """Return the result of `evaluation`, or None if a stop was requested.
+
+        Args:
+          evaluation: a function that uses `in_lockstep`.
+        """
         try:
             return self._stop.unless_stopped(evaluation) if self.alone else evaluation()
         except Stopped:
             self._agreed = True
             return None
 
-    def in_step(self, items: Iterable[T], fact_of: Callable[[T], int]) -> Iterator[T]:
-        """See `hosts.in_step`; raises `Stopped` in all processes if a stop was requested in one."""
-        return hosts.in_step(items, fact_of, self._stop)
+    def in_lockstep(self, items: Iterable[T], fact_of: Callable[[T], int]) -> Iterator[T]:
+        """See `hosts.in_lockstep`; raises `Stopped` in all processes if a stop was requested in one."""
+        return hosts.in_lockstep(items, fact_of, self._stop)

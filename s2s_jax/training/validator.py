@@ -13,8 +13,8 @@ from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
 
 # A function of the current functions and state that returns metrics of the validation events. Its last
-# argument keeps the hosts in step; see `hosts.in_step`.
-Evaluate = Callable[[StepFunctions, TrainState, hosts.InStep], dict[str, float]]
+# argument keeps the hosts in lockstep; see `hosts.in_lockstep`.
+Evaluate = Callable[[StepFunctions, TrainState, hosts.InLockstep], dict[str, float]]
 
 
 class Validator:
@@ -78,6 +78,6 @@ class Validator:
         def evaluation() -> dict[str, float]:
             # Transfer guards are per thread, and this may run in a thread of its own.
             with jax.transfer_guard("allow"):
-                return evaluate(functions, state, self._stop.in_step)
+                return evaluate(functions, state, self._stop.in_lockstep)
 
         return self._stop.evaluated(evaluation)

@@ -215,16 +215,16 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
     monkeypatch.setattr(hosts, "_of_all", of_all)
     same = [zlib.crc32(str(item).encode()) for item in (1, 2)]
     other = [(0, same[0]), (0, same[1]), (0, 0)]
-    assert list(hosts.in_step([1, 2], lambda item: item)) == [1, 2]
+    assert list(hosts.in_lockstep([1, 2], lambda item: item)) == [1, 2]
     other = [(0, same[0]), (1, same[1])]
-    items = hosts.in_step([1, 2], lambda item: item)
+    items = hosts.in_lockstep([1, 2], lambda item: item)
     assert next(items) == 1
     with pytest.raises(Stopped, match="another host"):
         next(items)
     # One of them could not read what the other one has next.
     other = [(0, same[0]), (0, 0)]
     with pytest.raises(UserError, match="host 1 reads other rows than host 0"):
-        list(hosts.in_step([1, 2], lambda item: item))
+        list(hosts.in_lockstep([1, 2], lambda item: item))
 
 
 @pytest.mark.parametrize(

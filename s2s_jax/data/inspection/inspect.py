@@ -1,4 +1,4 @@
-"""Shows what ORC files hold: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`.
+"""Shows what ORC files contain: `s2s inspect FILE_OR_DIR… [--config FILE] [--rows 3]`.
 
 Prints the files, statistics of every column, lengths of rows, sizes of stripes, facts about times, users
 and ids, the first rows, and warnings with remedies. Takes any ORC file, even one that training cannot
@@ -37,7 +37,7 @@ _TYPE_SHOWN = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to show."""
+    """The log to inspect, and what to show of it."""
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
     """ORC files and directories; directories are searched in the same way as in training"""
@@ -50,12 +50,12 @@ class Settings:
 
 
 def inspect(settings: Settings, config: Config | None, console: Console) -> bool:
-    """Prints what ORC files hold; returns whether all of it could be read.
+    """Prints the contents of ORC files; returns whether all of them could be read.
 
     Args:
-      settings: which files, and what to show.
-      config: whose features take the columns, if one is given.
-      console: to print on.
+      settings: the files, and what to show of them.
+      config: the configuration whose features read the columns; None: there is none.
+      console: the console to print on.
 
     Raises:
       UserError: no file is given, or one does not exist; or a setting is impossible.
@@ -181,11 +181,11 @@ class _Report:
             self._learnable.add_unreadable(str(error))
 
     def _warnings(self) -> list[str]:
-        told = self._facts.warnings()
+        lines = self._facts.warnings()
         if self._learnable is not None:
             nothing = self._learnable.why_nothing()
-            told += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
-        return told + self._shape.warnings(self._settings.paths)
+            lines += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
+        return lines + self._shape.warnings(self._settings.paths)
 
     def _read(self, file: orc.OrcFile, stripe: int) -> dict[tuple[str, pa.DataType], pa.Array]:
         """The columns of a stripe by name and type, without those that cannot be read."""
@@ -233,9 +233,9 @@ class _Report:
             )
         columns = _table("column", "type", *ColumnCounts.HEADERS, numbers=tuple(range(2, 10)))
         for (name, data_type), column in self._columns.items():
-            told = _type_name(data_type)
-            told += " (encrypted)" if (name, data_type) in self._encrypted else ""
-            columns.add_row(Text(name), Text(told), *column.cells())
+            type_text = _type_name(data_type)
+            type_text += " (encrypted)" if (name, data_type) in self._encrypted else ""
+            columns.add_row(Text(name), Text(type_text), *column.cells())
         if self._columns:
             console.print(columns)
             self._print_shape(console)

@@ -28,7 +28,7 @@ class RowSharing:
         """Starts with nothing.
 
         Args:
-          feature: has op id and a `hash_bucket_size` above 0.
+          feature: a feature with op id and a `hash_bucket_size` above 0.
           is_item: whether this is the item feature.
         """
         assert feature.op == "id", "other ops count or cut numbers"
@@ -64,7 +64,7 @@ class RowSharing:
 
     def warnings(self) -> list[str]:
         """Warnings if ids share rows unnecessarily, or are negative."""
-        feature, told = self._feature, []
+        feature, lines = self._feature, []
         different, sharing, of_events = self._counts()
         most = max(sharing / max(different, 1), of_events)
         if most > _WORTH_A_WORD[feature.hash_type]:
@@ -83,18 +83,18 @@ class RowSharing:
             means = "the model cannot tell them apart"
             if self._is_item:
                 means += ", and a hit on one counts for all of a row"
-            told.append(
+            lines.append(
                 f"warning: feature {feature.name}: {share(sharing, different)} of the distinct ids "
                 f"looked at share a row of the table with another, {of_events:.1%} of the events have "
                 f"such an id ({why}): {means}; {remedy}"
             )
         if self._negative and feature.hash_type is None:
-            told.append(
+            lines.append(
                 f"warning: feature {feature.name}: {self._negative:,} of the ids looked at are "
                 f"negative (down to {self._smallest}) and treated like any other id; if they stand for "
                 f"missing ids, write null instead"
             )
-        return told
+        return lines
 
     def _counts(self) -> tuple[int, int, float]:
         """Number of distinct ids, number of those that share a row, and their share of the events."""

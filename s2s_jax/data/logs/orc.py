@@ -195,8 +195,8 @@ def _refuse_own_trouble(error: BaseException, what: str) -> None:
                 f"or rewrite the log in smaller stripes"
             ) from error
     number = error.errno if isinstance(error, OSError) else None
-    told = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
-    number = int(told[1]) if number is None and told is not None else number
+    stated = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
+    number = int(stated[1]) if number is None and stated is not None else number
     if number in _REMEDY_OF_SYSTEM:
         raise MachineError(f"{what} ({reason}); {_REMEDY_OF_SYSTEM[number]}") from error
 

@@ -88,7 +88,7 @@ def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
     Args:
       settings: the settings of the step.
       batch: int32 `length` `[…, B]` and either `ids` `[…, B, L, C]` or `values` `[…, G, M, C]`, see
-        `data.blocks` and `data.packing`.
+        `data.encoding.blocks` and `data.batching.packing`.
 
     Returns:
       int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
