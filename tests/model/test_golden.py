@@ -79,7 +79,7 @@ def test_losses_with_the_corrected_pairing():
     np.testing.assert_allclose(hit_rates, arrays["hit_rates_next"], atol=1e-6)
 
 
-def test_bfloat16_is_close():
+def test_bfloat16_is_near():
     arrays = golden.load("golden_seed.npz")
     config = golden.recis_config(arrays)
     model = dataclasses.replace(config.model, dtype="bfloat16")
