@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def trouble_in(error: BaseException) -> str | None:
+def reason_of_failed_write(error: BaseException) -> str | None:
     """The operating system's reason for a failed write; None if the error is of another kind."""
     cause: BaseException | None = error
     while cause is not None:

@@ -156,7 +156,7 @@ def _type(hint: Any) -> str:
 
 
 def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+    return f"`{text}`"
 
 
 def _cell(text: str) -> str:
@@ -168,8 +168,8 @@ def _plain(text: str) -> str:
     """Text of a docstring, with the signs escaped that Markdown would read."""
     parts = text.replace("\n", " ").split("`")
     outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
-    inside = [part.replace("|", "\\|") for part in parts[1::2]]
-    inside += [""] * (len(outside) - len(inside))
+    # Python-Markdown reads no signs inside of code, not even escapes.
+    inside = [*parts[1::2], *[""] * (len(outside) - len(parts[1::2]))]
     pieces = [text for pair in zip(outside, inside, strict=True) for text in pair]
     return "`".join(pieces[: len(parts)])
 
@@ -201,7 +201,7 @@ def command(name: str) -> str:
     ]
     if issubclass(cls, parsing.WithConfig):
         parts.append(
-            "And every key of the [configuration](configuration.md): `--section.key VALUE`."
+            "Any key of the [configuration](configuration.md) can also be given: `--section.key VALUE`."
         )
     return "\n\n".join(parts)
 

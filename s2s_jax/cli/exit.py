@@ -53,11 +53,11 @@ def _stopped_by_signals() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    nobody = (signal.SIG_DFL, signal.default_int_handler, signals.end_before_start)
+    default_handlers = (signal.SIG_DFL, signal.default_int_handler, signals.end_before_start)
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) in nobody:
+            if signal.getsignal(number) in default_handlers:
                 before[number] = signal.signal(number, stop)
     try:
         yield

@@ -251,7 +251,7 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
     for name, values in given.items():
         if known[name].kind is bool:
             given[name] = [_BOOLEANS[v.lower()] if v.lower() in _BOOLEANS else v for v in values]
-        if not _is_read(known[name], given[name]):
+        if not _is_accepted(known[name], given[name]):
             found = " ".join(values) or "nothing"
             raise UserError(
                 f"{known[name].place}: expected {_spell(known[name].kind)}, found {found}"
@@ -269,7 +269,7 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
     return tyro.cli(cls, args=in_order, **_TYRO)
 
 
-def _is_read(argument: Argument, values: Sequence[str]) -> bool:
+def _is_accepted(argument: Argument, values: Sequence[str]) -> bool:
     """Whether tyro accepts the values of an argument."""
     if not values or (argument.kind is Path and values == [""]):
         return False

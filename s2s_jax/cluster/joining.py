@@ -84,11 +84,9 @@ def _bounded(place: Place) -> Iterator[None]:
     connected = threading.Event()
 
     def watch() -> None:
-        trouble = _try_to_reach(place.coordinator, connected)
-        if trouble is not None:
-            found = (
-                f"no answer from host 0 at {place.coordinator} in {_REACH_TIMEOUT} s ({trouble})"
-            )
+        reason = _try_to_reach(place.coordinator, connected)
+        if reason is not None:
+            found = f"no answer from host 0 at {place.coordinator} in {_REACH_TIMEOUT} s ({reason})"
         elif connected.wait(_START_TIMEOUT):
             return
         else:
@@ -114,14 +112,14 @@ def _try_to_reach(coordinator: str, connected: threading.Event) -> str | None:
     Returns:
       The reason of the last failure if time runs out, otherwise None.
     """
-    address, trouble = split_address(coordinator), ""
+    address, reason = split_address(coordinator), ""
     deadline = time.monotonic() + _REACH_TIMEOUT
     while time.monotonic() < deadline:
         try:
             socket.create_connection(address, timeout=5).close()
             return None
         except OSError as error:
-            trouble = error.strerror or str(error)
+            reason = error.strerror or str(error)
         if connected.wait(0.5):
             return None
-    return trouble
+    return reason

@@ -79,16 +79,16 @@ def all_devices() -> Sequence[Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device has the whole array, as for the dense part."""
+    """A sharding that gives every device the whole array, as for the dense part."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def fsdp_sharded(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """How fsdp shards an array of the dense part; replicated if its size is not divisible.
+    """The sharding of an array of the dense part with fsdp; replicated if its size is not divisible.
 
     Args:
-      path: path of the array, such as "dense/transformer/layers/ffn/up/kernel".
-      shape: its shape.
+      path: the path of the array in the tree, such as "dense/transformer/layers/ffn/up/kernel".
+      shape: the shape of the array.
       mesh: the devices.
     """
     spec = next(spec for pattern, spec in _FSDP_RULES if re.search(pattern, path))
@@ -100,10 +100,10 @@ def fsdp_sharded(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
 
 def row_sharded(mesh: Mesh) -> NamedSharding:
-    """Each device has a contiguous share of the rows, as for tables and their moments."""
+    """A sharding that gives each device consecutive rows, as for tables and their moments."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Each device has its rows of each accumulated microbatch: axes (microbatch, row, …)."""
+    """A sharding that gives each device its rows of each microbatch: axes (microbatch, row, …)."""
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))

@@ -127,7 +127,7 @@ def _check(host: int, hosts: int, place: Place, before: socket.socket | None) ->
 def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
     """The part of the others: reports to process 0, and waits for its permission to continue."""
     address = split_address(place.coordinator)
-    deadline, trouble = time.monotonic() + reach_timeout, ""
+    deadline, reason = time.monotonic() + reach_timeout, ""
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(address, timeout=_HELLO_TIMEOUT) as connection:
@@ -138,7 +138,7 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
                     connection.settimeout(start_timeout + 2 * reach_timeout)
                     message = _read_line(connection)
         except OSError as error:
-            trouble = error.strerror or str(error)
+            reason = error.strerror or str(error)
         else:
             if message == _GO:
                 return
@@ -147,12 +147,12 @@ def _report(place: Place, reach_timeout: float, start_timeout: float) -> None:
                 raise UserError(sentence)
             if kind == LostHostError.__name__:
                 raise LostHostError(sentence)
-            # Another program has the port, for example what is left of an earlier start.
-            trouble = "another program answers there, or host 0 has ended"
+            # Another program has the port, for example a process left over from an earlier start.
+            reason = "another program answers there, or host 0 has ended"
         time.sleep(0.5)
     raise LostHostError(
         f"host {place.host}: no answer from host 0 at {place.coordinator} ({COORDINATOR}) within "
-        f"{reach_timeout:.0f} s ({trouble}); check the address, and that host 0 was started"
+        f"{reach_timeout:.0f} s ({reason}); check the address, and that host 0 was started"
     )
 
 

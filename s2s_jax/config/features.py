@@ -22,13 +22,14 @@ class FeatureConfig:
     """How the entries of the column become ids. id: the entry or its hash, modulo hash_bucket_size;
     bucketize: the number of boundaries at or below the entry; time_gap: the logarithm of the time since
     the row's previous event (0 if there is none, 1 below a second, otherwise 2 + floor(log2(seconds)));
-    hour_of_day; day_of_week (0 is Monday). Times are numbers, text of digits, or ORC timestamps"""
+    hour_of_day: 0 to 23; day_of_week: 0 (Monday) to 6. Times are numbers, text of digits, or ORC
+    timestamps"""
     boundaries: tuple[float, ...] | None = None
     """Ascending boundaries for bucketize"""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit of times that are numbers or text, since 1970"""
     utc_offset_hours: float = 0.0
-    """Added to times for hour_of_day and day_of_week, to make them local"""
+    """Hours to add to times for hour_of_day and day_of_week, to make them local"""
     of_next: bool = False
     """Give each event the value of the row's next event instead of its own (and the last event none).
     Use it for what is known about an event in advance, such as its hour or the gap before it. Evaluation

@@ -21,8 +21,8 @@ class Crop:
     kind: ClassVar[str] = "crop"
     windows_per_epoch: ClassVar[int | None] = 1
     windows: int
-    """Sequences of a long row are taken from its newest events (or oldest, see io.truncate_side), as
-    many as this number of windows has; at least 2"""
+    """Number of windows of model.seq_len events, at least 2. Sequences of a long row are taken from as
+    many of its newest events (or oldest, see io.truncate_side) as these windows cover"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class ByTime:
 
     kind: ClassVar[str] = "by_time"
     at: str
-    """This time: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970. The test event is each
-    user's first event at or after it; the history has all events before that"""
+    """Time of the split: 2000-12-01, 2000-12-01T12:00 (UTC) or seconds since 1970. The test event is
+    each user's first event at or after it; the history has all events before that"""
     validation_at: str | None = None
     """An earlier time; if given, training only sees events before it. The validation event is each
     user's first event at or after it, if that is before the time of the split. None: no validation

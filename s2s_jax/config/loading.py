@@ -1,4 +1,4 @@
-"""Config files and command-line overrides → a validated `Config`.
+"""Loads a config file, applies command-line overrides, and validates the result.
 
 A config file is Python with a function `get_config() -> Config`; it can start from another config file
 with `load_file` and `dataclasses.replace`. `load` applies dotted overrides from the command line:

@@ -27,11 +27,11 @@ _T = TypeVar("_T")
 _BOOLEANS = {"true": "True", "false": "False"}
 
 
-class _Given(NamedTuple):
-    """An argument with its values.
+class _Override(NamedTuple):
+    """A key given on the command line, with its values.
 
     Attributes:
-      key: dotted, as given.
+      key: the dotted key, as given.
       words: the values.
     """
 
@@ -40,7 +40,7 @@ class _Given(NamedTuple):
 
     @property
     def found(self) -> str:
-        """The values for a message."""
+        """The values as text for messages."""
         return " ".join(self.words) or "nothing"
 
 
@@ -51,7 +51,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
       UserError: a key is unknown or a value has another type; names the dotted path.
     """
     given = _read(arguments)
-    # Other arguments may use the names that these give.
+    # These are applied first, because other arguments may use the new names.
     naming = [each for each in given if re.fullmatch(r"features\..+\.(name|shard_name)", each.key)]
     if naming:
         renamed = _applied(config, naming)
@@ -65,21 +65,21 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; --help lists all keys"
 
 
-def _read(arguments: Sequence[str]) -> list[_Given]:
-    given: list[_Given] = []
+def _read(arguments: Sequence[str]) -> list[_Override]:
+    given: list[_Override] = []
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            given.append(_Given(key.replace("-", "_"), (value,) if equals else ()))
+            given.append(_Override(key.replace("-", "_"), (value,) if equals else ()))
         elif given:
             key, words = given.pop()
-            given.append(_Given(key, (*words, argument)))
+            given.append(_Override(key, (*words, argument)))
         else:
             raise UserError(f"{argument}: expected --section.key value; --help lists all keys")
     return given
 
 
-def _applied(config: Config, given: Sequence[_Given]) -> Config:
+def _applied(config: Config, given: Sequence[_Override]) -> Config:
     config, given = _chosen(config, given)
     known = _hints(config)
     given = [_boolean(each, known) for each in given]
@@ -110,12 +110,12 @@ def _applied(config: Config, given: Sequence[_Given]) -> Config:
     raise UserError(f"{flags}: cannot be read together; --help lists all keys")
 
 
-def _boolean(given: _Given, known: Mapping[str, object]) -> _Given:
+def _boolean(given: _Override, known: Mapping[str, object]) -> _Override:
     """Adds True or False to a flag without a value: `--io.shuffle`, `--io.no_shuffle`."""
     section, _, name = given.key.rpartition(".")
     denied = f"{section}.{name.removeprefix('no_')}"
     if given.key not in known and not given.words and denied in known and known[denied] is bool:
-        return _Given(denied, ("False",))
+        return _Override(denied, ("False",))
     if given.key in known and known[given.key] is bool:
         words = given.words or ("True",)
         return given._replace(words=tuple(_BOOLEANS[w] if w in _BOOLEANS else w for w in words))
@@ -203,7 +203,7 @@ def _choices_of(config: Config) -> Iterable[tuple[str, choices.Kind | None]]:
         yield path, getattr(getattr(config, section), name)
 
 
-def _chosen(config: Config, given: Sequence[_Given]) -> tuple[Config, list[_Given]]:
+def _chosen(config: Config, given: Sequence[_Override]) -> tuple[Config, list[_Override]]:
     """Applies chosen kinds; returns the configuration and all other arguments.
 
     If the configuration already has the chosen kind, it keeps its values.
@@ -227,7 +227,7 @@ def _chosen(config: Config, given: Sequence[_Given]) -> tuple[Config, list[_Give
     return config, others
 
 
-def _no_such_key(config: Config, given: _Given) -> str:
+def _no_such_key(config: Config, given: _Override) -> str:
     renamed = old_keys.on_command_line(given.key, given.found, config)
     if renamed is not None:
         return renamed
@@ -268,7 +268,7 @@ def _parse_quietly(config: Config, arguments: Sequence[str]) -> Config | None:
         return None
 
 
-def _arguments(config: Config, given: _Given) -> list[str]:
+def _arguments(config: Config, given: _Override) -> list[str]:
     """An argument in the form that tyro accepts."""
     key = f"--{_by_number(config, given.key)}"
     # In this form, a value may begin with a hyphen.

@@ -137,7 +137,7 @@ class LRConfig:
     beta2: float = 0.999
     """Decay rate of the second moments"""
     eps: float = 1e-8
-    """Added to the square root of the second moments"""
+    """Number added to the square root of the second moments"""
     weight_decay: float = 0.01
     """Decoupled weight decay. A table row only decays in the steps that use it"""
     warmup_steps: int = 0
@@ -163,13 +163,13 @@ class LossConfig:
     by the cosine of their vectors; dot: by the dot product, whose size lets frequent items score higher
     for everyone"""
     temperature: float = 0.05
-    """Similarities are divided by this before the softmax. 1 works well with dot"""
+    """Number by which similarities are divided before the softmax. 1 works well with dot"""
     mask_padding: bool = True
     """Do not use padding as queries, positives or negatives"""
     mask_same_item: bool = True
     """Do not use other events with the positive's item as negatives"""
     negative_scope: Literal["global", "local"] = "global"
-    """Whose events are candidates. global: those of all devices, so that the loss does not depend on
+    """Which events are candidates. global: those of all devices, so that the loss does not depend on
     the number of devices; local: only those of the same device, as in data-parallel RecIS, which needs
     less communication"""
     negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
@@ -185,7 +185,7 @@ class LossConfig:
     than this, each item is used once"""
     log_q: Literal["none", "catalogue", "stream"] = "none"
     """Correct for the frequency of negatives, by subtracting from a candidate's logit the logarithm of
-    how often it comes up. Without the correction, in_batch and mixed favor rare items, because
+    how often it is a negative. Without the correction, in_batch and mixed favor rare items, because
     frequent ones are negatives more often. none: no correction; catalogue: frequencies are the items'
     counts in the log that training sees; stream: frequencies are estimated from the batches so far,
     with a sketch of fixed size, so that in_batch needs no catalogue and frequencies follow a log that
@@ -257,15 +257,16 @@ class EvalConfig:
     """Ranking of held-out events among the items of the log."""
 
     split: LastEvents | ByTime | None = None
-    """Which events are held out: training never sees them, and evaluation looks for them. last_events:
-    the last events of every row; by_time: all events from a time on; none: no events"""
+    """Which events are held out: training never sees them, and evaluation tests whether they are
+    predicted. last_events: the last events of every row; by_time: all events from a time on; none: no
+    events"""
     filter_seen: bool = True
     """Leave out items of the user's history, in evaluation (where a user who returns to one counts as a
     miss) and in recommendation"""
     untrained: Literal["keep", "last", "drop"] = "keep"
     """What evaluation and recommendation do with items whose id was never trained. keep: rank them like
     others, by their other features; last: rank them after all others; drop: leave them out, so that a
-    user who continues with one counts as a miss"""
+    user whose next item is one of them counts as a miss"""
     batch_size: int = 256
     """Users per device that are encoded and ranked together"""
     max_users: int | None = None
@@ -277,8 +278,8 @@ class EvalConfig:
     """The metric that decides which checkpoint is best: hr, ndcg or recall @ 5, 10, 50, 100 or 200, or
     mrr"""
     patience: int | None = None
-    """End training after this many evaluations in a row that were no better than the best one. None:
-    never"""
+    """Number of evaluations in a row without a new best one, after which training ends. None: training
+    does not end early"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Logs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """The events that are held out: training never sees them, and evaluation looks for some of them.
+    """The events that are held out: training never sees them, and evaluation ranks some of them.
 
     Attributes:
       events: the number of events held out at the end of every row; 0 with a split by time.
@@ -353,9 +353,9 @@ class Ranking:
     """Which items may be recommended to a user, and in which order.
 
     Attributes:
-      items: what an item is, and what it shows.
+      items: how items are read from the log.
       filter_seen: whether the items of a user's history are left out.
-      untrained: what becomes of items that were never trained; see `eval.untrained`.
+      untrained: how items that were never trained are ranked, see `eval.untrained`.
     """
 
     items: Items
@@ -364,7 +364,7 @@ class Ranking:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The ranking of `eval`."""
+        """Return the ranking that `eval` describes."""
         return cls(
             items=Items.of(config),
             filter_seen=config.eval.filter_seen,

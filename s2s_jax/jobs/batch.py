@@ -83,7 +83,7 @@ def show_batch(config: Config, step: int = 1, mesh: Mesh | None = None) -> Shown
     """
     mesh = make_mesh() if mesh is None else mesh
     reading = Reading.of(config)
-    # No cache is written, and threads do not pay for a single batch.
+    # For a single batch, a cache and threads are not worthwhile.
     logs = dataclasses.replace(reading.logs, threads=0)
     reading = dataclasses.replace(reading, cache=None, logs=logs)
     index = index_files(logs, reading.decoding)
@@ -196,7 +196,7 @@ def _with_times(
     Args:
       reader: the reader of the batch.
       arrays: the batch without times.
-      assumptions: say which columns hold times.
+      assumptions: the assumptions about the log; they name its columns of times.
     """
     schemas = [file.schema for file in reader.index.files]
     for name, unit in time_columns(schemas[0], assumptions).items():

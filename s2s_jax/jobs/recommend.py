@@ -49,7 +49,8 @@ class Request:
       user_column: the column of the log with user ids; None: rows are identified by file and number.
       catalogue: the file of `s2s catalogue` with the items; None: the items of `io.data_paths`.
       checkpoint: the checkpoint to use: best (by `eval.metric`), newest, or a step.
-      keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
+      keep_seen: whether to recommend items of the history too; None: only if `eval.filter_seen` is
+        False.
     """
 
     input: str
@@ -217,7 +218,7 @@ def _made_for(
     catalogue: Catalogue,
     users: _UserColumn | None,
 ) -> dict[str, Any]:
-    """Everything that the parts depend on, as JSON: if it changes, parts are made anew."""
+    """Everything that the parts depend on, as JSON; if it changes, all parts are computed again."""
     return {
         # The version of the parts' format.
         "version": 4,
@@ -236,7 +237,7 @@ def _made_for(
 
 
 class _StripeRecommender:
-    """Recommends items for one stripe after the other."""
+    """Recommends items for one stripe after another."""
 
     def __init__(
         self,

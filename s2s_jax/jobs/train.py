@@ -51,9 +51,9 @@ from s2s_jax.training.validator import Evaluate
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:
-    """Trains `config` to its end, or until a stop is requested, and saves the result.
+    """Trains until the end of the run, or until a stop is requested, and saves the result.
 
-    This changes nothing of the process; for example, the caller has to handle signals.
+    Changes no settings of the process; for example, the caller must handle signals.
 
     Args:
       config: the configuration of the run.
@@ -64,7 +64,8 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
       Whether training was stopped before its end.
 
     Raises:
-      UserError: bad data, or a directory that cannot be continued; all completed steps are saved.
+      UserError: the log cannot be read, or the run in the directory cannot be continued; all completed
+        steps are saved.
       NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good step.
       Stopped: a stop was requested before there was anything new to save.
     """
@@ -107,7 +108,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
         check_config(Path(config.train.output_dir), config)
     reading = Reading.of(config)
     index = index_files(reading.logs, reading.decoding)
-    # Before work that takes long, and before work in which hosts wait for each other.
+    # This comes before long work, and before work in which hosts wait for each other.
     hosts.check_same({"--config": config.to_json(), "io.data_paths": str(index.identity())})
     notes = [*packing_notes(reading, index), *first_look(Assumptions.of(config), index)]
     reading = with_packing(reading, index)

@@ -38,7 +38,7 @@ _OF_KIND: dict[str, pa.DataType] = {
 _ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
-class Given(NamedTuple):
+class HistorySource(NamedTuple):
     """The source of the rows: an `arrow.Source`.
 
     Attributes:
@@ -84,7 +84,7 @@ def to_rows(
             wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
             columns.append(_array(lists, name, _OF_KIND[wanted] if wanted in _OF_KIND else None))
         rows = pa.record_batch(columns, names)
-    _check(Given(rows.schema), features, kinds)
+    _check(HistorySource(rows.schema), features, kinds)
     return rows
 
 
@@ -101,7 +101,9 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _check(given: Given, features: Sequence[FeatureConfig], kinds: Mapping[str, str]) -> None:
+def _check(
+    given: HistorySource, features: Sequence[FeatureConfig], kinds: Mapping[str, str]
+) -> None:
     """Refuses ids that would be encoded differently from those of the log."""
     lists = [f for f in features if arrow.is_list(given.schema.field(f.column_name).type)]
     found = entry_kinds(given, lists)

@@ -16,7 +16,7 @@ from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.library import plain_histories
-from s2s_jax.library.plain_histories import Given
+from s2s_jax.library.plain_histories import HistorySource
 from s2s_jax.ranking.candidates import Candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
@@ -45,7 +45,7 @@ class Ranker:
 
         Args:
           run: the restored checkpoint.
-          shown: says which events of a history the model sees.
+          shown: the part of a history that the model sees.
           width: E.
           batch_size: the maximum number of users per device in a batch.
           mesh: the devices on which the checkpoint was restored.
@@ -90,7 +90,8 @@ class Ranker:
         Args:
           histories: N histories.
           k: K, at least 1.
-          keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
+          keep_seen: whether to recommend items of the history too; None: only if `eval.filter_seen`
+            is False.
         """
         assert self._catalogue is not None, "`set_items` was called"
         assert self._candidates is not None, "`set_items` was called"
@@ -119,7 +120,7 @@ class Ranker:
 
     def _batches(self, rows: pa.RecordBatch) -> Iterator[Histories]:
         """The histories that have events; `row_U` are their numbers."""
-        encoded = self._encoder.encode(rows, Given(rows.schema), 0, 0, None)
+        encoded = self._encoder.encode(rows, HistorySource(rows.schema), 0, 0, None)
         begin, users = 0, len(encoded.row_N)
         while begin < users:
             # At most half of a batch is padding, unless it has the smallest size.

@@ -86,8 +86,8 @@ class Run:
             evaluated), `"newest"` or a step.
           data_paths: paths of the log, if it has moved since training; relative paths start from the
             working directory.
-          catalogue: file of `s2s catalogue` with the items to recommend; None: the items are read from
-            the log.
+          catalogue: a file written by `s2s catalogue`, with the items to recommend; None: the items are
+            read from the log.
           devices: devices for the model; None: all.
 
         Raises:
@@ -155,7 +155,7 @@ class Run:
           f32 `[N, model.hidden_size]`; zeros for a history without events.
 
         Raises:
-          UserError: see `recommend`; but the log is not needed.
+          UserError: a history cannot be read, or the checkpoint does not exist.
         """
         return self._ranker.encode(histories)
 
@@ -171,7 +171,8 @@ class Run:
             with another name may be given by either name; other keys are ignored. May also be a table,
             such as the result of `Log.head`.
           k: number of items for each history; fewer if the catalogue has fewer.
-          keep_seen: whether to recommend items of the history too; None: unless `eval.filter_seen`.
+          keep_seen: whether to recommend items of the history too; None: only if `eval.filter_seen`
+            is False.
 
         Returns:
           `items` and `scores`, a list for each history, best first; empty for a history without events.

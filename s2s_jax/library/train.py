@@ -18,14 +18,15 @@ from s2s_jax.signals import Stop
 
 
 def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
-    """Trains `config` to its end, or continues the run in `train.output_dir`, and opens the run.
+    """Trains until the end of the run, or continues it, and opens its directory (`train.output_dir`).
 
     The same as `s2s train`, but errors are raised, and the process is not changed: there are no signal
     handlers, allocator settings or logging filters. Progress is printed to stderr. Meanwhile, no other
     process can train in the directory.
 
     A `KeyboardInterrupt` (Ctrl-C, or the stop button of a notebook) ends training after the current
-    step, saves it, and is then raised; the same call continues from there. A second one does not wait.
+    step, saves it, and is then raised; the same call continues from there. A second one is raised at
+    once, without waiting for the step.
 
     On several CPU devices, JAX's compilation cache is turned off for the rest of the process, because
     cached programs would compute wrong gradients.
@@ -35,9 +36,9 @@ def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
       devices: devices to train on; None: all.
 
     Raises:
-      UserError: the configuration is impossible, data is bad, or the directory cannot be continued; all
-        completed steps are saved.
-      NotFiniteError: loss or gradient is not finite; the newest checkpoint is an earlier one.
+      UserError: the configuration is impossible, the log cannot be read, or the run cannot be
+        continued; all completed steps are saved.
+      NotFiniteError: the loss or the gradient is not finite; the newest checkpoint is an earlier one.
 
     Examples:
       >>> from s2s_jax.library.loading import load

@@ -16,7 +16,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Creates `run_dir` if it does not exist, and keeps other processes from training in it.
 
     Raises:
-      UserError: it cannot be used as a directory, or another process is training in it.
+      UserError: the path cannot be used as a directory, or another process is training in it.
     """
     refuse_addresses("train.output_dir", run_dir)
     try:

@@ -12,7 +12,7 @@ from s2s_jax.config import Config, FeatureConfig, ModelConfig
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
-from s2s_jax.library.plain_histories import Given, to_rows
+from s2s_jax.library.plain_histories import HistorySource, to_rows
 
 FEATURES = (
     FeatureConfig(name="item_id", hash_type="murmur", hash_bucket_size=0),
@@ -62,7 +62,7 @@ def test_histories_are_decoded_like_rows_of_a_log(tmp_path):
     file = orc.read_footer(write_log(tmp_path / "log.orc", written, types))
     stripe = orc.read_stripe(file, 0, features.column_names(FEATURES))
     rows = given(HISTORIES)
-    found, expected = decoded(rows, Given(rows.schema)), decoded(stripe, file)
+    found, expected = decoded(rows, HistorySource(rows.schema)), decoded(stripe, file)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
     assert expected[1].tolist() == [3, 0, 1]
@@ -138,4 +138,4 @@ def test_mistakes_are_reported_in_one_sentence(histories, words):
 def test_lists_of_unequal_length_are_refused():
     rows = given([HISTORIES[1], *changed(price=[1.0, 2.0])])
     with pytest.raises(UserError, match=r"histories: row 1: .*price has 2 .*, item_id has 1"):
-        decoded(rows, Given(rows.schema))
+        decoded(rows, HistorySource(rows.schema))

@@ -174,7 +174,7 @@ def _positions(
         table.add_column(_heading(feature), justify="right")
     item = config.loss.item_feature
     table.add_column(f"target: position\nand its {item}", justify="right")
-    for position in _some(positions, most):
+    for position in _first_and_last(positions, most):
         if position is None:
             table.add_row(*["…"] * len(table.columns))
             continue
@@ -200,7 +200,7 @@ def _heading(feature: FeatureConfig) -> str:
     return f"{feature.name}\n{kind}{' of next' if feature.of_next else ''}"
 
 
-def _some(positions: range, most: int) -> list[int | None]:
+def _first_and_last(positions: range, most: int) -> list[int | None]:
     """The first and the last positions, with None between them for those that are not shown."""
     if len(positions) <= most:
         return list(positions)

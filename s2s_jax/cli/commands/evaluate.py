@@ -84,13 +84,13 @@ def _evaluate(argv: list[str]) -> None:
                 unfinished.write_text(text)
         finally:
             # If the file cannot be written, the result is at least printed.
-            _print(config, done.evaluation, intervals, f"{_track(config)}: {where}")
+            _print(config, done.evaluation, intervals, f"{_time_awareness(config)}: {where}")
         index = index_files(Logs.of(config), Decoding.of(config))
         for warning in odd_facts(Assumptions.of(config), index):
             print(warning, file=sys.stderr)
 
 
-def _track(config: Config) -> str:
+def _time_awareness(config: Config) -> str:
     """What the model knows about the targets. Metrics are comparable only if this is the same."""
     known = config.known_of_next
     return f"time-aware ({', '.join(known)} of the target known)" if known else "time-blind"

@@ -20,8 +20,9 @@ from s2s_jax.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
-    """Exit codes: 0: done; 2: a mistake that you can fix; 3: the loss or the gradient is not finite; 75:
-    stopped by SIGTERM or SIGINT and saved (start the same command again to continue).
+    """Exits with code 0 at the end of the run, 2 after a mistake that you can fix, 3 if the loss or the
+    gradient is not finite, and 75 if SIGTERM or SIGINT stopped it. After 75, the run is saved; start the
+    same command again to continue it.
     """
 
 

@@ -84,8 +84,8 @@ def on_command_line(key: str, value: str, config: Config) -> str | None:
     """A message about an old key given as `--key value`; None if it is not an old key.
 
     Args:
-      key: dotted; features by number or by name.
-      value: the value as given.
+      key: the dotted key, with features by number or by name.
+      value: the value, as given.
       config: the configuration that it should change.
     """
     of_feature = re.fullmatch(r"features\.(.+)\.(\w+)", key)
@@ -110,8 +110,8 @@ def in_file(key: str, path: object) -> str | None:
     """A message about an old key in a config file; None if it is not an old key.
 
     Args:
-      key: dotted; keys of features as `features.N.key`.
-      path: the file.
+      key: the dotted key; keys of features as `features.N.key`.
+      path: the path of the config file.
     """
     name = key.removeprefix("features.N.")
     if name != key and name in _OF_TABLE:

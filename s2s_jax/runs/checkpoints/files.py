@@ -1,11 +1,11 @@
-"""Looks at the files of checkpoints without restoring them."""
+"""Finds checkpoints and identifies them by their files, without restoring them."""
 
 import hashlib
 from pathlib import Path
 
 
 def complete_steps(run_dir: Path) -> list[int]:
-    """Steps of all complete checkpoints of `run_dir`, ascending."""
+    """The steps of all complete checkpoints of `run_dir`, ascending."""
     # A checkpoint that is still being written has a longer name.
     names = (path.name for path in (run_dir / "checkpoints").glob("*"))
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())

@@ -28,6 +28,6 @@ class NewestAndBest:
         kept = set(steps if self._newest is None else steps[-self._newest :])
         evaluated = [step for step in steps if step in self.evaluations]
         if evaluated:
-            # The first of equals, as in `training.evaluations`.
+            # Of equally good ones, the first is kept, as in `training.evaluations`.
             kept.add(max(evaluated, key=lambda step: (self.evaluations[step], -step)))
         return [step in kept for step in steps]

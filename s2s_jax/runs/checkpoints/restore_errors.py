@@ -70,7 +70,7 @@ def explained(
             f"configuration and the version of s2s_jax that it was made with"
         )
     if _DAMAGE.search(words) or _any(chain, *_DAMAGE_TYPES):
-        return UserError(f"{directory}: is damaged ({reason}); {_around(directory, earlier)}")
+        return UserError(f"{directory}: is damaged ({reason}); {_ways_around(directory, earlier)}")
     if _OUT_OF_REACH.search(words) or codes:
         return UserError(
             f"{directory}: cannot be read at present ({reason}); check its file system and start "
@@ -84,7 +84,7 @@ def total_bytes(wanted: object) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wanted))
 
 
-def _around(directory: Path, earlier: int | None) -> str:
+def _ways_around(directory: Path, earlier: int | None) -> str:
     if earlier is None:
         return (
             "restore a copy of it, or give another train.output_dir; there is no earlier checkpoint"

@@ -22,7 +22,7 @@ from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 from s2s_jax.runs.checkpoints.one_error import one_error
 from s2s_jax.runs.checkpoints.preservation import NewestAndBest
 from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
-from s2s_jax.writing import trouble_in
+from s2s_jax.writing import reason_of_failed_write
 
 # Part of the name of a directory that Orbax is still writing.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -225,7 +225,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            reason = trouble_in(error)
+            reason = reason_of_failed_write(error)
             if reason is None:
                 raise
             if hosts.is_first():
