@@ -3,7 +3,7 @@
 from s2s_jax import signals
 
 if __name__ == "__main__":
-    signals.answer_while_starting()
+    signals.handle_while_starting()
 
 from s2s_jax.cli.commands.report import main
 from s2s_jax.cli.exit import run_command

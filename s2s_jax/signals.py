@@ -18,7 +18,7 @@ _NOTICED_AFTER = 0.1
 T = TypeVar("T")
 
 
-def answer_while_starting() -> None:
+def handle_while_starting() -> None:
     """Ends the program with a message if a signal arrives before the program handles signals itself.
 
     Commands call it before imports that take seconds, when no work has begun.
@@ -28,7 +28,7 @@ def answer_while_starting() -> None:
 
 
 def end_before_start(number: int, _: FrameType | None) -> None:
-    """Answers a signal while the program starts: says so and ends it."""
+    """Handles a signal that arrives while the program starts: prints a message and ends the program."""
     name = signal.Signals(number).name
     os.write(2, f"stopped by {name} before anything was done; start again\n".encode())
     os._exit(EXIT_STOPPED)

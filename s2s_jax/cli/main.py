@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
     """Runs the command line of this process and exits."""
-    signals.answer_while_starting()
+    signals.handle_while_starting()
     # Imports that take seconds happen here, before signals raise exceptions.
     _main_of(sys.argv[1:])
     run_command(main)

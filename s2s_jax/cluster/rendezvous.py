@@ -77,7 +77,7 @@ def _receive(place: Place, reach_timeout: float, timeout: float) -> None:
                 except TimeoutError:
                     missing = [str(k) for k in range(1, place.hosts) if k not in there]
                     raise LostHostError(
-                        f"of {place.hosts} hosts ({NUM_HOSTS}), {', '.join(missing)} did not come to "
+                        f"of {place.hosts} hosts ({NUM_HOSTS}), {', '.join(missing)} did not connect to "
                         f"{place.coordinator} within {timeout:.0f} s; check that all were started"
                     ) from None
                 open_until_end.enter_context(connection)

@@ -1,4 +1,4 @@
-"""Converts histories in plain Python to Arrow rows like those of a log, which are decoded like them.
+"""Converts histories in plain Python to Arrow rows, which are then decoded like rows of a log.
 
 A history is `{feature: entries}`, oldest event first; an entry is an id, a list of ids (a bag) or None.
 """

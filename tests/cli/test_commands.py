@@ -314,7 +314,7 @@ def test_a_signal_ends_a_command_that_does_not_listen_itself(number):
     """What it was writing is cleaned up: a signal is an exception, no longer the end at once."""
     program = (
         "import os, signal, sys\nfrom s2s_jax import signals\n"
-        "from s2s_jax.cli.exit import run_command\nsignals.answer_while_starting()\n"
+        "from s2s_jax.cli.exit import run_command\nsignals.handle_while_starting()\n"
         "def main(_):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)}); signal.pause()\n"

@@ -46,7 +46,7 @@ def test_other_numbers_of_hosts_are_told(port):
 def test_who_is_missing_is_told_to_all(port):
     errors = run(at(port, 0, 4), at(port, 2, 4), start=1)
     assert all(isinstance(e, LostHostError) for e in errors), errors
-    assert all("of 4 hosts (S2S_JAX_NUM_HOSTS), 1, 3 did not come" in str(e) for e in errors)
+    assert all("of 4 hosts (S2S_JAX_NUM_HOSTS), 1, 3 did not connect" in str(e) for e in errors)
 
 
 def test_no_answer(port):

@@ -30,7 +30,7 @@ STEPS, TIMES = 200, 20
 # Steps wait a little, so that most kills hit a step and not the start of the process.
 RUNNER = """
 from s2s_jax import signals
-signals.answer_while_starting()
+signals.handle_while_starting()
 import pickle, sys, time
 import jax
 from s2s_jax.cli.exit import run_command

@@ -45,6 +45,7 @@ class StripeCache:
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._dir = Path(directory).expanduser() / key
         self._writes = True
+        self._lock = threading.Lock()
         note = self._dir / "made_for.json"
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
@@ -93,9 +94,12 @@ class StripeCache:
                 writer.write_batch(pa.record_batch([rows], schema=schema))
             unfinished.replace(path)
         except (pa.ArrowException, OSError) as error:
-            self._writes = False
+            with self._lock:
+                is_first, self._writes = self._writes, False
             with contextlib.suppress(OSError):
                 unfinished.unlink()
+            if not is_first:
+                return
             reason = " ".join(str(error).split())
             print(
                 f"io.cache: {self._dir} cannot be written ({reason}); cached stripes are used, but no "
