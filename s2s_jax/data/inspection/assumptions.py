@@ -14,7 +14,7 @@ class Assumptions:
 
     Attributes:
       decoding: how training decodes rows.
-      item: the feature that says which item an event is about.
+      item: the feature whose ids are the items.
       pairing: the event that a prediction is compared with, see `loss.pairing`.
       time_feature: the feature whose column has the times of events; None if no feature has the name
         that `eval.split.feature` gives (or its default, without a split by time).

@@ -36,7 +36,7 @@ class ColumnCounts:
     )
 
     def __init__(self, data_type: pa.DataType):
-        """Args: data_type is the type of the column."""
+        """Starts without rows, for a column of type `data_type`."""
         self._is_list = is_list(data_type)
         self._rows = self._missing_rows = 0
         self._positions = self._missing_positions = self._largest_bag = 0

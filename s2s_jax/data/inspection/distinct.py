@@ -26,7 +26,7 @@ class DistinctCounter:
     """
 
     def __init__(self, kept: int = _KEPT):
-        """Args: kept is k."""
+        """Starts without values; `kept` is k."""
         self._kept = kept
         # Sorted, without duplicates.
         self._smallest = np.empty(0, np.uint64)

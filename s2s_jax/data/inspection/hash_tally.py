@@ -14,11 +14,11 @@ class HashTally:
 
     A group is either wholly in the sample or not at all. It is in the sample if its hash is below a
     limit, which is halved whenever more than `most` hashes are held. Proportions in the sample are
-    therefore about those of the whole.
+    therefore close to those in all groups.
     """
 
     def __init__(self, most: int = _MOST):
-        """Args: most is the maximum number of distinct hashes held."""
+        """Starts without hashes, and holds at most `most` distinct ones."""
         self._most = most
         # Groups whose hash fits in this many bits are in the sample.
         self._bits = 64
@@ -47,7 +47,7 @@ class HashTally:
         return hash_U, group_U, count_U.astype(np.int64)
 
     def of_all(self, number: int) -> int:
-        """Scales a number found in the sample to an estimate for the whole."""
+        """Scales a number from the sample to an estimate for all groups."""
         return number << (64 - self._bits)
 
     def _in_sample(self, group_T: np.ndarray) -> np.ndarray:

@@ -53,9 +53,9 @@ def inspect(settings: Settings, config: Config | None, console: Console) -> bool
     """Prints the contents of ORC files; returns whether all of them could be read.
 
     Args:
-      settings: the files, and what to show of them.
-      config: the configuration whose features read the columns; None: there is none.
-      console: the console to print on.
+      settings: the files, and what to show.
+      config: the configuration to check the files against; None: there is none.
+      console: the console to print to.
 
     Raises:
       UserError: no file is given, or one does not exist; or a setting is impossible.
@@ -125,7 +125,7 @@ class _Report:
         try:
             file = orc.read_footer(path)
         except UserError as error:
-            _complain(str(error))
+            _print_error(str(error))
             self._unreadable_files += 1
             self._files.add_row(Text(str(path)), "-", "-", "-", "-", "unreadable")
             return
@@ -181,11 +181,11 @@ class _Report:
             self._learnable.add_unreadable(str(error))
 
     def _warnings(self) -> list[str]:
-        lines = self._facts.warnings()
+        warnings = self._facts.warnings()
         if self._learnable is not None:
             nothing = self._learnable.why_nothing()
-            lines += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
-        return lines + self._shape.warnings(self._settings.paths)
+            warnings += self._learnable.notes() if nothing is None else [f"warning: {nothing}"]
+        return warnings + self._shape.warnings(self._settings.paths)
 
     def _read(self, file: orc.OrcFile, stripe: int) -> dict[tuple[str, pa.DataType], pa.Array]:
         """The columns of a stripe by name and type, without those that cannot be read."""
@@ -201,7 +201,7 @@ class _Report:
                 except UserError as error:
                     errors.append(f"column {name}: {error}")
             for error in errors if batches else [str(whole)]:
-                _complain(error)
+                _print_error(error)
         return {
             (field.name, field.type): batch.column(i)
             for batch in batches
@@ -233,9 +233,9 @@ class _Report:
             )
         columns = _table("column", "type", *ColumnCounts.HEADERS, numbers=tuple(range(2, 10)))
         for (name, data_type), column in self._columns.items():
-            type_text = _type_name(data_type)
-            type_text += " (encrypted)" if (name, data_type) in self._encrypted else ""
-            columns.add_row(Text(name), Text(type_text), *column.cells())
+            shown = _type_name(data_type)
+            shown += " (encrypted)" if (name, data_type) in self._encrypted else ""
+            columns.add_row(Text(name), Text(shown), *column.cells())
         if self._columns:
             console.print(columns)
             self._print_shape(console)
@@ -262,7 +262,7 @@ class _Report:
 # ------------------------------------------------------------------------------------- printing
 
 
-def _complain(sentence: str) -> None:
+def _print_error(sentence: str) -> None:
     print(f"error: {sentence}", file=sys.stderr)
 
 

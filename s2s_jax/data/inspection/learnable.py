@@ -29,7 +29,11 @@ class Learnable:
     """Counts the pairs in rows, and the reasons why rows have none."""
 
     def __init__(self, assumptions: Assumptions):
-        """Args: assumptions say what is held out, how rows are cut and what an item is."""
+        """Starts without rows.
+
+        Args:
+          assumptions: what is held out, how rows are cut, and what an item is.
+        """
         self._assumptions = assumptions
         self._features = assumptions.decoding.features
         item = assumptions.item
@@ -94,10 +98,10 @@ class Learnable:
             self._rows[reason] += int(rows_N.sum())
 
     def refuse_nothing(self) -> None:
-        """Refuses the log if it has nothing to learn from. Call it after all rows were counted.
+        """Refuses the log if it has nothing to learn from. Call this after all rows were counted.
 
         Raises:
-          UserError: there is nothing to learn from; says the likely reason and what to do.
+          UserError: there is nothing to learn from; the message has the likely reason and a remedy.
         """
         reason = self.why_nothing()
         if reason is not None:
@@ -109,13 +113,13 @@ class Learnable:
 
     def notes(self) -> list[str]:
         """Warnings about likely mistakes, from the rows that were counted."""
-        told, rows = [], self._rows.total()
+        notes, rows = [], self._rows.total()
         without = rows - self._rows[None]
         if rows and without > _MOSTLY * rows:
             kinds = {
                 _EMPTY: "are empty",
                 _SINGLE: "have one event",
-                _CUT: f"have fewer than two events left by {self._protocol()}",
+                _CUT: f"have fewer than two events left by {self._split_text()}",
                 _NO_ITEM: f"lack items (column {self._item_column()})",
             }
             parts = [
@@ -123,16 +127,16 @@ class Learnable:
                 for kind, words in kinds.items()
                 if self._rows[kind]
             ]
-            told.append(
+            notes.append(
                 f"warning: {share(without, rows)} of the {rows:,} rows looked at give nothing to learn "
                 f"from: {', '.join(parts)}"
             )
         if self._times is not None and rows and not self._held_out_rows:
-            told.append(
+            notes.append(
                 f"warning: nothing is held out of the {rows:,} rows looked at: all events are before "
-                f"{self._protocol()}; {self._times.range_text()}"
+                f"{self._split_text()}; {self._times.range_text()}"
             )
-        return told
+        return notes
 
     def _look_at_items(self, block: Block) -> None:
         """Notes whether there is more than one item."""
@@ -155,12 +159,13 @@ class Learnable:
             end_N = np.maximum(end_N - 1, begin_N)
         return before_P[end_N] - before_P[begin_N]
 
-    # ---------------------------------------------------------------------------------- words
+    # -------------------------------------------------------------------------------- messages
 
     def _item_column(self) -> str:
         return self._assumptions.item.column_name
 
-    def _protocol(self) -> str:
+    def _split_text(self) -> str:
+        """The setting that cuts rows, with its value."""
         split = self._assumptions.decoding.split
         assert split is not None, "training may hold something out"
         if split.at is None:
@@ -170,6 +175,7 @@ class Learnable:
         return f"eval.split.validation_at {split.validation_at}"
 
     def _why(self) -> str:
+        """The likely reason why there is nothing to learn from, and a remedy."""
         paths = self._assumptions.paths
         if not self._rows.total():
             return (
@@ -190,7 +196,7 @@ class Learnable:
                 f"makes such a log from files with one event per row)"
             )
         if self._longest_kept < 2 and self._cut.time is not None and self._times is not None:
-            key, at = self._protocol().split(" ", 1)
+            key, at = self._split_text().split(" ", 1)
             return (
                 f"{key}: {nothing}: no row has two events before {at}; "
                 f"{self._times.range_text(every_unit=True)}; give a later time, or correct the "

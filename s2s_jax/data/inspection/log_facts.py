@@ -22,10 +22,10 @@ class LogFacts:
         """Starts with nothing.
 
         Args:
-          assumptions: the columns with times, their units, and how ids become table rows; None: time
+          assumptions: which columns are times, in which unit, and how ids become table rows. None: time
             columns are found by name and type, and table rows are not checked.
-          user: the column with user ids; None: it is found by name.
-          most_ids: the maximum number of ids of a feature to check in each stripe; None: all.
+          user: the column with user ids; None: found by name.
+          most_ids: the number of ids of a feature that are checked in each stripe; None: all.
         """
         self._assumptions, self._user, self._most_ids = assumptions, user, most_ids
         self._times: dict[str, TimeFacts] = {}
@@ -64,14 +64,14 @@ class LogFacts:
 
     def sentences(self) -> list[str]:
         """All facts, for `s2s inspect`."""
-        lines = [] if self._users is None else self._users.sentences()
+        sentences = [] if self._users is None else self._users.sentences()
         for facts in (*self._times.values(), *self._sharing.values()):
-            lines += facts.sentences()
-        return lines
+            sentences += facts.sentences()
+        return sentences
 
     def warnings(self) -> list[str]:
         """Warnings about likely mistakes, a sentence each."""
-        lines = [] if self._users is None else self._users.warnings()
+        warnings = [] if self._users is None else self._users.warnings()
         for facts in (*self._times.values(), *self._sharing.values()):
-            lines += facts.warnings()
-        return lines
+            warnings += facts.warnings()
+        return warnings

@@ -68,8 +68,10 @@ class LogShape:
             wrong_N |= (lengths_N != longest_N) & (lengths_N != 0)
         if wrong_N.any() and self._disagreement is None:
             row = int(np.argmax(wrong_N))
-            told = ", ".join(f"{name} has {found[row]:,}" for name, found in lengths.items())
-            self._disagreement = f"{path}, row {first_row + row:,}: {told}"
+            lengths_text = ", ".join(
+                f"{name} has {found[row]:,}" for name, found in lengths.items()
+            )
+            self._disagreement = f"{path}, row {first_row + row:,}: {lengths_text}"
         self._disagreeing += int(wrong_N.sum())
 
     def histogram(self) -> Table | None:
@@ -100,25 +102,25 @@ class LogShape:
         longer = sum(count for length, count in self._lengths.items() if length > seq_len)
         cut = sum(max(n - seq_len, 0) * count for n, count in self._lengths.items())
         upto = [f"{p}% up to {columns.percentile(self._lengths, p):,}" for p in _PERCENTILES]
-        told = [
+        sentences = [
             f"Rows: {rows:,}, with {positions:,} positions; {', '.join(upto)}, the longest "
             f"{max(self._lengths):,}",
             f"At a seq_len of {seq_len:,}, {columns.share(longer, rows)} of the rows are truncated and "
             f"{columns.share(cut, positions)} of the positions dropped",
         ]
         if max(self._lengths) == 1:
-            told.append("No row has more than one event, so there is nothing to learn from")
+            sentences.append("No row has more than one event, so there is nothing to learn from")
         if self._disagreement is not None:
-            told.append(
-                f"In {columns.share(self._disagreeing, rows)} of the rows columns disagree in length, "
+            sentences.append(
+                f"In {columns.share(self._disagreeing, rows)} of the rows, columns disagree in length, "
                 f"so not all of them can be features together; the first is {self._disagreement}"
             )
         if self._stripe_rows:
-            told.append(
+            sentences.append(
                 f"Stripes: {len(self._stripe_rows):,}, of {_spread(Counter(self._stripe_rows))} rows "
                 f"and {_spread(self._stripe_positions)} positions (min/median/max)"
             )
-        return told
+        return sentences
 
     def warnings(self, paths: Sequence[str]) -> list[str]:
         """Warnings about the stripes of the log at `paths`, with a command that fixes them."""

@@ -18,7 +18,7 @@ from s2s_jax.data.inspection.hash_tally import HashTally
 
 # A warning is given if more than this share of the ids, or of their events, collide. Hashing always
 # has some collisions; without hashing, ids that are spread over large numbers rarely collide.
-_WORTH_A_WORD = {None: 0.01, "murmur": 0.1, "farm": 0.1}
+_WORTH_WARNING = {None: 0.01, "murmur": 0.1, "farm": 0.1}
 
 
 class RowSharing:
@@ -31,8 +31,8 @@ class RowSharing:
           feature: a feature with op id and a `hash_bucket_size` above 0.
           is_item: whether this is the item feature.
         """
-        assert feature.op == "id", "other ops count or cut numbers"
-        assert not feature.grows, "each id has a row of its own there"
+        assert feature.op == "id", "only op id hashes ids into buckets"
+        assert not feature.grows, "ids of a growing table share no rows"
         self._feature, self._is_item = feature, is_item
         self._tally = HashTally()
         self._smallest: int | None = None
@@ -64,10 +64,10 @@ class RowSharing:
 
     def warnings(self) -> list[str]:
         """Warnings if ids share rows unnecessarily, or are negative."""
-        feature, lines = self._feature, []
+        feature, warnings = self._feature, []
         different, sharing, of_events = self._counts()
         most = max(sharing / max(different, 1), of_events)
-        if most > _WORTH_A_WORD[feature.hash_type]:
+        if most > _WORTH_WARNING[feature.hash_type]:
             size = feature.hash_bucket_size
             if feature.hash_type is None:
                 why = (
@@ -83,18 +83,18 @@ class RowSharing:
             means = "the model cannot tell them apart"
             if self._is_item:
                 means += ", and a hit on one counts for all of a row"
-            lines.append(
+            warnings.append(
                 f"warning: feature {feature.name}: {share(sharing, different)} of the distinct ids "
                 f"looked at share a row of the table with another, {of_events:.1%} of the events have "
                 f"such an id ({why}): {means}; {remedy}"
             )
         if self._negative and feature.hash_type is None:
-            lines.append(
+            warnings.append(
                 f"warning: feature {feature.name}: {self._negative:,} of the ids looked at are "
                 f"negative (down to {self._smallest}) and treated like any other id; if they stand for "
                 f"missing ids, write null instead"
             )
-        return lines
+        return warnings
 
     def _counts(self) -> tuple[int, int, float]:
         """Number of distinct ids, number of those that share a row, and their share of the events."""

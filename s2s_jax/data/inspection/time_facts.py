@@ -39,8 +39,8 @@ class TimeFacts:
 
         Args:
           column: name of the column.
-          unit: of times that are numbers or text; None: unknown, so it is guessed.
-          now: seconds since 1970; None: the current time.
+          unit: the unit of times that are numbers or texts; None: unknown, so it is guessed.
+          now: the current time, in seconds since 1970; None: the time of the clock.
         """
         self.column = column
         self._unit = unit
@@ -59,7 +59,7 @@ class TimeFacts:
         """
         row_T, values = _times_by_row(lists)
         if pa.types.is_floating(values.type):
-            # Cannot be a feature, but pandas writes times as floats.
+            # Floats cannot be a feature, but pandas writes times as floats.
             seconds_T = values.to_numpy(zero_copy_only=False).astype(np.float64)
             known_T = np.abs(seconds_T) < 2.0**62
             row_T, values = row_T[known_T], pa.array(seconds_T[known_T].astype(np.int64))
@@ -90,67 +90,67 @@ class TimeFacts:
         self._falling += len(falling)
         self._reversed += len(np.setdiff1d(falling, rises_T, assume_unique=False))
 
-    # ---------------------------------------------------------------------------------- words
+    # -------------------------------------------------------------------------------- messages
 
     def range_text(self, every_unit: bool = False) -> str:
         """The range of the times as text, and what it would be in likelier units.
 
         Args:
-          every_unit: if no unit is likelier, gives the range in all other units.
+          every_unit: whether to give the range in all other units if none is likelier.
         """
         if self._first is None:
             return f"column {self.column} has no time after 1970"
         unit = self._unit or self._likely_unit() or "s"
         if not self._is_number:
             return f"times of column {self.column} run {self._range(None)}"
-        told = f"times of column {self.column} run {self._range(unit)} if time_unit is {unit}"
+        text = f"times of column {self.column} run {self._range(unit)} if time_unit is {unit}"
         if not self._plausible(unit):
             others = [u for u in _UNITS if u != unit]
             likely = [u for u in others if self._plausible(u)]
             for other in likely or (others if every_unit else ()):
-                told += f", or {self._range(other)} if it is {other}"
-        return told
+                text += f", or {self._range(other)} if it is {other}"
+        return text
 
     def sentences(self) -> list[str]:
         """All facts, for `s2s inspect`."""
         if not self._times:
             return []
         text = self.range_text()
-        told = [text[0].upper() + text[1:]]
+        sentences = [text[0].upper() + text[1:]]
         if self._not_positive:
-            told.append(
+            sentences.append(
                 f"{share(self._not_positive, self._times)} of the times of column {self.column} are 0 "
                 f"or before 1970"
             )
         if self._last is not None and self._plausible_start() and self._in_future():
-            told.append(f"The last time of column {self.column} is in the future")
+            sentences.append(f"The last time of column {self.column} is in the future")
         if self._rows and not self._falling:
-            told.append(f"Times of column {self.column} never step back within a row")
-        return told
+            sentences.append(f"Times of column {self.column} never step back within a row")
+        return sentences
 
     def warnings(self) -> list[str]:
         """Warnings about likely mistakes, a sentence each."""
-        told = []
+        warnings = []
         if self._unit is not None and self._is_number and self._first is not None:
             likely = self._likely_unit()
             if likely is not None and likely != self._unit:
-                told.append(f"warning: {self.range_text()}; it is likely {likely}")
+                warnings.append(f"warning: {self.range_text()}; it is likely {likely}")
         if not self._falling:
-            return told
+            return warnings
         of_rows = f"{share(self._falling, self._rows)} of the {self._rows:,} rows looked at"
         if self._reversed > _NEARLY_ALL * self._rows:
-            told.append(
+            warnings.append(
                 f"warning: events are stored newest first in {of_rows} (times of column {self.column} "
                 f"decrease), but are read as oldest first, so the past is predicted from the future; "
                 f"reverse the lists of each row, or sort them with {_SORT}"
             )
         else:
-            told.append(
+            warnings.append(
                 f"warning: times of column {self.column} step back in {of_rows}, but events are read in "
                 f"the order in which they are stored, as oldest first; sort the lists of each row by "
                 f"time ({_SORT} does)"
             )
-        return told
+        return warnings
 
     def _range(self, unit: str | None) -> str:
         assert self._first is not None, "there are times"
@@ -202,7 +202,9 @@ def time_columns(schema: pa.Schema, assumptions: Assumptions | None) -> dict[str
     named = {name: unit for name, unit in named.items() if _may_be_times(schema, name)}
     if named:
         return named
-    return {n: None for n in schema.names if _may_be_times(schema, n) and _tells_times(schema, n)}
+    return {
+        n: None for n in schema.names if _may_be_times(schema, n) and _looks_like_times(schema, n)
+    }
 
 
 def _may_be_times(schema: pa.Schema, name: str) -> bool:
@@ -213,7 +215,7 @@ def _may_be_times(schema: pa.Schema, name: str) -> bool:
     return arrow.is_list(kind) and (ids.accepted(leaf, "time_gap") or pa.types.is_floating(leaf))
 
 
-def _tells_times(schema: pa.Schema, name: str) -> bool:
+def _looks_like_times(schema: pa.Schema, name: str) -> bool:
     leaf = arrow.leaf_type(schema.field(name).type)
     of_time = pa.types.is_timestamp(leaf) or pa.types.is_date(leaf)
     return of_time or _NAME.search(name) is not None

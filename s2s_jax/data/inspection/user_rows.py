@@ -26,7 +26,7 @@ class UserRows:
     """Counts the rows of users."""
 
     def __init__(self, column: str):
-        """Args: column is the name of the column with user ids."""
+        """Starts without rows; `column` is the name of the column with user ids."""
         self._column = column
         self._rows = 0
         self._tally = HashTally()
@@ -87,7 +87,7 @@ def warnings_of_log(
 
     Args:
       index: the index of the log's files.
-      column: column with user ids; None: found by name.
+      column: the column with user ids; None: found by name.
       most: maximum number of stripes to read; None: all.
     """
     column = user_column(index.files[0].schema) if column is None else column

@@ -176,7 +176,7 @@ class _Tally:
 
 
 def _group(table: pa.Table, by: Sequence[str]) -> pa.Table:
-    # Threads would give the same sums, but stripes are already counted in several threads.
+    # The sums would be the same with threads, but several stripes are already counted at once.
     grouped = table.group_by(list(by), use_threads=False)
     sums = grouped.aggregate([("count", "sum"), ("part", "sum"), ("first", "min")])
     sums = sums.select([*by, "count_sum", "part_sum", "first_min"])

@@ -64,7 +64,7 @@ def find(names: Sequence[str]) -> Found:
     `.ipynb_checkpoints`).
 
     Args:
-      names: files and directories.
+      names: the paths of files and directories.
 
     Raises:
       UserError: `names` is empty, a path does not exist or cannot be accessed, a directory is empty, or
@@ -126,7 +126,7 @@ def _exists(name: str) -> bool:
     try:
         return Path(name).expanduser().exists()
     except OSError:
-        # Accessing it later will give the reason.
+        # Opening the file later will report the reason.
         return True
 
 

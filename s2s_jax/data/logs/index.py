@@ -95,14 +95,14 @@ class FileIndex:
         """Names of files whose footer is as in `identity` but whose sample of bytes is not.
 
         Args:
-          identity: of the same number of files, as for `restrict`; older identities lack the sample.
+          identity: the identity of as many files, as for `restrict`; older identities lack the sample.
         """
         pairs = zip(identity, self.identity(), strict=True)
         return [now[0] for before, now in pairs if list(before) != now[: len(before)]]
 
 
 def may_skip(error: UserError, logs: Logs) -> bool:
-    """Whether the unreadable part may be skipped; never if the machine is the reason."""
+    """Whether a part that cannot be read may be skipped; never if the machine is the cause."""
     return logs.skip_unreadable and not isinstance(error, MachineError)
 
 

@@ -25,15 +25,15 @@ _REMEDY_OF_SYSTEM = {
     errno.ENOMEM: "give the job more memory",
     errno.ENOTCONN: "mount its file system again",
     errno.ESTALE: "mount its file system again",
-    errno.ETIMEDOUT: "see that its file system answers",
-    errno.EHOSTDOWN: "see that its file system answers",
-    errno.EHOSTUNREACH: "see that its file system answers",
+    errno.ETIMEDOUT: "check that its file system responds",
+    errno.EHOSTDOWN: "check that its file system responds",
+    errno.EHOSTUNREACH: "check that its file system responds",
 }
 # No machine has this much memory; a file that asks for it is damaged.
 _MOST_MEMORY = 2**46
 
-# The sample that tells a file from others with the same footer: this many bytes in total, read at this
-# many places. Few places, since each is a request to a remote file system.
+# The sample that distinguishes files with the same footer: this many bytes in total, read at this many
+# places. There are few places, since each is a request to a remote file system.
 _SAMPLE_BYTES, _SAMPLES = 2**18, 4
 
 
@@ -101,7 +101,7 @@ def read_footer(path: Path) -> OrcFile:
             nrows, nstripes = reader.nrows, reader.nstripes
             sample = _sample(source)
         except _READ_ERRORS as error:
-            _refuse_own_trouble(error, f"{path} cannot be read")
+            _raise_if_machine_error(error, f"{path} cannot be read")
             raise UserError(f"{path}: expected an ORC file, but {_reason(error)}") from error
     if sum(stripe_rows) != nrows or len(stripe_rows) != nstripes:
         raise UserError(
@@ -151,7 +151,7 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
         try:
             batch = pyarrow.orc.ORCFile(source).read_stripe(stripe, columns=list(columns))
         except _READ_ERRORS as error:
-            _refuse_own_trouble(error, f"{file.path}: stripe {stripe} cannot be read")
+            _raise_if_machine_error(error, f"{file.path}: stripe {stripe} cannot be read")
             raise UserError(
                 f"{file.path}: stripe {stripe} cannot be read ({_reason(error)}); "
                 f"rewrite the file or take it out of io.data_paths"
@@ -159,12 +159,12 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
     if batch.num_rows != file.stripe_rows[stripe]:
         raise UserError(
             f"{file.path}: stripe {stripe} has {batch.num_rows} rows, expected "
-            f"{file.stripe_rows[stripe]} as its footer said; do not change files while they are read"
+            f"{file.stripe_rows[stripe]} as in its footer; do not change files while they are read"
         )
     for name in columns:
         if name not in batch.schema.names:
             raise UserError(
-                f"{file.path}: stripe {stripe} gives no column {name}, perhaps because a field inside "
+                f"{file.path}: stripe {stripe} has no column {name}, perhaps because a field inside "
                 f"another column has the same name; give the column a name without a dot"
             )
     return batch
@@ -174,11 +174,11 @@ def _open(path: Path) -> pa.OSFile:
     try:
         return pa.OSFile(str(path))
     except _READ_ERRORS as error:
-        _refuse_own_trouble(error, f"{path}: cannot be opened")
+        _raise_if_machine_error(error, f"{path}: cannot be opened")
         raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
 
 
-def _refuse_own_trouble(error: BaseException, what: str) -> None:
+def _raise_if_machine_error(error: BaseException, what: str) -> None:
     """Raises `MachineError` if the cause is this machine and not the file."""
     reason = _reason(error)
     zone = re.search(r"Time zone file (\S*?)([A-Z][\w+-]*(?:/[\w+-]+)*) does not exist", reason)
@@ -195,8 +195,8 @@ def _refuse_own_trouble(error: BaseException, what: str) -> None:
                 f"or rewrite the log in smaller stripes"
             ) from error
     number = error.errno if isinstance(error, OSError) else None
-    stated = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
-    number = int(stated[1]) if number is None and stated is not None else number
+    code = re.search(r"\[errno (\d+)\]", reason, re.IGNORECASE)
+    number = int(code[1]) if number is None and code is not None else number
     if number in _REMEDY_OF_SYSTEM:
         raise MachineError(f"{what} ({reason}); {_REMEDY_OF_SYSTEM[number]}") from error
 

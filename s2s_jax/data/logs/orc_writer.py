@@ -61,13 +61,13 @@ def open_log(
     try:
         made = not out.exists()
         earlier = _prepare(out, overwrite)
-        with _alone(out):
+        with _locked(out):
             _remove_leftovers(out)
             log = LogWriter(out, positions_per_file)
             try:
                 yield log
                 log.end_file()
-                _undisturbed(lambda: log.show(instead_of=earlier))
+                _deferring_signals(lambda: log.show(instead_of=earlier))
             except BaseException:
                 log.discard()
                 if made:
@@ -100,7 +100,7 @@ class LogWriter:
         self._writer: pyarrow.orc.ORCWriter | None = None
         self._sink: _Sink | None = None
         self._batch_size = 0
-        # Rows waiting to fill a stripe, the number of their positions, and that of the whole file.
+        # Rows that wait for their stripe to be full, and the numbers of positions of stripe and file.
         self._waiting: list[pa.Table] = []
         self._in_stripe = self._in_file = 0
 
@@ -223,7 +223,7 @@ def _prepare(out: Path, overwrite: bool) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Prevents other processes from writing a log to the directory at the same time."""
     directory = os.open(out, os.O_RDONLY)
     try:
@@ -252,8 +252,8 @@ def _remove_leftovers(out: Path) -> None:
             shutil.rmtree(path)
 
 
-def _undisturbed(work: Callable[[], None]) -> None:
-    """Runs `work` to its end; signals are handled afterwards."""
+def _deferring_signals(work: Callable[[], None]) -> None:
+    """Runs `work`, and handles signals only after it."""
     if threading.current_thread() is not threading.main_thread():
         # Python handles signals only in the main thread.
         work()
@@ -273,7 +273,7 @@ def _undisturbed(work: Callable[[], None]) -> None:
 
 
 class _Sink(io.RawIOBase):
-    """A file that keeps its errors until they are asked for: in pyarrow they would end the process."""
+    """A file that keeps its errors until `check`, because inside pyarrow they would end the process."""
 
     def __init__(self, path: Path):
         self.error: OSError | None = None

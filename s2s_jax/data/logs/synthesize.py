@@ -36,7 +36,7 @@ _DAYS = 30
 _FAVORITES = 3
 _LENGTH_SIGMA = 0.8
 
-# What the categories sell; where there are more categories, the second "lamp" is "lamp (2)".
+# The names of categories. If there are more categories than names, the second "lamp" is "lamp (2)".
 # fmt: off
 _GOODS = (
     "lamp", "chair", "table", "sofa", "bed", "desk", "shelf", "rug", "mirror", "clock", "vase",
@@ -160,7 +160,7 @@ def _make_shop(settings: Settings) -> _Shop:
     )
 
 
-# ------------------------------------------------------------------------------------ its visitors
+# --------------------------------------------------------------------------------------- the users
 
 
 def _make_users(

@@ -274,7 +274,7 @@ def test_rows_whose_columns_disagree(tmp_path, capsys):
     assert main([str(tmp_path), "--rows", "0"]) == 0
     output = capsys.readouterr().out
     assert sentence(output, "In ") == (
-        f"In 2 (10.0%) of the rows columns disagree in length, so not all of them can be features "
+        f"In 2 (10.0%) of the rows, columns disagree in length, so not all of them can be features "
         f"together; the first is {path}, row 3: a has 3, b has 2, c has 3"
     )
     assert sentence(output, "Rows: ").endswith("the longest 9")

@@ -385,7 +385,7 @@ def test_names_with_dots_are_read_or_refused(tmp_path):
     # pyarrow takes the name for the field of the struct.
     path = write_log(tmp_path / "a.orc", [row | {"item": {"id": [3]}}])
     message = refusal(read_epoch, make_config(path, make_feature("item.id")), 1)
-    assert message.startswith(f"{path}: stripe 0 gives no column item.id")
+    assert message.startswith(f"{path}: stripe 0 has no column item.id")
 
 
 def test_the_columns_of_a_file_are_listed_in_one_line(tmp_path):
