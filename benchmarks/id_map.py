@@ -39,9 +39,9 @@ def keys_of(ids: np.ndarray) -> np.ndarray:
     return keys[np.lexsort((keys[:, 1], keys[:, 0]))]
 
 
-def make_rows(beside, rows, keys):
-    new = id_keys.initial_rows(1, 0.01, keys, beside.shape[1])
-    return beside.at[rows].set(new, mode="drop", unique_indices=True)
+def make_rows(attached, rows, keys):
+    new = id_keys.initial_rows(1, 0.01, keys, attached.shape[1])
+    return attached.at[rows].set(new, mode="drop", unique_indices=True)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -51,7 +51,7 @@ def claim(of_table, table, keys, step):
     asked = id_keys.UniqueKeys(keys, jnp.ones(size, jnp.int32), number)
     policy = claiming.Policy(1, evict=False)
     claimed = claiming.find_or_claim(of_table, asked, jnp.int32(0), step, policy, table, make_rows)
-    return claimed.id_map, claimed.beside, claimed.row_U
+    return claimed.id_map, claimed.attached, claimed.row_U
 
 
 @jax.jit

@@ -1,1 +1,1 @@
-"""Embedding tables: their layout, look-up, and the way back for gradients."""
+"""Embedding tables: their layout, the look-up of ids, and the sums of gradients."""

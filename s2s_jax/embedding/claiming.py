@@ -1,8 +1,8 @@
 """Gives rows to new ids: which ids get one, and where in the map.
 
-A new id waits until it was seen often enough (`waiting_ids`). Then it takes a free slot of one of its
-two buckets. If both are full, it takes the slot of an id that can move to its other bucket or, in a
-table that may not grow any more, the slot of the id not seen for longest. `id_map` cites the papers.
+A new id waits until it has been seen often enough (`waiting_ids`). Then it takes a free slot of one of
+its two buckets. If both are full, it takes the slot of an id that can move to its other bucket or, in a
+table that may no longer grow, the slot of the id not seen for longest. `id_map` cites the papers.
 
 Everything here works on one device's part of a map, inside `jax.shard_map`. Shapes: R rows, S segments
 and U ids of a device, C new ids that are placed together, W words of a segment.
@@ -25,11 +25,11 @@ from s2s_jax.embedding.tables import SLOTS
 _CHUNKS = 8
 _BIG = np.iinfo(np.int32).max
 
-# A tree of arrays `[R, …]` that belong to a map, such as the table.
-Beside = TypeVar("Beside")
-# `(beside, rows_C, keys_C2) -> beside` writes the rows of new ids; row numbers from R on are not
+# A tree of arrays `[R, …]` with an entry for each row of a map, such as the table.
+Attached = TypeVar("Attached")
+# `(attached, rows_C, keys_C2) -> attached` writes the rows of new ids; row numbers from R on are not
 # written.
-MakeRows: TypeAlias = Callable[[Beside, jax.Array, jax.Array], Beside]
+MakeRows: TypeAlias = Callable[[Attached, jax.Array, jax.Array], Attached]
 
 
 class Policy(NamedTuple):
@@ -37,26 +37,26 @@ class Policy(NamedTuple):
 
     Attributes:
       admit_after: sightings after which an id gets a row.
-      evict: whether ids that find no free slot take the slot of the id not seen for longest.
+      evict: whether an id that finds no free slot takes the slot of the id not seen for longest.
     """
 
     admit_after: int
     evict: bool
 
 
-class Claimed(NamedTuple, Generic[Beside]):
+class Claimed(NamedTuple, Generic[Attached]):
     """The result of `find_or_claim`.
 
     Attributes:
       id_map: the updated map.
       row_U: int32 row of each key, `NO_ROW` if it has none. If rows moved, it may be outdated.
-      beside: the updated arrays, with new rows made by `make_rows`.
+      attached: the updated arrays, with new rows made by `make_rows`.
       moved: int32, number of rows that moved.
     """
 
     id_map: IdMap
     row_U: jax.Array
-    beside: Beside
+    attached: Attached
     moved: jax.Array
 
 
@@ -66,9 +66,9 @@ def find_or_claim(
     first_segment: jax.Array,
     step: jax.Array,
     policy: Policy,
-    beside: Beside,
-    make_rows: MakeRows[Beside],
-) -> Claimed[Beside]:
+    attached: Attached,
+    make_rows: MakeRows[Attached],
+) -> Claimed[Attached]:
     """Gives rows to keys that have none, according to `policy`, and records that all were seen.
 
     Keys of one segment are placed together, independently of other segments. So the result does not
@@ -80,7 +80,7 @@ def find_or_claim(
       first_segment: int32 number of this device's first segment.
       step: int32, this step.
       policy: policy of admission and eviction.
-      beside: arrays `[R, …]` in which rows of new ids are written.
+      attached: arrays `[R, …]` in which rows of new ids are written.
       make_rows: writes the rows of new ids.
     """
     keys_U2 = unique.keys_U2
@@ -88,7 +88,7 @@ def find_or_claim(
     row_U = find(id_map, keys_U2, first_segment)
     wanting_U = there_U & (row_U < 0)
     if policy.admit_after > 1:
-        sighted = waiting_ids.sight(
+        sighted = waiting_ids.record_sightings(
             id_map.sketch_SW,
             keys_U2,
             unique.count_U,
@@ -97,16 +97,16 @@ def find_or_claim(
         )
         wanting_U &= sighted.sightings_U >= policy.admit_after
     # Recorded before evictions, so that no id of this step is evicted.
-    id_map = _see(id_map, row_U, unique.count_U, step)
-    id_map, row_U, beside, moved = _claim(
-        id_map, unique, row_U, wanting_U, first_segment, step, policy.evict, beside, make_rows
+    id_map = _record_seen(id_map, row_U, unique.count_U, step)
+    id_map, row_U, attached, moved = _claim(
+        id_map, unique, row_U, wanting_U, first_segment, step, policy.evict, attached, make_rows
     )
     if policy.admit_after > 1:
         words_SW = waiting_ids.forget(sighted.words_SW, sighted.at_U, wanting_U & (row_U >= 0))
         id_map = id_map._replace(sketch_SW=words_SW)
     lost_U = wanting_U & (row_U < 0)
     dropped_S = _count(id_map.dropped_S, segment_of(keys_U2) - first_segment, lost_U)
-    return Claimed(id_map._replace(dropped_S=dropped_S), row_U, beside, moved)
+    return Claimed(id_map._replace(dropped_S=dropped_S), row_U, attached, moved)
 
 
 def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ def _count(number_S: jax.Array, segment_U: jax.Array, which_U: jax.Array) -> jax
     return saturated(number_S, number_S.at[at_U].add(1, mode="drop"))
 
 
-def _see(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -> IdMap:
+def _record_seen(id_map: IdMap, row_U: jax.Array, count_U: jax.Array, step: jax.Array) -> IdMap:
     rows = id_map.seen_R.shape[0]
     index_U = jnp.where(row_U >= 0, row_U, rows + jnp.arange(row_U.size, dtype=jnp.int32))
     before_U = id_map.count_R.at[jnp.maximum(row_U, 0)].get(mode="promise_in_bounds")
@@ -135,21 +135,21 @@ def _claim(
     first_segment: jax.Array,
     step: jax.Array,
     evict: bool,
-    beside: Beside,
-    make_rows: MakeRows[Beside],
-) -> tuple[IdMap, jax.Array, Beside, jax.Array]:
-    """Places the wanting keys, C at a time; a segment is only split if it has more than C by itself."""
+    attached: Attached,
+    make_rows: MakeRows[Attached],
+) -> tuple[IdMap, jax.Array, Attached, jax.Array]:
+    """Places the wanting keys, C at a time. A segment with at most C of them is never split."""
     size, rows = row_U.size, id_map.seen_R.shape[0]
     chunk = min(size, max(256, math.ceil(size / _CHUNKS)))
     wanting_U = wanting_U.astype(jnp.int32)
     total = wanting_U.sum()
-    # Places of the wanting keys, in order.
+    # The indices of the wanting keys, in order.
     rank_U = jnp.where(wanting_U > 0, jnp.cumsum(wanting_U) - 1, size + chunk)
     number_U = jnp.arange(size, dtype=jnp.int32)
     place_of = jnp.full(size + chunk, size, jnp.int32).at[rank_U].set(number_U, mode="drop")
 
     def one_chunk(state: tuple) -> tuple:
-        begin, id_map, row_U, beside, moved = state
+        begin, id_map, row_U, attached, moved = state
         place_C = jax.lax.dynamic_slice(place_of, (begin,), (chunk,))
         keys_C2 = unique.keys_U2.at[place_C].get(mode="fill", fill_value=EMPTY)
         after = unique.keys_U2.at[place_of[jnp.minimum(begin + chunk, size)]]
@@ -158,10 +158,10 @@ def _claim(
         segment_C, next_segment = segment_of(keys_C2), segment_of(following)[0]
         waits_C = (begin + chunk < total) & (segment_C == next_segment) & (segment_C[0] < segment_C)
         active_C = (place_C < size) & ~waits_C
-        id_map, new_C, robbed_C = _place(id_map, keys_C2, active_C, first_segment, step, evict)
+        id_map, new_C, evicts_C = _place(id_map, keys_C2, active_C, first_segment, step, evict)
         if not evict:
-            id_map, new_C, beside, of_chunk = _make_room(
-                id_map, keys_C2, active_C & (new_C < 0), new_C, first_segment, step, beside
+            id_map, new_C, attached, of_chunk = _make_room(
+                id_map, keys_C2, active_C & (new_C < 0), new_C, first_segment, step, attached
             )
             moved += of_chunk
         count_C = unique.count_U.at[place_C].get(mode="clip")
@@ -170,15 +170,15 @@ def _claim(
         segment_C -= first_segment
         id_map = id_map._replace(
             count_R=id_map.count_R.at[index_C].set(count_C, mode="drop", unique_indices=True),
-            rows_S=_count(id_map.rows_S, segment_C, placed_C & ~robbed_C),
-            evicted_S=_count(id_map.evicted_S, segment_C, robbed_C),
+            rows_S=_count(id_map.rows_S, segment_C, placed_C & ~evicts_C),
+            evicted_S=_count(id_map.evicted_S, segment_C, evicts_C),
         )
-        beside = make_rows(beside, index_C, keys_C2)
+        attached = make_rows(attached, index_C, keys_C2)
         row_U = row_U.at[jnp.where(placed_C, place_C, size)].set(new_C, mode="drop")
         taken = active_C.sum(dtype=jnp.int32)
-        return begin + taken, id_map, row_U, beside, moved
+        return begin + taken, id_map, row_U, attached, moved
 
-    start = (jnp.zeros_like(total), id_map, row_U, beside, jnp.zeros_like(total))
+    start = (jnp.zeros_like(total), id_map, row_U, attached, jnp.zeros_like(total))
     return jax.lax.while_loop(lambda state: state[0] < total, one_chunk, start)[1:]
 
 
@@ -192,14 +192,14 @@ def _place(
 ) -> tuple[IdMap, jax.Array, jax.Array]:
     """Finds slots in rounds: all keys choose a bucket, and keys in a bucket share its free slots.
 
-    Returns the map, the row of each key (`NO_ROW` if it has none), and whether it was another id's row.
+    Returns the map, the row of each key (`NO_ROW` if it has none), and whether it evicted another id.
     """
     bucket_C2 = bucket_pairs(id_map, keys_C2, first_segment)
     chunk, rows = active_C.size, id_map.seen_R.shape[0]
     number_C = jnp.arange(chunk, dtype=jnp.int32)
 
     def one_round(state: tuple) -> tuple:
-        pending_C, row_C, robbed_C, keys_R2, seen_R = state
+        pending_C, row_C, evicts_C, keys_R2, seen_R = state
         free = (_slots_of(keys_R2, bucket_C2) == EMPTY).all(axis=-1)
         free_C2 = free.sum(axis=-1, dtype=jnp.int32)
         second_C = (free_C2[:, 1] > free_C2[:, 0]).astype(jnp.int32)
@@ -220,21 +220,21 @@ def _place(
         slot_C = jnp.argsort(score_CS, axis=-1)[number_C, jnp.minimum(rank_C, SLOTS - 1)]
         placed_C = pending_C & (rank_C < usable_C)
         at_C = bucket_C * SLOTS + slot_C.astype(jnp.int32)
-        robbed_C |= placed_C & (score_CS[number_C, slot_C] >= 0)
+        evicts_C |= placed_C & (score_CS[number_C, slot_C] >= 0)
         index_C = jnp.where(placed_C, at_C, rows + number_C)
         keys_R2 = keys_R2.at[index_C].set(keys_C2, mode="drop", unique_indices=True)
         seen_R = seen_R.at[index_C].set(step, mode="drop", unique_indices=True)
         row_C = jnp.where(placed_C, at_C, row_C)
         # Keys that found both buckets full give up.
-        return pending_C & ~placed_C & (usable_C > 0), row_C, robbed_C, keys_R2, seen_R
+        return pending_C & ~placed_C & (usable_C > 0), row_C, evicts_C, keys_R2, seen_R
 
     # Computed from values that vary over devices, because shard_map requires it here.
     nowhere_C, not_C = jnp.where(active_C, NO_ROW, NO_ROW), active_C & ~active_C
     start = (active_C, nowhere_C, not_C, id_map.keys_R2, id_map.seen_R)
-    _, row_C, robbed_C, keys_R2, seen_R = jax.lax.while_loop(
+    _, row_C, evicts_C, keys_R2, seen_R = jax.lax.while_loop(
         lambda state: state[0].any(), one_round, start
     )
-    return id_map._replace(keys_R2=keys_R2, seen_R=seen_R), row_C, robbed_C
+    return id_map._replace(keys_R2=keys_R2, seen_R=seen_R), row_C, evicts_C
 
 
 def _make_room(
@@ -244,15 +244,15 @@ def _make_room(
     row_C: jax.Array,
     first_segment: jax.Array,
     step: jax.Array,
-    beside: Beside,
-) -> tuple[IdMap, jax.Array, Beside, jax.Array]:
+    attached: Attached,
+) -> tuple[IdMap, jax.Array, Attached, jax.Array]:
     """For each key whose buckets are full, one after the other, moves a row to its other bucket.
 
     Returns the map, the row of each key, the arrays of the map, and the number of rows that moved.
     """
 
     def one_key(state: tuple) -> tuple:
-        failed_C, row_C, keys_R2, seen_R, count_R, beside, moved = state
+        failed_C, row_C, keys_R2, seen_R, count_R, attached, moved = state
         number = jnp.argmax(failed_C)
         key_2 = keys_C2[number]
         bucket_2 = bucket_pairs(id_map, key_2[None], first_segment)[0]
@@ -270,22 +270,24 @@ def _make_room(
             # A row moves to itself if none can move.
             return x_R.at[jnp.where(can, to, source)].set(x_R[source])
 
-        keys_R2, seen_R, count_R, beside = jax.tree.map(move, (keys_R2, seen_R, count_R, beside))
+        keys_R2, seen_R, count_R, attached = jax.tree.map(
+            move, (keys_R2, seen_R, count_R, attached)
+        )
         keys_R2 = keys_R2.at[source].set(jnp.where(can, key_2, keys_R2[source]))
         seen_R = seen_R.at[source].set(jnp.where(can, step, seen_R[source]))
         # The key that moves may have just been placed.
         row_C = jnp.where(can & (row_C == source), to, row_C)
         row_C = row_C.at[number].set(jnp.where(can, source, NO_ROW))
         failed_C = failed_C.at[number].set(False)
-        return failed_C, row_C, keys_R2, seen_R, count_R, beside, moved + can
+        return failed_C, row_C, keys_R2, seen_R, count_R, attached, moved + can
 
     moved = jnp.zeros_like(failed_C.sum(dtype=jnp.int32))
-    start = (failed_C, row_C, id_map.keys_R2, id_map.seen_R, id_map.count_R, beside, moved)
-    _, row_C, keys_R2, seen_R, count_R, beside, moved = jax.lax.while_loop(
+    start = (failed_C, row_C, id_map.keys_R2, id_map.seen_R, id_map.count_R, attached, moved)
+    _, row_C, keys_R2, seen_R, count_R, attached, moved = jax.lax.while_loop(
         lambda state: state[0].any(), one_key, start
     )
     id_map = id_map._replace(keys_R2=keys_R2, seen_R=seen_R, count_R=count_R)
-    return id_map, row_C, beside, moved
+    return id_map, row_C, attached, moved
 
 
 def _slots_of(x_R: jax.Array, bucket_U2: jax.Array) -> jax.Array:

@@ -55,11 +55,11 @@ class Rows(NamedTuple):
 
 
 class _Questions(NamedTuple):
-    """The questions of a device, and what it needs to answer those of others.
+    """The questions of a device, and what it needs to answer the questions of others.
 
     Attributes:
       device: int32 scalar, number of the device.
-      first_segment: int32 scalar, its first segment.
+      first_segment: int32 scalar, the first segment of the device.
       begins_n1: places of each owner's ids, see `exchange.Needed`.
       asked_U3: uint32, the two words of each id's key, and its count.
     """
@@ -107,7 +107,7 @@ class GrowingTable:
     def claim(
         self, unique: UniqueKeys, of_table: IdMap, rows: Rows, step: jax.Array
     ) -> tuple[IdMap, Rows, jax.Array]:
-        """The same as `find` in training, where new ids first get rows according to the policy.
+        """Gives rows to new ids according to the policy, and finds the rows of all keys.
 
         Args:
           unique: the keys.
@@ -120,7 +120,7 @@ class GrowingTable:
         """
         questions = self._questions(unique)
         if self.policy.evict and self.devices > 1:
-            of_table = self._note_all(questions, of_table, step)
+            of_table = self._record_all_seen(questions, of_table, step)
 
         def answer(
             held: tuple[IdMap, Rows, jax.Array], asked_V3: jax.Array
@@ -140,7 +140,7 @@ class GrowingTable:
                 rows,
                 self._with_new_rows,
             )
-            held = claimed.id_map, claimed.beside, moved + claimed.moved
+            held = claimed.id_map, claimed.attached, moved + claimed.moved
             return held, self._in_table(claimed.row_U[asked.place_M], questions.device)
 
         moved = jnp.zeros_like(of_table.rows_S[0])
@@ -212,14 +212,14 @@ class GrowingTable:
 
         return self._ask(questions, answer, of_table)[1]
 
-    def _note_all(self, questions: _Questions, of_table: IdMap, step: jax.Array) -> IdMap:
+    def _record_all_seen(self, questions: _Questions, of_table: IdMap, step: jax.Array) -> IdMap:
         """If asking takes several rounds, records in the map that all ids occur in this step.
 
         This keeps new ids of one round from taking the rows of ids in a later round.
         """
 
         def answer(of_table: IdMap, asked_V3: jax.Array) -> tuple[IdMap, jax.Array]:
-            of_table = id_map.seen(of_table, asked_V3[:, :2], questions.first_segment, step)
+            of_table = id_map.record_seen(of_table, asked_V3[:, :2], questions.first_segment, step)
             return of_table, jnp.full(len(asked_V3), NO_ROW, jnp.int32)
 
         size = len(questions.asked_U3)

@@ -90,8 +90,10 @@ def saturated(before_S: jax.Array, after_S: jax.Array) -> jax.Array:
     return jnp.where((before_S < 0) | (after_S < before_S), _BIG, after_S)
 
 
-def seen(id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array, step: jax.Array) -> IdMap:
-    """Records in the map that some keys, which may repeat, occur in this step and keep their rows."""
+def record_seen(
+    id_map: IdMap, keys_U2: jax.Array, first_segment: jax.Array, step: jax.Array
+) -> IdMap:
+    """Records that some keys, which may repeat, occur in this step, so that they keep their rows."""
     row_U = find(id_map, keys_U2, first_segment)
     index_U = jnp.where(row_U >= 0, row_U, id_map.seen_R.shape[0])
     return id_map._replace(seen_R=id_map.seen_R.at[index_U].set(step, mode="drop"))
@@ -106,7 +108,7 @@ def doubled(id_map: IdMap) -> IdMap:
         seen_R=doubled_rows(id_map.seen_R, segments),
         count_R=doubled_rows(id_map.count_R, segments),
     )
-    # A key is in bucket b because of its first word or else because of its second.
+    # Either the first or the second word of a key put it into its bucket.
     old, new = np.uint32(buckets - 1), np.uint32(2 * buckets - 1)
     number_R = jnp.arange(2 * id_map.seen_R.shape[0], dtype=jnp.int32) // SLOTS
     bucket_R = (number_R % (2 * buckets)).astype(jnp.uint32)
@@ -131,7 +133,7 @@ def evicted(id_map: IdMap, step: jax.Array, unseen_for: int | None, fewer_than: 
     Args:
       id_map: the map.
       step: int32, steps done.
-      unseen_for: steps; None: no limit.
+      unseen_for: the number of steps; None: no limit.
       fewer_than: ids with fewer uses than this are evicted, unless they were seen in the last step.
     """
     age_R = step - id_map.seen_R

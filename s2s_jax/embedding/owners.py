@@ -1,4 +1,4 @@
-"""Asks the devices that own ids; they may change their state before they answer.
+"""Asks the devices that own ids about them; owners may change their state before they answer.
 
 Runs inside `jax.shard_map` over one mesh axis of n devices, like `exchange`.
 

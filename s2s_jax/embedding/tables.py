@@ -1,4 +1,4 @@
-"""Which features share a table, and how a table's rows are laid out, sharded and initialised.
+"""Tables: which features share one, and how its rows are laid out, sharded and initialised.
 
 Shapes: S segments, R rows of a table (including padding), D width of a table.
 

@@ -32,7 +32,7 @@ _BIG = np.iinfo(np.int32).max
 
 
 class Sighted(NamedTuple):
-    """The result of `sight`.
+    """The result of `record_sightings`.
 
     Attributes:
       words_SW: the updated buckets.
@@ -51,7 +51,7 @@ def empty(rows: int, admit_after: int) -> jax.Array:
     return jnp.zeros((NUM_SEGMENTS, words), jnp.int32)
 
 
-def sight(
+def record_sightings(
     words_SW: jax.Array,
     keys_U2: jax.Array,
     count_U: jax.Array,
@@ -97,14 +97,14 @@ def sight(
 
 
 def forget(words_SW: jax.Array, at_U: jax.Array, which_U: jax.Array) -> jax.Array:
-    """Removes some of the ids that were just sighted from the buckets, because they now have a row."""
+    """Removes ids whose sightings were just recorded, because they now have a row."""
     flat = words_SW.reshape(-1)
     at_U = jnp.where(which_U, at_U, flat.size)
     return flat.at[at_U].set(0, mode="drop").reshape(words_SW.shape)
 
 
 def doubled(words_SW: jax.Array) -> jax.Array:
-    """The buckets of a table with twice the rows: each bucket is copied, and ids are found in either."""
+    """The buckets of a table with twice the rows: two copies of each, so ids are found in both."""
     if words_SW.shape[1] == 1:
         return words_SW
     return jnp.concatenate([words_SW, words_SW], axis=1)

@@ -21,7 +21,7 @@ from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
-from s2s_jax.reporting.shown_users import Shown, ShownUser, UserShower, spread_over_log
+from s2s_jax.reporting.shown_users import ExampleUsers, Shown, ShownUser, spread_over_log
 from s2s_jax.reporting.titles import read_titles
 
 
@@ -90,12 +90,12 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     batch_users = math.ceil(users_of_stripe / mesh.size) * mesh.size
     reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, batch_users)
     candidates = make_candidates(run.functions, run.state, catalogue, Ranking.of(config), mesh)
-    shower = UserShower(run, candidates, catalogue.item, split, mesh)
+    examples = ExampleUsers(run, candidates, catalogue.item, split, mesh)
     targets = held_out.targets(split, "test") if split.holds_out else None
     shown: list[ShownUser] = []
     for stripe, batch in spread_over_log(reader, users, targets):
         wanted = min(users_of_stripe, batch.users, users - len(shown))
-        shown += shower.show(batch, wanted, index.stripes[stripe][0].path.name)
+        shown += examples.show(batch, wanted, index.stripes[stripe][0].path.name)
         if len(shown) == users:
             break
     return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)

@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What the loss needs to know about the events of a batch, apart from their vectors.
+    """Facts about the events of a batch that the loss needs, apart from their vectors.
 
     Attributes:
       length_B: int32, number of real positions of each row.
@@ -125,7 +125,7 @@ def softmax_loss(
     log_q_N: jax.Array | None = None,
     dtype: jnp.dtype | None = None,
 ) -> LossSums:
-    """Cross-entropy of each query's positive among itself and its negatives.
+    """Return the cross-entropy of each query's positive among itself and the query's negatives.
 
     Negatives are other pairs' positives, sampled candidates or both, depending on `config.negatives`.
     The correction subtracts log q from the logit of a candidate drawn with probability q, and from the
@@ -146,12 +146,8 @@ def softmax_loss(
     Returns:
       Sums over this device's pairs.
     """
-    if (sampled is None) != (config.negatives == "in_batch"):
-        found = "no" if sampled is None else "some"
-        raise ValueError(
-            f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
-        )
-    pairs, log_q_N = _padded((pairs, log_q_N))  # With invalid pairs.
+    _check_sampled(config, sampled)
+    pairs, log_q_N = _padded((pairs, log_q_N))  # The added pairs are invalid.
     dtype = pairs.queries_NE.dtype if dtype is None else dtype
     vectors_NE = comparable(config, pairs.queries_NE).astype(dtype)
     positives_NE = comparable(config, pairs.positives_NE).astype(dtype)
@@ -178,6 +174,15 @@ def softmax_loss(
             queries, candidates, local = queries._replace(own_N=None), local, None
     loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local)
     return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+
+
+def _check_sampled(config: LossConfig, sampled: Sampled | None) -> None:
+    """Refuses sampled candidates that `config` does not use, and their absence if it needs them."""
+    if (sampled is None) != (config.negatives == "in_batch"):
+        found = "no" if sampled is None else "some"
+        raise ValueError(
+            f"negatives are {config.negatives!r}, but there are {found} sampled candidates"
+        )
 
 
 def _sampled_candidates(

@@ -46,7 +46,7 @@ class Seq2Seq(nnx.Module):
         """
         self.shown = tuple(shown)
         self.hidden = tuple(f.name for f in features if f.name not in shown)
-        # The rows of the projection's kernel that belong to each feature.
+        # The first row of the projection's kernel for each feature, and the row after its last.
         self.begin_end: dict[str, tuple[int, int]] = {}
         begin = 0
         for feature in features:
@@ -66,7 +66,7 @@ class Seq2Seq(nnx.Module):
 
         Args:
           embeddings: f32 `[B, L, emb_dim]` of each feature.
-          key: for dropout; None turns dropout off, as in evaluation.
+          key: the random key of dropout; None turns dropout off, as in evaluation.
           sequence_BL: int32, the number of the sequence that a position belongs to; None: each row is
             one sequence.
         """

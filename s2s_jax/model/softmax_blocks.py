@@ -52,7 +52,7 @@ class Queries(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What queries are scored against.
+    """The candidates that queries are scored against.
 
     Attributes:
       vectors_CE: the vectors, scaled like the queries; in a ring, those of this device.
@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
 
 
 def alignment() -> int:
-    """Return a number; sizes that are multiples of it are fastest on the default backend."""
+    """Return the number whose multiples are the fastest sizes on the default backend."""
     return _ALIGNMENT_CPU if jax.default_backend() == "cpu" else _ALIGNMENT
 
 
@@ -190,16 +190,21 @@ def negative_gradients(
 
 
 def query_gradients(
-    vectors_NE: jax.Array, temperature: jax.Array, lack_N: jax.Array, d_NE: jax.Array, by: jax.Array
+    vectors_NE: jax.Array,
+    temperature: jax.Array,
+    lack_N: jax.Array,
+    d_NE: jax.Array,
+    d_loss: jax.Array,
 ) -> tuple[Queries, jax.Array]:
     """Return gradients of vectors, positives and temperature.
 
-    `d_NE` are the gradients of the vectors divided by the temperature.
+    `d_NE` are the gradients of the vectors divided by the temperature, for a loss with gradient 1;
+    `d_loss` is the gradient of the loss.
     """
     scaled_NE = vectors_NE.astype(d_NE.dtype) / temperature
-    d_vectors_NE = (by / temperature * d_NE).astype(vectors_NE.dtype)
-    d_positives_NE = (-by * lack_N[:, None] * scaled_NE).astype(vectors_NE.dtype)
-    d_temperature = -by / temperature * (d_NE * scaled_NE).sum()
+    d_vectors_NE = (d_loss / temperature * d_NE).astype(vectors_NE.dtype)
+    d_positives_NE = (-d_loss * lack_N[:, None] * scaled_NE).astype(vectors_NE.dtype)
+    d_temperature = -d_loss / temperature * (d_NE * scaled_NE).sum()
     return Queries(d_vectors_NE, d_positives_NE, *[NO_GRADIENT] * 4), d_temperature
 
 

@@ -95,7 +95,7 @@ def _ring_forward(
 
 def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
     queries, candidates, local, temperature, outcome = residuals
-    size, by = jax.lax.axis_size(axis), cotangents[0]
+    size, d_loss = jax.lax.axis_size(axis), cotangents[0]
     blocks = cut_queries(queries, _max_candidates(candidates, local), temperature)
 
     def one_step(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
@@ -118,10 +118,12 @@ def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
     dtype, d_local = queries.vectors_NE.dtype, None
     if local is not None:
         d_GBE, d_local_EC = _add_gradients(d_GBE, blocks, outcome, local, None)
-        d_local = Candidates((by * d_local_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
+        d_local = Candidates((d_loss * d_local_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
     lack_N, d_NE = join_blocks(outcome.lack, queries), join_blocks(d_GBE, queries)
-    d_queries, d_temperature = query_gradients(queries.vectors_NE, temperature, lack_N, d_NE, by)
-    d_candidates = Candidates((by * d_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
+    d_queries, d_temperature = query_gradients(
+        queries.vectors_NE, temperature, lack_N, d_NE, d_loss
+    )
+    d_candidates = Candidates((d_loss * d_EC.T).astype(dtype), NO_GRADIENT, NO_GRADIENT)
     return d_queries, d_candidates, d_local, d_temperature
 
 

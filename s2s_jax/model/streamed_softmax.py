@@ -100,9 +100,9 @@ def _row_forward(queries: Queries, candidates: Candidates, temperature: jax.Arra
 
 def _row_backward(residuals: tuple, cotangents: tuple) -> tuple:
     vectors_NE, temperature, lack_N, d_NE, d_EC = residuals
-    by = cotangents[0]
-    d_queries, d_temperature = query_gradients(vectors_NE, temperature, lack_N, d_NE, by)
-    d_candidates = Candidates((by * d_EC.T).astype(vectors_NE.dtype), NO_GRADIENT, NO_GRADIENT)
+    d_loss = cotangents[0]
+    d_queries, d_temperature = query_gradients(vectors_NE, temperature, lack_N, d_NE, d_loss)
+    d_candidates = Candidates((d_loss * d_EC.T).astype(vectors_NE.dtype), NO_GRADIENT, NO_GRADIENT)
     return d_queries, d_candidates, d_temperature
 
 

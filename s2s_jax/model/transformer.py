@@ -79,7 +79,7 @@ class CausalAttention(nnx.Module):
         Args:
           x_ME: `[B*L, E]` activations.
           seq_len: L.
-          keys: two keys for dropout; None turns it off.
+          keys: the two random keys of dropout; None turns dropout off.
           sequence_BL: int32; positions attend only within their sequence. None: each row is one
             sequence.
           turns: the rotation of queries and keys; None: no rotary positions.
@@ -101,7 +101,7 @@ class CausalAttention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Linear, exact GELU, linear, dropout."""
+    """The feed-forward part of a layer: linear, exact GELU, linear, dropout."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dtype = compute_dtype(config)
@@ -110,7 +110,7 @@ class FeedForward(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(self, x_ME: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Args: `[B*L, E]` activations and a dropout key. Returns `[B*L, E]`."""
+        """Applies the layers to activations; without a key of dropout, nothing is dropped."""
         x_MF = self.up(x_ME)
         # Faster than jax.nn.gelu(approximate=False), which goes through erfc.
         x_MF = 0.5 * x_MF * (1 + jax.lax.erf(x_MF * jnp.asarray(0.5**0.5, x_MF.dtype)))
@@ -136,7 +136,7 @@ class Layer(nnx.Module):
         sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
     ) -> jax.Array:
-        """Runs the layer. The arguments are those of `CausalAttention`, but with three dropout keys."""
+        """Runs the layer. The arguments are those of `CausalAttention`, with three keys of dropout."""
 
         def attend(x_ME: jax.Array, keys: jax.Array | None) -> jax.Array:
             return self.attn(self.norm1(x_ME), seq_len, keys, sequence_BL, turns)
@@ -200,7 +200,7 @@ class Transformer(nnx.Module):
           x_ME: `[B*L, E]`; padding must be at the end of each row, so that causality alone keeps real
             positions from attending to it.
           seq_len: L.
-          key: for dropout; None turns it off.
+          key: the random key of dropout; None turns dropout off.
           sequence_BL: int32, the number of the packed sequence that a position belongs to; each sequence
             is encoded as if it were alone. None: each row is one sequence.
           position_BL: int32, position numbers for learned and rotary positions. None: they count from 0

@@ -47,7 +47,7 @@ class Parts:
         now = json.loads(json.dumps(made_for))
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, os.close, self._locked())
+            self._unlock = weakref.finalize(self, os.close, self._lock())
             before = self._made_for()
             if before is not None and before != now:
                 changed = [key for key in now if key not in before or before[key] != now[key]]
@@ -127,8 +127,8 @@ class Parts:
             made_for = None
         return made_for if isinstance(made_for, dict) else {}
 
-    def _locked(self) -> int:
-        """Return a file descriptor of the directory; it holds a lock until it is closed."""
+    def _lock(self) -> int:
+        """Locks the directory, and returns a file descriptor that holds the lock until it is closed."""
         directory = os.open(self._dir, os.O_RDONLY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,7 +147,7 @@ class Parts:
         self._unlock()
 
     def _remove(self) -> bool:
-        """Removes the parts, and returns whether the directory is empty now."""
+        """Removes the parts, and returns whether the directory is now empty."""
         others = False
         for path in self._dir.iterdir():
             if _OURS.fullmatch(path.name):

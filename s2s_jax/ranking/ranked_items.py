@@ -1,4 +1,4 @@
-"""Puts the vectors of items and users on the devices, and the pairs that are left out of a ranking.
+"""Puts vectors of items and users on the devices, with the items that users have seen.
 
 Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item.
 """
@@ -82,7 +82,7 @@ def padded(
 ) -> tuple[jax.Array, Pairs]:
     """Return the users, padded to whole groups, and the seen pairs, padded with item -1.
 
-    Every device has all of both.
+    Every device gets all of them.
     """
     width = ranked.vectors_RE.shape[1]
     if users_BE.ndim != 2 or users_BE.shape[1] != width:

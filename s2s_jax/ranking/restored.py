@@ -66,7 +66,7 @@ def restore(
         functions = make_step_functions(StepSettings.of(config), mesh, plan.capacities_now())
         state = checkpoints.restore(step, functions.abstract)
         reader = saved["reader"] if "reader" in saved else {}
-        # Older checkpoints do not have them.
+        # Older checkpoints do not have the kinds.
         kinds = reader["kinds"] if "kinds" in reader else {}
         return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
     finally:

@@ -109,7 +109,7 @@ def curve(lines: list[Line], key: str, name: str) -> Series:
 
 
 def _numbers(line: dict[str, Any]) -> Line:
-    """A line without values that are not numbers, which only a damaged file has."""
+    """The values of a line that are numbers; others occur only in damaged files."""
     return {key: value for key, value in line.items() if type(value) in (int, float)}
 
 

@@ -111,8 +111,8 @@ def spread_over_log(
             yield stripe, batch
 
 
-class UserShower:
-    """Recommends items to users of a batch, and lists their last events."""
+class ExampleUsers:
+    """Shows users of a batch: their last events, and the items recommended to them."""
 
     def __init__(
         self, run: Restored, candidates: Candidates, item: pa.Array, split: Split, mesh: Mesh
@@ -123,14 +123,14 @@ class UserShower:
           run: the restored checkpoint.
           candidates: the items to rank.
           item: the ids of these items, as stored in the log.
-          split: says which events are held out.
+          split: the events that are held out.
           mesh: the devices.
         """
         self._run, self._candidates, self._item = run, candidates, item
         self._split, self._mesh = split, mesh
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
-        """The first users of a batch.
+        """Return the first users of a batch.
 
         Args:
           batch: a batch of users.
@@ -158,7 +158,7 @@ class UserShower:
         return shown
 
     def _events(self, batch: Histories, n: int) -> list[Event]:
-        """The events of user `n`, with those that are held out."""
+        """Return the events of user `n`, including held-out ones."""
         items = batch.items_of(n).tolist()
         if self._split.holds_out:
             items.append(int(batch.target_U[n]))

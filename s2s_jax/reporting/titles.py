@@ -15,7 +15,7 @@ from s2s_jax.errors import UserError
 
 # The first column, quoted or not, and the delimiter after it.
 _FIRST_COLUMN = re.compile(r'(?:"(?:[^"]|"")*"|[^",;|\t]*)([,;|\t])')
-_LOOKED_AT = 50
+_FIRST_LINES = 50
 _EXPECTED = "expected an item's id and its title in the first two columns"
 
 
@@ -93,6 +93,6 @@ def _delimiter(path: Path, text: str) -> str:
         return "::"
     if path.suffix == ".tsv":
         return "\t"
-    first = (_FIRST_COLUMN.match(line) for line in text.split("\n", _LOOKED_AT)[:_LOOKED_AT])
+    first = (_FIRST_COLUMN.match(line) for line in text.split("\n", _FIRST_LINES)[:_FIRST_LINES])
     found = Counter(match[1] for match in first if match)
     return found.most_common(1)[0][0] if found else ","

@@ -31,7 +31,7 @@ def drawn_items(items: int, size: int, seed: int, step: int, device: int) -> np.
 
 
 class ItemSource:
-    """The items of a log: draws negatives, and gives the shares of items.
+    """Draws negatives from the items of a log, and looks up the shares of items.
 
     Attributes:
       items: the number of items.
@@ -60,8 +60,8 @@ class ItemSource:
     def draw(self, step: int) -> dict[str, jax.Array]:
         """Return the negatives of a step, as arrays to add to its batch.
 
-        With `loss.negatives` full, every device has each item once. So it does if there are no more
-        items than a device would draw.
+        Every device has each item once if `loss.negatives` is full, or if there are no more items than
+        a device would draw.
 
         Returns:
           int32 ids `[1, n * S, 1, K]` (or `[1, n * S, 1, K, 2]`) for each feature of items, and the

@@ -419,7 +419,7 @@ def test_counts_of_dropped_and_evicted_ids_stop_before_they_wrap_around():
     def claim(of_table, part, step, evict):
         unique = id_keys.unique_keys(jnp.asarray(part))
         policy = claiming.Policy(1, evict)
-        make = lambda beside, *_: beside  # noqa: E731
+        make = lambda attached, *_: attached  # noqa: E731
         return claiming.find_or_claim(
             of_table, unique, jnp.int32(0), jnp.int32(step), policy, (), make
         ).id_map

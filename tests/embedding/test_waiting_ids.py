@@ -24,7 +24,7 @@ def keys(numbers):
 def sight(words_SW, keys_M2):
     unique = unique_keys(keys_M2)
     there_U = is_there(unique.keys_U2)
-    sighted = waiting_ids.sight(
+    sighted = waiting_ids.record_sightings(
         words_SW, unique.keys_U2, unique.count_U, there_U, segment_of(unique.keys_U2)
     )
     return sighted, sighted.sightings_U[unique.place_M]
@@ -100,7 +100,7 @@ def stream(rows, total, batch, again_after=None):
         first, second = keys_of(low, jnp.full_like(low, 9))
         unique = unique_keys(jnp.stack([first, second], axis=-1))
         every = jnp.ones(batch, bool)
-        return waiting_ids.sight(
+        return waiting_ids.record_sightings(
             words_SW, unique.keys_U2, unique.count_U, every, segment_of(unique.keys_U2)
         )
 
@@ -143,7 +143,7 @@ def test_rows_seen_often_stay_often():
     @jax.jit
     def admit(of_table, step):
         return claiming.find_or_claim(
-            of_table, unique, jnp.int32(0), step, policy, (), lambda beside, *_: beside
+            of_table, unique, jnp.int32(0), step, policy, (), lambda attached, *_: attached
         )
 
     claimed = admit(of_table, jnp.int32(1))
