@@ -50,7 +50,7 @@ def arguments_of_command(command: str) -> dict[str, Argument]:
 
 
 def options_of(command: str) -> list[Argument]:
-    """Those that take a text or a path."""
+    """The options of a command that take a text or a path."""
     return [
         a for a in arguments_of_command(command).values() if re.search(r"\bstr\b|Path", str(a.kind))
     ]

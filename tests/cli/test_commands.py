@@ -32,7 +32,7 @@ def arguments_class(command: str) -> type:
 
 
 def run(*arguments: str, **more) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
+    """Runs the command in a new process."""
     environment = os.environ | {"PYTHONPATH": str(REPO), "COLUMNS": "200"}
     command = [sys.executable, "-m", "s2s_jax", *arguments]
     return subprocess.run(
@@ -311,7 +311,7 @@ def test_commands_that_need_no_devices_do_not_import_jax(arguments):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_command_that_does_not_listen_itself(number):
-    """What it was writing is cleaned up: a signal is an exception, no longer the end at once."""
+    """The signal raises an exception instead of killing the process, so unfinished files are removed."""
     program = (
         "import os, signal, sys\nfrom s2s_jax import signals\n"
         "from s2s_jax.cli.exit import run_command\nsignals.handle_while_starting()\n"

@@ -189,7 +189,7 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
 
 @pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
-    """The log is missing on one of them; the other one is waiting, and gets to know."""
+    """The log is missing on one host. The other host waits, and learns that the first one has ended."""
     for host, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         if host != guilty:

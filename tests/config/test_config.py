@@ -225,7 +225,7 @@ def test_help_shows_every_key_with_default_and_meaning(capsys):
 
 
 def dataclasses_in(cls):
-    """A dataclass and all that its fields may be."""
+    """A dataclass, and all dataclasses that its fields may hold."""
     yield cls
     for hint in typing.get_type_hints(cls).values():
         for each in (hint, *typing.get_args(hint)):

@@ -126,7 +126,7 @@ def set_key(config: Config, key: str, value) -> Config:
 
 
 def having(config: Config, key: str) -> Config:
-    """The same with the kind that has a key."""
+    """Return the configuration with the kind of value that has the key."""
     for other, value in (OF_KIND[key] if key in OF_KIND else {}).items():
         config = set_key(config, other, value)
     return config
@@ -184,7 +184,7 @@ OTHER_KINDS = {"lr.decay": Linear(), "io.sequences": Pack(rows=4)}
 
 
 def other_value(config: Config, key: str) -> Config:
-    """Any other value of a key that is of no feature, valid or not."""
+    """Return the configuration with another value of a key outside of features, valid or not."""
     if key in CHANGED:
         return changed(config, key)[0]
     section, name = key.split(".")
@@ -215,7 +215,7 @@ def without_fingerprints(value: Split | Decoding | ReadingOrder):
     ],
 )
 def test_a_narrow_value_is_another_one_when_its_fingerprint_is(tmp_path, kind, key):
-    """What a value holds is what `KEYS` says that it is decided by: no key less, and none more."""
+    """Each narrow value holds exactly the keys that decide it according to `KEYS`."""
     config = whole(tmp_path)
     before, after = (kind.of(each) for each in (config, other_value(config, key)))
     same = without_fingerprints(before) == without_fingerprints(after)
@@ -232,7 +232,7 @@ def test_decoding_is_another_one_with_other_ids(tmp_path, key):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The directory of a run with a checkpoint, as far as the configuration is concerned."""
+    """A run directory that has only what checks of the configuration read."""
     config = whole(tmp_path_factory.mktemp("run"))
     run_dir = Path(config.train.output_dir)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def made(cls: type) -> st.SearchStrategy:
 
 
 def parts_of(config: Config) -> dict[str, Any]:
-    """Every dataclass with keys of its own, by its path."""
+    """Every dataclass in a configuration, by its path."""
     parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     parts |= {f"features.{i}": feature for i, feature in enumerate(parts.pop("features"))}
     return parts | {f"tables.{table.name}": table for table in parts.pop("tables")}
@@ -108,7 +108,7 @@ def words(key: str, value: Any) -> list[str]:
 
 
 def arguments(before: Config, after: Config) -> list[str]:
-    """A command line that makes one configuration of another."""
+    """The arguments that turn the configuration `before` into `after`."""
     found = []
     for path, part in parts_of(after).items():
         old = parts_of(before)[path]

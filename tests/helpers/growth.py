@@ -1,4 +1,4 @@
-"""Rows of growing tables."""
+"""The rows of growing tables, and sizes of such tables for tests."""
 
 import numpy as np
 

@@ -43,7 +43,7 @@ def lines(run_dir: Path) -> list[dict]:
 
 
 def learned(run_dir: Path) -> list[tuple]:
-    """All metrics except speeds, which must not depend on interruptions of the run."""
+    """The metrics of each line that must not depend on interruptions of the run."""
     return [(x["step"], x["loss"], x["hit_rate"], x["grad_norm"]) for x in lines(run_dir)]
 
 

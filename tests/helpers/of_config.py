@@ -1,4 +1,4 @@
-"""What tests ask of the rooms of data/, for a whole configuration: the narrow values are made here."""
+"""Functions of data/ and training/ for tests, which take a configuration instead of its parts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +72,7 @@ def targets(config: Config, part: SplitPart) -> Targets:
 
 
 def collect(config: Config, cut: Cut | None = None) -> Catalogue:
-    """Of the items that are ranked, or of those before `cut`."""
+    """Collects the items that are ranked, or the items before `cut`."""
     cut = held_out.catalogue_cut(Split.of(config)) if cut is None else cut
     return catalogues.collect(Items.of(config), Logs.of(config), index(config), cut)
 

@@ -1,4 +1,4 @@
-"""A small configuration of runs that are saved."""
+"""A small configuration for tests that save checkpoints."""
 
 import dataclasses
 

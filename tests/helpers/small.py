@@ -21,7 +21,7 @@ SEQ_LEN = 6
 
 
 def config(**changes) -> Config:
-    """Two tables; one is shared by two features, and one of these has bags of three."""
+    """Return a configuration with two tables. Two features share one; one of them has bags of three."""
     made = Config(
         features=(
             FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=300),
@@ -56,7 +56,7 @@ def config(**changes) -> Config:
 
 
 def growing(config: Config, **settings) -> Config:
-    """The same with growing tables for items and tags, which share one."""
+    """Return the configuration with a growing table, which items and tags share."""
     features = tuple(
         dataclasses.replace(f, hash_bucket_size=0) if f.table_name == "item_id" else f
         for f in config.features
@@ -66,7 +66,7 @@ def growing(config: Config, **settings) -> Config:
 
 
 def with_table(config: Config, name: str, **settings) -> Config:
-    """The same with other settings of a table."""
+    """Return the configuration with other settings of a table."""
     tables = tuple(
         dataclasses.replace(t, **settings) if t.name == name else t for t in config.tables
     )

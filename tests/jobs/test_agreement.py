@@ -274,7 +274,7 @@ def test_items_that_cannot_be_recommended_score_zero():
 
 @pytest.mark.slow
 def test_two_million_events_of_one_user_fit_in_two_gigabytes():
-    """Whole commands, including JAX."""
+    """Measures complete commands, including JAX."""
     done = subprocess.run(
         [
             sys.executable,

@@ -33,7 +33,7 @@ def one():
 
 
 def of_the_process():
-    """What belongs to the whole process and not to a library."""
+    """State of the whole process that a library must not change."""
     loggers = [logging.getLogger(name) for name in ("", "absl", "asyncio", "jax", "orbax")]
     return {
         "signals": [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE)],

@@ -1,4 +1,4 @@
-"""Plain histories become the very rows that a log with them has."""
+"""Plain histories become the same rows as in a log."""
 
 import datetime
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_is_saved_again_is_another_one(tmp_path):
-    """Even with the same weights in the same directory; only a copy of a checkpoint is the same."""
+    """This holds even for the same weights in the same directory; only a copy counts as the same."""
 
     def save(run_dir):
         checkpoints = Checkpoints(run_dir, newest=None)

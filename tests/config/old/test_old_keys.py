@@ -1,4 +1,4 @@
-"""Configurations of before keys changed: a `config.json` is read, an old key gets a sentence."""
+"""Old keys of the configuration: an old `config.json` is read, and other uses are explained."""
 
 import json
 

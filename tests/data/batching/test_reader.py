@@ -543,7 +543,7 @@ def test_a_copy_of_a_log_is_the_same_log(tmp_path):
     ],
 )
 def test_an_id_is_not_read_as_text_here_and_as_a_number_there(tmp_path, hashed, kinds):
-    """Otherwise it would have two table rows."""
+    """Otherwise the same id would have two table rows."""
     for name, kind in zip("ab", kinds, strict=True):
         value = "12" if kind == pa.string() else 12
         write_log(tmp_path / f"{name}.orc", [{"x": [[value]]}], {"x": pa.list_(pa.list_(kind))})

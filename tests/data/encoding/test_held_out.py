@@ -131,7 +131,7 @@ def make_config(data_paths, kind="seconds", seq_len=5, **io):
 
 
 def split_by_time(config, at="2000-12-01", validation_at=None, feature=None, **settings):
-    """With another split; a feature that is not given stays as it is."""
+    """Return `config` with a split by time; without `feature`, its time feature does not change."""
     if feature is None:
         feature = config.eval.split.feature if config.eval.split else "timestamp"
     split = ByTime(at=at, validation_at=validation_at, feature=feature)

@@ -160,7 +160,7 @@ def test_times_in_another_unit(tmp_path, unit, factor, kind):
 
 
 def test_seconds_read_as_milliseconds(tmp_path):
-    """Then all events are before the split, and nothing is held out."""
+    """With this unit, all events are before the split, and nothing is held out."""
     write_log(tmp_path / "a.orc", rows(9, 5), TYPES)
     notes = look(config(tmp_path, time={"time_unit": "ms"}, split=ByTime(at="2015-04-04")))
     assert any(

@@ -61,7 +61,7 @@ def test_files_columns_and_types(tmp_path):
 
 
 def test_titles_tell_what_follows_and_the_category(tmp_path, rows):
-    """Of "lamp 7", the item that most often follows it in the log is "lamp 8"."""
+    """The item that most often follows "lamp 7" in the log is "lamp 8"."""
     synthesize(Settings(output=tmp_path, **SMALL))
     titles = read_titles(tmp_path / "titles.csv")
     _, follower = successor_share(rows)

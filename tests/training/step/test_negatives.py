@@ -154,7 +154,7 @@ def test_all_items_are_used_once_if_there_are_few(log, tmp_path, negatives):
 
 
 def test_draws_are_uniform_and_depend_only_on_seed_step_and_device():
-    """They do not depend on NumPy's version either: the expected numbers are written here."""
+    """The expected numbers are written here, so they do not depend on NumPy's version either."""
     assert drawn_items(1000, 5, 42, 7, 1).tolist() == [631, 916, 829, 756, 557]
     items, size = 97, 4096
     keys = [(42, 1, 0), (43, 1, 0), (42, 2, 0), (42, 1, 1), (42, 0, 1), (1, 42, 0)]

@@ -111,7 +111,7 @@ def test_the_clock_stays_the_same_if_nothing_changed():
 )
 @pytest.mark.parametrize("batch_rows", [24, 48])
 def test_a_run_with_a_new_end_continues_like_a_run_of_that_length(before, after, steps, batch_rows):
-    """Also a run that was at its end, where its rate was 0."""
+    """This includes a run that had ended, with a rate of 0."""
     lr = LRConfig(warmup_steps=20, decay=Linear())
     run = Run(lr)
     run.go_on(24, 60, **before)
