@@ -1,4 +1,4 @@
-"""Old keys of the configuration: an old `config.json` is read, and other uses are explained."""
+"""Old keys of the configuration: an old `config.json` is read; elsewhere they are errors."""
 
 import json
 
