@@ -1,4 +1,4 @@
-"""The examples in docstrings, which are the first that a reader tries, give what they say."""
+"""The examples in docstrings, which readers try first, give the results that they show."""
 
 import doctest
 import importlib

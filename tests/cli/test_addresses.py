@@ -83,10 +83,10 @@ def test_every_option_of_every_command_refuses_them(command, tmp_path, monkeypat
     options = options_of(command)
     assert options
     for option in options:
-        told = str(run(command, option, "gs://bucket/a"))
-        assert told.startswith(f"{option.place}: "), told
-        assert "gs://bucket/a" in told
-        assert "mount" in told
+        message = str(run(command, option, "gs://bucket/a"))
+        assert message.startswith(f"{option.place}: "), message
+        assert "gs://bucket/a" in message
+        assert "mount" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -92,8 +92,8 @@ def test_packed_sequences_are_apart(config, capsys):
     lines = printed(capsys, config, *arguments, "--rows", "9", "--sequences", "2")
     titles = [line[0] for line in lines if line[0].startswith("Microbatch")]
     assert "Microbatch 0, row 0, packed sequence 0 of 1: 8 positions" in titles
-    told = [re.search(r"row (\d+), packed sequence (\d+) of (\d+)", title) for title in titles]
-    shown = [tuple(map(int, found.groups())) for found in told]
+    matches = [re.search(r"row (\d+), packed sequence (\d+) of (\d+)", title) for title in titles]
+    shown = [tuple(map(int, found.groups())) for found in matches]
     for row in {row for row, _, _ in shown}:
         numbers = [number for r, number, _ in shown if r == row]
         assert numbers == list(range(min(2, *[total for r, _, total in shown if r == row])))
@@ -102,7 +102,7 @@ def test_packed_sequences_are_apart(config, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--step", "0"], "--step: expected at least 1, found 0"),
         (["--rows", "-1"], "--rows: expected at least 0, found -1"),
@@ -111,10 +111,10 @@ def test_packed_sequences_are_apart(config, capsys):
         (["--batch_size", "3"], "--batch_size: no such option; did you mean --io.batch_size?"),
     ],
 )
-def test_mistakes(config, words, told):
+def test_mistakes(config, words, message):
     with pytest.raises(UserError) as caught:
         front.main(["batch", config, *words])
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_no_rows_of_a_log_that_is_elsewhere(tmp_path, config):

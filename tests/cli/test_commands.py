@@ -94,9 +94,9 @@ def test_help_of_a_command_has_all_its_arguments(command, capsys, monkeypatch):
 
 def test_help_of_keys_has_the_values_of_the_file(capsys):
     assert front.main(["evaluate", "--help", "--config", CONFIG]) == 0
-    told = re.search(r"--train\.output_dir[^(]*\(default: ([^)]*)\)", capsys.readouterr().out)
-    assert told is not None
-    assert told[1].replace("│", "").split() == ["runs/quickstart"]
+    match = re.search(r"--train\.output_dir[^(]*\(default: ([^)]*)\)", capsys.readouterr().out)
+    assert match is not None
+    assert match[1].replace("│", "").split() == ["runs/quickstart"]
 
 
 def test_every_argument_is_documented():
@@ -163,9 +163,9 @@ def test_every_argument_is_documented():
 )  # fmt: skip
 def test_mistakes_are_one_sentence(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = mistake(*arguments)
+    message = mistake(*arguments)
     for word in words:
-        assert word in told
+        assert word in message
     assert list(tmp_path.iterdir()) == []
 
 

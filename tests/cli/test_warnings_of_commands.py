@@ -43,9 +43,9 @@ def test_what_each_command_warns_of(tmp_path, capsys):
         write_log(tmp_path / "log" / f"{day}.orc", log, types)
     made = config(tmp_path)
     assert not train(made, make_mesh(jax.devices()[:1]))
-    told = capsys.readouterr().err
-    assert told.count("40 users looked at have more than one row (column user_id)") == 1
-    assert told.count("20 (50.0%) of the distinct ids looked at share a row of the table") == 1
+    output = capsys.readouterr().err
+    assert output.count("40 users looked at have more than one row (column user_id)") == 1
+    assert output.count("20 (50.0%) of the distinct ids looked at share a row of the table") == 1
 
     file = tmp_path / "config.py"
     file.write_text(
@@ -58,18 +58,18 @@ def test_what_each_command_warns_of(tmp_path, capsys):
     rows = [[n % 40, n % 7 + 3 * day, 5] for day in range(2) for n in range(40)]
     shared = sum(item < 10 or item >= 30 for row in rows for item in row) / 240
     assert json.loads(out.read_text())["metrics"]["eval/shared_rows"] == shared
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert f"{shared:.1%} of the log's events are of items whose id shares a table row" in " ".join(
-        told.out.split()
+        output.out.split()
     )
-    assert told.err.count("40 users looked at have more than one row (column user_id)") == 1
+    assert output.err.count("40 users looked at have more than one row (column user_id)") == 1
 
     arguments = ["--config", str(file), "--input", str(tmp_path / "log"), "--top_k", "3"]
     recs = str(tmp_path / "recs.parquet")
     assert recommend.main([*arguments, "--output", recs, "--user_column", "user_id"]) == 0
-    told = capsys.readouterr().out
-    assert "10 more ids of the log share a row of the table with an item" in told
-    assert "40 (100.0%) of the 40 users looked at have more than one row (column user_id)" in told
+    output = capsys.readouterr().out
+    assert "10 more ids of the log share a row of the table with an item" in output
+    assert "40 (100.0%) of the 40 users looked at have more than one row (column user_id)" in output
 
     # A log without any history, or without any readable row, is an error.
     write_log(tmp_path / "empty.orc", [{"user_id": 1, "item_id": None}], types)

@@ -90,8 +90,8 @@ def finish(processes, timeout: float = 150) -> list[tuple[int, str]]:
     deadline, ended = time.monotonic() + timeout, []
     try:
         for process in processes:
-            _, told = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-            ended.append((process.returncode, told))
+            _, output = process.communicate(timeout=max(deadline - time.monotonic(), 1))
+            ended.append((process.returncode, output))
     finally:
         for process in processes:
             process.kill()
@@ -165,10 +165,10 @@ def test_a_killed_process_ends_the_others_and_the_job_continues(straight, log, t
     processes[killed].kill()
     processes[killed].communicate()
     begin = time.monotonic()
-    ((code, told),) = finish([processes[1 - killed]])
+    ((code, output),) = finish([processes[1 - killed]])
     assert time.monotonic() - begin < 120
-    assert code != 0, told
-    assert re.search("another host of the job is gone|coordination service", told), told
+    assert code != 0, output
+    assert re.search("another host of the job is gone|coordination service", output), output
     ended = finish(start(config, tmp_path, 2, 2))
     assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
     assert "continuing from the checkpoint of step 6" in ended[0][1]
@@ -184,7 +184,9 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
     config = make_job(Path("log"), tmp_path / "run")
     ended = finish(start(config, tmp_path, 2, 2, directories=(tmp_path / "a", tmp_path / "b")))
     assert EXIT_USER_ERROR in [code for code, _ in ended], ended
-    assert any("io.data_paths: host 1 does not see the same" in told for _, told in ended), ended
+    assert any("io.data_paths: host 1 does not see the same" in output for _, output in ended), (
+        ended
+    )
 
 
 @pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -203,7 +205,7 @@ def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
     # It knows from the other's message, or from the end of its connections.
     words = f"host {guilty} of the job has ended|another host of the job is gone"
     assert re.search(words, ended[1 - guilty][1]), ended
-    assert not any("Traceback" in told for _, told in ended), ended
+    assert not any("Traceback" in output for _, output in ended), ended
 
 
 def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):

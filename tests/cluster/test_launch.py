@@ -92,8 +92,8 @@ ARGUMENTS = "-m s2s_jax.train --config a.py --io.data_paths a log"
 def test_starts_again_only_what_can_go_on(launch, codes, restarts, code, starts):
     start, started = launch
     process = start(CODES=codes, RESTARTS=restarts)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == code, told
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == code, output
     expected = [f"{host} of 2: {ARGUMENTS}" for host in (0, 1) for _ in range(starts)]
     assert started() == expected
 
@@ -102,8 +102,8 @@ def test_who_made_a_mistake_is_not_waited_with(launch):
     start, _ = launch
     begin = time.monotonic()
     process = start(CODES="2/hang", PATIENCE="1")
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 2, told
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 2, output
     assert time.monotonic() - begin < 20
 
 
@@ -131,8 +131,8 @@ def test_each_process_has_a_gpu_of_those_that_are_given(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "where I stand").mkdir()
     process = start(CODES="0", cwd=tmp_path / "where I stand", **environment)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 0, told
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 0, output
     lines = sorted((tmp_path / "notes.devices").read_text().splitlines())
     assert lines == [f"{each} {tmp_path}/where I stand" for each in devices]
 
@@ -149,10 +149,10 @@ def test_each_process_has_a_gpu_of_those_that_are_given(
 def test_what_cannot_be_launched_is_said_at_once(launch, arguments, environment, words):
     start, started = launch
     process = start(*arguments, CODES="0", **environment)
-    _, told = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert words in told
-    assert len(told.splitlines()) == 1
+    assert words in output
+    assert len(output.splitlines()) == 1
     assert started() == []
 
 
@@ -267,8 +267,8 @@ def commands(tmp_path) -> list[str]:
 def test_slurm_queues_again_only_what_can_go_on(submit, tmp_path, codes, code, again):
     start, stands = submit
     process = start(CODES=codes)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code, told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == code, output
     assert commands(tmp_path) == (["scontrol requeue 7"] if again else [])
     notes = (tmp_path / "notes.devices").read_text()
     assert all(line.endswith(f" {stands}") for line in notes.splitlines())
@@ -279,9 +279,9 @@ def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
 
     def run(**environment):
         process = start(**environment)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 75, told
-        return told
+        _, output = process.communicate(timeout=60)
+        assert process.returncode == 75, output
+        return output
 
     codes = "75 75 75 75 75 75 75"
     for _ in range(2):
@@ -308,8 +308,8 @@ def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, t
             time.sleep(0.05)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=30)
-        assert process.returncode == 75, told
+        _, output = process.communicate(timeout=30)
+        assert process.returncode == 75, output
         assert commands(tmp_path) == ["scancel --signal=TERM 7.0", *expected]
 
 
@@ -324,9 +324,9 @@ def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, t
 def test_slurm_is_told_at_once_what_cannot_start(submit, tmp_path, more, environment, words):
     start, _ = submit
     process = start(*more, CODES="75", **environment)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 2, told
-    assert words in told
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 2, output
+    assert words in output
     assert commands(tmp_path) == []
 
 
@@ -361,9 +361,9 @@ def test_a_mistake_of_one_process_ends_all_with_its_sentence(tmp_path, stand_in,
         text=True,
     )
     begin = time.monotonic()
-    _, told = process.communicate(timeout=240)
-    assert process.returncode == 2, told
-    assert f"error: {words}" in told
+    _, output = process.communicate(timeout=240)
+    assert process.returncode == 2, output
+    assert f"error: {words}" in output
     # Most of this time is the start of Python.
     assert time.monotonic() - begin < 120
 

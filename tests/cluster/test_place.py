@@ -98,8 +98,8 @@ def test_tasks_that_see_the_same_gpus_share_them():
 def test_tasks_with_two_gpus_of_their_own_drive_both():
     """In a container, each task numbers its own GPUs 0 and 1."""
     own = {"CUDA_VISIBLE_DEVICES": "0,1"}
-    for told in ({"SLURM_GPUS_PER_TASK": "2"}, {"SLURM_GPUS_ON_NODE": "4"}):
-        assert [devices(step(k, tasks=2, **own, **told)) for k in range(2)] == [[0, 1], [0, 1]]
+    for variables in ({"SLURM_GPUS_PER_TASK": "2"}, {"SLURM_GPUS_ON_NODE": "4"}):
+        assert [devices(step(k, tasks=2, **own, **variables)) for k in range(2)] == [[0, 1], [0, 1]]
 
 
 def test_nodes_may_have_other_numbers_of_tasks():
@@ -163,18 +163,18 @@ def test_variables_that_make_no_sense_are_named(change, word):
 
 @pytest.mark.parametrize("task", [0, 1])
 def test_jax_is_told_the_devices_and_guesses_nothing(task, monkeypatch):
-    told = {}
+    arguments = {}
     monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *who, **how: told.update(how, who=who)
+        jax.distributed, "initialize", lambda *who, **how: arguments.update(how, who=who)
     )
     for name, value in step(task, CUDA_VISIBLE_DEVICES="0", http_proxy="http://nowhere:1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("no_proxy", "a.b")
     monkeypatch.setenv("no_grpc_proxy", "")
     join()
-    assert told["local_device_ids"] == [0]
-    assert told["cluster_detection_method"] == "deactivate"
-    assert told["who"][1:] == (2, task)
+    assert arguments["local_device_ids"] == [0]
+    assert arguments["cluster_detection_method"] == "deactivate"
+    assert arguments["who"][1:] == (2, task)
     assert dict(os.environ)["no_grpc_proxy"] == "a.b,n1"
 
 

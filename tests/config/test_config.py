@@ -262,9 +262,9 @@ def test_a_file_that_replaces_features_must_replace_tables(tmp_path, feature, pl
         f"    base = load_file({str(CONFIGS / 'base.py')!r})\n"
         f"    return dataclasses.replace(base, features=({feature},))\n"
     )
-    told = refusal([], tmp_path / "mine.py")
-    assert told.startswith(f"{place}: expected ")
-    assert told.endswith(
+    message = refusal([], tmp_path / "mine.py")
+    assert message.startswith(f"{place}: expected ")
+    assert message.endswith(
         f", found {found}; remove it (a config file that replaces the features of another one must "
         f"replace its tables too)"
     )

@@ -125,7 +125,7 @@ def test_booleans_are_given_like_those_of_commands(words, expected):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--io.shuffle", "yes"], "io.shuffle: expected True or False, found yes"),
         (["--io.no_shuffle", "True"], "io.no_shuffle: no such key; did you mean io.shuffle?"),
@@ -133,6 +133,6 @@ def test_booleans_are_given_like_those_of_commands(words, expected):
         (["--features.item_id.no_of_next", "x"], "features.item_id.no_of_next: no such key"),
     ],
 )
-def test_what_no_boolean_takes(words, told):
-    with pytest.raises(UserError, match=f"^{told}"):
+def test_a_boolean_refuses_other_words(words, message):
+    with pytest.raises(UserError, match=f"^{message}"):
         load(CONFIGS / "base.py", words)

@@ -33,7 +33,7 @@ from s2s_jax.training import growth
 STEPS = 16
 
 
-def tell(number=signal.SIGTERM):
+def send(number=signal.SIGTERM):
     """Sends the signal, as a scheduler does."""
     os.kill(os.getpid(), number)
 
@@ -94,10 +94,10 @@ def calls(monkeypatch, of, name, number, before=True):
     def wrapped(*arguments, **more):
         count[0] += 1
         if count[0] == number and before:
-            tell()
+            send()
         result = function(*arguments, **more)
         if count[0] == number and not before:
-            tell()
+            send()
         return result
 
     monkeypatch.setattr(of, name, wrapped)
@@ -171,7 +171,7 @@ def test_stopped_while_compiling(straight, log, tmp_path, monkeypatch, step, cap
 
     def slow(self, *arguments, **more):
         if threading.current_thread() is not threading.main_thread():
-            tell()
+            send()
             end.wait(60)
         return compile_(self, *arguments, **more)
 
@@ -228,7 +228,7 @@ def test_signals_are_only_recorded_outside_at_once():
     with StopSignals() as stop:
         with stop.at_once():
             pass
-        tell(signal.SIGINT)
+        send(signal.SIGINT)
         assert stop.requested == "SIGINT"
         assert stop.unless_stopped(threading.Event().wait) is None
         with pytest.raises(Stopped), stop.at_once():
@@ -236,7 +236,7 @@ def test_signals_are_only_recorded_outside_at_once():
 
 
 def test_a_signal_in_at_once_ends_a_wait():
-    timer = threading.Timer(0.1, tell)
+    timer = threading.Timer(0.1, send)
     with StopSignals() as stop, pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
         timer.run()
 

@@ -76,12 +76,12 @@ def test_steps_and_the_best(trained, tmp_path):
 def test_evaluates_as_the_command_does(trained, split, tmp_path, capsys):
     arguments = ["--config", config_file(trained, tmp_path), "--split", split]
     assert command.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
-    told = json.loads((tmp_path / "out.json").read_text())
+    saved = json.loads((tmp_path / "out.json").read_text())
     before = sorted(path.name for path in s2s.Run(trained.train.output_dir).directory.iterdir())
     found = s2s.Run(trained.train.output_dir).evaluate(split)
-    assert found.step == told["step"]
-    assert found.metrics == pytest.approx(told["metrics"], abs=1e-9)
-    assert found.intervals == {name: tuple(ends) for name, ends in told["intervals_95"].items()}
+    assert found.step == saved["step"]
+    assert found.metrics == pytest.approx(saved["metrics"], abs=1e-9)
+    assert found.intervals == {name: tuple(ends) for name, ends in saved["intervals_95"].items()}
     assert (
         sorted(path.name for path in s2s.Run(trained.train.output_dir).directory.iterdir())
         == before

@@ -266,13 +266,13 @@ def test_the_evaluate_command(trained, tmp_path, capsys, caplog):
     arguments = ["--config", config_file(trained, tmp_path), "--out", str(out)]
     assert evaluate.main([*arguments, "--checkpoint", "40"]) == 0
     assert [record.getMessage() for record in caplog.records] == []
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     result = json.loads(out.read_text())
     assert result["step"] == 40
     assert result["split"] == "test"
-    assert f"{result['metrics']['eval/hr@10']:.4f}" in told
-    assert "popularity" in told
-    assert "time-blind" in told
+    assert f"{result['metrics']['eval/hr@10']:.4f}" in output
+    assert "popularity" in output
+    assert "time-blind" in output
     assert result["known_of_target"] == []
 
 
@@ -301,8 +301,8 @@ def test_features_of_the_next_event_are_used_and_reported(tmp_path, capsys):
         capsys.readouterr()
         arguments = ["--config", config_file(config, tmp_path / str(known))]
         assert evaluate.main(arguments) == 0
-        told = capsys.readouterr().out
-        assert ("behavior_id of the target known" in told) == known
+        output = capsys.readouterr().out
+        assert ("behavior_id of the target known" in output) == known
         (result,) = (tmp_path / str(known)).glob("evaluation_test_*.json")
         result = json.loads(result.read_text())
         assert result["known_of_target"] == (["behavior_id"] if known else [])
@@ -390,9 +390,9 @@ def test_recommend_does_not_continue_with_other_weights(
     assert done == [0, 1, 1]
     # As if a new training had replaced the run in its directory.
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    told = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
-    told["init_timestamp_nsecs"] += 1
-    (newest / "_CHECKPOINT_METADATA").write_text(json.dumps(told))
+    metadata = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
+    metadata["init_timestamp_nsecs"] += 1
+    (newest / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert done == [0, 1, 1, 0, 1]

@@ -195,9 +195,9 @@ def check_chart(element, x, y, log):
     else:
         ticks = [number(t.text) for t in element.iter("text") if t.get("class") == "y"]
         np.testing.assert_allclose(found_y, y[kept], atol=1e-3 * (ticks[-1] - ticks[0]))
-    told = hovered(element)
-    assert list(told) == x[kept].tolist()
-    np.testing.assert_allclose([of["v"] for of in told.values()], y[kept], rtol=1e-4)
+    tooltips = hovered(element)
+    assert list(tooltips) == x[kept].tolist()
+    np.testing.assert_allclose([of["v"] for of in tooltips.values()], y[kept], rtol=1e-4)
 
 
 def test_what_is_not_finite_is_left_out_and_counted():
@@ -217,8 +217,8 @@ def test_two_curves_of_different_steps_share_axes():
     first = Series("a<b", np.array([1.0, 2, 3]), np.array([5.0, 6, 7]))
     second = Series("c", np.array([2.0, 4]), np.array([60.0, 70]))
     element = ET.fromstring(figure(Chart("both", (first, second))))
-    told = hovered(element)
-    assert told == {1: {"a<b": 5}, 2: {"a<b": 6, "c": 60}, 3: {"a<b": 7}, 4: {"c": 70}}
+    tooltips = hovered(element)
+    assert tooltips == {1: {"a<b": 5}, 2: {"a<b": 6, "c": 60}, 3: {"a<b": 7}, 4: {"c": 70}}
     for (x, y), series in zip(drawn(element), (first, second), strict=True):
         np.testing.assert_allclose(x, series.x_P, atol=0.01)
         np.testing.assert_allclose(y, series.y_P, atol=0.1)
@@ -263,10 +263,10 @@ def test_curves_show_the_metrics(tmp_path):
         ("tokens/s", "tokens_per_sec"),
         ("MFU", "mfu"),
     ):
-        told = hovered(found[title])
-        assert list(told) == [line["step"] for line in written]
+        tooltips = hovered(found[title])
+        assert list(tooltips) == [line["step"] for line in written]
         values = [line[key] for line in written]
-        np.testing.assert_allclose([of[title] for of in told.values()], values, rtol=1e-4)
+        np.testing.assert_allclose([of[title] for of in tooltips.values()], values, rtol=1e-4)
         np.testing.assert_allclose(drawn(found[title])[0][1], values, atol=0.02)
     assert set(hovered(found["milliseconds per step"])[10].values()) == {8, 2}
     assert "gradient norm, logarithmic" in found, "it spans two decades"
@@ -372,10 +372,10 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             run_command(report.main)
         assert ended.value.code == 2
-        told = capsys.readouterr().err.splitlines()[-1]
-        assert told.startswith("error: ")
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("error: ")
         for word in words:
-            assert word in told
+            assert word in message
 
 
 def test_configuration(tmp_path):
@@ -406,9 +406,9 @@ def test_hostile_text_stays_text(tmp_path):
     run_dir = fake_run(tmp_path / "<b>&'run", config, [training_line(1, **lost)])
     values = {"eval/users": 3, f"eval/{HOSTILE}": 0.5}
     values |= {f"eval/{HOSTILE}/{name}": 1 for name in ("users", "hr@10", "ndcg@10")}
-    told = {"step": 1, "split": HOSTILE, "metrics": values}
-    told["intervals_95"] = {f"eval/{HOSTILE}": [0, 1]}
-    (run_dir / "evaluation_<b>.json").write_text(json.dumps(told))
+    saved = {"step": 1, "split": HOSTILE, "metrics": values}
+    saved["intervals_95"] = {f"eval/{HOSTILE}": [0, 1]}
+    (run_dir / "evaluation_<b>.json").write_text(json.dumps(saved))
     (run_dir / "evaluation_<i>.json").write_text("{}")
     saved = json.loads((run_dir / "config.json").read_text())
     assert saved["features"][0]["shard_name"] == HOSTILE
@@ -516,9 +516,9 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
     run = restore(trained, mesh)
     evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
     evaluation = evaluator.evaluate(run.functions, run.state, "test")
-    told = {"step": run.step, "split": "test", "metrics": evaluation.metrics}
-    told["intervals_95"] = evaluation.intervals()
-    (run_dir / "evaluation_test_20.json").write_text(json.dumps(told))
+    saved = {"step": run.step, "split": "test", "metrics": evaluation.metrics}
+    saved["intervals_95"] = evaluation.intervals()
+    (run_dir / "evaluation_test_20.json").write_text(json.dumps(saved))
     out = tmp_path / "page.html"
     arguments = [str(run_dir), "--users", "3", "--titles", str(titles), "--out", str(out)]
     assert report.main(arguments) == 0
@@ -550,8 +550,8 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     times = tmp_path / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
     times.parent.mkdir(parents=True)
     times.write_text("1")
-    told = {"step": 20, "split": "test", "metrics": {"eval/mrr": 0.5}, "intervals_95": {}}
-    known = told | {"checkpoint": checkpoint_fingerprint(tmp_path, 20)}
+    saved = {"step": 20, "split": "test", "metrics": {"eval/mrr": 0.5}, "intervals_95": {}}
+    known = saved | {"checkpoint": checkpoint_fingerprint(tmp_path, 20)}
     path = tmp_path / "evaluation_test_20.json"
     path.write_text(json.dumps(known))
     assert [found.name for found in read_record(tmp_path, EvalConfig()).saved] == [path.name]
@@ -560,7 +560,7 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     assert record.saved == []
     assert record.others == ["evaluation_test_20.json (of weights that are no longer there)"]
     # Older files do not name the checkpoint, and checkpoints may be gone.
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(saved))
     assert len(read_record(tmp_path, EvalConfig()).saved) == 1
     path.write_text(json.dumps(known))
     shutil.rmtree(times.parent)

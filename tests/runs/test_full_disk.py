@@ -80,11 +80,11 @@ def test_a_run_that_fills_the_disk_continues_from_its_last_complete_checkpoint(
     with pytest.raises(SystemExit) as caught:
         run_command(lambda _: train(config, one_device()))
     assert caught.value.code == EXIT_USER_ERROR
-    told = capfd.readouterr().err
-    assert "cannot be written (No space left on device)" in told
-    assert "free space" in told
-    assert "Traceback" not in told
-    assert told.count("error:") == 1
+    errors = capfd.readouterr().err
+    assert "cannot be written (No space left on device)" in errors
+    assert "free space" in errors
+    assert "Traceback" not in errors
+    assert errors.count("error:") == 1
     whole = [int(path.name) for path in (disk.path / "run" / "checkpoints").iterdir()]
     assert 3 in whole
     disk.resize("8m")
@@ -152,8 +152,8 @@ def test_training_continues_without_tensorboard(disk, capsys):
         disk.fill()
         for step in range(2, 10):
             writer.write(line(step) | many)
-    told = capsys.readouterr().err
-    assert told.count("TensorBoard's files cannot be written (No space left on device)") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("TensorBoard's files cannot be written (No space left on device)") == 1
     assert len(lines(disk.path)) == step
 
 
@@ -174,9 +174,9 @@ def test_a_full_cache_makes_no_stripe_unreadable(log, disk, capsys):
         assert with_cache.skipped_rows == 0
         for name, array in without.arrays.items():
             np.testing.assert_array_equal(with_cache.arrays[name], array)
-    told = capsys.readouterr().err
-    assert told.count("io.cache: ") == 1
-    assert "No space left on device" in told
+    errors = capsys.readouterr().err
+    assert errors.count("io.cache: ") == 1
+    assert "No space left on device" in errors
     assert not list((disk.path / "cache").rglob("*.tmp"))
 
 

@@ -32,9 +32,9 @@ def test_links_are_followed_and_each_file_is_read_once(tmp_path):
     (log / "c.csv").symlink_to(tmp_path / "away" / "b.csv")
     found = run(tmp_path / "out", log)
     assert {user: len(row["item_id"]) for user, row in found.items()} == {1: 1, 2: 1}
-    told = notes(tmp_path / "out", log)
-    assert "2 linked files (" in told
-    assert "circle" in told
+    printed = notes(tmp_path / "out", log)
+    assert "2 linked files (" in printed
+    assert "circle" in printed
     (log / "c.csv").unlink()
     (log / "c.csv").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"c\.csv"):

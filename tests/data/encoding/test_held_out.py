@@ -149,8 +149,8 @@ def before(row, at):
     return max(len(column or ()) for column in row.values())
 
 
-def told(items):
-    """Items as in batches: -1 for missing ones."""
+def with_missing(items):
+    """Return items as in batches, with -1 for missing ones."""
     return [-1 if item is None else item for item in items]
 
 

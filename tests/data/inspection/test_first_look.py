@@ -256,8 +256,13 @@ def test_pairs_are_those_that_training_scores(tmp_path):
             scored = kept[1:] if pairing == "next" else kept[:-1]
             none += all(item is None for item in scored)
         notes = look(config(tmp_path, split=LastEvents(events=held_out), loss={"pairing": pairing}))
-        (told,) = [note for note in notes if "nothing to learn from" in note] or [""]
-        assert (f"warning: {none} (" in told) == (none > 51 / 2), (pairing, held_out, none, told)
+        (warning,) = [note for note in notes if "nothing to learn from" in note] or [""]
+        assert (f"warning: {none} (" in warning) == (none > 51 / 2), (
+            pairing,
+            held_out,
+            none,
+            warning,
+        )
 
 
 # ---------------------------------------------------------------------------------------- order

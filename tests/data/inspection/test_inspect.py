@@ -116,10 +116,10 @@ def test_unreadable_files_are_reported_and_the_rest_is_shown(tmp_path, capsys):
     (tmp_path / "c.orc").write_bytes(b"no ORC file")
     assert main([str(tmp_path)]) == 2
     printed = capsys.readouterr()
-    told = printed.err.splitlines()
-    assert all(line.startswith("error: ") for line in told)
-    assert any(f"{damaged}: stripe 0 cannot be read" in line for line in told)
-    assert told[-1].startswith(f"error: {tmp_path / 'c.orc'}: expected an ORC file")
+    errors = printed.err.splitlines()
+    assert all(line.startswith("error: ") for line in errors)
+    assert any(f"{damaged}: stripe 0 cannot be read" in line for line in errors)
+    assert errors[-1].startswith(f"error: {tmp_path / 'c.orc'}: expected an ORC file")
     assert cells(printed.out, str(tmp_path / "c.orc"))[1:] == [*"----", "unreadable"]
     assert cells(printed.out, str(damaged))[1:4] == ["2,000", "1", "1 (100.0%)"]
     assert "Unreadable: 1 of 3 files, and 1 stripes of the others" in printed.out

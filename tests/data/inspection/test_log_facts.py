@@ -170,8 +170,8 @@ def test_ids_that_share_a_row_against_a_count(hash_type):
         rows[key % 50].add(item)
     alike = {item for ids in rows.values() if len(ids) > 1 for item in ids}
     different = len(set(events))
-    told = sharing.sentences()[0]
-    assert told.startswith(
+    sentence = sharing.sentences()[0]
+    assert sentence.startswith(
         f"Feature item_id: {different} distinct ids for 50 rows of its table; {len(alike)} ("
     )
     share = sum(item in alike for item in events) / len(events)
@@ -271,9 +271,9 @@ def test_ranges_as_dates():
 
 
 def test_zeros_and_the_future():
-    told = facts([[0, -5, 1_600_000_000], [NOW + 10]]).sentences()
-    assert "2 (50.0%) of the times of column t are 0 or before 1970" in told
-    assert "The last time of column t is in the future" in told
+    sentences = facts([[0, -5, 1_600_000_000], [NOW + 10]]).sentences()
+    assert "2 (50.0%) of the times of column t are 0 or before 1970" in sentences
+    assert "The last time of column t is in the future" in sentences
     assert facts([[0], None, []]).sentences()[0] == "Column t has no time after 1970"
     assert facts([None, []]).sentences() == []
 

@@ -390,9 +390,9 @@ def test_unreadable_stripes_stop_or_are_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(orc, "read_stripe", damaged)
     skipping = make_config(tmp_path, on_error="skip_stripe")
     assert as_rows(of_config.collect(skipping)) == by_hand(rows[:12] + rows[15:], skipping)[0]
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith(f"skipped: {tmp_path / 'c.orc'}: ")
-    assert told[1:] == ["skipped: a.orc: stripe 4 cannot be read"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"skipped: {tmp_path / 'c.orc'}: ")
+    assert lines[1:] == ["skipped: a.orc: stripe 4 cannot be read"]
     with pytest.raises(UserError, match=r"c\.orc"):
         of_config.collect(make_config(tmp_path))
     (tmp_path / "c.orc").unlink()

@@ -466,8 +466,8 @@ def test_damaged_stripes_are_reported_and_the_others_are_shown(tmp_path, capsys)
     damage_stripes(path, 1, 4)
     assert main([str(path), "--rows", "0"]) == 2
     printed = capsys.readouterr()
-    told = printed.err.splitlines()
-    assert [x.split(" cannot be read")[0] for x in told] == [
+    errors = printed.err.splitlines()
+    assert [x.split(" cannot be read")[0] for x in errors] == [
         f"error: {path}: stripe {stripe}" for stripe in (1, 4)
     ]
     sound = rows[:10] + rows[20:40]
@@ -515,8 +515,8 @@ def test_a_run_passes_over_what_is_damaged_and_says_so(tmp_path, capsys):
     for line in written[1:]:
         message = refusal(orc.read_stripe, orc.read_footer(path), line["stripe"], ["item_id"])
         assert (line["file"], line["rows"]) == (str(path), 10)
-        told = message.split(" (")[0]
-        assert line["reason"].startswith(told)
+        beginning = message.split(" (")[0]
+        assert line["reason"].startswith(beginning)
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     # 9 batches per epoch; each epoch loses 20 rows.
     assert [(line["step"], line["skipped_rows"]) for line in metrics] == [(9, 20), (18, 40)]

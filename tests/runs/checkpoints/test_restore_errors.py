@@ -199,18 +199,18 @@ def test_checkpoints_of_a_later_format_are_refused(saved, tmp_path):
     config, abstract = saved
     shutil.copytree(config.train.output_dir, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "5" / "progress" / "metadata"
-    told = json.loads(path.read_text())
-    assert told["version"] == 1
-    assert told["s2s_jax"] == s2s_jax.__version__
-    path.write_text(json.dumps(told | {"version": 2, "s2s_jax": "1.2.3"}))
+    contents = json.loads(path.read_text())
+    assert contents["version"] == 1
+    assert contents["s2s_jax"] == s2s_jax.__version__
+    path.write_text(json.dumps(contents | {"version": 2, "s2s_jax": "1.2.3"}))
     assert "saved by s2s_jax 1.2.3" in refusal(config, abstract, tmp_path / "run")
     with pytest.raises(UserError, match="found format 2"):
         SavedTables(tmp_path / "run")
     # Checkpoints of version 0.1.0, and older ones without a format number.
-    del told["s2s_jax"]
-    path.write_text(json.dumps(told | {"version": 2}))
+    del contents["s2s_jax"]
+    path.write_text(json.dumps(contents | {"version": 2}))
     assert "saved by a later version" in refusal(config, abstract, tmp_path / "run")
-    for written in (told, {name: told[name] for name in told if name != "version"}):
+    for written in (contents, {name: contents[name] for name in contents if name != "version"}):
         path.write_text(json.dumps(written))
         restore(config, abstract, tmp_path / "run")
 
