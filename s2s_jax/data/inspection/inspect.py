@@ -233,9 +233,9 @@ class _Report:
             )
         columns = _table("column", "type", *ColumnCounts.HEADERS, numbers=tuple(range(2, 10)))
         for (name, data_type), column in self._columns.items():
-            shown = _type_name(data_type)
-            shown += " (encrypted)" if (name, data_type) in self._encrypted else ""
-            columns.add_row(Text(name), Text(shown), *column.cells())
+            type_text = _type_name(data_type)
+            type_text += " (encrypted)" if (name, data_type) in self._encrypted else ""
+            columns.add_row(Text(name), Text(type_text), *column.cells())
         if self._columns:
             console.print(columns)
             self._print_shape(console)

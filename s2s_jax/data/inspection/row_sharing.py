@@ -31,7 +31,7 @@ class RowSharing:
           feature: a feature with op id and a `hash_bucket_size` above 0.
           is_item: whether this is the item feature.
         """
-        assert feature.op == "id", "only op id hashes ids into buckets"
+        assert feature.op == "id", "only features of op id can share rows"
         assert not feature.grows, "ids of a growing table share no rows"
         self._feature, self._is_item = feature, is_item
         self._tally = HashTally()
