@@ -167,7 +167,7 @@ def _cell(text: str) -> str:
 def _plain(text: str) -> str:
     """Text of a docstring, with the signs escaped that Markdown would read."""
     parts = text.replace("\n", " ").split("`")
-    outside = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
+    outside = [re.sub(r"[\\*_<>\[\]|]", lambda sign: f"&#{ord(sign[0])};", p) for p in parts[::2]]
     # Python-Markdown reads no signs inside of code, not even escapes.
     inside = [*parts[1::2], *[""] * (len(outside) - len(parts[1::2]))]
     pieces = [text for pair in zip(outside, inside, strict=True) for text in pair]

@@ -94,8 +94,8 @@ class TableConfig:
     least recently seen id in its two buckets; stop: the run is saved and ends"""
     admit_after: int = 1
     """Sightings after which an id gets a row, at most 1023. Until then it is unknown. Values above 1
-    keep one-off ids out of the table. The sightings of an id are forgotten once two to three times as
-    many other waiting ids have come as the table has rows"""
+    keep one-off ids out of the table. The sightings of an id are forgotten after many other ids have
+    waited: two to three times as many as the table has rows"""
     unknown: Literal["zeros", "default_row"] = "zeros"
     """What represents an id without a row. zeros: zeros, or in training the id's own initial value,
     which learns nothing; default_row: an additional row of the table, which learns from ids that wait

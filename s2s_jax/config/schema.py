@@ -107,7 +107,7 @@ class ModelConfig:
     are rotated by angles that grow with the position. With learned and loss.pairing next, the vector of
     the last position is never trained, so evaluation and recommendation use only seq_len - 1 events"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
-    """How attention is computed. blocked: plain JAX, in blocks, skipping what causality masks (for
+    """How attention is computed. blocked: plain JAX, block by block, skipping masked blocks (for
     CPUs); cudnn: fused (GPUs and bfloat16 only); xla: all scores at once. auto: blocked on CPUs, cudnn
     on GPUs if possible, xla otherwise"""
     remat: Literal["none", "attention", "full"] = "none"
@@ -165,21 +165,21 @@ class LossConfig:
     temperature: float = 0.05
     """Number by which similarities are divided before the softmax. 1 works well with dot"""
     mask_padding: bool = True
-    """Do not use padding as queries, positives or negatives"""
+    """Leave padding out of the loss: it predicts nothing, and is neither a target nor a negative"""
     mask_same_item: bool = True
-    """Do not use other events with the positive's item as negatives"""
+    """Do not use other events with the item of the target as negatives"""
     negative_scope: Literal["global", "local"] = "global"
     """Which events are candidates. global: those of all devices, so that the loss does not depend on
     the number of devices; local: only those of the same device, as in data-parallel RecIS, which needs
     less communication"""
     negatives: Literal["in_batch", "mixed", "uniform", "full"] = "in_batch"
-    """What the positive competes with. in_batch: the other events of the batch; mixed: these and
+    """What the target competes with. in_batch: the other events of the batch; mixed: these and
     sampled items; uniform: only sampled items; full: all items (every step encodes all of them, so this
     is for catalogues of at most tens of thousands of items). Items are those of the log that training
     sees. Sampled items count as seen in growing tables"""
     catalogue: str | None = None
-    """Parquet file of `s2s catalogue`, for negatives or log_q that need the items. None: items are
-    collected from the log before training starts"""
+    """Parquet file written by `s2s catalogue`, for negatives or log_q that need the items. None: items
+    are collected from the log before training starts"""
     num_negatives: int = 1024
     """Items that each device samples in each step for mixed and uniform. If there are no more items
     than this, each item is used once"""
