@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# An array whose rank is not the one that an operation needs is a mistake until it is said to be none.
+# Implicit changes of the rank of an array are errors, because they are usually mistakes.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Tests compile a lot and compute little: without LLVM's optimizations and XLA's fusion emitters,
 # compiling takes a quarter of the time. The last of two equal flags counts, so this tests the programs

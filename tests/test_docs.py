@@ -92,7 +92,7 @@ def test_the_pages_name_keys_that_exist(known_keys):
     for page in PAGES:
         for span in spans(page):
             for key in _KEY.findall(span):
-                # Names of files, such as eval.json, are none.
+                # Names of files, such as eval.json, are not keys.
                 if re.fullmatch(r"(--)?" + re.escape(key) + r"([= …].*)?", span):
                     assert of_keys(key) in known_keys | sections, f"{page}: {span}"
 
@@ -109,7 +109,7 @@ def only_parse(monkeypatch):
         module = importlib.import_module(f"s2s_jax.cli.commands.{command}")
 
         def stop_after(read):
-            # Without the names of earlier versions, which pages must not use.
+            # Names of earlier versions are not accepted here, because pages must not use them.
             def read_and_stop(cls, argv, command, *_):
                 found = read(cls, argv, command)
                 if found is None:
@@ -263,7 +263,7 @@ def test_the_metrics_of_evaluations_are_documented():
     found |= ranking_metrics.by_length(values, np.array([1, 30, 1000]))
     found |= ranking_metrics.by_popularity(values, np.array([0, 1, 2]), np.array([50, 30, 20]))
     assert [key for key in found if not is_documented(key)] == []
-    # And those that the evaluation itself adds.
+    # Other metrics are added by the evaluation.
     source = (REPO / "s2s_jax" / "ranking" / "tally.py").read_text()
     added = re.findall(r'\{PREFIX\}(\w+)"', source)
     assert len(added) >= 6

@@ -84,7 +84,7 @@ def test_help_of_a_command_has_all_its_arguments(command, capsys, monkeypatch):
         where = shown.find(argument.shown if argument.positional else f"--{argument.name} ")
         assert where > 0, argument.name
         positions.append(where)
-    # Keys of the configuration come after them, and only where there is one.
+    # Keys of the configuration come after the flags, and only in commands that take a configuration.
     assert ("--io.batch_size" in shown) == (command in WITH_CONFIG)
     if command in WITH_CONFIG:
         assert max(positions) < shown.index("--io.")

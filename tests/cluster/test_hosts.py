@@ -223,7 +223,7 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
     assert next(items) == 1
     with pytest.raises(Stopped, match="another host"):
         next(items)
-    # One of them could not read what the other one has next.
+    # One host could not read the item that the other host has next.
     other = [(0, same[0]), (0, 0)]
     with pytest.raises(UserError, match="host 1 reads other rows than host 0"):
         list(hosts.in_lockstep([1, 2], lambda item: item))

@@ -18,7 +18,7 @@ from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
 # Replaces the interpreter: runs `-c`, otherwise records its start and behaves as instructed.
 STAND_IN = f"""#!/usr/bin/env bash
 if [[ $1 == -c || $2 == s2s_jax.cli.newest_step ]]; then exec {sys.executable} "$@"; fi
-# Before the note, which is what the signal waits for.
+# The trap comes before the note, because tests send the signal once they see the note.
 if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
 echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"
 starts=$(grep -c "^$S2S_JAX_HOST of" "$NOTES")
@@ -83,7 +83,7 @@ ARGUMENTS = "-m s2s_jax.train --config a.py --io.data_paths a log"
         ("75/2 0", "2", 2, 1),
         ("2/75 0", "2", 2, 1),
         ("134/3 0", "2", 3, 1),
-        # A killed process, and one that lost it.
+        # One process was killed, and another one ended because of that.
         ("137/75 0", "1", 0, 2),
         ("75/137", "0", 75, 1),
         ("137 137", "1", 137, 2),
@@ -291,7 +291,7 @@ def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
     assert "not queued again" in run(CODES=codes)
     assert "queued again" in run(CODES=codes)
     assert len(commands(tmp_path)) == 3
-    # The count belongs to a job.
+    # Another job has its own count.
     assert "; queued again" in run(CODES=codes, SLURM_JOB_ID="8")
 
 

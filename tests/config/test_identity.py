@@ -55,7 +55,7 @@ FEATURES = (
 TABLES = (TableConfig(name="grown", admit_after=2),)
 SHOWN = ("item_id", "kind", "price")
 
-# Another value for every key that decides something, and the feature it belongs to.
+# Another value for each key, and the feature to change.
 CHANGED = {
     "features.name": ("kinds", 1),
     "features.column": ("other", 1),
@@ -95,7 +95,7 @@ CHANGED = {
     "eval.split.validation_at": "1999-01-01",
     "eval.split.feature": "hour",
 }
-# Keys of another kind than that of `whole`; this one is there, before and after.
+# Keys of a kind that `whole` does not have, and the settings that choose this kind.
 OF_KIND = {
     "io.sequences.windows": {"io.sequences": Pack(rows=4)},
     "eval.split.events": {"eval.split": LastEvents(events=2)},

@@ -64,7 +64,7 @@ def test_a_feature_may_come_to_share_a_table():
 @pytest.mark.parametrize("arguments", [["--lr.decay", "cosine"], ["--lr.decay=cosine"]])
 def test_a_kind_is_chosen(arguments):
     assert load(CONFIGS / "base.py", arguments).lr.decay == Cosine()
-    # Wherever it stands among its keys.
+    # The kind may come before or after its keys.
     keys = ["--lr.decay.steps", "9", *arguments, "--lr.decay.final_ratio", "0.5"]
     assert load(CONFIGS / "base.py", keys).lr.decay == Cosine(steps=9, final_ratio=0.5)
 

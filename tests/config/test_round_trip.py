@@ -40,7 +40,7 @@ def values_of(hint: Any) -> st.SearchStrategy:
         int: st.integers(0, 9) | st.integers(-(2**40), 2**40),
         float: st.floats(0, 1) | st.floats(allow_nan=False, allow_infinity=False),
         bool: st.booleans(),
-        # A text may not look like an address, nor like what stands for nothing.
+        # A text must not look like an address or like None.
         str: text.filter(lambda value: ":/" not in value and value != "None"),
         type(None): st.none(),
     }[hint]
@@ -103,7 +103,7 @@ def words(key: str, value: Any) -> list[str]:
         return kind
     if isinstance(value, tuple):
         return [f"--{key}", *map(str, value)]
-    # So a text may begin with a hyphen.
+    # In this form, a text may begin with a hyphen.
     return [f"--{key}={value}"]
 
 

@@ -58,7 +58,7 @@ def test_trains_as_the_command_does(log, tmp_path):
     assert trained.config == config
     assert trained.steps[-1] == 40
     assert_same_run(config, same)
-    # The lock is free, and a run that is done stays so.
+    # The lock is free, and a finished run stays finished.
     with locked(trained.directory):
         pass
     assert s2s.train(config, devices=one()).metrics() == trained.metrics()
@@ -118,7 +118,7 @@ def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, 
     def interrupting(*arguments, **more):
         calls.append(None)
         if len(calls) == number:
-            # As Ctrl-C does; Python hears it in the main thread.
+            # As Ctrl-C does. Python handles the signal in the main thread.
             os.kill(os.getpid(), signal.SIGINT)
         return function(*arguments, **more)
 

@@ -59,7 +59,7 @@ def test_steps_and_the_best(trained, tmp_path):
     shutil.copytree(run.directory, tmp_path / "run")
     copy = s2s.Run(tmp_path / "run")
     assert copy.config.train.output_dir == str(tmp_path / "run")
-    # Whatever is best, the other is the best of what is left.
+    # Without the best checkpoint, the other one is the best.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(run.best_step))
     assert [copy.best_step] == copy.steps
     (tmp_path / "run" / "metrics.jsonl").unlink()

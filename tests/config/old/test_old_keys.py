@@ -28,7 +28,7 @@ from s2s_jax.errors import UserError
 
 BASE = REPO / "configs" / "base.py"
 
-# Of s2s_jax 0.1, as it was written, without most keys that have stayed.
+# A configuration as s2s_jax 0.1 wrote it, without most keys that have not changed since.
 OLD = {
     "io": {"batch_size": 8, "shuffle": True},
     "features": [

@@ -332,7 +332,7 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
     assert_equal(take(again, 2), rest[1:])
     epoch = [row_numbers(batch) for batch in take(again, 7)]
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(27))
-    # From here on, the new file is like any other.
+    # From now on, the new file is like any other.
     settled = of_config.reader(make_config(tmp_path), 4)
     settled.set_state(again.get_state())
     assert settled.notes == []
