@@ -339,7 +339,7 @@ def _print_help(cls: type, command: str, config: Config | None) -> None:
 
 
 def _default_for_help(argument: Argument, default: object) -> str | None:
-    """What help says about the default of an argument that tyro would show as empty; None: the usual."""
+    """The text about a default in help, where tyro would show nothing; None: tyro's own text."""
     if argument.required and argument.takes_many:
         return "(required)"
     return "(default: none)" if default == () else None

@@ -39,11 +39,11 @@ _ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 class HistorySource(NamedTuple):
-    """The source of the rows: an `arrow.Source`.
+    """Histories as a source of rows, see `arrow.Source`.
 
     Attributes:
-      schema: names and types of the columns.
-      path: name of the source in messages.
+      schema: the names and types of the columns.
+      path: the name of the source in messages.
       encrypted: always empty.
     """
 
