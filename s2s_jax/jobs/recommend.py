@@ -23,12 +23,13 @@ from jax.sharding import Mesh
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, identity
 from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
-from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
+from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.encoding.held_out import catalogue_cut
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError

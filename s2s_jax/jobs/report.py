@@ -12,10 +12,11 @@ from pathlib import Path
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, load_json
 from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
-from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.batching.histories import HistoryReader
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.restored import restore

@@ -13,8 +13,9 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from s2s_jax.config.settings import ShownHistory
-from s2s_jax.data.batching.histories import Histories, HistoryEncoder, ItemNumbers
+from s2s_jax.data.batching.histories import Histories, HistoryEncoder
 from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.library import plain_histories
 from s2s_jax.library.plain_histories import HistorySource
 from s2s_jax.ranking.candidates import Candidates

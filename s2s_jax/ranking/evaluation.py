@@ -21,13 +21,15 @@ from jax.sharding import Mesh
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
 from s2s_jax.config.settings import Decoding, Logs, Ranking, ShownHistory, Split
-from s2s_jax.data.batching.histories import Histories, HistoryReader, ItemNumbers
+from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect_for_evaluation
+from s2s_jax.data.items.item_numbers import ItemNumbers
+from s2s_jax.data.items.neighbours import count_neighbours
 from s2s_jax.errors import UserError
-from s2s_jax.ranking.baselines import Popularity
+from s2s_jax.ranking.baselines import Neighbours, Popularity
 from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.tally import COVERAGE_CUTOFFS, Evaluation, Ranked, Tally
@@ -95,6 +97,10 @@ class Evaluator:
         index = index_files(logs, settings.decoding)
         self.catalogue, self._count_I = collect_for_evaluation(items, logs, index, split)
         numbers = ItemNumbers(self.catalogue.ids[items.item.name])
+        cut = held_out.training_cut(split)
+        self._neighbours_II = count_neighbours(
+            items, logs, index, cut, numbers, len(self.catalogue.item)
+        )
         users = settings.batch_users * mesh.size
         self._reader = HistoryReader(settings.shown, logs, index, numbers, users)
 
@@ -119,7 +125,10 @@ class Evaluator:
         targets = held_out.targets(self._settings.split, part)
         ranking = self._settings.ranking
         candidates = make_candidates(functions, state, self.catalogue, ranking, self._mesh)
-        baselines = {"popularity": Popularity(self._count_I, candidates)}
+        baselines = {
+            "popularity": Popularity(self._count_I, candidates),
+            "neighbours": Neighbours(self._neighbours_II, self._count_I, candidates),
+        }
         grows = ranking.items.item.grows
         tally = Tally(self.catalogue, self._count_I, candidates.trained_I, grows)
         batches = in_lockstep(

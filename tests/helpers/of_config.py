@@ -19,7 +19,7 @@ from s2s_jax.config.settings import (
 )
 from s2s_jax.data.batching import batch_fill
 from s2s_jax.data.batching.dataset import WHOLE, BatchDataset, HostSlice
-from s2s_jax.data.batching.histories import HistoryReader, ItemNumbers
+from s2s_jax.data.batching.histories import HistoryReader
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.encoding import features, held_out, indexing
 from s2s_jax.data.encoding.blocks import Block
@@ -28,6 +28,7 @@ from s2s_jax.data.inspection import first_look as looks
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.data.logs.orc import OrcFile

@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from s2s_jax.config.settings import Decoding, Logs, ShownHistory
 from s2s_jax.data.encoding import blocks, features
-from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.encoding.blocks import Block
 from s2s_jax.data.encoding.held_out import Targets
 from s2s_jax.data.items import seen
 from s2s_jax.data.items.item_counts import codes_of
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.arrow import Source
@@ -64,23 +65,6 @@ class Histories(NamedTuple):
         """int64 `[U]`: number of events of each history whose item is in the catalogue."""
         user_P = np.repeat(np.arange(len(self.events_U)), self.events_U)
         return np.bincount(user_P[self.item_P >= 0], minlength=len(self.events_U))
-
-
-class ItemNumbers:
-    """Maps encoded ids of items to indices into a catalogue."""
-
-    def __init__(self, ids_IK: np.ndarray):
-        """Sorts items by their encoded ids, `[I, 1]` or `[I, 1, 2]` (see `Catalogue.ids`)."""
-        code_I = codes_of(ids_IK.reshape(len(ids_IK), -1))
-        self._number_I = np.argsort(code_I, kind="stable")
-        self._code_I = code_I[self._number_I]
-
-    def of(self, code_P: np.ndarray) -> np.ndarray:
-        """int32 `[P]` indices of items; -1 for items outside the catalogue, and for `NO_ID`."""
-        place_P = np.searchsorted(self._code_I, code_P)
-        place_P = np.minimum(place_P, len(self._code_I) - 1)
-        found_P = (self._code_I[place_P] == code_P) & (code_P != NO_ID)
-        return np.where(found_P, self._number_I[place_P], -1).astype(np.int32)
 
 
 class Rows(NamedTuple):

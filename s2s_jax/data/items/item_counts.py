@@ -8,9 +8,8 @@ Shapes: N rows of the log, P positions, E events that have an item, T rows of a 
 """
 
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,10 @@ from s2s_jax.config.settings import Decoding, Items, Logs
 from s2s_jax.data.encoding import blocks, features, ids
 from s2s_jax.data.encoding.blocks import NO_ID
 from s2s_jax.data.encoding.held_out import Cut
+from s2s_jax.data.items.each_stripe import each_stripe
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.arrow import is_list
-from s2s_jax.data.logs.index import FileIndex, may_skip
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 
 # If there are too many combinations of other features, this many are kept per item. Otherwise features
@@ -92,7 +92,8 @@ def count_items(
     others = _other_names(items)
     originals, combinations = _Tally(_ORIGINAL), _Tally(["code", *others])
     stripes = 0
-    for stripe in _read(items, logs, index, cut, part or cut):
+    count = partial(_count_stripe, items, index, cut=cut, part=part or cut)
+    for stripe in each_stripe(index, logs, count, skipped=_report_skipped):
         stripes += 1
         originals.add(stripe.originals)
         combinations.add(stripe.combinations)
@@ -212,31 +213,6 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 # ----------------------------------------------------------------------------------- reading
-
-
-def _read(items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut) -> Iterator[_Stripe]:
-    """Yields the result of `_count_stripe` for each stripe, in order; a thread counts one at a time."""
-    for skipped in index.skipped:
-        _report_skipped(skipped.reason)
-    threads = logs.threads
-    waiting: deque[Future[_Stripe]] = deque()
-
-    def finish() -> Iterator[_Stripe]:
-        try:
-            yield waiting.popleft().result()
-        except UserError as error:
-            if not may_skip(error, logs):
-                raise
-            _report_skipped(str(error))
-
-    # With 0 threads, one thread counts a stripe while the main thread waits.
-    with ThreadPoolExecutor(max(threads, 1), "s2s-count") as pool:
-        for stripe in range(len(index.stripes)):
-            waiting.append(pool.submit(_count_stripe, items, index, stripe, cut, part))
-            if len(waiting) > threads:
-                yield from finish()
-        while waiting:
-            yield from finish()
 
 
 def _count_stripe(items: Items, index: FileIndex, stripe: int, cut: Cut, part: Cut) -> _Stripe:

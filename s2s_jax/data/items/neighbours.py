@@ -16,7 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from s2s_jax.config.settings import Decoding, Items, Logs
+from s2s_jax.data.encoding import blocks, features
+from s2s_jax.data.encoding.held_out import Cut
+from s2s_jax.data.items.each_stripe import each_stripe
+from s2s_jax.data.items.item_counts import codes_of
+from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.index import FileIndex
 
 # Weights by distance, in sixths, so that sums are exact in any order.
 _WEIGHTS = (6, 3, 2)
@@ -104,6 +112,46 @@ class NeighbourCounts:
         return scipy.sparse.csr_matrix((weights, (rows, columns)), shape=shape)
 
 
+def count_neighbours(
+    items: Items, logs: Logs, index: FileIndex, cut: Cut, numbers: ItemNumbers, catalogue_items: int
+) -> scipy.sparse.csr_matrix:
+    """Counts the neighbours of a catalogue's items in a log, with one stripe per thread in memory.
+
+    Args:
+      items: what an item is.
+      logs: how the files are read.
+      index: the index of the log's files.
+      cut: events before this cut are counted, such as `held_out.training_cut`.
+      numbers: the numbers of the catalogue's items.
+      catalogue_items: I.
+
+    Returns:
+      See `NeighbourCounts.matrix`.
+
+    Raises:
+      UserError: a stripe cannot be read, and may not be skipped.
+    """
+    feature = items.item
+    decoding = Decoding.of_whole_rows((feature,))
+    columns = list(dict.fromkeys([*features.column_names((feature,)), *cut.column_names]))
+    item = features.id_columns((feature,))[feature.name]
+
+    def items_of(stripe: int) -> tuple[np.ndarray, np.ndarray]:
+        file, number, first_row = index.stripes[stripe]
+        batch = orc.read_stripe(file, number, columns)
+        block = features.decode(batch, file, first_row, decoding)
+        kept_N = cut.kept(batch, block.lengths_N, file, first_row)
+        item_P = numbers.of(codes_of(block.values_PC[:, item]))
+        kept = blocks.Block(item_P[:, None], block.begins_N, kept_N)
+        return blocks.positions_of(kept)[:, 0], kept_N
+
+    counts = NeighbourCounts(catalogue_items)
+    # What is skipped was already reported when the items were counted.
+    for item_P, length_N in each_stripe(index, logs, items_of, skipped=lambda reason: None):
+        counts.add(item_P, length_N)
+    return counts.matrix()
+
+
 class Scores(NamedTuple):
     """Scores above 0, sorted by user, then item, without items that may not be recommended.
 
@@ -155,19 +203,18 @@ class Neighbours:
         newest = scipy.sparse.csr_matrix(
             (weights, (user_T, item_UE[user_T, event_T])), shape=(users, items)
         )
-        scored = (newest @ self._matrix).tocoo()
-        user_S, item_S, score_S = (
-            scored.row,
-            scored.col,
-            scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0]),
-        )
+        scored = newest @ self._matrix
+        scored.sort_indices()
+        user_S = np.repeat(np.arange(users), np.diff(scored.indptr))
+        item_S, score_S = scored.indices, scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0])
         allowed_S = self._count_I[item_S] >= 0
         if seen is not None and len(seen.user_T):
+            # Sorted, as pairs of `Seen` are.
             pair_T = seen.user_T.astype(np.int64) * items + seen.item_T
-            allowed_S &= ~np.isin(user_S.astype(np.int64) * items + item_S, pair_T)
-        user_S, item_S, score_S = user_S[allowed_S], item_S[allowed_S], score_S[allowed_S]
-        order_S = np.lexsort((item_S, user_S))
-        return Scores(user_S[order_S], item_S[order_S], score_S[order_S])
+            pair_S = user_S * items + item_S
+            place_S = np.minimum(np.searchsorted(pair_T, pair_S), len(pair_T) - 1)
+            allowed_S &= pair_T[place_S] != pair_S
+        return Scores(user_S[allowed_S].astype(np.int32), item_S[allowed_S], score_S[allowed_S])
 
     def ranks(self, scores: Scores, target_U: np.ndarray, popularity_U: np.ndarray) -> np.ndarray:
         """Return the int64 `[U]` ranks of the targets, from 0; items that tie with a target come first.

@@ -1,0 +1,26 @@
+"""The numbers of items: their places in a catalogue, found by their encoded ids.
+
+Shapes: I items, K ids of a bag, P positions.
+"""
+
+import numpy as np
+
+from s2s_jax.data.encoding.blocks import NO_ID
+from s2s_jax.data.items.item_counts import codes_of
+
+
+class ItemNumbers:
+    """Maps encoded ids of items to indices into a catalogue."""
+
+    def __init__(self, ids_IK: np.ndarray):
+        """Sorts items by their encoded ids, `[I, 1]` or `[I, 1, 2]` (see `Catalogue.ids`)."""
+        code_I = codes_of(ids_IK.reshape(len(ids_IK), -1))
+        self._number_I = np.argsort(code_I, kind="stable")
+        self._code_I = code_I[self._number_I]
+
+    def of(self, code_P: np.ndarray) -> np.ndarray:
+        """int32 `[P]` indices of items; -1 for items outside the catalogue, and for `NO_ID`."""
+        place_P = np.searchsorted(self._code_I, code_P)
+        place_P = np.minimum(place_P, len(self._code_I) - 1)
+        found_P = (self._code_I[place_P] == code_P) & (code_P != NO_ID)
+        return np.where(found_P, self._number_I[place_P], -1).astype(np.int32)
