@@ -20,6 +20,7 @@ from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import identity, load, load_file
 from s2s_jax.errors import UserError
 from s2s_jax.ranking import ranking_metrics
+from s2s_jax.ranking.tally import BASELINES
 from s2s_jax.training.flops import AtPeak
 from s2s_jax.training.meters import Meters
 
@@ -259,7 +260,8 @@ def test_the_metrics_of_evaluations_are_documented():
     coverage.add(np.array([[0, 1]]))
     found = ranking_metrics.summarize(values)
     found |= coverage.summarize((5, 10, 50))
-    found |= ranking_metrics.summarize(values, "eval/popularity/")
+    for baseline in BASELINES:
+        found |= ranking_metrics.summarize(values, f"eval/{baseline}/")
     found |= ranking_metrics.by_length(values, np.array([1, 30, 1000]))
     found |= ranking_metrics.by_popularity(values, np.array([0, 1, 2]), np.array([50, 30, 20]))
     assert [key for key in found if not is_documented(key)] == []

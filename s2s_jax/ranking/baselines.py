@@ -53,8 +53,8 @@ class Neighbours:
     def ranks(self, batch: Histories) -> np.ndarray:
         """Return the int64 `[U]` ranks of the targets; `MISSED` if a target cannot be recommended."""
         scores = self._scorer.score(batch.item_P, batch.events_U, self._candidates.seen(batch))
-        popular_U = self._popularity.ranks(batch)
         found_U = self._candidates.can_be_found(batch)
+        popular_U = np.where(found_U, self._popularity.ranks(batch), 0)
         rank_U = self._scorer.ranks(scores, np.where(found_U, batch.target_U, -1), popular_U)
         return np.where(found_U, rank_U, MISSED)
 

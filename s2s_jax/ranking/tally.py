@@ -16,6 +16,8 @@ from s2s_jax.ranking.ranking_metrics import PREFIX
 
 # Coverage is computed for lists of these lengths.
 COVERAGE_CUTOFFS = (5, 10, 50)
+# Rankings without a model that every evaluation includes: see `ranking.baselines`.
+BASELINES = ("popularity", "neighbours")
 
 
 class Evaluation(NamedTuple):
@@ -140,3 +142,20 @@ class Tally:
         if self._counts_unknown_items:
             metrics[f"{PREFIX}unknown_items"] = self._unknown_events / self._shown_events
         return Evaluation(metrics, values)
+
+
+def below_neighbours(metrics: Mapping[str, float], name: str) -> str | None:
+    """Return a sentence if a model ranks worse than counted neighbours; None if it does not.
+
+    Args:
+      metrics: of an evaluation; those of older versions have no neighbours.
+      name: the metric to compare, such as "ndcg@10".
+    """
+    key = f"{PREFIX}neighbours/{name}"
+    if key not in metrics or metrics[f"{PREFIX}{name}"] >= metrics[key]:
+        return None
+    return (
+        f"{name} of the model is {metrics[f'{PREFIX}{name}']:.4f}, below {metrics[key]:.4f} of counting "
+        f"which items follow each other (neighbours): the model has learned less than the order of "
+        f"items tells; train longer, or with larger lr.dense_lr and lr.sparse_lr"
+    )

@@ -17,7 +17,8 @@ _EVALUATED = ("hr@10", "ndcg@10", "mrr")
 # If the largest gradient norm is this many times the smallest, the axis is logarithmic.
 _WIDE = 20
 _SLICED = ("hr@10", "ndcg@10")
-_POPULARITY = "eval/popularity/"
+# Rankings without a model, and what the page calls them.
+_BASELINES = {"eval/popularity/": "by popularity", "eval/neighbours/": "by neighbours"}
 
 
 def make_page(config: Config, record: Record, shown: Shown | str, titles: Mapping[str, str]) -> str:
@@ -68,8 +69,9 @@ def _best_card(record: Record) -> list[tuple[str, str, str]]:
     if record.best is None:
         return []
     note = f"step {number_text(record.best['step'])}, validation"
-    if f"{_POPULARITY}{metric}" in record.best:
-        note += f"; by popularity {record.best[f'{_POPULARITY}{metric}']:.4f}"
+    for prefix, told_as in _BASELINES.items():
+        if f"{prefix}{metric}" in record.best:
+            note += f"; {told_as} {record.best[f'{prefix}{metric}']:.4f}"
     return [(f"best {metric}", f"{record.best[f'eval/{metric}']:.4f}", note)]
 
 
@@ -134,10 +136,12 @@ def _curves(record: Record) -> str:
 def _evaluation_charts(record: Record) -> list[Chart]:
     charts = []
     for name in dict.fromkeys([*_EVALUATED, record.metric]):
-        model = curve(record.evaluations, f"eval/{name}", "model")
-        popularity = curve(record.evaluations, f"{_POPULARITY}{name}", "by popularity")
-        series = (model, popularity) if len(popularity.x_P) else (model,)
-        charts.append(Chart(f"validation {name}", series, from_zero=True))
+        series = [curve(record.evaluations, f"eval/{name}", "model")]
+        for prefix, told_as in _BASELINES.items():
+            baseline = curve(record.evaluations, f"{prefix}{name}", told_as)
+            # Evaluations of older versions do not have all of them.
+            series += [baseline] if len(baseline.x_P) else []
+        charts.append(Chart(f"validation {name}", tuple(series), from_zero=True))
     return charts
 
 
@@ -194,16 +198,16 @@ def _evaluation(found: SavedEvaluation) -> str:
     for name, (low, high) in found.intervals.items():
         # With one target event per user, recall equals the hit rate.
         if name in values and not name.startswith("eval/recall@"):
-            baseline = _POPULARITY + name.removeprefix("eval/")
+            baselines = [prefix + name.removeprefix("eval/") for prefix in _BASELINES]
             rows.append(
                 [
                     escaped(name.removeprefix("eval/")),
                     f"{values[name]:.4f}",
                     f"{low:.4f} to {high:.4f}",
-                    f"{values[baseline]:.4f}" if baseline in values else "-",
+                    *(f"{values[key]:.4f}" if key in values else "-" for key in baselines),
                 ]
             )
-    means = table(("metric", "value", "95% interval", "by popularity"), rows)
+    means = table(("metric", "value", "95% interval", *_BASELINES.values()), rows)
     return f"<h3>{escaped(heading)}</h3>\n{means}{_slices(values)}"
 
 
@@ -212,7 +216,8 @@ def _slices(values: Mapping[str, float]) -> str:
     rows = []
     for name in names:
         keys = [f"eval/{name}/{metric}" for metric in ("users", *_SLICED)]
-        if name != "popularity" and all(key in values for key in keys):
+        baseline = f"eval/{name}/" in _BASELINES
+        if not baseline and all(key in values for key in keys):
             users, *means = (values[key] for key in keys)
             cells = [f"{mean:.4f}" for mean in means]
             rows.append([escaped(name.replace("_", " ")), number_text(users), *cells])

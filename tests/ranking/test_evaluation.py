@@ -1,9 +1,11 @@
 """Evaluation (also during training) and recommendation, compared with NumPy over the log's rows."""
 
+import collections
 import contextlib
 import dataclasses
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -30,6 +32,7 @@ from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
+from s2s_jax.ranking.tally import below_neighbours
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -93,6 +96,62 @@ def test_popularity_counts_only_what_training_sees(trained, log):
             counts[item] = counts.get(item, 0) + 1
     items = evaluator.catalogue.item.to_pylist()
     assert evaluator._count_I.tolist() == [counts.get(item, 0) for item in items]
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_neighbours_against_a_count_by_hand(trained, log, part):
+    mesh = one_device()
+    run = restore(trained, mesh, "newest")
+    evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
+    found = evaluator.evaluate(run.functions, run.state, part).metrics
+    items = evaluator.catalogue.item.to_pylist()
+    histories = [[item for (item,) in row["item_id"]] for row in rows_of(log)]
+    weights, counts = collections.Counter(), collections.Counter()
+    for history in histories:
+        seen_by_training = history[:-2]
+        counts.update(seen_by_training)
+        for distance in (1, 2, 3):
+            for pair in zip(seen_by_training, seen_by_training[distance:], strict=False):
+                weights[pair] += Fraction(1, distance)
+    follows = collections.defaultdict(list)
+    for (first, second), weight in weights.items():
+        follows[first].append((second, weight))
+    held_out = 2 if part == "validation" else 1
+    ranks = []
+    for history in histories:
+        if len(history) <= held_out:
+            continue
+        before, target = history[:-held_out], history[-held_out]
+        scores = collections.Counter()
+        for number, item in enumerate(before[::-1][:5], 1):
+            for second, weight in follows[item]:
+                scores[second] += weight / number
+        if target in before:
+            ranks.append(10**6)
+            continue
+        key = (scores[target], counts[target])
+        ranks.append(
+            sum((scores[i], counts[i]) >= key for i in items if i not in before and i != target)
+        )
+    ranks = np.array(ranks)
+    assert found["eval/neighbours/users"] == found["eval/users"] == len(ranks)
+    assert found["eval/neighbours/hr@10"] == pytest.approx((ranks < 10).mean())
+    gain = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+    assert found["eval/neighbours/ndcg@10"] == pytest.approx(gain)
+    mrr = np.where(ranks < len(items), 1 / (ranks + 1), 0).mean()
+    assert found["eval/neighbours/mrr"] == pytest.approx(mrr)
+    assert found["eval/neighbours/ndcg@10"] > 2 * found["eval/popularity/ndcg@10"]
+
+
+def test_a_model_below_neighbours_is_told_of():
+    better = {"eval/ndcg@10": 0.2, "eval/neighbours/ndcg@10": 0.2}
+    assert below_neighbours(better, "ndcg@10") is None
+    # Evaluations of older versions have no neighbours.
+    assert below_neighbours({"eval/ndcg@10": 0.2}, "ndcg@10") is None
+    told = below_neighbours({"eval/ndcg@10": 0.1, "eval/neighbours/ndcg@10": 0.2}, "ndcg@10")
+    assert "ndcg@10" in told
+    assert "0.1000" in told
+    assert "0.2000" in told
 
 
 def test_results_do_not_depend_on_devices_or_batches(trained):

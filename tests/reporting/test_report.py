@@ -532,6 +532,7 @@ def test_a_run_from_end_to_end(trained, log, tmp_path, capsys):
         of = curve[line["step"]]
         assert of["model"] == pytest.approx(line["eval/mrr"], rel=1e-4)
         assert of["by popularity"] == pytest.approx(line["eval/popularity/mrr"], rel=1e-4)
+        assert of["by neighbours"] == pytest.approx(line["eval/neighbours/mrr"], rel=1e-4)
     best = max(line["eval/ndcg@10"] for line in evaluated)
     assert f"best ndcg@10{best:.4f}step {run.step}" in text(page)
     rows = {text(row[0]): [text(cell) for cell in row] for row in page.iter("tr")}

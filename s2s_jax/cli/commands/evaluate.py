@@ -1,8 +1,9 @@
 """Evaluates a run: `s2s evaluate --config FILE [--split test] …`.
 
 Ranks the held-out event of every user among the items of the log. Prints hit rate, NDCG and MRR with 95%
-intervals, next to those of the popularity baseline, and again by length of history and by popularity of
-the target. Writes all of this as JSON to the run directory.
+intervals, next to those of two rankings without a model (by popularity and by counted neighbours), and
+again by length of history and by popularity of the target. Writes all of this as JSON to the run
+directory.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
 from s2s_jax.jobs.evaluate import Intervals, evaluate
-from s2s_jax.ranking.tally import Evaluation
+from s2s_jax.ranking.tally import BASELINES, Evaluation, below_neighbours
 from s2s_jax.writing import replacing
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
@@ -39,7 +40,8 @@ _MANY_RETURN = 0.01
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
     """Ranks the held-out event of every user among the items of the log. Prints hit rate, NDCG, MRR and
-    coverage, next to the metrics of recommending the most popular items, and writes them as JSON.
+    coverage, next to the metrics of two rankings without a model, and writes them as JSON. The two
+    recommend the most popular items, and the items that followed the user's newest items elsewhere.
     """
 
     checkpoint: str = "best"
@@ -100,21 +102,24 @@ def _print(config: Config, evaluation: Evaluation, intervals: Intervals, title: 
     console = OutputConsole()
     values = evaluation.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
-    for column in ("", "value", "95% interval", "popularity"):
+    for column in ("", "value", "95% interval", *BASELINES):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in _SHOWN:
         low, high = intervals[f"eval/{name}"]
-        popularity = values[f"eval/popularity/{name}"]
+        without_model = [f"{values[f'eval/{baseline}/{name}']:.4f}" for baseline in BASELINES]
         interval = f"{low:.4f} to {high:.4f}"
-        table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, f"{popularity:.4f}")
-    table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}", "", "")
+        table.add_row(name, f"{values[f'eval/{name}']:.4f}", interval, *without_model)
+    table.add_row("coverage@10", f"{values['eval/coverage@10']:.4f}")
     if "eval/unknown_items" in values:
-        table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}", "", "")
-    table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}", "", "")
+        table.add_row("unknown items", f"{values['eval/unknown_items']:.4f}")
+    table.add_row("returning targets", f"{values['eval/returning_targets']:.4f}")
     for name in ("untrained_targets", "untrained_items"):
         if values["eval/untrained_items"]:
-            table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}", "", "")
+            table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}")
     console.print(table)
+    below = below_neighbours(values, config.eval.metric)
+    if below is not None:
+        console.print(below)
     if values["eval/untrained_items"]:
         console.print(
             f"{values['eval/untrained_items']:.1%} of the items were never trained, and "
@@ -140,7 +145,7 @@ def _print(config: Config, evaluation: Evaluation, intervals: Intervals, title: 
         table.add_column(column, justify="left" if column == "" else "right")
     slices = [key.split("/")[1] for key in values if key.count("/") == 2]
     for name in dict.fromkeys(slices):
-        if name != "popularity":
+        if name not in BASELINES:
             of = f"eval/{name}/"
             cells = [f"{values[of + metric]:.4f}" for metric in _SLICED]
             table.add_row(name.replace("_", " "), f"{values[of + 'users']:,.0f}", *cells)
