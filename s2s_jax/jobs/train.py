@@ -29,6 +29,7 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
+from s2s_jax.ranking.tally import below_neighbours
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
@@ -95,7 +96,12 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
                 return False
             evaluate = _evaluation(config, mesh)
         with _make_writer(config.train, start, total_steps) as writer:
-            return Loop(job, start, total_steps, writer, stop, evaluate).run()
+            stopped = Loop(job, start, total_steps, writer, stop, evaluate).run()
+    if not stopped and start.evaluations.best_line is not None:
+        below = below_neighbours(start.evaluations.best_line, config.eval.metric)
+        if below is not None:
+            hosts.say(below)
+    return stopped
 
 
 def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job, list[str]]:

@@ -18,6 +18,7 @@ class Evaluations:
       metric: the key of `eval.metric` in metrics.jsonl.
       values: the value of this metric for each step that was evaluated.
       best_step: the step with the best value; None before the first evaluation.
+      best_line: the line of this step.
     """
 
     def __init__(self, settings: EvalConfig, lines: Sequence[dict[str, float]] = ()):
@@ -31,7 +32,7 @@ class Evaluations:
         self.metric = f"eval/{settings.metric}"
         self.values: dict[int, float] = {}
         self.best_step: int | None = None
-        self._best = -1.0
+        self.best_line: dict[str, float] | None = None
         self._since_best = 0
         for line in lines:
             self.add(line)
@@ -41,8 +42,8 @@ class Evaluations:
         if self.metric not in line:
             return
         self.values[int(line["step"])] = line[self.metric]
-        if line[self.metric] > self._best:
-            self._best, self.best_step, self._since_best = line[self.metric], int(line["step"]), 0
+        if self.best_line is None or line[self.metric] > self.best_line[self.metric]:
+            self.best_line, self.best_step, self._since_best = line, int(line["step"]), 0
         else:
             self._since_best += 1
 

@@ -64,10 +64,14 @@ class Validator:
         if self._writer is not None:
             self._writer.write(line)
         self._evaluations.add(line)
-        name = self._evaluations.metric
+        key = self._evaluations.metric
+        without_model = ", ".join(
+            f"{name} {line[key.replace('/', f'/{name}/')]:.4f}"
+            for name in ("popularity", "neighbours")
+        )
         hosts.say(
-            f"step {step}: {name} {line[name]:.4f} of {line['eval/users']:,.0f} users, best at "
-            f"step {self._evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
+            f"step {step}: {key} {line[key]:.4f} ({without_model}) of {line['eval/users']:,.0f} users, "
+            f"best at step {self._evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
         )
         return True
 

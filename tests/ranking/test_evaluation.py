@@ -143,7 +143,7 @@ def test_neighbours_against_a_count_by_hand(trained, log, part):
     assert found["eval/neighbours/ndcg@10"] > 2 * found["eval/popularity/ndcg@10"]
 
 
-def test_a_model_below_neighbours_is_told_of():
+def test_a_model_below_neighbours_is_reported():
     better = {"eval/ndcg@10": 0.2, "eval/neighbours/ndcg@10": 0.2}
     assert below_neighbours(better, "ndcg@10") is None
     # Evaluations of older versions have no neighbours.
@@ -300,7 +300,15 @@ def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
     assert len(written) == best + 3 < 40
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
     assert kept == {best, best + 3}
-    assert "3 evaluations in a row" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "3 evaluations in a row" in told
+    # Each evaluation is printed beside the rankings without a model, and a run below them says so.
+    line = written[-1]
+    popularity, neighbours = (line[f"eval/{name}/ndcg@10"] for name in ("popularity", "neighbours"))
+    pair = f"(popularity {popularity:.4f}, neighbours {neighbours:.4f})"
+    assert told.count(pair) == len(written)
+    assert neighbours > max(values)
+    assert "below" in told.splitlines()[-1]
 
 
 def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
