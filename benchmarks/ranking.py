@@ -26,9 +26,9 @@ def temporary_bytes(ranked: Any, arrays: tuple, k: int) -> int:
     from s2s_jax.ranking import top_k
     from s2s_jax.ranking.ranked_items import padded
 
-    users, seen = padded(*arrays, ranked)
+    users, seen, biases = padded(*arrays, None, ranked)
     lowered = top_k._top_k.lower(
-        users, ranked.vectors_RE, ranked.items, seen, k, ranked.blocks, ranked.mesh
+        users, ranked.vectors_RE, ranked.items, seen, biases, k, ranked.blocks, ranked.mesh
     )
     return lowered.compile().memory_analysis().temp_size_in_bytes * ranked.mesh.size
 

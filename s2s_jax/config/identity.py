@@ -148,6 +148,7 @@ KEYS: dict[str, Concern | Free] = {
     "eval.split.feature": "split",
     "eval.filter_seen": _PROTOCOL,
     "eval.untrained": _PROTOCOL,
+    "eval.neighbours": _PROTOCOL,
     "eval.batch_size": _SPEED,
     "eval.max_users": _PROTOCOL,
     "eval.every_steps": _LENGTH,

@@ -356,11 +356,14 @@ class Ranking:
       items: how items are read from the log.
       filter_seen: whether the items of a user's history are left out.
       untrained: how items that were never trained are ranked, see `eval.untrained`.
+      neighbours_scale: the weight of counted neighbours in a score: `eval.neighbours` times
+        `loss.temperature`, because scores are logits times the temperature.
     """
 
     items: Items
     filter_seen: bool
     untrained: Literal["keep", "last", "drop"]
+    neighbours_scale: float
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -369,4 +372,5 @@ class Ranking:
             items=Items.of(config),
             filter_seen=config.eval.filter_seen,
             untrained=config.eval.untrained,
+            neighbours_scale=config.eval.neighbours * config.loss.temperature,
         )

@@ -49,6 +49,7 @@ class Evaluated(NamedTuple):
             "validation_at": split.validation_at,
             "filter_seen": config.eval.filter_seen,
             "untrained": config.eval.untrained,
+            "neighbours": config.eval.neighbours,
             "known_of_target": list(config.known_of_next),
             "data_paths": config.io.data_paths,
             "metrics": self.evaluation.metrics,

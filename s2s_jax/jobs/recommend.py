@@ -35,6 +35,7 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.candidates import Candidates, make_candidates
 from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.neighbour_bias import count_bias
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 
@@ -111,7 +112,10 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
     made_for = _made_for(config, request, run, index, catalogue, users)
     with contextlib.closing(Parts(request.output, made_for)) as parts:
         ranking = dataclasses.replace(Ranking.of(config), filter_seen=not request.keep_seen)
-        candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh)
+        # Counted in the training log, not in the one with the histories.
+        trained_on, decoding = Logs.of(config), Decoding.of(config)
+        neighbours = count_bias(ranking, Split.of(config), trained_on, decoding, catalogue)
+        candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh, neighbours)
         numbers = ItemNumbers(catalogue.ids[config.loss.item_feature])
         batch_users = config.eval.batch_size * mesh.size
         reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, batch_users)
@@ -231,6 +235,7 @@ def _made_for(
         "--user_column": [request.user_column, str(None if users is None else users.type)],
         "--keep_seen": request.keep_seen,
         "eval.untrained": config.eval.untrained,
+        "eval.neighbours": config.eval.neighbours,
     }
 
 

@@ -19,6 +19,7 @@ from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.neighbour_bias import count_bias
 from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
@@ -90,7 +91,9 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     users_of_stripe = math.ceil(users / len(index.stripes))
     batch_users = math.ceil(users_of_stripe / mesh.size) * mesh.size
     reader = HistoryReader(ShownHistory.of(config), logs, index, numbers, batch_users)
-    candidates = make_candidates(run.functions, run.state, catalogue, Ranking.of(config), mesh)
+    ranking = Ranking.of(config)
+    neighbours = count_bias(ranking, split, logs, Decoding.of(config), catalogue)
+    candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh, neighbours)
     examples = ExampleUsers(run, candidates, catalogue.item, split, mesh)
     targets = held_out.targets(split, "test") if split.holds_out else None
     shown: list[ShownUser] = []

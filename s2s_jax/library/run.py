@@ -226,9 +226,12 @@ class Run:
 
     def _candidates(self, catalogue: Catalogue) -> "Candidates":
         from s2s_jax.ranking.candidates import make_candidates
+        from s2s_jax.ranking.neighbour_bias import count_bias
 
         run, ranking = self._restored, Ranking.of(self._config)
-        return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh)
+        logs, decoding = Logs.of(self._config), Decoding.of(self._config)
+        neighbours = count_bias(ranking, Split.of(self._config), logs, decoding, catalogue)
+        return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh, neighbours)
 
     @functools.cached_property
     def _mesh(self) -> "Mesh":

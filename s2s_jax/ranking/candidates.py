@@ -20,7 +20,8 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.encode import item_ids, item_vectors
-from s2s_jax.ranking.ranked_items import RankedItems, put_items
+from s2s_jax.ranking.neighbour_bias import NeighbourBias
+from s2s_jax.ranking.ranked_items import Bias, RankedItems, put_items
 from s2s_jax.ranking.ranking_metrics import MISSED
 from s2s_jax.ranking.ranks import ranks
 from s2s_jax.ranking.top_k import top_k
@@ -68,6 +69,7 @@ class Candidates:
         trained_I: np.ndarray,
         mesh: Mesh,
         ranking: Ranking,
+        neighbours: NeighbourBias | None,
     ):
         """Puts the items on the devices.
 
@@ -76,10 +78,12 @@ class Candidates:
           trained_I: bool, whether an item was ever trained.
           mesh: the devices.
           ranking: which items may be recommended, and in which order.
+          neighbours: counted neighbours that are added to the scores; None: the model alone.
 
         Raises:
           UserError: all items would be left out.
         """
+        self._neighbours = neighbours
         self.trained_I = trained_I
         self.left_out_I = ~trained_I & (ranking.untrained == "drop")
         if self.left_out_I.all():
@@ -106,8 +110,10 @@ class Candidates:
     def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
         """Return the K best items that may be recommended to each user."""
         found = None
+        bias = self._bias(batch)
         for group in self._groups:
-            best = top_k(users_UE, group.items, k, _inside(group, self.seen(batch)))
+            seen = _inside(group, self.seen(batch))
+            best = top_k(users_UE, group.items, k, seen, _bias_inside(group, bias))
             index_UK, score_UK = map(np.asarray, best)
             there_UK = index_UK >= 0
             index_UK = np.where(there_UK, group.item_G[np.where(there_UK, index_UK, 0)], -1)
@@ -127,16 +133,21 @@ class Candidates:
         rank_U = np.full(len(batch.target_U), MISSED)
         found_U = self.can_be_found(batch)
         before_U = np.zeros(len(rank_U), np.int64)
+        bias = self._bias(batch)
         for group in self._groups:
             target_U = np.where(found_U, group.place_I[batch.target_U], -1)
             seen = _inside(group, self.seen(batch))
             if (target_U >= 0).any():
-                of_group_U = np.asarray(ranks(users_UE, target_U, group.items, seen))
+                inside = _bias_inside(group, bias)
+                of_group_U = np.asarray(ranks(users_UE, target_U, group.items, seen, inside))
                 rank_U = np.where(target_U >= 0, before_U + of_group_U, rank_U)
             before_U += len(group.item_G)
             if seen is not None:
                 before_U -= np.bincount(seen.user_T, minlength=len(before_U))
         return rank_U
+
+    def _bias(self, batch: Histories) -> Bias | None:
+        return None if self._neighbours is None else self._neighbours.of(batch)
 
     def can_be_found(self, batch: Histories) -> np.ndarray:
         """Return bool `[U]`: whether the target of a user may be recommended."""
@@ -158,6 +169,15 @@ def _inside(group: _Group, seen: Seen | None) -> Seen | None:
         return None
     place_T = group.place_I[seen.item_T]
     return Seen(seen.user_T[place_T >= 0], place_T[place_T >= 0])
+
+
+def _bias_inside(group: _Group, bias: Bias | None) -> Bias | None:
+    """Return the biases of the pairs whose item is in the group, with the item's index in the group."""
+    if bias is None:
+        return None
+    place_S = group.place_I[bias.item_S]
+    inside_S = place_S >= 0
+    return Bias(bias.user_S[inside_S], place_S[inside_S], bias.bias_S[inside_S])
 
 
 def _appended(first: Lists, second: Lists) -> Lists:
@@ -182,6 +202,7 @@ def make_candidates(
     catalogue: Catalogue,
     ranking: Ranking,
     mesh: Mesh,
+    neighbours: NeighbourBias | None,
 ) -> Candidates:
     """Return the candidates of a catalogue, with the vectors of a state.
 
@@ -191,6 +212,7 @@ def make_candidates(
       catalogue: the items.
       ranking: which items may be recommended, and in which order.
       mesh: the devices.
+      neighbours: the result of `count_bias` for this ranking.
 
     Raises:
       UserError: all items would be left out.
@@ -201,4 +223,4 @@ def make_candidates(
         np.asarray(functions.items_trained(state, ids)) for ids in item_ids(catalogue, items, mesh)
     ]
     trained_I = np.concatenate(trained)[: len(catalogue.item)]
-    return Candidates(vectors_IE, trained_I, mesh, ranking)
+    return Candidates(vectors_IE, trained_I, mesh, ranking, neighbours)

@@ -32,6 +32,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.ranking.baselines import Neighbours, Popularity
 from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.neighbour_bias import NeighbourBias
 from s2s_jax.ranking.tally import COVERAGE_CUTOFFS, Evaluation, Ranked, Tally
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
@@ -101,6 +102,8 @@ class Evaluator:
         self._neighbours_II = count_neighbours(
             items, logs, index, cut, numbers, len(self.catalogue.item)
         )
+        scale = settings.ranking.neighbours_scale
+        self._bias = NeighbourBias(self._neighbours_II, scale) if scale else None
         users = settings.batch_users * mesh.size
         self._reader = HistoryReader(settings.shown, logs, index, numbers, users)
 
@@ -124,7 +127,9 @@ class Evaluator:
         """
         targets = held_out.targets(self._settings.split, part)
         ranking = self._settings.ranking
-        candidates = make_candidates(functions, state, self.catalogue, ranking, self._mesh)
+        candidates = make_candidates(
+            functions, state, self.catalogue, ranking, self._mesh, self._bias
+        )
         baselines = {
             "popularity": Popularity(self._count_I, candidates),
             "neighbours": Neighbours(self._neighbours_II, self._count_I, candidates),

@@ -1,9 +1,10 @@
-"""Puts vectors of items and users on the devices, with the items that users have seen.
+"""Puts the vectors of items and users on the devices, and the pairs that a ranking treats differently.
 
 Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from s2s_jax.cluster.mesh import replicated, row_sharded
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.ranking import scores
-from s2s_jax.ranking.scores import Pairs, pad_rows
+from s2s_jax.ranking.scores import Biases, Pairs, pad_rows
 
 # Approximate number of items that each device scores at once.
 _BLOCK_ITEMS = 2**14
@@ -77,17 +78,39 @@ def put_items(
     return RankedItems(vectors_RE, items, blocks, mesh)
 
 
-def padded(
-    users_BE: np.ndarray | jax.Array, seen: Seen | None, ranked: RankedItems
-) -> tuple[jax.Array, Pairs]:
-    """Return the users, padded to whole groups, and the seen pairs, padded with item -1.
+class Bias(NamedTuple):
+    """What is added to the scores of some distinct pairs of a user and an item, sorted like `Seen`.
 
-    Every device gets all of them.
+    Attributes:
+      user_S: int32, index of the user in the batch.
+      item_S: int32.
+      bias_S: f32, finite.
+    """
+
+    user_S: np.ndarray
+    item_S: np.ndarray
+    bias_S: np.ndarray
+
+    def of(self, item_B: np.ndarray) -> np.ndarray:
+        """Return f32 `[B]`: the bias of one item for each user; 0 for pairs without one."""
+        mine_S = self.item_S == item_B[self.user_S]
+        bias_B = np.zeros(len(item_B), np.float32)
+        bias_B[self.user_S[mine_S]] = self.bias_S[mine_S]
+        return bias_B
+
+
+def padded(
+    users_BE: np.ndarray | jax.Array, seen: Seen | None, bias: Bias | None, ranked: RankedItems
+) -> tuple[jax.Array, Pairs, Biases]:
+    """Return the users, padded to whole groups, and the seen and biased pairs, padded with item -1.
+
+    Every device has all of them.
     """
     width = ranked.vectors_RE.shape[1]
     if users_BE.ndim != 2 or users_BE.shape[1] != width:
         raise ValueError(f"expected users of width {width}, found shape {users_BE.shape}")
-    user_S, item_S = (np.zeros(0, np.int32),) * 2 if seen is None else seen
+    none = np.zeros(0, np.int32)
+    user_S, item_S = (none, none) if seen is None else seen
     if user_S.shape != item_S.shape or user_S.max(initial=-1) >= len(users_BE):
         raise ValueError(
             f"expected items seen by {len(users_BE)} users, found {user_S.shape} users up to "
@@ -95,7 +118,14 @@ def padded(
         )
     rows = -(-len(users_BE) // scores.USERS) * scores.USERS
     users = pad_rows(users_BE.astype(np.float32), rows, 0)
-    size = max(_MIN_PAIRS, 2 ** int(len(user_S) - 1).bit_length()) if len(user_S) else 0
+    size = _padded_size(len(user_S))
     pairs = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1)
-    users, pairs = jax.device_put((users, pairs), replicated(ranked.mesh))
-    return users, Pairs(*pairs)
+    user_S, item_S, bias_S = Bias(none, none, none.astype(np.float32)) if bias is None else bias
+    size = _padded_size(len(user_S))
+    biases = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1), pad_rows(bias_S, size, 0)
+    users, pairs, biases = jax.device_put((users, pairs, biases), replicated(ranked.mesh))
+    return users, Pairs(*pairs), Biases(Pairs(*biases[:2]), biases[2])
+
+
+def _padded_size(pairs: int) -> int:
+    return max(_MIN_PAIRS, 2 ** int(pairs - 1).bit_length()) if pairs else 0

@@ -1,6 +1,8 @@
 """Scores of items: dot products that are the same, bit for bit, wherever they are computed.
 
 The score of an item is the dot product of its vector with the user's; for cosines, normalize both first.
+Some pairs of a user and an item may have a bias, which is added.
+
 The items are sharded over the devices, and each device scores its items in blocks. Besides the vectors,
 this takes 4 bytes × users × items of a block (about twice that at the peak), for any number of items.
 
@@ -34,6 +36,18 @@ class Pairs(NamedTuple):
     item_S: jax.Array
 
 
+class Biases(NamedTuple):
+    """What is added to the scores of some pairs, on the devices.
+
+    Attributes:
+      pairs: distinct pairs.
+      bias_S: f32.
+    """
+
+    pairs: Pairs
+    bias_S: jax.Array
+
+
 class Shard(NamedTuple):
     """The items of one device.
 
@@ -55,7 +69,12 @@ def shard_of(vectors_XE: jax.Array, blocks: int) -> Shard:
 
 
 def score_block(
-    users_BE: jax.Array, shard: Shard, block: jax.Array, items: jax.Array, left_out: Pairs
+    users_BE: jax.Array,
+    shard: Shard,
+    block: jax.Array,
+    items: jax.Array,
+    left_out: Pairs,
+    biases: Biases,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores the items of one block.
 
@@ -65,6 +84,7 @@ def score_block(
       block: int32 scalar, the number of the block.
       items: int32 scalar, the number of items of all devices; items from this number on are padding.
       left_out: the pairs whose score is -inf.
+      biases: what is added to the scores of other pairs.
 
     Returns:
       f32 `[N, B, T]` scores, -inf for items that are left out and for padding; and the number of the
@@ -72,15 +92,18 @@ def score_block(
     """
     tiles = shard.tiles
     begin = shard.first + block * (tiles * TILE)
-    scores_NBT = _score(
-        users_BE,
-        shard.vectors_XE,
-        block * tiles,
-        tiles,
-        items - begin,
-        Pairs(left_out.user_S, left_out.item_S - begin),
-    )
-    return scores_NBT, begin
+    scores_NBT = _score(users_BE, shard.vectors_XE, block * tiles, tiles, items - begin)
+    biased_at = _places(biases.pairs, begin, tiles)
+    scores_NBT = scores_NBT.at[biased_at].add(biases.bias_S, mode="drop")
+    return scores_NBT.at[_places(left_out, begin, tiles)].set(-jnp.inf, mode="drop"), begin
+
+
+def _places(pairs: Pairs, begin: jax.Array, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the indices of pairs in the scores of a block; those of other blocks are out of bounds."""
+    item_S = pairs.item_S - begin
+    inside_S = (pairs.item_S >= 0) & (item_S >= 0) & (item_S < tiles * TILE)
+    place_S = jnp.where(inside_S, item_S, tiles * TILE)
+    return place_S // TILE, pairs.user_S, place_S % TILE
 
 
 def _score(
@@ -89,7 +112,6 @@ def _score(
     first_tile: jax.Array,
     tiles: int,
     items: jax.Array,
-    left_out: Pairs,
 ) -> jax.Array:
     """Scores the items of one block, which are numbered from the beginning of the block.
 
@@ -99,7 +121,6 @@ def _score(
       first_tile: int32 scalar, the number of the first tile of the block.
       tiles: N, the number of tiles in a block.
       items: int32 scalar; items from this number on are padding.
-      left_out: the pairs whose score is -inf; items outside the block are ignored.
     """
     users_GPE = users_BE.reshape(-1, USERS, users_BE.shape[1])
     users = users_BE.shape[0]
@@ -111,15 +132,20 @@ def _score(
         real_T = number * TILE + jnp.arange(TILE, dtype=jnp.int32) < items
         return None, jnp.where(real_T[None], scores_GPT.reshape(users, TILE), -jnp.inf)
 
-    scores_NBT = jax.lax.scan(one_tile, None, jnp.arange(tiles, dtype=jnp.int32))[1]
-    inside_S = (left_out.item_S >= 0) & (left_out.item_S < tiles * TILE)
-    place_S = jnp.where(inside_S, left_out.item_S, tiles * TILE)
-    at = (place_S // TILE, left_out.user_S, place_S % TILE)
-    return scores_NBT.at[at].set(-jnp.inf, mode="drop")
+    return jax.lax.scan(one_tile, None, jnp.arange(tiles, dtype=jnp.int32))[1]
 
 
-def target_scores(users_BE: jax.Array, shard: Shard, target_B: jax.Array) -> jax.Array:
-    """Return f32 `[B]`: the score of each user's target, bit for bit the same as in its block."""
+def target_scores(
+    users_BE: jax.Array, shard: Shard, target_B: jax.Array, bias_B: jax.Array
+) -> jax.Array:
+    """Return f32 `[B]`: the score of each user's target, bit for bit the same as in its block.
+
+    Args:
+      users_BE: f32, the vectors of the users.
+      shard: the items of this device.
+      target_B: int32, the target of each user.
+      bias_B: f32, the bias of this pair.
+    """
     targets_BE = _fetch(shard.vectors_XE, target_B - shard.first)
     width = users_BE.shape[1]
 
@@ -129,6 +155,7 @@ def target_scores(users_BE: jax.Array, shard: Shard, target_B: jax.Array) -> jax
 
     shape = (-1, USERS, width)
     score_GP = jax.lax.map(one_group, (users_BE.reshape(shape), targets_BE.reshape(shape)))
+    score_GP += bias_B.reshape(score_GP.shape)
     # NaN becomes the lowest score, which is still above that of items that are left out.
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(jnp.isnan(score_GP), lowest, score_GP).reshape(-1)

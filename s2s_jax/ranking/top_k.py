@@ -14,8 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, replicated
 from s2s_jax.data.items.seen import Seen
-from s2s_jax.ranking.ranked_items import RankedItems, padded
-from s2s_jax.ranking.scores import Pairs, score_block, shard_of
+from s2s_jax.ranking.ranked_items import Bias, RankedItems, padded
+from s2s_jax.ranking.scores import Biases, Pairs, score_block, shard_of
 
 # Number of items in a chunk. Only the largest score of each chunk is sorted, so smaller chunks mean more
 # sorting, and larger ones more searching.
@@ -41,6 +41,7 @@ def top_k(
     ranked: RankedItems,
     k: int,
     seen: Seen | None = None,
+    bias: Bias | None = None,
 ) -> Best:
     """Return the K best items of each user.
 
@@ -49,6 +50,7 @@ def top_k(
       ranked: the items.
       k: K, at least 1; it may exceed the number of items.
       seen: items that are left out; its users are indices into `users_BE`. None: no items are left out.
+      bias: what is added to the scores of some pairs; None: nothing.
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
@@ -64,8 +66,10 @@ def top_k(
     """
     if k < 1:
         raise ValueError(f"expected k of at least 1, found {k}")
-    users, pairs = padded(users_BE, seen, ranked)
-    best = _top_k(users, ranked.vectors_RE, ranked.items, pairs, k, ranked.blocks, ranked.mesh)
+    users, pairs, biases = padded(users_BE, seen, bias, ranked)
+    best = _top_k(
+        users, ranked.vectors_RE, ranked.items, pairs, biases, k, ranked.blocks, ranked.mesh
+    )
     return Best(best.index_BK[: len(users_BE)], best.score_BK[: len(users_BE)])
 
 
@@ -75,15 +79,16 @@ def _top_k(
     vectors_RE: jax.Array,
     items: int,
     seen: Pairs,
+    biases: Biases,
     k: int,
     blocks: int,
     mesh: Mesh,
 ) -> Best:
-    def on_device(users_BE, vectors_XE, items, seen):
+    def on_device(users_BE, vectors_XE, items, seen, biases):
         shard = shard_of(vectors_XE, blocks)
 
         def visit(block: jax.Array, best: Best) -> Best:
-            scores_NBT, begin = score_block(users_BE, shard, block, items, seen)
+            scores_NBT, begin = score_block(users_BE, shard, block, items, seen, biases)
             return _improve(best, scores_NBT, begin)
 
         start = Best(
@@ -96,12 +101,12 @@ def _top_k(
     mapped = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), PartitionSpec(), PartitionSpec()),
+        in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), *(PartitionSpec(),) * 3),
         out_specs=PartitionSpec(None, DATA_AXIS),
     )
     # Items are numbered in the order of the devices, so the lower index still comes first among equal
     # scores.
-    all_best = mapped(users_BE, vectors_RE, items, seen)
+    all_best = mapped(users_BE, vectors_RE, items, seen, biases)
     all_best = jax.lax.with_sharding_constraint(all_best, replicated(mesh))
     score_BK, place_BK = jax.lax.top_k(all_best.score_BK, k)
     index_BK = jnp.take_along_axis(all_best.index_BK, place_BK, axis=1)

@@ -128,6 +128,15 @@ def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen)
     assert found["eval/hr@50"] == found["eval/popularity/hr@50"] == (0.5 if filter_seen else 1.0)
 
 
+def test_neighbours_are_added_alike_when_evaluating_and_recommending(trained, command):
+    rows = trained[2]
+    flags = ["--eval.neighbours", "2", "--eval.filter_seen", "False"]
+    found = command(evaluate, *flags)
+    lists = command(recommend, *flags, "--top_k", str(ITEMS))
+    check_agreement(found, rows, lists)
+    assert lists != command(recommend, "--eval.filter_seen", "False", "--top_k", str(ITEMS))
+
+
 def test_keep_seen_overrides_the_configuration(trained, command):
     rows = trained[2]
     kept = command(recommend, "--keep_seen", "--top_k", str(ITEMS))

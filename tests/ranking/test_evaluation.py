@@ -98,14 +98,8 @@ def test_popularity_counts_only_what_training_sees(trained, log):
     assert evaluator._count_I.tolist() == [counts.get(item, 0) for item in items]
 
 
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_neighbours_against_a_count_by_hand(trained, log, part):
-    mesh = one_device()
-    run = restore(trained, mesh, "newest")
-    evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
-    found = evaluator.evaluate(run.functions, run.state, part).metrics
-    items = evaluator.catalogue.item.to_pylist()
-    histories = [[item for (item,) in row["item_id"]] for row in rows_of(log)]
+def neighbours_by_hand(histories):
+    """A function from a history to the scores of items, and the counts of items, in training."""
     weights, counts = collections.Counter(), collections.Counter()
     for history in histories:
         seen_by_training = history[:-2]
@@ -116,19 +110,36 @@ def test_neighbours_against_a_count_by_hand(trained, log, part):
     follows = collections.defaultdict(list)
     for (first, second), weight in weights.items():
         follows[first].append((second, weight))
+
+    def scores_after(before):
+        scores = collections.Counter()
+        for number, item in enumerate(before[::-1][:5], 1):
+            for second, weight in follows[item]:
+                scores[second] += weight / number
+        return scores
+
+    return scores_after, counts
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_neighbours_against_a_count_by_hand(trained, log, part):
+    mesh = one_device()
+    run = restore(trained, mesh, "newest")
+    evaluator = Evaluator(EvaluationSettings.of(trained), mesh)
+    found = evaluator.evaluate(run.functions, run.state, part).metrics
+    items = evaluator.catalogue.item.to_pylist()
+    histories = [[item for (item,) in row["item_id"]] for row in rows_of(log)]
+    scores_after, counts = neighbours_by_hand(histories)
     held_out = 2 if part == "validation" else 1
     ranks = []
     for history in histories:
         if len(history) <= held_out:
             continue
         before, target = history[:-held_out], history[-held_out]
-        scores = collections.Counter()
-        for number, item in enumerate(before[::-1][:5], 1):
-            for second, weight in follows[item]:
-                scores[second] += weight / number
         if target in before:
             ranks.append(10**6)
             continue
+        scores = scores_after(before)
         key = (scores[target], counts[target])
         ranks.append(
             sum((scores[i], counts[i]) >= key for i in items if i not in before and i != target)
@@ -141,6 +152,41 @@ def test_neighbours_against_a_count_by_hand(trained, log, part):
     mrr = np.where(ranks < len(items), 1 / (ranks + 1), 0).mean()
     assert found["eval/neighbours/mrr"] == pytest.approx(mrr)
     assert found["eval/neighbours/ndcg@10"] > 2 * found["eval/popularity/ndcg@10"]
+
+
+def test_neighbours_add_to_the_scores_of_the_model(trained, log):
+    config = dataclasses.replace(trained, eval=dataclasses.replace(trained.eval, neighbours=0.7))
+    mesh = make_mesh(jax.devices()[:2])
+    run = restore(config, mesh, "newest")
+    evaluator = Evaluator(EvaluationSettings.of(config), mesh)
+    found = evaluator.evaluate(run.functions, run.state, "test").metrics
+    alone = Evaluator(EvaluationSettings.of(trained), mesh)
+    assert (
+        found["eval/ndcg@10"]
+        > alone.evaluate(run.functions, run.state, "test").metrics["eval/ndcg@10"]
+    )
+    rows = [row for row in rows_of(log) if len(row["item_id"]) >= 2]
+    scores_after, _ = neighbours_by_hand(
+        [[item for (item,) in row["item_id"]] for row in rows_of(log)]
+    )
+    items = evaluator.catalogue.item.to_pylist()
+    vectors = item_vectors(run.functions, run.state, evaluator.catalogue, Items.of(config), mesh)
+    ranks = []
+    for row in rows:
+        before, (target,) = [i for (i,) in row["item_id"][:-1]], row["item_id"][-1]
+        user = user_vector(config, run, [cut(row, len(before))], mesh)[0]
+        counted = scores_after(before)
+        # Logits: scores divided by the temperature.
+        bias = [0.7 * np.log1p(float(counted[i]) / 0.05) for i in items]
+        logits = vectors @ user / config.loss.temperature + bias
+        logits[np.isin(items, before)] = -np.inf
+        own = logits[items.index(target)]
+        ranks.append(10**6 if target in before else (logits >= own - 1e-5).sum() - 1)
+    ranks = np.array(ranks)
+    near = {"abs": 1.5 / len(ranks)}
+    assert found["eval/hr@10"] == pytest.approx((ranks < 10).mean(), **near)
+    gain = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+    assert found["eval/ndcg@10"] == pytest.approx(gain, **near)
 
 
 def test_a_model_below_neighbours_is_reported():

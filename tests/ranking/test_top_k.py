@@ -15,7 +15,7 @@ from s2s_jax.ranking import ranks as ranks_module
 from s2s_jax.ranking import scores as scores_module
 from s2s_jax.ranking import top_k as top_k_module
 from s2s_jax.ranking.baselines import popularity_ranks
-from s2s_jax.ranking.ranked_items import put_items
+from s2s_jax.ranking.ranked_items import Bias, put_items
 from s2s_jax.ranking.ranks import ranks
 from s2s_jax.ranking.top_k import top_k
 
@@ -26,23 +26,30 @@ def mesh_of(devices):
     return make_mesh(jax.devices()[:devices])
 
 
-def expected_top_k(users, vectors, k, seen):
+def bias_of(bias):
+    """The pairs whose bias is not 0."""
+    user, item = np.nonzero(bias)
+    return Bias(user.astype(np.int32), item.astype(np.int32), bias[user, item])
+
+
+def expected_top_k(users, vectors, k, seen, bias):
     """The expected result; all values are whole numbers, so that sums are exact in any order."""
     index = np.full((len(users), k), -1)
     score = np.full((len(users), k), -np.inf, np.float32)
     for u, user in enumerate(users):
         left = [i for i in range(len(vectors)) if i not in seen[u]]
         scores = (vectors[left] @ user).astype(np.float32) if left else np.zeros(0)
+        scores = scores + bias[u, left]
         order = np.argsort(-scores, kind="stable")[:k]
         index[u, : len(order)] = np.asarray(left, int)[order]
         score[u, : len(order)] = scores[order]
     return index, score
 
 
-def expected_ranks(users, target, vectors, seen):
+def expected_ranks(users, target, vectors, seen, bias=None):
     found = []
     for u, user in enumerate(users):
-        scores = vectors @ user
+        scores = vectors @ user + (0 if bias is None else bias[u])
         others = [i for i in range(len(vectors)) if i != target[u] and i not in seen[u] and i >= 0]
         found.append(sum(scores[i] >= scores[target[u]] for i in others))
     return np.asarray(found)
@@ -73,7 +80,9 @@ def problems(draw):
     vectors = rng.integers(-spread, spread, (items, 3), endpoint=True).astype(np.float32)
     queries = rng.integers(-spread, spread, (users, 3), endpoint=True).astype(np.float32)
     seen = rng.integers(-1, items, (users, SEEN)).astype(np.int32)
-    return queries, rng.integers(0, items, users).astype(np.int32), vectors, seen
+    bias = rng.integers(-3, 4, (users, items)) * (rng.random((users, items)) < 0.3)
+    target = rng.integers(0, items, users).astype(np.int32)
+    return queries, target, vectors, seen, bias.astype(np.float32)
 
 
 @pytest.mark.usefixtures("_small_sizes")
@@ -84,14 +93,17 @@ def test_any_problem(devices, k, block):
     @settings(max_examples=60, database=None)
     @given(problems())
     def check(problem):
-        users, target, vectors, seen = problem
+        users, target, vectors, seen, bias = problem
         catalogue = put_items(vectors, mesh, block)
-        best = top_k(users, catalogue, k, of_rows(seen))
-        index, score = expected_top_k(users, vectors, k, seen)
-        np.testing.assert_array_equal(best.index_BK, index)
-        np.testing.assert_array_equal(best.score_BK, score)
-        found = ranks(users, target, catalogue, of_rows(seen))
-        np.testing.assert_array_equal(found, expected_ranks(users, target, vectors, seen))
+        for of_pairs in (None, bias_of(bias)):
+            added = np.zeros_like(bias) if of_pairs is None else bias
+            best = top_k(users, catalogue, k, of_rows(seen), of_pairs)
+            index, score = expected_top_k(users, vectors, k, seen, added)
+            np.testing.assert_array_equal(best.index_BK, index)
+            np.testing.assert_array_equal(best.score_BK, score)
+            found = ranks(users, target, catalogue, of_rows(seen), of_pairs)
+            expected = expected_ranks(users, target, vectors, seen, added)
+            np.testing.assert_array_equal(found, expected)
 
     check()
 
@@ -107,26 +119,32 @@ def test_bits_do_not_depend_on_devices_blocks_and_batches():
     seen = rng.integers(-1, items, (users, SEEN)).astype(np.int32)
     target = rng.integers(0, items, users).astype(np.int32)
     target[:30] = same[:30]
+    # The same bias for all items with the same vector, so that they still tie.
+    bias = np.where(rng.random((users, items)) < 0.1, rng.normal(size=(users, items)), 0)
+    bias[:, same] = 0.25
+    of_pairs = bias_of(bias.astype(np.float32))
     results = []
     for devices, block in [(1, 2**14), (2, 2048), (8, 1)]:
         catalogue = put_items(vectors, mesh_of(devices), block)
-        best = top_k(queries, catalogue, 10, of_rows(seen))
-        results.append((*best, ranks(queries, target, catalogue, of_rows(seen))))
+        best = top_k(queries, catalogue, 10, of_rows(seen), of_pairs)
+        rank = ranks(queries, target, catalogue, of_rows(seen), of_pairs)
+        results.append((*best, rank))
     for result, (found, first) in itertools.product(
         results, enumerate(map(np.asarray, results[0]))
     ):
         np.testing.assert_array_equal(result[found], first)
     # The same users at other places in smaller batches.
     some = np.asarray([69, 3, 20])
-    best = top_k(queries[some], catalogue, 10, of_rows(seen[some]))
-    rank = ranks(queries[some], target[some], catalogue, of_rows(seen[some]))
+    of_some = bias_of(bias[some].astype(np.float32))
+    best = top_k(queries[some], catalogue, 10, of_rows(seen[some]), of_some)
+    rank = ranks(queries[some], target[some], catalogue, of_rows(seen[some]), of_some)
     for found, first in zip((*best, rank), results[0], strict=True):
         np.testing.assert_array_equal(found, np.asarray(first)[some])
     # Items with the same vector tie, wherever they are: a target among them ranks below all the others.
     seen_of_them = np.isin(seen, same) & (seen != target[:, None])
     others = [len(same) - 1 - len(set(s[m])) for s, m in zip(seen, seen_of_them, strict=True)]
     assert (np.asarray(results[0][2])[:30] >= np.asarray(others)[:30]).all()
-    close = queries @ vectors.T
+    close = queries @ vectors.T + bias
     clearly_better = (close > np.take_along_axis(close, target[:, None], 1) + 1e-4).sum(axis=1)
     assert (np.asarray(results[0][2])[:30] - clearly_better[:30] < len(same)).all()
 
@@ -160,7 +178,7 @@ def test_edges():
 @settings(max_examples=100, database=None)
 @given(problems())
 def test_popularity_baseline(problem):
-    _, target, vectors, seen = problem
+    _, target, vectors, seen, _ = problem
     counts = np.abs(vectors[:, :1]).astype(int)
     expected = expected_ranks(np.ones((len(target), 1), int), target, counts, seen)
     np.testing.assert_array_equal(popularity_ranks(counts[:, 0], target, of_rows(seen)), expected)

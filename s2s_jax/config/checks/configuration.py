@@ -1,6 +1,7 @@
 """Refuses impossible configurations: checks the types of all values, then section by section."""
 
 import dataclasses
+import math
 import re
 import typing
 
@@ -292,6 +293,8 @@ def _check_eval(config: Config) -> None:
     for name in ("batch_size", "max_users", "every_steps", "patience"):
         value = getattr(settings, name)
         require(value in (None, "auto") or value >= 1, f"eval.{name}", "at least 1", value)
+    weight = settings.neighbours
+    require(0 <= weight < math.inf, "eval.neighbours", "a finite number of at least 0", weight)
     _check_split(config)
     require(
         bool(re.fullmatch(r"mrr|(hr|ndcg|recall)@(5|10|50|100|200)", settings.metric)),
