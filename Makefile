@@ -9,7 +9,7 @@ PIP_INSTALL := $(RUN)python -m pip install --quiet $(if $(CONSTRAINTS),--constra
 .PHONY: quickstart test test-slow docs docs-serve check format install clean
 
 quickstart: $(VENV)/.installed
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/quickstart.sh
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/quickstart.sh
 
 test: $(VENV)/.installed-test
 	$(RUN)ruff format --check .
@@ -41,15 +41,15 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	  f"Python 3.11 to 3.14 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=python3.12")'
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
-	touch $@
+	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[test]'
-	touch $@
+	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[docs]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) site runs/quickstart data/quickstart .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -86,6 +86,11 @@ def load_json(path: Path) -> Config:
     Raises:
       UserError: the file does not exist, or is not of this or an earlier version.
     """
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: expected the directory of a run, found no {path.name} in it; give the "
+            f"train.output_dir of a run"
+        )
     try:
         config = parse_json(path.read_text())
         validate(config)

@@ -358,7 +358,7 @@ def test_users_are_missing_with_a_reason(tmp_path, capsys):
 def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
     run_dir = fake_run(tmp_path / "run")
     for arguments, words in (
-        ([str(tmp_path)], ["config.json", "directory of such a run"]),
+        ([str(tmp_path)], ["config.json", "expected the directory of a run"]),
         ([str(run_dir), "--users", "-1"], ["--users", "at least 0"]),
         ([str(run_dir), "--users", "few"], ["--users", "few"]),
         ([str(run_dir), "--titles", str(tmp_path / "none.csv")], ["--titles", "none.csv"]),
