@@ -3,11 +3,12 @@
     python benchmarks/short_log.py ../shared/data/ml-1m /tmp/short --rows 30000
 
 Each row becomes consecutive pieces of 5 to 12 events (uniform, by --seed), each piece a user of its own;
-pieces shorter than --fewest are left out. --rows keeps a random sample of the pieces. The columns stay as
-they are, except that user_id numbers the pieces.
+pieces shorter than --fewest are left out. --rows keeps a random sample of the pieces. All columns stay
+as they are, except that user_id numbers the pieces.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def cut(table: pa.Table, fewest: int, most: int, rng: np.random.Generator) -> pa
     columns = [table.column(name).combine_chunks() for name in names]
     offset_R = columns[0].offsets.to_numpy()
     pieces = []
-    for begin, end in zip(offset_R[:-1], offset_R[1:], strict=True):
+    for begin, end in itertools.pairwise(offset_R):
         while end - begin >= fewest:
             size = min(int(rng.integers(fewest, most + 1)), int(end - begin))
             pieces.append((begin, begin + size))
@@ -31,14 +32,18 @@ def cut(table: pa.Table, fewest: int, most: int, rng: np.random.Generator) -> pa
     offset_P = np.concatenate([[0], np.cumsum(size_P)])
     taken = np.repeat(begin_P - offset_P[:-1], size_P) + np.arange(offset_P[-1])
     lists = [
-        pa.ListArray.from_arrays(pa.array(offset_P, pa.int32()), column.values.take(pa.array(taken)))
+        pa.ListArray.from_arrays(
+            pa.array(offset_P, pa.int32()), column.values.take(pa.array(taken))
+        )
         for column in columns
     ]
     return pa.table(dict(zip(names, lists, strict=True)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("log", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--fewest", type=int, default=5)

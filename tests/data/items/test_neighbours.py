@@ -1,16 +1,24 @@
 """Counted neighbours against an independent count, pair by pair."""
 
+import dataclasses
 from collections import Counter
 from fractions import Fraction
 from itertools import chain
 
 import numpy as np
+import of_config
+import pyarrow as pa
 import pytest
+import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import write_log
+from pyarrow import orc
 
+from s2s_jax.config import ByTime, FeatureConfig, IOConfig, LastEvents
+from s2s_jax.config.settings import Items, Logs
 from s2s_jax.data.items import seen as seen_items
-from s2s_jax.data.items.neighbours import NeighbourCounts, Neighbours
+from s2s_jax.data.items.neighbours import NeighbourCounts, Neighbours, count_neighbours
 
 ITEMS = 7
 ROWS = st.lists(st.lists(st.integers(-1, ITEMS - 1), max_size=9), min_size=1, max_size=6)
@@ -105,3 +113,61 @@ def test_memory_is_bounded_and_the_heaviest_stay():
 @pytest.mark.parametrize("rows", [[[]], [[3]], [[-1, -1, -1, -1]]])
 def test_nothing_to_count(rows):
     assert counted(rows).nnz == 0
+
+
+AT = 500
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """A log with times below 1,000, some events without an item, and its rows."""
+    directory = tmp_path_factory.mktemp("timed")
+    small.write_log(directory, 60)
+    rng = np.random.default_rng(2)
+    rows = []
+    for path in sorted(directory.glob("*.orc")):
+        mine = orc.read_table(str(path)).to_pylist()
+        for row in mine:
+            row["timestamp"] = [
+                [int(t)] for t in np.sort(rng.integers(1000, size=len(row["item_id"])))
+            ]
+            for place in np.flatnonzero(rng.random(len(row["item_id"])) < 0.1):
+                row["item_id"][place] = []
+        write_log(path, mine, dict.fromkeys(mine[0], pa.list_(pa.list_(pa.int64()))))
+        rows += mine
+    return directory, rows
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("split", [LastEvents(events=2), ByTime(at=str(AT), feature="timestamp")])
+def test_counts_of_a_log_are_of_the_events_that_training_sees(timed, split, grows, threads):
+    directory, rows = timed
+    config = small.config()
+    time = FeatureConfig(name="timestamp", emb_dim=4, hash_bucket_size=50)
+    config = dataclasses.replace(
+        config,
+        io=IOConfig(data_paths=str(directory), thread_num=threads),
+        features=(*config.features, time),
+        eval=dataclasses.replace(config.eval, split=split),
+    )
+    config = small.growing(config) if grows else config
+    catalogue = of_config.collect(config)
+    items = catalogue.item.to_pylist()
+    index, cut = of_config.index(config), of_config.training_cut(config)
+    numbers = of_config.numbers(catalogue, config)
+    found = count_neighbours(
+        Items.of(config), Logs.of(config), index, cut, numbers, len(items)
+    ).toarray()
+    expected = np.zeros_like(found)
+    seen_by_training = []
+    for row in rows:
+        bags = row["item_id"][:-2]
+        if isinstance(split, ByTime):
+            late = [time >= AT for (time,) in row["timestamp"]]
+            bags = row["item_id"][: late.index(True) if True in late else None]
+        seen_by_training.append([items.index(bag[0]) if bag else -1 for bag in bags])
+    for (first, second), weight in by_hand(seen_by_training).items():
+        expected[first, second] = weight
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
+    assert found.any()
