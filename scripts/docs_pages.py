@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from s2s_jax.cli import parsing
+from s2s_jax.cli.arguments import arguments_of
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import choices, help
 from s2s_jax.config.checks.values import spell
@@ -183,7 +184,7 @@ def command(name: str) -> str:
     cls = module.Arguments if hasattr(module, "Arguments") else module.Settings
     texts = help.texts(cls)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    arguments = parsing.arguments_of(cls).values()
+    arguments = arguments_of(cls).values()
     positional = [each for each in arguments if each.positional]
     needed = [f"--{each.name} {each.shown}" for each in arguments if _is_flag(each, required=True)]
     words = [*(each.shown for each in positional), *needed]

@@ -13,17 +13,15 @@ import io
 import re
 import shutil
 import textwrap
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
+from s2s_jax.cli.arguments import Argument, arguments_of
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
-from s2s_jax.config.checks.values import spell
 from s2s_jax.config.help import for_help, texts
 from s2s_jax.errors import UserError
 
@@ -125,59 +123,6 @@ def parse_with_overrides(
     return arguments, words.overrides
 
 
-class Argument(NamedTuple):
-    """An argument of a command.
-
-    Attributes:
-      name: the name of the dataclass field; the flag is `--name`.
-      hint: the type annotation, including tyro's annotations.
-      kind: the type, without tyro's annotations and without None.
-      positional: whether the argument is given without a flag.
-      required: whether the argument must be given.
-      shown: the placeholder for a value in help.
-    """
-
-    name: str
-    hint: Any
-    kind: Any
-    positional: bool
-    required: bool
-    shown: str
-
-    @property
-    def takes_many(self) -> bool:
-        """Whether the argument takes any number of values."""
-        return typing.get_origin(self.kind) is tuple
-
-    @property
-    def place(self) -> str:
-        """The name of the argument in messages."""
-        return self.shown if self.positional else f"--{self.name}"
-
-
-def arguments_of(cls: type) -> dict[str, Argument]:
-    """The arguments of a command, by name.
-
-    Args:
-      cls: the dataclass of the arguments.
-    """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    found = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        annotations = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
-        metavars = [each.metavar for each in annotations if getattr(each, "metavar", None)]
-        found[field.name] = Argument(
-            name=field.name,
-            hint=hint,
-            kind=_without_none(typing.get_type_hints(cls)[field.name]),
-            positional=tyro.conf.Positional in annotations,
-            required=field.default is dataclasses.MISSING,
-            shown=metavars[0] if metavars else field.name.upper(),
-        )
-    return found
-
-
 class _Words(NamedTuple):
     """The words of a command line, sorted by purpose.
 
@@ -253,13 +198,11 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
             given[name] = [_BOOLEANS[v.lower()] if v.lower() in _BOOLEANS else v for v in values]
         if not _is_accepted(known[name], given[name]):
             found = " ".join(values) or "nothing"
-            raise UserError(
-                f"{known[name].place}: expected {_spell(known[name].kind)}, found {found}"
-            )
+            raise UserError(f"{known[name].place}: expected {known[name].kind_text}, found {found}")
     for argument in known.values():
         if argument.required and argument.name not in given:
             raise UserError(
-                f"{argument.place}: expected {_spell(argument.kind)}, found nothing; give {example}"
+                f"{argument.place}: expected {argument.kind_text}, found nothing; give {example}"
             )
     for name, values in given.items():
         refuse_addresses(known[name].place, values)
@@ -391,19 +334,3 @@ def _sections_of_keys() -> dict[str, str]:
 
 
 _SECTIONS_OF = _sections_of_keys()
-
-
-def _spell(kind: Any) -> str:
-    """A type in words for messages."""
-    if kind is Path:
-        return "a path"
-    if typing.get_origin(kind) is tuple:
-        return f"one or more values, each {spell(typing.get_args(kind)[0])}"
-    return spell(kind)
-
-
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (kind,) = (each for each in typing.get_args(hint) if each is not type(None))
-        return kind
-    return hint

@@ -12,8 +12,8 @@ import small
 from places import REPO
 
 from s2s_jax import config as configs
+from s2s_jax.cli.arguments import Argument, arguments_of
 from s2s_jax.cli.command_list import COMMANDS
-from s2s_jax.cli.parsing import Argument, arguments_of
 from s2s_jax.config import Config, FeatureConfig, refuse_addresses, validate
 from s2s_jax.data.logs.files import find
 from s2s_jax.errors import UserError

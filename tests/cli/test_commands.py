@@ -14,7 +14,7 @@ import pytest
 from places import REPO
 
 from s2s_jax.cli import main as front
-from s2s_jax.cli import parsing
+from s2s_jax.cli.arguments import arguments_of
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.cli.parsing import WithConfig, parse, parse_with_config
 from s2s_jax.config import Config
@@ -80,7 +80,7 @@ def test_help_of_a_command_has_all_its_arguments(command, capsys, monkeypatch):
     assert shown.startswith("usage: ")
     assert shown.count("usage: ") == 1
     positions = []
-    for argument in parsing.arguments_of(arguments_class(command)).values():
+    for argument in arguments_of(arguments_class(command)).values():
         where = shown.find(argument.shown if argument.positional else f"--{argument.name} ")
         assert where > 0, argument.name
         positions.append(where)

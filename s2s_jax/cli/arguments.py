@@ -1,0 +1,80 @@
+"""The arguments of a command, read from the dataclass that describes them."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from s2s_jax.config.checks.values import spell
+
+
+class Argument(NamedTuple):
+    """An argument of a command.
+
+    Attributes:
+      name: the name of the dataclass field; the flag is `--name`.
+      hint: the type annotation, including tyro's annotations.
+      kind: the type, without tyro's annotations and without None.
+      positional: whether the argument is given without a flag.
+      required: whether the argument must be given.
+      shown: the placeholder for a value in help.
+    """
+
+    name: str
+    hint: Any
+    kind: Any
+    positional: bool
+    required: bool
+    shown: str
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether the argument takes any number of values."""
+        return typing.get_origin(self.kind) is tuple
+
+    @property
+    def place(self) -> str:
+        """The name of the argument in messages."""
+        return self.shown if self.positional else f"--{self.name}"
+
+    @property
+    def kind_text(self) -> str:
+        """The type of a value in words, for messages."""
+        if self.kind is Path:
+            return "a path"
+        if self.takes_many:
+            return f"one or more values, each {spell(typing.get_args(self.kind)[0])}"
+        return spell(self.kind)
+
+
+def arguments_of(cls: type) -> dict[str, Argument]:
+    """The arguments of a command, by name.
+
+    Args:
+      cls: the dataclass of the arguments.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        annotations = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
+        metavars = [each.metavar for each in annotations if getattr(each, "metavar", None)]
+        found[field.name] = Argument(
+            name=field.name,
+            hint=hint,
+            kind=_without_none(typing.get_type_hints(cls)[field.name]),
+            positional=tyro.conf.Positional in annotations,
+            required=field.default is dataclasses.MISSING,
+            shown=metavars[0] if metavars else field.name.upper(),
+        )
+    return found
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (kind,) = (each for each in typing.get_args(hint) if each is not type(None))
+        return kind
+    return hint
