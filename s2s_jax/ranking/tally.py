@@ -156,6 +156,6 @@ def below_neighbours(metrics: Mapping[str, float], name: str) -> str | None:
         return None
     return (
         f"{name} of the model is {metrics[f'{PREFIX}{name}']:.4f}, below {metrics[key]:.4f} of counting "
-        f"which items follow each other (neighbours): the model has learned less than the order of "
-        f"items tells; train longer, or with larger lr.dense_lr and lr.sparse_lr"
+        f"which items follow each other (neighbours): eval.neighbours adds these counts to its scores; "
+        f"or change the number of epochs, dropout or learning rates"
     )
