@@ -65,13 +65,10 @@ class Validator:
             self._writer.write(line)
         self._evaluations.add(line)
         key = self._evaluations.metric
-        without_model = ", ".join(
-            f"{name} {line[key.replace('/', f'/{name}/')]:.4f}"
-            for name in ("popularity", "neighbours")
-        )
         hosts.say(
-            f"step {step}: {key} {line[key]:.4f} ({without_model}) of {line['eval/users']:,.0f} users, "
-            f"best at step {self._evaluations.best_step}, {time.perf_counter() - begun:.1f} s"
+            f"step {step}: {key} {line[key]:.4f}{_without_model(line, key)} of "
+            f"{line['eval/users']:,.0f} users, best at step {self._evaluations.best_step}, "
+            f"{time.perf_counter() - begun:.1f} s"
         )
         return True
 
@@ -85,3 +82,10 @@ class Validator:
                 return evaluate(functions, state, self._stop.in_lockstep)
 
         return self._stop.evaluated(evaluation)
+
+
+def _without_model(line: dict[str, float], key: str) -> str:
+    """Return the metric `key` of the rankings without a model, in parentheses; "" if there are none."""
+    keys = {name: key.replace("/", f"/{name}/") for name in ("popularity", "neighbours")}
+    texts = [f"{name} {line[key]:.4f}" for name, key in keys.items() if key in line]
+    return f" ({', '.join(texts)})" if texts else ""
