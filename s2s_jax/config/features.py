@@ -77,13 +77,18 @@ class FeatureConfig:
 class TableConfig:
     """An embedding table, which one or more features use.
 
-    All keys except init_std are for growing tables: those of features with hash_bucket_size 0.
+    All keys except init and init_std are for growing tables: those of features with hash_bucket_size 0.
     """
 
     name: str
     """Name of the table: the name of its feature, or the shard_name of its features"""
+    init: Literal["normal", "neighbours"] = "normal"
+    """What the rows begin with. normal: random numbers; neighbours: items that occur near the same
+    items of the log begin with similar rows, and other rows with random numbers. neighbours is for the
+    table of loss.item_feature. It learns much sooner on short histories and rare items"""
     init_std: float = 0.001
-    """Standard deviation of the truncated normal that initializes the table"""
+    """Standard deviation of the truncated normal that initializes the table. With init neighbours, the
+    root mean square of an item's row"""
     capacity: int = 65_536
     """Initial number of rows, rounded up to a power of two. It is doubled when the table is nearly
     full"""

@@ -82,6 +82,7 @@ KEYS: dict[str, Concern | Free] = {
     # A limit that may be raised during a run; see also `of_run`.
     "features.bag_size": "decoded",
     "tables.name": Free("features say which table they read"),
+    "tables.init": Free("only new runs begin with it"),
     "tables.init_std": Free("only new rows begin with it"),
     "tables.capacity": _GROWTH,
     "tables.max_capacity": _GROWTH,

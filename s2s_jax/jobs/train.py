@@ -27,6 +27,7 @@ from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.initial_items import initial_items
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.tally import below_neighbours
@@ -39,6 +40,7 @@ from s2s_jax.signals import Stop
 from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan
+from s2s_jax.training.initial_items import with_item_rows
 from s2s_jax.training.item_source import ItemSource
 from s2s_jax.training.job import Job, Start
 from s2s_jax.training.loop import Loop
@@ -191,15 +193,23 @@ def _start_or_continue(config: Config, job: Job, stop: Stop) -> Start:
     all_steps = _end_step(job.train, job.reader, 0)
     step = job.checkpoints.newest_step
     if step is None:
-        return _start(job, stop, meters, plan, all_steps)
+        return _start(config, job, stop, meters, plan, all_steps)
     return _continue(config, job, step, meters, plan, all_steps)
 
 
-def _start(job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int) -> Start:
+def _start(
+    config: Config, job: Job, stop: Stop, meters: Meters, plan: GrowthPlan, all_steps: int
+) -> Start:
     clock = clock_of(job.train, Position(0, all_steps, all_steps, 0.0), None)
     check_decay(job.settings.lr, clock)
+    items = initial_items(config)
+    if items is not None:
+        fitting = slice(plan.make_room(job.settings.items.item.table_name, len(items[0])))
     state = stop.unless_stopped(job.functions(plan).init)
     assert state is not None, "a signal raises `Stopped` here"
+    if items is not None:
+        ids, rows_ID = items[0][fitting], items[1][fitting]
+        state = with_item_rows(job.settings, job.mesh, plan, state, ids, rows_ID)
     return Start(0, state, meters, plan, Evaluations(job.eval), clock)
 
 

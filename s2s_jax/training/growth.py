@@ -52,6 +52,28 @@ class GrowthPlan:
         self._dropped = dict.fromkeys(self._tables, 0)
         self._due: dict[int, list[str]] = {}
 
+    def make_room(self, name: str, ids: int) -> int:
+        """Raise the capacity of a table before the first step, so that some ids fit.
+
+        Args:
+          name: the table; the capacity of a table that does not grow stays as it is.
+          ids: the number of ids that should fit.
+
+        Returns:
+          How many of them fit.
+        """
+        if name not in self._tables:
+            return ids
+        while ids > max_load(self.capacities[name]) * self.capacities[name]:
+            if not _may_double(self._tables[name], self.capacities[name]):
+                return int(max_load(self.capacities[name]) * self.capacities[name])
+            self.capacities[name] *= 2
+        return ids
+
+    def begin_with(self, name: str, rows: int, dropped: int) -> None:
+        """Take note of the rows that have ids before the first step, and of ids without a free slot."""
+        self._rows[name], self._dropped[name] = rows, dropped
+
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Plan growth from the metrics of `step`."""
         for name, table in self._tables.items():

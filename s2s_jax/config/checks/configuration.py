@@ -42,6 +42,7 @@ def validate_reading(config: Config) -> None:
     check_tables(config)
     _check_model(config)
     _check_loss(config)
+    _check_initial_items(config)
     _check_eval(config)
 
 
@@ -195,7 +196,8 @@ def _check_loss(config: Config) -> None:
     require(
         loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature
     )
-    if loss.needs_catalogue or config.eval.every_steps is not None:
+    by_neighbours = any(table.init == "neighbours" for table in config.tables)
+    if loss.needs_catalogue or by_neighbours or config.eval.every_steps is not None:
         i = names.index(loss.item_feature)
         for key, expected in (("op", "id"), ("bag_size", 1)):
             found = getattr(config.features[i], key)
@@ -203,7 +205,7 @@ def _check_loss(config: Config) -> None:
                 found == expected,
                 f"features.{i}.{key}",
                 f"{expected}, because {loss.item_feature} is loss.item_feature and an item of the "
-                f"catalogue, which the loss or eval.every_steps needs, has one id",
+                f"catalogue, which the loss, tables.init or eval.every_steps needs, has one id",
                 found,
             )
     if loss.target_features is not None:
@@ -218,6 +220,27 @@ def _check_loss(config: Config) -> None:
             f"False for columns of target features ({', '.join(sorted(shown))}), which would give the "
             "target away",
             feature.of_next,
+        )
+
+
+def _check_initial_items(config: Config) -> None:
+    item = config.feature(config.loss.item_feature)
+    for table in config.tables:
+        if table.init == "normal":
+            continue
+        path = f"tables.{table.name}"
+        require(
+            table.name == item.table_name,
+            f"{path}.init",
+            f"normal, because only the table of loss.item_feature ({item.table_name}) has items whose "
+            f"neighbours can be counted",
+            table.init,
+        )
+        require(
+            table.admit_after == 1,
+            f"{path}.admit_after",
+            "1, because init is neighbours, which gives items their rows before training starts",
+            table.admit_after,
         )
 
 
