@@ -78,6 +78,13 @@ def all_devices() -> Sequence[Any]:
         ) from error
 
 
+def peak_memory(mesh: Mesh) -> int | None:
+    """The most memory that a device of this process has used so far, in bytes; None on CPUs."""
+    found = [device.memory_stats() for device in mesh.local_devices]
+    used = [stats["peak_bytes_in_use"] for stats in found if stats and "peak_bytes_in_use" in stats]
+    return max(used, default=None)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A sharding that gives every device the whole array, as for the dense part."""
     return NamedSharding(mesh, PartitionSpec())

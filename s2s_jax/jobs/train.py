@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together
-from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh, peak_memory
 from s2s_jax.config import Config, TrainConfig
 from s2s_jax.config.settings import Reading, Sequences
 from s2s_jax.data.batching.batch_fill import packing_notes, with_packing
@@ -187,7 +187,8 @@ def _evaluation(config: Config, mesh: Mesh) -> Evaluate | None:
 def _start_or_continue(config: Config, job: Job, stop: Stop) -> Start:
     """Continues from the newest complete checkpoint, or starts if there is none."""
     items = 0 if job.items is None else job.items.items
-    meters = Meters(time_at_peak(job.settings, Sequences.of(config), job.mesh.size, items))
+    at_peak = time_at_peak(job.settings, Sequences.of(config), job.mesh.size, items)
+    meters = Meters(at_peak, memory=lambda: peak_memory(job.mesh))
     plan = GrowthPlan(config.features, config.tables)
     # The number of steps of a run that had these settings from its start.
     all_steps = _end_step(job.train, job.reader, 0)

@@ -22,6 +22,7 @@ class Meters:
         self,
         at_peak: AtPeak | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        memory: Callable[[], int | None] = lambda: None,
     ):
         """Start without any steps.
 
@@ -29,9 +30,11 @@ class Meters:
           at_peak: the time that steps would take at the peak of the devices. If it is None, the peak is
             unknown, and `mfu` is not written.
           clock: a function that returns the time in seconds.
+          memory: a function that returns the peak memory of the devices in bytes. If it returns None,
+            `device_memory_mb` is not written.
         """
         self._at_peak = at_peak
-        self._clock = clock
+        self._clock, self._memory = clock, memory
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._steps = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -77,6 +80,9 @@ class Meters:
                 self._at_peak.step * self._timed_steps + self._at_peak.attended * self._attended
             )
             line["mfu"] = at_peak / seconds
+        memory = self._memory()
+        if memory is not None:
+            line["device_memory_mb"] = memory / 1e6
         line |= {name: count for name, count in self._counts.items() if count}
         line |= self._tables
         self._sums = dict.fromkeys(_MEANS, 0.0)
