@@ -31,6 +31,7 @@ ORDER = [
     "reporting",
     "jobs",
     "library",
+    "planning",
     "cli",
     "cli.commands",
     "entry points",

@@ -2,6 +2,7 @@
 
 # Each is a module of `commands/` with a function `main(argv)` that returns the exit code.
 COMMANDS = {
+    "init": "Writes a first config file for a log, and says how long training will take.",
     "train": "Trains a model, or continues from the newest checkpoint of its run directory.",
     "evaluate": "Measures how often a run recommends what users did next.",
     "recommend": "Writes the top items for each row of a log.",
