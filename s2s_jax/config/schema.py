@@ -267,9 +267,11 @@ class EvalConfig:
     """What evaluation and recommendation do with items whose id was never trained. keep: rank them like
     others, by their other features; last: rank them after all others; drop: leave them out, so that a
     user whose next item is one of them counts as a miss"""
-    neighbours: float = 0.0
+    neighbours: float | Literal["auto"] = 0.0
     """Weight of counted neighbours (which items follow each other in the log) in evaluation and
-    recommendation: log(1 + count / 0.05) times this is added to the model's logit. 0: the model alone"""
+    recommendation: log(1 + count / 0.05) times this is added to the model's logit. 0: the model alone;
+    auto: each evaluation during training chooses the best of 0, 0.25, 0.5, 1 and 2 by eval.metric, and
+    the checkpoint is evaluated, and recommends, with the chosen weight"""
     batch_size: int = 256
     """Users per device that are encoded and ranked together"""
     max_users: int | None = None

@@ -356,14 +356,15 @@ class Ranking:
       items: how items are read from the log.
       filter_seen: whether the items of a user's history are left out.
       untrained: how items that were never trained are ranked, see `eval.untrained`.
-      neighbours_scale: the weight of counted neighbours in a score: `eval.neighbours` times
-        `loss.temperature`, because scores are logits times the temperature.
+      neighbours: the weight of counted neighbours in a logit, see `eval.neighbours`.
+      temperature: `loss.temperature`; a score is a logit times the temperature.
     """
 
     items: Items
     filter_seen: bool
     untrained: Literal["keep", "last", "drop"]
-    neighbours_scale: float
+    neighbours: float | Literal["auto"]
+    temperature: float
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -372,5 +373,12 @@ class Ranking:
             items=Items.of(config),
             filter_seen=config.eval.filter_seen,
             untrained=config.eval.untrained,
-            neighbours_scale=config.eval.neighbours * config.loss.temperature,
+            neighbours=config.eval.neighbours,
+            temperature=config.loss.temperature,
         )
+
+    @property
+    def weight(self) -> float:
+        """The weight of counted neighbours, which must not be "auto"."""
+        assert self.neighbours != "auto", "`Restored.with_weight` must replace auto with a number"
+        return self.neighbours

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
-from s2s_jax.config.settings import Decoding, Logs, Split
+from s2s_jax.config.settings import Decoding, Logs, Ranking, Split
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
@@ -24,12 +24,14 @@ class Evaluated(NamedTuple):
       step: the step of the checkpoint.
       checkpoint: the fingerprint of the checkpoint.
       split: the events that were ranked: "test" or "validation".
+      neighbours: the weight of counted neighbours; that of the checkpoint if `eval.neighbours` is auto.
       evaluation: the metrics.
     """
 
     step: int
     checkpoint: str
     split: SplitPart
+    neighbours: float
     evaluation: Evaluation
 
     def as_json(self, config: Config, intervals: Intervals) -> dict[str, Any]:
@@ -49,7 +51,7 @@ class Evaluated(NamedTuple):
             "validation_at": split.validation_at,
             "filter_seen": config.eval.filter_seen,
             "untrained": config.eval.untrained,
-            "neighbours": config.eval.neighbours,
+            "neighbours": self.neighbours,
             "known_of_target": list(config.known_of_next),
             "data_paths": config.io.data_paths,
             "metrics": self.evaluation.metrics,
@@ -75,7 +77,8 @@ def evaluate(
     held_out.targets(Split.of(config), split)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, checkpoint)
+    config = run.with_weight(config)
     index = index_files(Logs.of(config), Decoding.of(config))
     check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
     found = Evaluator(EvaluationSettings.of(config), mesh).evaluate(run.functions, run.state, split)
-    return Evaluated(run.step, run.fingerprint, split, found)
+    return Evaluated(run.step, run.fingerprint, split, Ranking.of(config).weight, found)

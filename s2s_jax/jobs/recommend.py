@@ -69,6 +69,7 @@ class Recommended(NamedTuple):
 
     Attributes:
       step: the step of the checkpoint.
+      neighbours: the weight of counted neighbours; that of the checkpoint if `eval.neighbours` is auto.
       items: the number of items of the catalogue.
       untrained_items: the number of items of the catalogue that were never trained.
       sharing: a sentence about ids that share a row of the table; None if none do.
@@ -79,6 +80,7 @@ class Recommended(NamedTuple):
     """
 
     step: int
+    neighbours: float
     items: int
     untrained_items: int
     sharing: str | None
@@ -105,6 +107,7 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
         request = dataclasses.replace(request, keep_seen=not config.eval.filter_seen)
     mesh = make_mesh() if mesh is None else mesh
     run = restore(config, mesh, request.checkpoint)
+    config = run.with_weight(config)
     logs = dataclasses.replace(Logs.of(config), paths=request.input)
     index = _index_input(config, logs, run.kinds)
     users = None if request.user_column is None else _user_column(index, request.user_column)
@@ -134,6 +137,7 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
         )
     return Recommended(
         step=run.step,
+        neighbours=Ranking.of(config).weight,
         items=len(catalogue.item),
         untrained_items=int((~candidates.trained_I).sum()),
         sharing=catalogue.sharing(),

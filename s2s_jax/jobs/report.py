@@ -86,6 +86,7 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     index = index_files(logs, Decoding.of(config))
     mesh = make_mesh()
     run = restore(config, mesh, run_dir=run_dir)
+    config = run.with_weight(config)
     catalogue = collect(items, logs, index, held_out.catalogue_cut(split))
     numbers = ItemNumbers(catalogue.ids[items.item.name])
     users_of_stripe = math.ceil(users / len(index.stripes))

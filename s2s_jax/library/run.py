@@ -205,11 +205,12 @@ class Run:
         # Refuses an impossible split before anything is read.
         held_out.targets(Split.of(self._config), split)
         run = self._restored
+        config = run.with_weight(self._config)
         files = index_files(Logs.of(self._config), Decoding.of(self._config)).files
         check_kinds(files, run.kinds, "as the run was trained with", self._config.features)
         from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 
-        evaluator = Evaluator(EvaluationSettings.of(self._config), self._mesh)
+        evaluator = Evaluator(EvaluationSettings.of(config), self._mesh)
         found = evaluator.evaluate(run.functions, run.state, split)
         return Evaluated(run.step, found.metrics, found.intervals())
 
@@ -228,7 +229,8 @@ class Run:
         from s2s_jax.ranking.candidates import make_candidates
         from s2s_jax.ranking.neighbour_bias import count_bias
 
-        run, ranking = self._restored, Ranking.of(self._config)
+        run = self._restored
+        ranking = Ranking.of(run.with_weight(self._config))
         logs, decoding = Logs.of(self._config), Decoding.of(self._config)
         neighbours = count_bias(ranking, Split.of(self._config), logs, decoding, catalogue)
         return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh, neighbours)

@@ -4,7 +4,6 @@ Shapes: U users, I items, T pairs of a user and an item.
 """
 
 import numpy as np
-import scipy.sparse
 
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items import neighbours
@@ -36,26 +35,28 @@ class Popularity:
 class Neighbours:
     """Recommends the items that follow the user's newest items elsewhere in the log."""
 
-    def __init__(
-        self, matrix: scipy.sparse.csr_matrix, count_I: np.ndarray, candidates: Candidates
-    ):
+    def __init__(self, count_I: np.ndarray, candidates: Candidates):
         """Ranks the same items as the model.
 
         Args:
-          matrix: how often each item follows another in training; see `neighbours.count_neighbours`.
           count_I: int64, events of each item in training.
           candidates: the items that the model ranks.
         """
-        self._scorer = neighbours.Neighbours(matrix, np.where(candidates.left_out_I, -1, count_I))
+        self._ranking = neighbours.Neighbours(np.where(candidates.left_out_I, -1, count_I))
         self._popularity = Popularity(count_I, candidates)
         self._candidates = candidates
 
-    def ranks(self, batch: Histories) -> np.ndarray:
-        """Return the int64 `[U]` ranks of the targets; `MISSED` if a target cannot be recommended."""
-        scores = self._scorer.score(batch.item_P, batch.events_U, self._candidates.seen(batch))
+    def ranks(self, batch: Histories, scores: neighbours.Scores) -> np.ndarray:
+        """Return the int64 `[U]` ranks of the targets; `MISSED` if a target cannot be recommended.
+
+        Args:
+          batch: users.
+          scores: their scores, see `neighbours.Scorer`.
+        """
+        allowed = self._ranking.allowed(scores, self._candidates.seen(batch))
         found_U = self._candidates.can_be_found(batch)
         popular_U = np.where(found_U, self._popularity.ranks(batch), 0)
-        rank_U = self._scorer.ranks(scores, np.where(found_U, batch.target_U, -1), popular_U)
+        rank_U = self._ranking.ranks(allowed, np.where(found_U, batch.target_U, -1), popular_U)
         return np.where(found_U, rank_U, MISSED)
 
 

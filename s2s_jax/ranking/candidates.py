@@ -4,10 +4,12 @@ Both use the same candidates, so evaluation counts a target as found only if it 
 `eval.filter_seen`, items of the history are not recommended, so a target among them counts as missed.
 `eval.untrained` says whether items that were never trained are ranked like others, last, or not at all.
 
-Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item.
+Shapes: U users, I items, G items of a group, E width, K items of a list, T pairs of a user and an item,
+W weights of counted neighbours.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,11 +22,11 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.encode import item_ids, item_vectors
-from s2s_jax.ranking.neighbour_bias import NeighbourBias
-from s2s_jax.ranking.ranked_items import Bias, RankedItems, put_items
+from s2s_jax.ranking.neighbour_bias import NeighbourBias, scored_parts
+from s2s_jax.ranking.ranked_items import Bias, RankedItems, no_bias, put_items
 from s2s_jax.ranking.ranking_metrics import MISSED
-from s2s_jax.ranking.ranks import ranks
-from s2s_jax.ranking.top_k import top_k
+from s2s_jax.ranking.ranks import ranks_by_weight
+from s2s_jax.ranking.top_k import top_k_by_weight
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
 
@@ -109,20 +111,11 @@ class Candidates:
 
     def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
         """Return the K best items that may be recommended to each user."""
-        found = None
-        bias = self._bias(batch)
-        for group in self._groups:
-            seen = _inside(group, self.seen(batch))
-            best = top_k(users_UE, group.items, k, seen, _bias_inside(group, bias))
-            index_UK, score_UK = map(np.asarray, best)
-            there_UK = index_UK >= 0
-            index_UK = np.where(there_UK, group.item_G[np.where(there_UK, index_UK, 0)], -1)
-            lists = Lists(index_UK.astype(np.int32), score_UK)
-            found = lists if found is None else _appended(found, lists)
-            if (found.index_UK[:, -1] >= 0).all():
-                break
-        assert found is not None, "there is a group"
-        return found
+        parts = [
+            self.top_k_by_weight(of_part_UE, k, part, bias)[0]
+            for of_part_UE, part, bias in self._parts(users_UE, batch)
+        ]
+        return Lists(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
     def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
         """Return the int64 `[U]` ranks of the targets among these items, from 0.
@@ -130,24 +123,50 @@ class Candidates:
         Items with the same score as the target rank before it. The rank is `MISSED` if the target cannot
         be recommended or the user has no target.
         """
-        rank_U = np.full(len(batch.target_U), MISSED)
+        parts = self._parts(users_UE, batch)
+        return np.concatenate([self.ranks_by_weight(*part)[0] for part in parts])
+
+    def _parts(
+        self, users_UE: jax.Array, batch: Histories
+    ) -> Iterator[tuple[jax.Array, Histories, Bias]]:
+        """Yields parts of a batch with what is added to their scores."""
+        if self._neighbours is None:
+            yield users_UE, batch, no_bias()
+        else:
+            for of_part_UE, part, scores in scored_parts(self._neighbours.scorer, users_UE, batch):
+                yield of_part_UE, part, self._neighbours.of(scores)
+
+    def top_k_by_weight(
+        self, users_UE: jax.Array, k: int, batch: Histories, bias: Bias
+    ) -> list[Lists]:
+        """Return the K best items that may be recommended to each user, for each weight of a bias."""
+        found: list[Lists] = []
+        for group in self._groups:
+            seen = _inside(group, self.seen(batch))
+            best = top_k_by_weight(users_UE, group.items, k, seen, _bias_inside(group, bias))
+            lists = [_of_catalogue(group, *map(np.asarray, of_weight)) for of_weight in best]
+            pairs = zip(found, lists, strict=True)
+            found = [_appended(first, second) for first, second in pairs] if found else lists
+            if all((each.index_UK[:, -1] >= 0).all() for each in found):
+                break
+        return found
+
+    def ranks_by_weight(self, users_UE: jax.Array, batch: Histories, bias: Bias) -> np.ndarray:
+        """Return int64 `[W, U]`: the ranks of the targets, see `ranks`, for each weight of a bias."""
+        rank_WU = np.full((len(bias.bias_WS), len(batch.target_U)), MISSED)
         found_U = self.can_be_found(batch)
-        before_U = np.zeros(len(rank_U), np.int64)
-        bias = self._bias(batch)
+        before_U = np.zeros(len(batch.target_U), np.int64)
         for group in self._groups:
             target_U = np.where(found_U, group.place_I[batch.target_U], -1)
             seen = _inside(group, self.seen(batch))
             if (target_U >= 0).any():
                 inside = _bias_inside(group, bias)
-                of_group_U = np.asarray(ranks(users_UE, target_U, group.items, seen, inside))
-                rank_U = np.where(target_U >= 0, before_U + of_group_U, rank_U)
+                found = ranks_by_weight(users_UE, target_U, group.items, seen, inside)
+                rank_WU = np.where(target_U[None] >= 0, before_U[None] + np.asarray(found), rank_WU)
             before_U += len(group.item_G)
             if seen is not None:
                 before_U -= np.bincount(seen.user_T, minlength=len(before_U))
-        return rank_U
-
-    def _bias(self, batch: Histories) -> Bias | None:
-        return None if self._neighbours is None else self._neighbours.of(batch)
+        return rank_WU
 
     def can_be_found(self, batch: Histories) -> np.ndarray:
         """Return bool `[U]`: whether the target of a user may be recommended."""
@@ -171,13 +190,18 @@ def _inside(group: _Group, seen: Seen | None) -> Seen | None:
     return Seen(seen.user_T[place_T >= 0], place_T[place_T >= 0])
 
 
-def _bias_inside(group: _Group, bias: Bias | None) -> Bias | None:
+def _bias_inside(group: _Group, bias: Bias) -> Bias:
     """Return the biases of the pairs whose item is in the group, with the item's index in the group."""
-    if bias is None:
-        return None
     place_S = group.place_I[bias.item_S]
     inside_S = place_S >= 0
-    return Bias(bias.user_S[inside_S], place_S[inside_S], bias.bias_S[inside_S])
+    return Bias(bias.user_S[inside_S], place_S[inside_S], bias.bias_WS[:, inside_S])
+
+
+def _of_catalogue(group: _Group, index_UK: np.ndarray, score_UK: np.ndarray) -> Lists:
+    """Return lists of items of the catalogue from lists of items of a group."""
+    there_UK = index_UK >= 0
+    index_UK = np.where(there_UK, group.item_G[np.where(there_UK, index_UK, 0)], -1)
+    return Lists(index_UK.astype(np.int32), score_UK)
 
 
 def _appended(first: Lists, second: Lists) -> Lists:

@@ -6,15 +6,19 @@ target is not in the catalogue are left out and counted. With `eval.filter_seen`
 already in the user's history counts as missed, because such items are not recommended. The history that
 the model sees ends before the target; the target's time and behaviour stay unknown.
 
-Shapes: U users, I items, E width.
+With `eval.neighbours` auto, every user is ranked with several weights of counted neighbours, and the
+result is that of the best one.
+
+Shapes: U users, I items, E width, W weights of counted neighbours.
 """
 
 import dataclasses
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,12 +31,13 @@ from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect_for_evaluation
 from s2s_jax.data.items.item_numbers import ItemNumbers
-from s2s_jax.data.items.neighbours import count_neighbours
+from s2s_jax.data.items.neighbours import Scorer, count_neighbours
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.baselines import Neighbours, Popularity
-from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.candidates import Candidates, make_candidates
 from s2s_jax.ranking.encode import user_vectors
-from s2s_jax.ranking.neighbour_bias import NeighbourBias
+from s2s_jax.ranking.neighbour_bias import WEIGHTS, NeighbourBias, scored_parts
+from s2s_jax.ranking.ranked_items import no_bias
 from s2s_jax.ranking.tally import COVERAGE_CUTOFFS, Evaluation, Ranked, Tally
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
@@ -49,6 +54,7 @@ class EvaluationSettings:
       shown: the part of a history that the model sees.
       ranking: which items are ranked, and in which order.
       batch_users: number of users that each device ranks at a time.
+      metric: the metric that chooses the weight of counted neighbours, if it is auto.
     """
 
     logs: Logs
@@ -57,6 +63,7 @@ class EvaluationSettings:
     shown: ShownHistory
     ranking: Ranking
     batch_users: int
+    metric: str
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -68,7 +75,16 @@ class EvaluationSettings:
             shown=ShownHistory.of(config),
             ranking=Ranking.of(config),
             batch_users=config.eval.batch_size,
+            metric=config.eval.metric,
         )
+
+
+class _Rankings(NamedTuple):
+    """The rankings of an evaluation: by the model, and without it."""
+
+    candidates: Candidates
+    popularity: Popularity
+    neighbours: Neighbours
 
 
 class Evaluator:
@@ -99,11 +115,13 @@ class Evaluator:
         self.catalogue, self._count_I = collect_for_evaluation(items, logs, index, split)
         numbers = ItemNumbers(self.catalogue.ids[items.item.name])
         cut = held_out.training_cut(split)
-        self._neighbours_II = count_neighbours(
-            items, logs, index, cut, numbers, len(self.catalogue.item)
-        )
-        scale = settings.ranking.neighbours_scale
-        self._bias = NeighbourBias(self._neighbours_II, scale) if scale else None
+        counts_II = count_neighbours(items, logs, index, cut, numbers, len(self.catalogue.item))
+        given = settings.ranking.neighbours
+        self._weights = WEIGHTS if given == "auto" else (given,)
+        self._scorer = Scorer(counts_II)
+        alone = self._weights == (0,)
+        temperature = settings.ranking.temperature
+        self._bias = None if alone else NeighbourBias(self._scorer, self._weights, temperature)
         users = settings.batch_users * mesh.size
         self._reader = HistoryReader(settings.shown, logs, index, numbers, users)
 
@@ -127,29 +145,22 @@ class Evaluator:
         """
         targets = held_out.targets(self._settings.split, part)
         ranking = self._settings.ranking
-        candidates = make_candidates(
-            functions, state, self.catalogue, ranking, self._mesh, self._bias
+        # Neighbours are added below, because the baseline needs their scores too.
+        candidates = make_candidates(functions, state, self.catalogue, ranking, self._mesh, None)
+        rankings = _Rankings(
+            candidates,
+            Popularity(self._count_I, candidates),
+            Neighbours(self._count_I, candidates),
         )
-        baselines = {
-            "popularity": Popularity(self._count_I, candidates),
-            "neighbours": Neighbours(self._neighbours_II, self._count_I, candidates),
-        }
         grows = ranking.items.item.grows
-        tally = Tally(self.catalogue, self._count_I, candidates.trained_I, grows)
+        tally = Tally(self.catalogue, self._count_I, candidates.trained_I, grows, self._weights)
         batches = in_lockstep(
             self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes())
         )
         for batch, users in batches:
             users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
-            ranked = Ranked(
-                batch,
-                users,
-                rank_U=candidates.ranks(users_UE, batch),
-                baselines={name: baseline.ranks(batch) for name, baseline in baselines.items()},
-                best_UK=candidates.top_k(users_UE, max(COVERAGE_CUTOFFS), batch).index_UK,
-                unknown_U=np.asarray(unknown_U),
-            )
-            tally.add(ranked)
+            for ranked in self._ranked(rankings, batch, users, users_UE, np.asarray(unknown_U)):
+                tally.add(ranked)
         if not tally.users:
             raise UserError(
                 f"io.data_paths: expected a row of {self._settings.logs.paths} with a history and a "
@@ -157,7 +168,34 @@ class Evaluator:
                 f"{tally.unknown_targets:,}); evaluate a log with longer rows, or train with another "
                 f"eval.split"
             )
-        return tally.result()
+        return tally.result(self._settings.metric)
+
+    def _ranked(
+        self,
+        rankings: "_Rankings",
+        batch: Histories,
+        users: int,
+        users_UE: jax.Array,
+        unknown_U: np.ndarray,
+    ) -> Iterator[Ranked]:
+        """Yields the users of a batch, ranked; in several parts if they have very many scores."""
+        candidates, begin = rankings.candidates, 0
+        for of_part_UE, part, scores in scored_parts(self._scorer, users_UE, batch):
+            stop = begin + len(part.events_U)
+            bias = no_bias() if self._bias is None else self._bias.of(scores)
+            lists = candidates.top_k_by_weight(of_part_UE, max(COVERAGE_CUTOFFS), part, bias)
+            yield Ranked(
+                part,
+                max(min(users, stop) - begin, 0),
+                rank_WU=candidates.ranks_by_weight(of_part_UE, part, bias),
+                baselines={
+                    "popularity": rankings.popularity.ranks(part),
+                    "neighbours": rankings.neighbours.ranks(part, scores),
+                },
+                best_WUK=np.stack([of_weight.index_UK for of_weight in lists]),
+                unknown_U=unknown_U[begin:stop],
+            )
+            begin = stop
 
     def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
         """Yields batches, each with the number of its users that are evaluated."""

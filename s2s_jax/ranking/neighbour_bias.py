@@ -1,8 +1,8 @@
 """Adds counted neighbours to the scores of a model: what followed the user's newest items elsewhere.
 
 A model learns slowly what items of few events have in common with others, but counting knows at once
-which items follow each other. With the weight w of `eval.neighbours`, the logit of an item (its score
-divided by `loss.temperature`) becomes
+which items follow each other. With a weight w, which `eval.neighbours` gives, the logit of an item (its
+score divided by `loss.temperature`) becomes
 
     logit + w * log(1 + count / 0.05)
 
@@ -10,11 +10,13 @@ where the count is the score of `data.items.neighbours`. Items without a count k
 multiplies the model's probabilities with a power of the counts: a product of experts (Hinton, "Training
 products of experts by minimizing contrastive divergence", 2002).
 
-Shapes: U users, I items, S pairs of a user and an item.
+Shapes: U users, E width, I items, S pairs of a user and an item, W weights.
 """
 
+from collections.abc import Iterator, Sequence
+
+import jax
 import numpy as np
-import scipy.sparse
 
 from s2s_jax.config.settings import Decoding, Logs, Ranking, Split
 from s2s_jax.data.batching.histories import Histories
@@ -22,33 +24,56 @@ from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_numbers import ItemNumbers
-from s2s_jax.data.items.neighbours import Neighbours, count_neighbours
+from s2s_jax.data.items.neighbours import Scorer, Scores, count_neighbours
 from s2s_jax.ranking.ranked_items import Bias
 
+# The weights that training tries if `eval.neighbours` is auto; the first is the model alone.
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 # A pair that was never counted is taken for one that was counted this often.
 _PRIOR = 0.05
 
 
 class NeighbourBias:
-    """The biases of a batch of users."""
+    """The biases of users, for one or several weights.
 
-    def __init__(self, neighbours_II: scipy.sparse.csr_matrix, scale: float):
-        """Prepares the counts.
+    Attributes:
+      scorer: scores items by their counts.
+    """
+
+    def __init__(self, scorer: Scorer, weights: Sequence[float], temperature: float):
+        """Prepares the biases.
 
         Args:
-          neighbours_II: how often items follow each other; see `count_neighbours`.
-          scale: the weight of the counts' logarithm in a score, `eval.neighbours * loss.temperature`.
+          scorer: scores items by their counts. No item is left out here: those that may not be
+            recommended are left out of the ranking.
+          weights: the weights of the counts' logarithm in a logit.
+          temperature: `loss.temperature`, because scores are logits times the temperature.
         """
-        # No item is left out here: those that may not be recommended are left out of the ranking.
-        items = len(neighbours_II.indptr) - 1
-        self._scorer = Neighbours(neighbours_II, np.zeros(items, np.int64))
-        self._scale = scale
+        self.scorer = scorer
+        self._scales = [weight * temperature for weight in weights]
 
-    def of(self, batch: Histories) -> Bias:
-        """Return the biases of the users of a batch, f32, for all pairs with a count."""
-        user_S, item_S, score_S = self._scorer.score(batch.item_P, batch.events_U, None)
-        bias_S = self._scale * np.log1p(score_S / _PRIOR)
-        return Bias(user_S, item_S.astype(np.int32), bias_S.astype(np.float32))
+    def of(self, scores: Scores) -> Bias:
+        """Return the biases of users with these scores, for all pairs with a count."""
+        log_S = np.log1p(scores.score_S / _PRIOR)
+        bias_WS = np.stack([(scale * log_S).astype(np.float32) for scale in self._scales])
+        return Bias(scores.user_S, scores.item_S.astype(np.int32), bias_WS)
+
+
+def scored_parts(
+    scorer: Scorer, users_UE: jax.Array, batch: Histories
+) -> Iterator[tuple[jax.Array, Histories, Scores]]:
+    """Yields parts of a batch with few enough scores for memory, in order; usually the whole batch.
+
+    Args:
+      scorer: scores items by their counts.
+      users_UE: f32, the vectors of the users of the batch.
+      batch: users.
+    """
+    for of in scorer.slices(batch.item_P, batch.events_U):
+        whole = of == slice(0, len(batch.events_U))
+        part = batch if whole else batch.part(of)
+        scores = scorer.score(part.item_P, part.events_U)
+        yield users_UE if whole else users_UE[of], part, scores
 
 
 def count_bias(
@@ -64,16 +89,16 @@ def count_bias(
       catalogue: the items that are ranked.
 
     Returns:
-      The biases; None if `eval.neighbours` is 0, without reading anything.
+      The biases, with one weight; None if `eval.neighbours` is 0, without reading anything.
 
     Raises:
       UserError: the log cannot be read.
     """
-    if ranking.neighbours_scale == 0:
+    if ranking.weight == 0:
         return None
     index = index_files(logs, decoding)
     numbers = ItemNumbers(catalogue.ids[ranking.items.item.name])
     cut = training_cut(split)
     items = len(catalogue.item)
     counts_II = count_neighbours(ranking.items, logs, index, cut, numbers, items)
-    return NeighbourBias(counts_II, ranking.neighbours_scale)
+    return NeighbourBias(Scorer(counts_II), [ranking.weight], ranking.temperature)

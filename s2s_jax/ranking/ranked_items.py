@@ -1,6 +1,6 @@
 """Puts the vectors of items and users on the devices, and the pairs that a ranking treats differently.
 
-Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item.
+Shapes: B users, E width, I items, R rows (I and padding), S pairs of a user and an item, W weights.
 """
 
 import dataclasses
@@ -81,26 +81,34 @@ def put_items(
 class Bias(NamedTuple):
     """What is added to the scores of some distinct pairs of a user and an item, sorted like `Seen`.
 
+    There may be several weights, each of which gives a ranking of its own.
+
     Attributes:
       user_S: int32, index of the user in the batch.
       item_S: int32.
-      bias_S: f32, finite.
+      bias_WS: f32, finite.
     """
 
     user_S: np.ndarray
     item_S: np.ndarray
-    bias_S: np.ndarray
+    bias_WS: np.ndarray
 
     def of(self, item_B: np.ndarray) -> np.ndarray:
-        """Return f32 `[B]`: the bias of one item for each user; 0 for pairs without one."""
+        """Return f32 `[W, B]`: the bias of one item for each user; 0 for pairs without one."""
         mine_S = self.item_S == item_B[self.user_S]
-        bias_B = np.zeros(len(item_B), np.float32)
-        bias_B[self.user_S[mine_S]] = self.bias_S[mine_S]
-        return bias_B
+        bias_WB = np.zeros((len(self.bias_WS), len(item_B)), np.float32)
+        bias_WB[:, self.user_S[mine_S]] = self.bias_WS[:, mine_S]
+        return bias_WB
+
+
+def no_bias() -> Bias:
+    """Return the bias of no pair, with one weight."""
+    none = np.zeros(0, np.int32)
+    return Bias(none, none, np.zeros((1, 0), np.float32))
 
 
 def padded(
-    users_BE: np.ndarray | jax.Array, seen: Seen | None, bias: Bias | None, ranked: RankedItems
+    users_BE: np.ndarray | jax.Array, seen: Seen | None, bias: Bias, ranked: RankedItems
 ) -> tuple[jax.Array, Pairs, Biases]:
     """Return the users, padded to whole groups, and the seen and biased pairs, padded with item -1.
 
@@ -120,9 +128,9 @@ def padded(
     users = pad_rows(users_BE.astype(np.float32), rows, 0)
     size = _padded_size(len(user_S))
     pairs = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1)
-    user_S, item_S, bias_S = Bias(none, none, none.astype(np.float32)) if bias is None else bias
-    size = _padded_size(len(user_S))
-    biases = pad_rows(user_S, size, 0), pad_rows(item_S, size, -1), pad_rows(bias_S, size, 0)
+    size = _padded_size(len(bias.user_S))
+    bias_WS = np.pad(bias.bias_WS, ((0, 0), (0, size - len(bias.user_S))))
+    biases = pad_rows(bias.user_S, size, 0), pad_rows(bias.item_S, size, -1), bias_WS
     users, pairs, biases = jax.device_put((users, pairs, biases), replicated(ranked.mesh))
     return users, Pairs(*pairs), Biases(Pairs(*biases[:2]), biases[2])
 

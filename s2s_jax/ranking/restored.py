@@ -1,5 +1,6 @@
 """Restores a checkpoint of a run for evaluating, recommending and reporting."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
-from s2s_jax.training.evaluations import chosen_step
+from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.training.evaluations import chosen_step, chosen_weight
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import StepFunctions, make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -25,6 +27,8 @@ class Restored(NamedTuple):
       functions: the functions of the model.
       state: the state on the devices.
       kinds: the kind of ids of each feature in the training log; see `features.entry_kinds`.
+      chosen_weight: the weight of counted neighbours that training chose; None if it chose none.
+      run_dir: the directory of the run.
     """
 
     step: int
@@ -32,6 +36,26 @@ class Restored(NamedTuple):
     functions: StepFunctions
     state: TrainState
     kinds: dict[str, str]
+    chosen_weight: float | None
+    run_dir: Path
+
+    def with_weight(self, config: Config) -> Config:
+        """Return a configuration with the weight of this checkpoint, if `eval.neighbours` is auto.
+
+        Raises:
+          UserError: it is auto, but training chose no weight.
+        """
+        if config.eval.neighbours != "auto":
+            return config
+        if self.chosen_weight is None:
+            raise UserError(
+                f"eval.neighbours: expected a number, because no evaluation up to step {self.step} of "
+                f"{self.run_dir} chose a weight (training does, with eval.neighbours auto and "
+                f"eval.every_steps), found auto; give a number, such as 1, and compare numbers with s2s "
+                f"evaluate --split validation"
+            )
+        settings = dataclasses.replace(config.eval, neighbours=self.chosen_weight)
+        return dataclasses.replace(config, eval=settings)
 
 
 def restore(
@@ -68,6 +92,10 @@ def restore(
         reader = saved["reader"] if "reader" in saved else {}
         # Older checkpoints do not have the kinds.
         kinds = reader["kinds"] if "kinds" in reader else {}
-        return Restored(step, checkpoints.fingerprint(step), functions, state, kinds)
+        # Lines that could not be written to metrics.jsonl.
+        unwritten = saved["unwritten"] if "unwritten" in saved else []
+        weight = chosen_weight([*read_lines(run_dir), *unwritten], step)
+        fingerprint = checkpoints.fingerprint(step)
+        return Restored(step, fingerprint, functions, state, kinds, weight, run_dir)
     finally:
         checkpoints.close()

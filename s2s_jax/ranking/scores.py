@@ -13,7 +13,7 @@ kind, and items with equal vectors tie exactly. This requires that a kernel sums
 places of a shape, which is tested on CPUs.
 
 Shapes: B users, G groups of P users, E width, X items of a device (with padding), N tiles of T items in
-a block, S pairs of a user and an item.
+a block, S pairs of a user and an item, W weights.
 """
 
 from typing import NamedTuple, overload
@@ -41,11 +41,11 @@ class Biases(NamedTuple):
 
     Attributes:
       pairs: distinct pairs.
-      bias_S: f32.
+      bias_WS: f32; each weight gives a ranking of its own.
     """
 
     pairs: Pairs
-    bias_S: jax.Array
+    bias_WS: jax.Array
 
 
 class Shard(NamedTuple):
@@ -74,9 +74,8 @@ def score_block(
     block: jax.Array,
     items: jax.Array,
     left_out: Pairs,
-    biases: Biases,
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores the items of one block.
+    """Scores the items of one block, without biases.
 
     Args:
       users_BE: f32, the vectors of the users.
@@ -84,7 +83,6 @@ def score_block(
       block: int32 scalar, the number of the block.
       items: int32 scalar, the number of items of all devices; items from this number on are padding.
       left_out: the pairs whose score is -inf.
-      biases: what is added to the scores of other pairs.
 
     Returns:
       f32 `[N, B, T]` scores, -inf for items that are left out and for padding; and the number of the
@@ -93,13 +91,17 @@ def score_block(
     tiles = shard.tiles
     begin = shard.first + block * (tiles * TILE)
     scores_NBT = _score(users_BE, shard.vectors_XE, block * tiles, tiles, items - begin)
-    biased_at = _places(biases.pairs, begin, tiles)
-    scores_NBT = scores_NBT.at[biased_at].add(biases.bias_S, mode="drop")
-    return scores_NBT.at[_places(left_out, begin, tiles)].set(-jnp.inf, mode="drop"), begin
+    return scores_NBT.at[places(left_out, begin, tiles)].set(-jnp.inf, mode="drop"), begin
 
 
-def _places(pairs: Pairs, begin: jax.Array, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the indices of pairs in the scores of a block; those of other blocks are out of bounds."""
+def places(pairs: Pairs, begin: jax.Array, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the indices of pairs in the scores of a block; those of other blocks are out of bounds.
+
+    Args:
+      pairs: pairs of a user and an item.
+      begin: int32 scalar, the number of the first item of the block.
+      tiles: N, the number of tiles in the block.
+    """
     item_S = pairs.item_S - begin
     inside_S = (pairs.item_S >= 0) & (item_S >= 0) & (item_S < tiles * TILE)
     place_S = jnp.where(inside_S, item_S, tiles * TILE)
@@ -136,15 +138,15 @@ def _score(
 
 
 def target_scores(
-    users_BE: jax.Array, shard: Shard, target_B: jax.Array, bias_B: jax.Array
+    users_BE: jax.Array, shard: Shard, target_B: jax.Array, bias_WB: jax.Array
 ) -> jax.Array:
-    """Return f32 `[B]`: the score of each user's target, bit for bit the same as in its block.
+    """Return f32 `[W, B]`: the score of each user's target, bit for bit the same as in its block.
 
     Args:
       users_BE: f32, the vectors of the users.
       shard: the items of this device.
       target_B: int32, the target of each user.
-      bias_B: f32, the bias of this pair.
+      bias_WB: f32, the biases of this pair.
     """
     targets_BE = _fetch(shard.vectors_XE, target_B - shard.first)
     width = users_BE.shape[1]
@@ -155,10 +157,9 @@ def target_scores(
 
     shape = (-1, USERS, width)
     score_GP = jax.lax.map(one_group, (users_BE.reshape(shape), targets_BE.reshape(shape)))
-    score_GP += bias_B.reshape(score_GP.shape)
+    score_WB = score_GP.reshape(1, -1) + bias_WB
     # NaN becomes the lowest score, which is still above that of items that are left out.
-    lowest = jnp.finfo(jnp.float32).min
-    return jnp.where(jnp.isnan(score_GP), lowest, score_GP).reshape(-1)
+    return jnp.where(jnp.isnan(score_WB), jnp.finfo(jnp.float32).min, score_WB)
 
 
 def _product(users_PE: jax.Array, tile_TE: jax.Array) -> jax.Array:

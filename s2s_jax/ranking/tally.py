@@ -1,9 +1,10 @@
 """Collects the ranks of users' targets, batch by batch, and computes the metrics of an evaluation.
 
-Shapes: U users of a batch, N users of all batches, I items, K items of a list.
+Shapes: U users of a batch, N users of all batches, I items, K items of a list, W weights of counted
+neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,14 @@ from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.ranking import ranking_metrics
 from s2s_jax.ranking.candidates import returns
 from s2s_jax.ranking.ranking_metrics import PREFIX
+from s2s_jax.training.evaluations import NEIGHBOURS_WEIGHT
 
 # Coverage is computed for lists of these lengths.
 COVERAGE_CUTOFFS = (5, 10, 50)
 # Rankings without a model that every evaluation includes: see `ranking.baselines`.
 BASELINES = ("popularity", "neighbours")
+# Prefix of the metrics of the model without counted neighbours, if their weight was chosen.
+MODEL_ALONE = f"{PREFIX}model_alone/"
 
 
 class Evaluation(NamedTuple):
@@ -34,7 +38,9 @@ class Evaluation(NamedTuple):
         "eval/unknown_items", if the item table grows: the share of the events shown to the model whose
         item has no row;
         "eval/shared_rows", if ids of items share rows of their table: the share of the log's events that
-        are about such ids.
+        are about such ids;
+        "eval/neighbours_weight" and, for example, "eval/model_alone/hr@10", if the weight of counted
+        neighbours was chosen: the chosen weight, and the metrics of the model without them.
       values: the metrics of each user; see `ranking_metrics.user_values`.
     """
 
@@ -52,17 +58,17 @@ class Ranked(NamedTuple):
     Attributes:
       batch: the histories and the targets.
       users: how many users at the beginning of the batch are evaluated.
-      rank_U: int64 ranks of the targets by the model, from 0.
+      rank_WU: int64 ranks of the targets by the model, from 0.
       baselines: int64 `[U]` ranks of the targets by each baseline, by its name.
-      best_UK: int32, the model's best items of each user; -1 where a list ends early.
+      best_WUK: int32, the model's best items of each user; -1 where a list ends early.
       unknown_U: int32, number of events shown to the model whose item has no row in its table.
     """
 
     batch: Histories
     users: int
-    rank_U: np.ndarray
+    rank_WU: np.ndarray
     baselines: Mapping[str, np.ndarray]
-    best_UK: np.ndarray
+    best_WUK: np.ndarray
     unknown_U: np.ndarray
 
 
@@ -80,6 +86,7 @@ class Tally:
         count_I: np.ndarray,
         trained_I: np.ndarray,
         counts_unknown_items: bool,
+        weights: Sequence[float],
     ):
         """Starts without users.
 
@@ -88,6 +95,7 @@ class Tally:
           count_I: int64, events of each item in training.
           trained_I: bool, whether an item was ever trained.
           counts_unknown_items: whether the result has "eval/unknown_items".
+          weights: W; with several, the first is 0.
         """
         self.users = 0
         self.unknown_targets = 0
@@ -95,7 +103,8 @@ class Tally:
         self._count_I = count_I
         self._trained_I = trained_I
         self._counts_unknown_items = counts_unknown_items
-        self._coverage = ranking_metrics.Coverage(len(catalogue.item))
+        self._weights = weights
+        self._coverage = [ranking_metrics.Coverage(len(catalogue.item)) for _ in weights]
         self._ranks: list[np.ndarray] = []
         self._baselines: dict[str, list[np.ndarray]] = {}
         self._events: list[np.ndarray] = []
@@ -110,8 +119,9 @@ class Tally:
         chosen = np.flatnonzero(batch.target_U[: ranked.users] >= 0)
         self.users += len(chosen)
         self.unknown_targets += ranked.users - len(chosen)
-        self._coverage.add(ranked.best_UK[chosen])
-        self._ranks.append(ranked.rank_U[chosen])
+        for coverage, best_UK in zip(self._coverage, ranked.best_WUK, strict=True):
+            coverage.add(best_UK[chosen])
+        self._ranks.append(ranked.rank_WU[:, chosen])
         for name, rank_U in ranked.baselines.items():
             self._baselines.setdefault(name, []).append(rank_U[chosen])
         self._events.append(batch.events_U[chosen])
@@ -120,12 +130,24 @@ class Tally:
         self._shown_events += int(batch.arrays["length"][chosen].sum())
         self._unknown_events += int(ranked.unknown_U[chosen].sum())
 
-    def result(self) -> Evaluation:
-        """Return the evaluation of all users added; there must be at least one."""
-        values = ranking_metrics.user_values(np.concatenate(self._ranks))
+    def result(self, metric: str) -> Evaluation:
+        """Return the evaluation of all users added; there must be at least one.
+
+        Args:
+          metric: the metric by which the best weight is chosen, such as "ndcg@10"; for ties, the first.
+        """
+        of_weight = [
+            ranking_metrics.user_values(rank_N) for rank_N in np.concatenate(self._ranks, axis=1)
+        ]
+        best = int(np.argmax([values[metric].mean() for values in of_weight]))
+        values = of_weight[best]
         target_N = np.concatenate(self._targets)
         metrics = ranking_metrics.summarize(values)
-        metrics |= self._coverage.summarize(COVERAGE_CUTOFFS)
+        metrics |= self._coverage[best].summarize(COVERAGE_CUTOFFS)
+        if len(self._weights) > 1:
+            assert self._weights[0] == 0, "the first weight is the model alone"
+            metrics[NEIGHBOURS_WEIGHT] = self._weights[best]
+            metrics |= ranking_metrics.summarize(of_weight[0], MODEL_ALONE)
         for name, ranks in self._baselines.items():
             of_baseline = ranking_metrics.user_values(np.concatenate(ranks))
             metrics |= ranking_metrics.summarize(of_baseline, f"{PREFIX}{name}/")

@@ -1,7 +1,7 @@
 """Finds the exact K best items of each user.
 
 Shapes: B users, E width, R rows (items and padding), N tiles of T items in a block, C items of a chunk,
-M chunks that are searched, K best items.
+M chunks that are searched, K best items, S pairs of a user and an item, W weights.
 """
 
 import functools
@@ -14,8 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, replicated
 from s2s_jax.data.items.seen import Seen
-from s2s_jax.ranking.ranked_items import Bias, RankedItems, padded
-from s2s_jax.ranking.scores import Biases, Pairs, score_block, shard_of
+from s2s_jax.ranking.ranked_items import Bias, RankedItems, no_bias, padded
+from s2s_jax.ranking.scores import Biases, Pairs, places, score_block, shard_of
 
 # Number of items in a chunk. Only the largest score of each chunk is sorted, so smaller chunks mean more
 # sorting, and larger ones more searching.
@@ -50,7 +50,7 @@ def top_k(
       ranked: the items.
       k: K, at least 1; it may exceed the number of items.
       seen: items that are left out; its users are indices into `users_BE`. None: no items are left out.
-      bias: what is added to the scores of some pairs; None: nothing.
+      bias: what is added to the scores of some pairs, with one weight; None: nothing.
 
     Raises:
       ValueError: shapes do not fit, or k is less than 1.
@@ -64,13 +64,28 @@ def top_k(
       >>> top_k(np.array([[2.0, 1]]), ranked, k=2).index_BK.tolist()  # of equals the first
       [[0, 1]]
     """
+    (best,) = top_k_by_weight(users_BE, ranked, k, seen, no_bias() if bias is None else bias)
+    return best
+
+
+def top_k_by_weight(
+    users_BE: np.ndarray | jax.Array, ranked: RankedItems, k: int, seen: Seen | None, bias: Bias
+) -> list[Best]:
+    """Return the result of `top_k` for each weight of a bias.
+
+    The dot products are computed once for all weights.
+
+    Raises:
+      ValueError: shapes do not fit, or k is less than 1.
+    """
     if k < 1:
         raise ValueError(f"expected k of at least 1, found {k}")
     users, pairs, biases = padded(users_BE, seen, bias, ranked)
-    best = _top_k(
+    found = _top_k(
         users, ranked.vectors_RE, ranked.items, pairs, biases, k, ranked.blocks, ranked.mesh
     )
-    return Best(best.index_BK[: len(users_BE)], best.score_BK[: len(users_BE)])
+    count = len(users_BE)
+    return [Best(*best) for best in zip(*(x_WBK[:, :count] for x_WBK in found), strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "blocks", "mesh"))
@@ -84,17 +99,23 @@ def _top_k(
     blocks: int,
     mesh: Mesh,
 ) -> Best:
+    """Return the best items for each weight: `[W, B, K]`."""
+
     def on_device(users_BE, vectors_XE, items, seen, biases):
         shard = shard_of(vectors_XE, blocks)
 
         def visit(block: jax.Array, best: Best) -> Best:
-            scores_NBT, begin = score_block(users_BE, shard, block, items, seen, biases)
-            return _improve(best, scores_NBT, begin)
+            scores_NBT, begin = score_block(users_BE, shard, block, items, seen)
+            at_S = places(biases.pairs, begin, shard.tiles)
 
-        start = Best(
-            jnp.full((users_BE.shape[0], k), -1, jnp.int32),
-            jnp.full((users_BE.shape[0], k), -jnp.inf),
-        )
+            def improved(of_weight: tuple[Best, jax.Array]) -> Best:
+                best, bias_S = of_weight
+                return _improve(best, scores_NBT.at[at_S].add(bias_S, mode="drop"), begin)
+
+            return jax.lax.map(improved, (best, biases.bias_WS))
+
+        shape = (len(biases.bias_WS), users_BE.shape[0], k)
+        start = Best(jnp.full(shape, -1, jnp.int32), jnp.full(shape, -jnp.inf))
         start = jax.lax.pcast(start, DATA_AXIS, to="varying")
         return jax.lax.fori_loop(0, blocks, visit, start)
 
@@ -102,15 +123,15 @@ def _top_k(
         on_device,
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), *(PartitionSpec(),) * 3),
-        out_specs=PartitionSpec(None, DATA_AXIS),
+        out_specs=PartitionSpec(None, None, DATA_AXIS),
     )
     # Items are numbered in the order of the devices, so the lower index still comes first among equal
     # scores.
     all_best = mapped(users_BE, vectors_RE, items, seen, biases)
     all_best = jax.lax.with_sharding_constraint(all_best, replicated(mesh))
-    score_BK, place_BK = jax.lax.top_k(all_best.score_BK, k)
-    index_BK = jnp.take_along_axis(all_best.index_BK, place_BK, axis=1)
-    return Best(jnp.where(score_BK == -jnp.inf, -1, index_BK), score_BK)
+    score_WBK, place_WBK = jax.lax.top_k(all_best.score_BK, k)
+    index_WBK = jnp.take_along_axis(all_best.index_BK, place_WBK, axis=2)
+    return Best(jnp.where(score_WBK == -jnp.inf, -1, index_WBK), score_WBK)
 
 
 def _improve(best: Best, scores_NBT: jax.Array, begin: jax.Array) -> Best:

@@ -42,7 +42,7 @@ class Chart(NamedTuple):
 
     Attributes:
       title: what the vertical axis shows.
-      series: one to three curves.
+      series: one to four curves.
       from_zero: whether the vertical axis begins at 0.
       log: whether the vertical axis is logarithmic; then values that are not positive are not drawn.
     """

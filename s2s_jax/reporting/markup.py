@@ -17,12 +17,14 @@ _STYLE = """
 :root {
   color-scheme: light dark;
   --page: #fbfbfa; --card: #ffffff; --text: #1d1f21; --quiet: #63676b; --rule: #e1e2e4;
-  --first: #1f66d1; --second: #c2570c; --third: #4f7d1f; --mark: #fff0b8;
+  --first: #1f66d1; --second: #c2570c; --third: #4f7d1f; --fourth: #7d3fb8;
+  --mark: #fff0b8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15171a; --card: #1e2125; --text: #e8e9ea; --quiet: #a0a5aa; --rule: #34383d;
-    --first: #75a9ff; --second: #ff9d5c; --third: #a3d060; --mark: #54470f;
+    --first: #75a9ff; --second: #ff9d5c; --third: #a3d060; --fourth: #c9a3f7;
+    --mark: #54470f;
   }
 }
 * { box-sizing: border-box; }
@@ -55,15 +57,18 @@ figcaption { margin-bottom: 0.25rem; font-weight: 600; }
 }
 .key.s1::before { border-top: 2px dashed var(--second); }
 .key.s2::before { border-top: 2px dotted var(--third); }
+.key.s3::before { border-top: 2px dashed var(--fourth); }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; }
 .grid { stroke: var(--rule); }
 .s0 { stroke: var(--first); fill: var(--first); }
 .s1 { stroke: var(--second); fill: var(--second); }
 .s2 { stroke: var(--third); fill: var(--third); }
+.s3 { stroke: var(--fourth); fill: var(--fourth); }
 polyline { fill: none !important; stroke-width: 1.75; stroke-linejoin: round; }
 polyline.s1 { stroke-dasharray: 5 3; }
 polyline.s2 { stroke-dasharray: 2 3; }
+polyline.s3 { stroke-dasharray: 8 3 2 3; }
 .point rect { fill: transparent; }
 .point circle { opacity: 0; }
 .few .point circle, .point:hover circle { opacity: 1; }

@@ -12,6 +12,7 @@ from s2s_jax.reporting.charts import Chart, Series, figure, number_text
 from s2s_jax.reporting.markup import data, document, escaped, table
 from s2s_jax.reporting.record import Line, Record, SavedEvaluation, curve
 from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser
+from s2s_jax.training.evaluations import NEIGHBOURS_WEIGHT
 
 _EVALUATED = ("hr@10", "ndcg@10", "mrr")
 # If the largest gradient norm is this many times the smallest, the axis is logarithmic.
@@ -19,6 +20,9 @@ _WIDE = 20
 _SLICED = ("hr@10", "ndcg@10")
 # Rankings without a model, and what the page calls them.
 _BASELINES = {"eval/popularity/": "by popularity", "eval/neighbours/": "by neighbours"}
+# What the metrics of training are compared with: also the model without counted neighbours, if their
+# weight was chosen.
+_COMPARED = _BASELINES | {"eval/model_alone/": "by the model alone"}
 
 
 def make_page(config: Config, record: Record, shown: Shown | str, titles: Mapping[str, str]) -> str:
@@ -69,9 +73,11 @@ def _best_card(record: Record) -> list[tuple[str, str, str]]:
     if record.best is None:
         return []
     note = f"step {number_text(record.best['step'])}, validation"
-    for prefix, told_as in _BASELINES.items():
+    for prefix, told_as in _COMPARED.items():
         if f"{prefix}{metric}" in record.best:
             note += f"; {told_as} {record.best[f'{prefix}{metric}']:.4f}"
+    if NEIGHBOURS_WEIGHT in record.best:
+        note += f"; with neighbours of weight {record.best[NEIGHBOURS_WEIGHT]:g}"
     return [(f"best {metric}", f"{record.best[f'eval/{metric}']:.4f}", note)]
 
 
@@ -137,7 +143,7 @@ def _evaluation_charts(record: Record) -> list[Chart]:
     charts = []
     for name in dict.fromkeys([*_EVALUATED, record.metric]):
         series = [curve(record.evaluations, f"eval/{name}", "model")]
-        for prefix, told_as in _BASELINES.items():
+        for prefix, told_as in _COMPARED.items():
             baseline = curve(record.evaluations, f"{prefix}{name}", told_as)
             # Evaluations of older versions do not have all of them.
             series += [baseline] if len(baseline.x_P) else []

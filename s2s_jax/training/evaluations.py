@@ -7,6 +7,8 @@ from s2s_jax.config import EvalConfig
 from s2s_jax.errors import UserError
 from s2s_jax.runs.metrics_file import read_lines
 
+# The key of the weight of counted neighbours that an evaluation chose, with `eval.neighbours` auto.
+NEIGHBOURS_WEIGHT = "eval/neighbours_weight"
 # The number of evaluations in a run with `eval.every_steps` auto.
 _EVALUATIONS = 10
 
@@ -74,6 +76,24 @@ def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int 
     """Return the step with the best evaluation in metrics.jsonl, or None if none was evaluated."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
     return Evaluations(settings, lines).best_step
+
+
+def chosen_weight(lines: Sequence[dict[str, float]], step: int) -> float | None:
+    """Return the weight of counted neighbours that belongs to the checkpoint of a step.
+
+    A checkpoint is saved before its step is evaluated, so the lines have the weight, as they have the
+    metric that says which checkpoint is best.
+
+    Args:
+      lines: lines of metrics.jsonl.
+      step: the step of the checkpoint.
+
+    Returns:
+      The weight that the newest evaluation up to this step chose; None if none chose one.
+    """
+    chose = [line for line in lines if NEIGHBOURS_WEIGHT in line and line["step"] <= step]
+    newest = max(chose, key=lambda line: line["step"], default=None)
+    return None if newest is None else newest[NEIGHBOURS_WEIGHT]
 
 
 def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: EvalConfig) -> int:

@@ -8,7 +8,7 @@ import jax
 from s2s_jax.cluster import hosts
 from s2s_jax.runs.writer import Writer
 from s2s_jax.training.common_stop import CommonStop
-from s2s_jax.training.evaluations import Evaluations
+from s2s_jax.training.evaluations import NEIGHBOURS_WEIGHT, Evaluations
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
 
@@ -66,7 +66,7 @@ class Validator:
         self._evaluations.add(line)
         key = self._evaluations.metric
         hosts.say(
-            f"step {step}: {key} {line[key]:.4f}{_without_model(line, key)} of "
+            f"step {step}: {key} {line[key]:.4f}{_beside(line, key)} of "
             f"{line['eval/users']:,.0f} users, best at step {self._evaluations.best_step}, "
             f"{time.perf_counter() - begun:.1f} s"
         )
@@ -84,8 +84,21 @@ class Validator:
         return self._stop.evaluated(evaluation)
 
 
-def _without_model(line: dict[str, float], key: str) -> str:
-    """Return the metric `key` of the rankings without a model, in parentheses; "" if there are none."""
-    keys = {name: key.replace("/", f"/{name}/") for name in ("popularity", "neighbours")}
-    texts = [f"{name} {line[key]:.4f}" for name, key in keys.items() if key in line]
+def _beside(line: dict[str, float], key: str) -> str:
+    """Return what an evaluation has beside the metric `key`, in parentheses; "" if there is nothing.
+
+    That is the same metric of other rankings, and the weight that was chosen.
+    """
+    names = {
+        "popularity": "popularity",
+        "neighbours": "neighbours",
+        "model_alone": "the model alone",
+    }
+    texts = [
+        f"{told_as} {line[other]:.4f}"
+        for name, told_as in names.items()
+        if (other := key.replace("/", f"/{name}/")) in line
+    ]
+    if NEIGHBOURS_WEIGHT in line:
+        texts.append(f"with neighbours of weight {line[NEIGHBOURS_WEIGHT]:g}")
     return f" ({', '.join(texts)})" if texts else ""

@@ -322,7 +322,9 @@ run_command(command.main)
 """
 
 
-@pytest.mark.parametrize(("command", "name"), [("evaluate", "ranks"), ("recommend", "top_k")])
+@pytest.mark.parametrize(
+    ("command", "name"), [("evaluate", "ranks_by_weight"), ("recommend", "top_k_by_weight")]
+)
 def test_evaluate_and_recommend_end_at_once(straight, log, tmp_path, command, name):
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(straight))
     program = COMMAND.format(command=command, name=name)

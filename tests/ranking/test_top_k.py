@@ -16,8 +16,8 @@ from s2s_jax.ranking import scores as scores_module
 from s2s_jax.ranking import top_k as top_k_module
 from s2s_jax.ranking.baselines import popularity_ranks
 from s2s_jax.ranking.ranked_items import Bias, put_items
-from s2s_jax.ranking.ranks import ranks
-from s2s_jax.ranking.top_k import top_k
+from s2s_jax.ranking.ranks import ranks, ranks_by_weight
+from s2s_jax.ranking.top_k import top_k, top_k_by_weight
 
 SEEN = 6
 
@@ -29,7 +29,7 @@ def mesh_of(devices):
 def bias_of(bias):
     """The pairs whose bias is not 0."""
     user, item = np.nonzero(bias)
-    return Bias(user.astype(np.int32), item.astype(np.int32), bias[user, item])
+    return Bias(user.astype(np.int32), item.astype(np.int32), bias[None, user, item])
 
 
 def expected_top_k(users, vectors, k, seen, bias):
@@ -223,3 +223,30 @@ def test_public_evaluator_agrees():
     expected = ranx.evaluate(ranx.Qrels(relevant), ranx.Run(run), list(names))
     for name, ours in names.items():
         assert found[f"eval/{ours}"] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.usefixtures("_small_sizes")
+def test_several_weights_against_sorting_on_any_number_of_devices():
+    rng = np.random.default_rng(0)
+    users, items, k = 9, 70, 12
+    queries = rng.integers(-2, 3, (users, 3)).astype(np.float32)
+    vectors = rng.integers(-2, 3, (items, 3)).astype(np.float32)
+    seen = rng.integers(-1, items, (users, SEEN))
+    target = rng.integers(0, items, users)
+    counts = rng.integers(1, 4, (users, items)) * (rng.random((users, items)) < 0.3)
+    # Whole numbers, so that many scores tie. The first weight is no bias at all.
+    weights = np.array([0, 1, 3])
+    user, item = np.nonzero(counts)
+    bias_WS = (weights[:, None] * counts[user, item]).astype(np.float32)
+    bias = Bias(user.astype(np.int32), item.astype(np.int32), bias_WS)
+    for devices in (1, 2, 4, 8):
+        catalogue = put_items(vectors, mesh_of(devices), block_items=16)
+        found = ranks_by_weight(queries, target, catalogue, of_rows(seen), bias)
+        best = top_k_by_weight(queries, catalogue, k, of_rows(seen), bias)
+        assert len(found) == len(best) == len(weights)
+        for weight, rank, of_weight in zip(weights, found, best, strict=True):
+            expected = expected_ranks(queries, target, vectors, seen, weight * counts)
+            np.testing.assert_array_equal(rank, expected)
+            index, score = expected_top_k(queries, vectors, k, seen, weight * counts)
+            np.testing.assert_array_equal(of_weight.index_BK, index)
+            np.testing.assert_array_equal(of_weight.score_BK, score)

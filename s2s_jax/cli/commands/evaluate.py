@@ -87,6 +87,8 @@ def _evaluate(argv: list[str]) -> None:
         finally:
             # If the file cannot be written, the result is at least printed.
             _print(config, done.evaluation, intervals, f"{_time_awareness(config)}: {where}")
+            if done.neighbours:
+                print(f"with neighbours of weight {done.neighbours:g} (eval.neighbours)")
         index = index_files(Logs.of(config), Decoding.of(config))
         for warning in odd_facts(Assumptions.of(config), index):
             print(warning, file=sys.stderr)

@@ -77,9 +77,10 @@ def _recommend(argv: list[str]) -> None:
         keep_seen=arguments.keep_seen,
     )
     done = recommend(config, request)
+    weight = f", with neighbours of weight {done.neighbours:g}" if done.neighbours else ""
     print(
         f"wrote up to {request.top_k} items for each of {done.counts['users']:,} users to "
-        f"{request.output}, from the checkpoint of step {done.step}"
+        f"{request.output}, from the checkpoint of step {done.step}{weight}"
     )
     _print_unknown(config, done.counts)
     _print_untrained(config, done)

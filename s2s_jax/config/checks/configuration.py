@@ -12,7 +12,7 @@ from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import ByTime, Constant, Crop, LastEvents, Pack
 from s2s_jax.config.old import keys as old_keys
 from s2s_jax.config.plain import Dataclass
-from s2s_jax.config.schema import Config
+from s2s_jax.config.schema import Config, EvalConfig
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
 
@@ -316,12 +316,30 @@ def _check_eval(config: Config) -> None:
     for name in ("batch_size", "max_users", "every_steps", "patience"):
         value = getattr(settings, name)
         require(value in (None, "auto") or value >= 1, f"eval.{name}", "at least 1", value)
-    weight = settings.neighbours
-    require(0 <= weight < math.inf, "eval.neighbours", "a finite number of at least 0", weight)
     _check_split(config)
+    _check_neighbours(settings)
     require(
         bool(re.fullmatch(r"mrr|(hr|ndcg|recall)@(5|10|50|100|200)", settings.metric)),
         "eval.metric",
         "mrr, or hr, ndcg or recall @ 5, 10, 50, 100 or 200",
         settings.metric,
     )
+
+
+def _check_neighbours(settings: EvalConfig) -> None:
+    weight = settings.neighbours
+    if weight == "auto":
+        require(
+            settings.every_steps is not None,
+            "eval.every_steps",
+            "auto or a number of steps, because eval.neighbours is auto and evaluations during training "
+            "choose the weight (or give eval.neighbours a number)",
+            settings.every_steps,
+        )
+    else:
+        require(
+            0 <= weight < math.inf,
+            "eval.neighbours",
+            "auto or a finite number of at least 0",
+            weight,
+        )

@@ -61,6 +61,22 @@ class Histories(NamedTuple):
         begin = int(self.events_U[:user].sum())
         return self.item_P[begin : begin + int(self.events_U[user])]
 
+    def part(self, of: slice) -> "Histories":
+        """Users `of.start` to `of.stop - 1`, padding included."""
+        begin, stop = of.start, of.stop
+        ends = blocks.starts(self.events_U[:stop])
+        seen_of = slice(*np.searchsorted(self.seen.user_T, [begin, stop]))
+        return Histories(
+            {name: x[of] for name, x in self.arrays.items()},
+            max(min(self.users, stop) - begin, 0),
+            self.stripe_U[of],
+            self.row_U[of],
+            self.target_U[of],
+            self.events_U[of],
+            self.item_P[ends[begin] : ends[stop]],
+            Seen(self.seen.user_T[seen_of] - np.int32(begin), self.seen.item_T[seen_of]),
+        )
+
     def known_events(self) -> np.ndarray:
         """int64 `[U]`: number of events of each history whose item is in the catalogue."""
         user_P = np.repeat(np.arange(len(self.events_U)), self.events_U)

@@ -11,6 +11,7 @@ Shapes: P events, N rows, T pairs of items, U users, I items of a catalogue, S s
 an item, E newest events of a user, K items of a list.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,9 @@ _WEIGHTS = (6, 3, 2)
 _EVENT_WEIGHTS = (60, 30, 20, 15, 12)
 # Maximum number of pairs in memory. A pair takes 16 bytes, and twice that while pairs are merged.
 MOST_PAIRS = 2**25
+# Maximum number of scores of the users that are scored together. A score takes about 100 bytes while
+# users are ranked.
+MOST_SCORES = 2**21
 
 
 class NeighbourCounts:
@@ -153,7 +157,7 @@ def count_neighbours(
 
 
 class Scores(NamedTuple):
-    """Scores above 0, sorted by user, then item, without items that may not be recommended.
+    """Scores above 0, sorted by user, then item.
 
     Attributes:
       user_S: int32.
@@ -166,61 +170,103 @@ class Scores(NamedTuple):
     score_S: np.ndarray
 
 
-class Neighbours:
-    """Ranks a catalogue for users by the items that follow their newest events in the log."""
+class Scorer:
+    """Scores items for users by the items that follow their newest events in the log."""
 
-    def __init__(self, matrix: scipy.sparse.csr_matrix, count_I: np.ndarray):
-        """Prepares the ranking.
-
-        Args:
-          matrix: the result of `NeighbourCounts.matrix`.
-          count_I: int, number of events of each item; negative for items that are recommended to nobody.
-        """
+    def __init__(self, matrix: scipy.sparse.csr_matrix):
+        """Prepares scoring; `matrix` is the result of `NeighbourCounts.matrix`."""
         # In sixths, weights are whole numbers, so that sums are exact in any order.
         self._matrix = (matrix * _WEIGHTS[0]).rint()
-        self._count_I = count_I
-        # Equally popular items keep the order of the catalogue.
-        order_I = np.argsort(-count_I, kind="stable")
-        self._popular = order_I[count_I[order_I] >= 0]
+        self._followers_I = np.diff(self._matrix.indptr)
 
-    def score(self, item_P: np.ndarray, events_U: np.ndarray, seen: Seen | None) -> Scores:
+    def score(self, item_P: np.ndarray, events_U: np.ndarray) -> Scores:
         """Scores the items for each user.
 
         Args:
           item_P: int items of all events, user after user, oldest first; negative if the item is not in
             the catalogue.
           events_U: int, number of events of each user.
-          seen: items that are left out of the ranking; None: no items are left out.
         """
-        users, items = len(events_U), len(self._count_I)
-        end_U = np.cumsum(events_U)
-        newest_E = np.arange(len(_EVENT_WEIGHTS))
-        place_UE = end_U[:, None] - 1 - newest_E
-        there_UE = newest_E < np.asarray(events_U)[:, None]
-        item_UE = np.where(there_UE, np.append(item_P, -1)[np.where(there_UE, place_UE, -1)], -1)
+        item_UE = _newest(item_P, events_U)
         user_T, event_T = np.nonzero(item_UE >= 0)
         weights = np.take(_EVENT_WEIGHTS, event_T).astype(np.float64)
-        newest = scipy.sparse.csr_matrix(
-            (weights, (user_T, item_UE[user_T, event_T])), shape=(users, items)
-        )
+        shape = (len(item_UE), len(self._followers_I))
+        newest = scipy.sparse.csr_matrix((weights, (user_T, item_UE[user_T, event_T])), shape=shape)
         scored = newest @ self._matrix
         scored.sort_indices()
-        user_S = np.repeat(np.arange(users), np.diff(scored.indptr))
-        item_S, score_S = scored.indices, scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0])
+        user_S = np.repeat(np.arange(len(item_UE), dtype=np.int32), np.diff(scored.indptr))
+        return Scores(user_S, scored.indices, scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0]))
+
+    def slices(self, item_P: np.ndarray, events_U: np.ndarray) -> Iterator[slice]:
+        """Yields slices of the users, in order, each with at most `MOST_SCORES` scores or a single user.
+
+        Users are halved again and again, so that slices have few different sizes.
+
+        Args:
+          item_P: see `score`.
+          events_U: see `score`.
+        """
+        item_UE = _newest(item_P, events_U)
+        # Two events may have the same followers, so a user has at most as many scores.
+        scores_U = np.where(item_UE >= 0, self._followers_I[item_UE], 0).sum(axis=1)
+
+        def halves(begin: int, stop: int) -> Iterator[slice]:
+            if stop - begin > 1 and scores_U[begin:stop].sum() > MOST_SCORES:
+                middle = (begin + stop + 1) // 2
+                yield from halves(begin, middle)
+                yield from halves(middle, stop)
+            else:
+                yield slice(begin, stop)
+
+        return halves(0, len(scores_U))
+
+
+def _newest(item_P: np.ndarray, events_U: np.ndarray) -> np.ndarray:
+    """Return int `[U, E]`: the items of the newest events, the newest first; -1 where there is none."""
+    end_U = np.cumsum(events_U)
+    newest_E = np.arange(len(_EVENT_WEIGHTS))
+    place_UE = end_U[:, None] - 1 - newest_E
+    there_UE = newest_E < np.asarray(events_U)[:, None]
+    return np.where(there_UE, np.append(item_P, -1)[np.where(there_UE, place_UE, -1)], -1)
+
+
+class Neighbours:
+    """Ranks a catalogue for users by their scores, then by popularity."""
+
+    def __init__(self, count_I: np.ndarray):
+        """Prepares the ranking.
+
+        Args:
+          count_I: int, number of events of each item; negative for items that are recommended to nobody.
+        """
+        self._count_I = count_I
+        # Equally popular items keep the order of the catalogue.
+        order_I = np.argsort(-count_I, kind="stable")
+        self._popular = order_I[count_I[order_I] >= 0]
+
+    def allowed(self, scores: Scores, seen: Seen | None) -> Scores:
+        """Return the scores of the items that may be recommended.
+
+        Args:
+          scores: the result of `Scorer.score`.
+          seen: items that are left out of the ranking; None: no items are left out.
+        """
+        user_S, item_S, score_S = scores
+        items = len(self._count_I)
         allowed_S = self._count_I[item_S] >= 0
         if seen is not None and len(seen.user_T):
             # Sorted, as pairs of `Seen` are.
             pair_T = seen.user_T.astype(np.int64) * items + seen.item_T
-            pair_S = user_S * items + item_S
+            pair_S = user_S.astype(np.int64) * items + item_S
             place_S = np.minimum(np.searchsorted(pair_T, pair_S), len(pair_T) - 1)
             allowed_S &= pair_T[place_S] != pair_S
-        return Scores(user_S[allowed_S].astype(np.int32), item_S[allowed_S], score_S[allowed_S])
+        return Scores(user_S[allowed_S], item_S[allowed_S], score_S[allowed_S])
 
     def ranks(self, scores: Scores, target_U: np.ndarray, popularity_U: np.ndarray) -> np.ndarray:
         """Return the int64 `[U]` ranks of the targets, from 0; items that tie with a target come first.
 
         Args:
-          scores: the result of `score`.
+          scores: the result of `allowed`.
           target_U: int, the target item of each user, which must be one that may be recommended; the
             rank of a negative one has no meaning.
           popularity_U: int, ranks of the targets by popularity, among the items that may be recommended
@@ -248,7 +294,7 @@ class Neighbours:
         Items with equal scores are ordered by popularity, and equally popular ones as in the catalogue.
 
         Args:
-          scores: the result of `score`.
+          scores: the result of `allowed`.
           users: U.
           k: K.
           seen: items that are left out of the ranking; None: no items are left out.

@@ -17,8 +17,9 @@ from pyarrow import orc
 
 from s2s_jax.config import ByTime, FeatureConfig, IOConfig, LastEvents
 from s2s_jax.config.settings import Items, Logs
+from s2s_jax.data.items import neighbours
 from s2s_jax.data.items import seen as seen_items
-from s2s_jax.data.items.neighbours import NeighbourCounts, Neighbours, count_neighbours
+from s2s_jax.data.items.neighbours import NeighbourCounts, Neighbours, Scorer, count_neighbours
 
 ITEMS = 7
 ROWS = st.lists(st.lists(st.integers(-1, ITEMS - 1), max_size=9), min_size=1, max_size=6)
@@ -69,12 +70,12 @@ def test_ranks_and_lists_against_sorting_all_items(rows, histories, filter_seen,
         [item for row in rows for item in row if item >= 0], minlength=ITEMS
     ).astype(np.int64)
     count_I[list(left_out)] = -1
-    model = Neighbours(counted(rows), count_I)
+    scorer, model = Scorer(counted(rows)), Neighbours(count_I)
     events_U = np.array([len(row) for row in histories])
     item_P = np.array(list(chain(*histories)), np.int32)
     pairs = seen_items.distinct(np.repeat(np.arange(len(histories)), events_U), item_P)
     seen = pairs if filter_seen else None
-    scores = model.score(item_P, events_U, seen)
+    scores = model.allowed(scorer.score(item_P, events_U), seen)
     best_UK = model.top_k(scores, len(histories), ITEMS, seen)
     for user, row in enumerate(histories):
         exact = scores_by_hand(weights, row)
@@ -108,6 +109,30 @@ def test_memory_is_bounded_and_the_heaviest_stay():
     assert counted(rows, items).nnz > 4 * most
     heaviest = np.asarray(matrix.argmax(axis=1)).ravel()
     assert (heaviest == (np.arange(items) + 1) % items).mean() > 0.99
+
+
+@given(ROWS, ROWS, st.integers(1, 20))
+def test_slices_have_few_scores_and_change_none(rows, histories, most):
+    scorer = Scorer(counted(rows))
+    events_U = np.array([len(row) for row in histories])
+    item_P = np.array(list(chain(*histories)), np.int32)
+    whole = scorer.score(item_P, events_U)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "MOST_SCORES", most)
+        slices = list(scorer.slices(item_P, events_U))
+    assert list(chain(*(range(of.start, of.stop) for of in slices))) == list(range(len(histories)))
+    begins_U = np.concatenate([[0], np.cumsum(events_U)])
+    parts = [
+        scorer.score(item_P[begins_U[of.start] : begins_U[of.stop]], events_U[of]) for of in slices
+    ]
+    for of, part in zip(slices, parts, strict=True):
+        assert len(part.score_S) <= most or of.stop - of.start == 1
+    pairs = zip(slices, parts, strict=True)
+    user_S = np.concatenate([of.start + part.user_S for of, part in pairs])
+    np.testing.assert_array_equal(user_S, whole.user_S)
+    for name in ("item_S", "score_S"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
 @pytest.mark.parametrize("rows", [[[]], [[3]], [[-1, -1, -1, -1]]])
