@@ -16,8 +16,10 @@ from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_numbers import ItemNumbers
+from s2s_jax.data.items.neighbours import Scorer
 from s2s_jax.library import plain_histories
 from s2s_jax.library.plain_histories import HistorySource
+from s2s_jax.ranking.answers import Answerer, By, ByCounts, ByModel
 from s2s_jax.ranking.candidates import Candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
@@ -31,7 +33,8 @@ class Recommendations(NamedTuple):
 
     Attributes:
       items: a list of at most k ids for each history, as stored in the log.
-      scores: their similarities (see `loss.similarity`) with the predicted next event.
+      scores: their similarities (see `loss.similarity`) with the predicted next event; of histories that
+        neighbours answer, their counts, and 0 for items without a count.
     """
 
     items: list[list]
@@ -54,58 +57,79 @@ class Ranker:
         self._run, self._shown, self._width, self._mesh = run, shown, width, mesh
         sizes = [*(size for size in _SIZES if size < batch_size), batch_size]
         self._sizes = [size * mesh.size for size in sizes]
-        self._encoder = HistoryEncoder(shown, None)
+        self._numbers: ItemNumbers | None = None
         self._catalogue: Catalogue | None = None
         self._candidates: Candidates | None = None
+        self._counted: tuple[Scorer, np.ndarray] | None = None
 
     @property
     def has_items(self) -> bool:
         """Whether there are items to rank."""
         return self._catalogue is not None
 
-    def set_items(self, catalogue: Catalogue, candidates: Candidates) -> None:
-        """Sets the items to rank.
+    def set_items(self, catalogue: Catalogue) -> None:
+        """Sets the items to rank."""
+        self._numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
+        self._catalogue = catalogue
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether histories can be answered by the model."""
+        return self._candidates is not None
+
+    def set_candidates(self, candidates: Candidates) -> None:
+        """Sets the vectors of the items, with which the model answers."""
+        self._candidates = candidates
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether histories can be answered by counts."""
+        return self._counted is not None
+
+    def set_counts(self, scorer: Scorer, count_I: np.ndarray) -> None:
+        """Sets what answers histories by counts.
 
         Args:
-          catalogue: the items.
-          candidates: the same items with their vectors.
+          scorer: scores the same items by their counts as neighbours.
+          count_I: int64, number of events of each item.
         """
-        numbers = ItemNumbers(catalogue.ids[self._shown.items.item.name])
-        self._encoder = HistoryEncoder(self._shown, numbers)
-        self._catalogue, self._candidates = catalogue, candidates
+        self._counted = scorer, count_I
 
     def encode(self, histories: plain_histories.Histories) -> np.ndarray:
         """f32 `[N, E]`: vectors to compare with items' vectors; zeros for histories without events."""
         rows = self._rows(histories)
         vectors_NE = np.zeros((rows.num_rows, self._width), np.float32)
-        for batch in self._batches(rows):
+        for batch in self._batches(rows, with_empty=False):
             users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
             vectors_NE[batch.row_U] = np.asarray(users_UE)[: batch.users]
         return vectors_NE
 
     def recommend(
-        self, histories: plain_histories.Histories, k: int, keep_seen: bool | None
+        self,
+        histories: plain_histories.Histories,
+        k: int,
+        keep_seen: bool,
+        by: By,
+        short_history: int,
     ) -> Recommendations:
-        """The best k items for each history; no items for histories without events.
+        """The best k items for each history.
 
         Args:
           histories: N histories.
           k: K, at least 1.
-          keep_seen: whether to recommend items of the history too; None: only if `eval.filter_seen`
-            is False.
+          keep_seen: whether to recommend items of the history too.
+          by: what ranks the items; "model" needs `set_candidates`, "neighbours" `set_counts`.
+          short_history: histories of fewer events are answered by neighbours, and those without events
+            by popularity, which needs `set_counts`; 0: those without events have no items.
         """
         assert self._catalogue is not None, "`set_items` was called"
-        assert self._candidates is not None, "`set_items` was called"
-        candidates = self._candidates
-        if keep_seen is not None:
-            candidates = candidates.filtering(not keep_seen)
+        answerer = self._answerer(keep_seen, by, short_history)
         rows = self._rows(histories)
         found = Recommendations(
             [[] for _ in range(rows.num_rows)], [[] for _ in range(rows.num_rows)]
         )
-        for batch in self._batches(rows):
-            users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-            best = candidates.top_k(users_UE, k, batch)
+        for batch in self._batches(rows, with_empty=short_history > 0):
+            best = answerer.answers(batch, k).lists
             there_UK = best.index_UK[: batch.users] >= 0
             items = self._catalogue.item.take(pa.array(best.index_UK[: batch.users][there_UK]))
             listed, begin = items.to_pylist(), 0
@@ -116,17 +140,29 @@ class Ranker:
                 begin += count
         return found
 
+    def _answerer(self, keep_seen: bool, by: By, short_history: int) -> Answerer:
+        model, counts = None, None
+        if by == "model":
+            assert self._candidates is not None, "`set_candidates` was called"
+            candidates = self._candidates.filtering(not keep_seen)
+            model = ByModel(self._run, candidates, self._mesh)
+        if by == "neighbours" or short_history > 0:
+            assert self._counted is not None, "`set_counts` was called"
+            counts = ByCounts(*self._counted, filter_seen=not keep_seen)
+        return Answerer(model, counts, short_history)
+
     def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:
         return plain_histories.to_rows(histories, self._shown.items.features, self._run.kinds)
 
-    def _batches(self, rows: pa.RecordBatch) -> Iterator[Histories]:
-        """The histories that have events; `row_U` are their numbers."""
-        encoded = self._encoder.encode(rows, HistorySource(rows.schema), 0, 0, None)
+    def _batches(self, rows: pa.RecordBatch, with_empty: bool) -> Iterator[Histories]:
+        """The histories, only those with events unless `with_empty`; `row_U` are their numbers."""
+        encoder = HistoryEncoder(self._shown, self._numbers, with_empty)
+        encoded = encoder.encode(rows, HistorySource(rows.schema), 0, 0, None)
         begin, users = 0, len(encoded.row_N)
         while begin < users:
             # At most half of a batch is padding, unless it has the smallest size.
             fitting = [size for size in self._sizes if size <= 2 * (users - begin)]
             size = max(fitting, default=self._sizes[0])
             stop = min(begin + size, users)
-            yield self._encoder.batch([encoded.part(begin, stop)], size)
+            yield encoder.batch([encoded.part(begin, stop)], size)
             begin = stop

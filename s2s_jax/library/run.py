@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.checkpoints.files import complete_steps
@@ -27,6 +28,7 @@ from s2s_jax.training.evaluations import best_step
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from s2s_jax.data.items.neighbours import Scorer
     from s2s_jax.library.ranker import Ranker, Recommendations
     from s2s_jax.ranking.candidates import Candidates
     from s2s_jax.ranking.restored import Restored
@@ -160,7 +162,13 @@ class Run:
         return self._ranker.encode(histories)
 
     def recommend(
-        self, histories: Histories, k: int = 10, *, keep_seen: bool | None = None
+        self,
+        histories: Histories,
+        k: int = 10,
+        *,
+        keep_seen: bool | None = None,
+        by: Literal["model", "neighbours"] = "model",
+        short_history: int = 0,
     ) -> "Recommendations":
         """Recommends the most likely next items for each history, as `s2s recommend` does.
 
@@ -173,20 +181,34 @@ class Run:
           k: number of items for each history; fewer if the catalogue has fewer.
           keep_seen: whether to recommend items of the history too; None: only if `eval.filter_seen`
             is False.
+          by: what ranks the items: `"model"`, or `"neighbours"`: which items follow each other in the
+            log.
+          short_history: histories of fewer events are answered by neighbours, and those without events
+            by popularity.
 
         Returns:
-          `items` and `scores`, a list for each history, best first; empty for a history without events.
+          `items` and `scores`, a list for each history, best first; empty for a history without events,
+          unless `short_history` is at least 1.
 
         Raises:
           UserError: a history cannot be read, the checkpoint does not exist, or the log cannot be read.
         """
         if k < 1:
             raise UserError(f"k: expected at least 1, found {k}")
+        if by not in ("model", "neighbours"):
+            raise UserError(f"by: expected model or neighbours, found {by}")
+        if short_history < 0:
+            raise UserError(f"short_history: expected at least 0, found {short_history}")
         ranker = self._ranker
         if not ranker.has_items:
-            catalogue = self._items()
-            ranker.set_items(catalogue, self._candidates(catalogue))
-        return ranker.recommend(histories, k, keep_seen)
+            ranker.set_items(self._items[0])
+        if by == "model" and not ranker.has_candidates:
+            ranker.set_candidates(self._candidates())
+        if (by == "neighbours" or short_history) and not ranker.has_counts:
+            ranker.set_counts(self._scorer, self._items[1])
+        if keep_seen is None:
+            keep_seen = not self._config.eval.filter_seen
+        return ranker.recommend(histories, k, keep_seen, by, short_history)
 
     def evaluate(self, split: SplitPart = "test") -> Evaluated:
         """Ranks every user's held-out event among the items of the log, as `s2s evaluate` does.
@@ -214,26 +236,39 @@ class Run:
         found = evaluator.evaluate(run.functions, run.state, split)
         return Evaluated(run.step, found.metrics, found.intervals())
 
-    def _items(self) -> Catalogue:
-        """The items to rank."""
+    @functools.cached_property
+    def _items(self) -> tuple[Catalogue, np.ndarray]:
+        """The items to rank, and int64 `[I]`: the number of their events in training."""
         items, split = Items.of(self._config), Split.of(self._config)
         if self._catalogue is not None:
-            return catalogues.load(Path(self._catalogue), items, split)
+            catalogue = catalogues.load(Path(self._catalogue), items, split)
+            return catalogue, catalogue.count_I
+        return catalogues.collect_for_evaluation(items, *self._log, split)
+
+    @property
+    def _log(self) -> tuple[Logs, FileIndex]:
+        """The log of training, and its index."""
         logs = Logs.of(self._config)
-        index = index_files(logs, Decoding.of(self._config))
-        return catalogues.collect(items, logs, index, held_out.catalogue_cut(split))
+        return logs, index_files(logs, Decoding.of(self._config))
 
     # JAX takes seconds to import, so only the methods that need it do so.
 
-    def _candidates(self, catalogue: Catalogue) -> "Candidates":
+    def _candidates(self) -> "Candidates":
         from s2s_jax.ranking.candidates import make_candidates
-        from s2s_jax.ranking.neighbour_bias import count_bias
+        from s2s_jax.ranking.neighbour_bias import bias_of
 
         run = self._restored
         ranking = Ranking.of(run.with_weight(self._config))
-        logs, decoding = Logs.of(self._config), Decoding.of(self._config)
-        neighbours = count_bias(ranking, Split.of(self._config), logs, decoding, catalogue)
-        return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh, neighbours)
+        bias = bias_of(ranking, self._scorer) if ranking.weight else None
+        catalogue = self._items[0]
+        return make_candidates(run.functions, run.state, catalogue, ranking, self._mesh, bias)
+
+    @functools.cached_property
+    def _scorer(self) -> "Scorer":
+        from s2s_jax.ranking.neighbour_bias import make_scorer
+
+        items, split = Items.of(self._config), Split.of(self._config)
+        return make_scorer(items, split, *self._log, self._items[0])
 
     @functools.cached_property
     def _mesh(self) -> "Mesh":

@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from s2s_jax.config.settings import Decoding, Logs, Ranking, Split
+from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, Split
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.neighbours import Scorer, Scores, count_neighbours
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.ranking.ranked_items import Bias
 
 # The weights that training tries if `eval.neighbours` is auto; the first is the model alone.
@@ -97,8 +98,30 @@ def count_bias(
     if ranking.weight == 0:
         return None
     index = index_files(logs, decoding)
-    numbers = ItemNumbers(catalogue.ids[ranking.items.item.name])
+    return bias_of(ranking, make_scorer(ranking.items, split, logs, index, catalogue))
+
+
+def bias_of(ranking: Ranking, scorer: Scorer) -> NeighbourBias | None:
+    """Return the biases of a ranking, with one weight; None if `eval.neighbours` is 0."""
+    weight = ranking.weight
+    return NeighbourBias(scorer, [weight], ranking.temperature) if weight else None
+
+
+def make_scorer(
+    items: Items, split: Split, logs: Logs, index: FileIndex, catalogue: Catalogue
+) -> Scorer:
+    """Counts the neighbours of a catalogue's items in the events that training sees.
+
+    Args:
+      items: what an item is.
+      split: which events are held out.
+      logs: how the training log is read.
+      index: the index of the training log.
+      catalogue: the items.
+
+    Raises:
+      UserError: the log cannot be read.
+    """
+    numbers = ItemNumbers(catalogue.ids[items.item.name])
     cut = training_cut(split)
-    items = len(catalogue.item)
-    counts_II = count_neighbours(ranking.items, logs, index, cut, numbers, items)
-    return NeighbourBias(Scorer(counts_II), [ranking.weight], ranking.temperature)
+    return Scorer(count_neighbours(items, logs, index, cut, numbers, len(catalogue.item)))

@@ -27,7 +27,7 @@ from s2s_jax.data.batching.dataset import HostSlice
 from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
-from s2s_jax.jobs.recommend import _StripeRecommender
+from s2s_jax.jobs.stripe_recommender import StripeRecommender
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.encode import item_vectors
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
@@ -440,7 +440,7 @@ def test_the_recommend_command_writes_the_best_items_and_continues(
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--output", str(out), "--top_k", "7", "--checkpoint", "newest"]
     again = []
-    whole = _StripeRecommender.recommend
+    whole = StripeRecommender.recommend
 
     def noting(self, stripes):
         for done in whole(self, stripes):
@@ -451,11 +451,11 @@ def test_the_recommend_command_writes_the_best_items_and_continues(
         yield next(whole(self, stripes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.stripe_recommender.StripeRecommender.recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
     assert not out.exists()
-    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", noting)
+    monkeypatch.setattr("s2s_jax.jobs.stripe_recommender.StripeRecommender.recommend", noting)
     assert recommend.main(arguments) == 0
     assert again == [1], "what was written is not done again"
     assert not out.with_name("recs.parquet.parts").exists()
@@ -487,7 +487,7 @@ def test_recommend_does_not_continue_with_other_weights(
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
     arguments += ["--train.output_dir", str(tmp_path / "run")]
     arguments += ["--output", str(tmp_path / "recs.parquet"), "--checkpoint", "newest"]
-    whole, done = _StripeRecommender.recommend, []
+    whole, done = StripeRecommender.recommend, []
 
     def interrupted(self, stripes):
         for found in whole(self, stripes):
@@ -496,7 +496,7 @@ def test_recommend_does_not_continue_with_other_weights(
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.stripe_recommender.StripeRecommender.recommend", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recommend.main(arguments)

@@ -30,7 +30,7 @@ from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
 from s2s_jax.errors import UserError
-from s2s_jax.jobs.recommend import _StripeRecommender
+from s2s_jax.jobs.stripe_recommender import StripeRecommender
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.run_dir import write_config
 from s2s_jax.training.growth import GrowthPlan, doubled
@@ -386,16 +386,16 @@ def test_recommend_counts_unknown_events_after_an_interruption_too(
     arguments = ["--config", config_file(saved, tmp_path), "--input", str(log), "--top_k", "3"]
     arguments += ["--output", str(tmp_path / "recs.parquet")]
     monkeypatch.setattr("s2s_jax.jobs.recommend.make_mesh", one_device)
-    whole = _StripeRecommender.recommend
+    whole = StripeRecommender.recommend
 
     def interrupted(self, stripes):
         yield next(whole(self, stripes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", interrupted)
+    monkeypatch.setattr("s2s_jax.jobs.stripe_recommender.StripeRecommender.recommend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main(arguments)
-    monkeypatch.setattr("s2s_jax.jobs.recommend._StripeRecommender.recommend", whole)
+    monkeypatch.setattr("s2s_jax.jobs.stripe_recommender.StripeRecommender.recommend", whole)
     assert recommend.main(arguments) == 0
     unknown, shown = unknown_events(log, left_out=0)
     output = capsys.readouterr().out

@@ -15,6 +15,7 @@ from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.recommend import Recommended, Request, recommend
+from s2s_jax.ranking.answers import By
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ class Arguments(WithConfig):
     """Checkpoint to use: best (by eval.metric), newest, or a step"""
     keep_seen: bool | None = None
     """Whether to recommend items of the history, too; None: only if eval.filter_seen is False"""
+    by: By = "model"
+    """What ranks the items. model: a checkpoint; neighbours: which items follow each other in
+    io.data_paths, then popularity. neighbours needs this log and the configuration, but no checkpoint"""
+    short_history: int = 0
+    """Histories of fewer events than this are answered by neighbours, and rows without events by
+    popularity. A column, by, says what answered each row. 0: rows without events are left out"""
 
 
 def main(argv: list[str]) -> int:
@@ -75,13 +82,24 @@ def _recommend(argv: list[str]) -> None:
         catalogue=arguments.catalogue,
         checkpoint=arguments.checkpoint,
         keep_seen=arguments.keep_seen,
+        by=arguments.by,
+        short_history=arguments.short_history,
     )
     done = recommend(config, request)
-    weight = f", with neighbours of weight {done.neighbours:g}" if done.neighbours else ""
+    source = f"by neighbours counted in {config.io.data_paths}"
+    if done.step is not None:
+        weight = f", with neighbours of weight {done.neighbours:g}" if done.neighbours else ""
+        source = f"from the checkpoint of step {done.step}{weight}"
     print(
         f"wrote up to {request.top_k} items for each of {done.counts['users']:,} users to "
-        f"{request.output}, from the checkpoint of step {done.step}{weight}"
+        f"{request.output}, {source}"
     )
+    if request.short_history:
+        print(
+            f"{done.counts['by_neighbours']:,} users are answered by neighbours"
+            f"{'' if done.step is None else f' (fewer than {request.short_history:,} events)'}, "
+            f"{done.counts['by_popularity']:,} without events by popularity"
+        )
     _print_unknown(config, done.counts)
     _print_untrained(config, done)
     if done.sharing is not None:
@@ -96,7 +114,7 @@ def _print_unknown(config: Config, counts: Counter[str]) -> None:
     if missing:
         print(f"{missing:,} events of the histories are of items that are not in the catalogue")
     item = config.feature(config.loss.item_feature)
-    if item.grows:
+    if item.grows and counts["shown"]:
         zeros = config.table(item.table_name).unknown == "zeros"
         used = "zeros are" if zeros else "its default row is"
         print(

@@ -77,6 +77,18 @@ class Histories(NamedTuple):
             Seen(self.seen.user_T[seen_of] - np.int32(begin), self.seen.item_T[seen_of]),
         )
 
+    def items_of_users(self, chosen_U: np.ndarray) -> tuple[np.ndarray, np.ndarray, Seen]:
+        """The items of some users: `item_P`, `events_U` and `seen` as if there were no other users.
+
+        Args:
+          chosen_U: bool, which users.
+        """
+        event_P = np.repeat(chosen_U, self.events_U)
+        number_U = (np.cumsum(chosen_U) - 1).astype(np.int32)
+        pair_T = chosen_U[self.seen.user_T]
+        chosen = Seen(number_U[self.seen.user_T[pair_T]], self.seen.item_T[pair_T])
+        return self.item_P[event_P], self.events_U[chosen_U], chosen
+
     def known_events(self) -> np.ndarray:
         """int64 `[U]`: number of events of each history whose item is in the catalogue."""
         user_P = np.repeat(np.arange(len(self.events_U)), self.events_U)
@@ -118,17 +130,18 @@ class Rows(NamedTuple):
 class HistoryEncoder:
     """Turns rows of a log into batches of histories."""
 
-    def __init__(self, shown: ShownHistory, numbers: ItemNumbers | None):
+    def __init__(self, shown: ShownHistory, numbers: ItemNumbers | None, with_empty: bool = False):
         """Prepares encoding.
 
         Args:
           shown: what the model sees of a history.
           numbers: the indices of items into the catalogue; None: items are not numbered.
+          with_empty: whether rows without events are users too, if there are no targets.
         """
         items = shown.items
         self._decoding = Decoding.of_whole_rows(items.features)
         self._seq_len, self._shown_len = shown.seq_len, shown.shown_len
-        self._numbers = numbers
+        self._numbers, self._with_empty = numbers, with_empty
         self._item = features.id_columns(items.features)[items.item.name]
 
     def encode(
@@ -139,7 +152,7 @@ class HistoryEncoder:
         stripe: int,
         targets: Targets | None,
     ) -> Rows:
-        """Return the users that have a history and a target.
+        """Return the users that have a history (unless `with_empty`) and a target.
 
         Args:
           batch: rows with the columns of all features.
@@ -152,7 +165,8 @@ class HistoryEncoder:
           UserError: see `features.decode`.
         """
         block = features.decode(batch, file, first_row, self._decoding)
-        before_N, wanted_N = block.lengths_N, block.lengths_N > 0
+        before_N = block.lengths_N
+        wanted_N = (before_N > 0) | self._with_empty
         if targets is not None:
             before_N = targets.history.kept(batch, block.lengths_N, file, first_row)
             until_N = targets.until.kept(batch, block.lengths_N, file, first_row)
@@ -207,7 +221,13 @@ class HistoryReader:
     """Reads the histories of a log."""
 
     def __init__(
-        self, shown: ShownHistory, logs: Logs, index: FileIndex, numbers: ItemNumbers, users: int
+        self,
+        shown: ShownHistory,
+        logs: Logs,
+        index: FileIndex,
+        numbers: ItemNumbers,
+        users: int,
+        with_empty: bool = False,
     ):
         """Prepares reading.
 
@@ -217,8 +237,9 @@ class HistoryReader:
           index: the index of the files.
           numbers: the indices of items into the catalogue.
           users: U, users per batch.
+          with_empty: whether rows without events are users too, if there are no targets.
         """
-        self._encoder = HistoryEncoder(shown, numbers)
+        self._encoder = HistoryEncoder(shown, numbers, with_empty)
         self._columns = features.column_names(shown.items.features)
         self._logs = logs
         self._index = index

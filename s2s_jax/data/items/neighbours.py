@@ -288,8 +288,10 @@ class Neighbours:
         )
         return np.where(own_U > 0, before_U, before_U + rest_U).astype(np.int64)
 
-    def top_k(self, scores: Scores, users: int, k: int, seen: Seen | None) -> np.ndarray:
-        """Return the int32 `[U, K]` best items of each user; -1 where fewer items are left.
+    def top_k(
+        self, scores: Scores, users: int, k: int, seen: Seen | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best items of each user, and their scores.
 
         Items with equal scores are ordered by popularity, and equally popular ones as in the catalogue.
 
@@ -298,15 +300,21 @@ class Neighbours:
           users: U.
           k: K.
           seen: items that are left out of the ranking; None: no items are left out.
+
+        Returns:
+          int32 `[U, K]`, -1 where fewer items are left; f32 `[U, K]`, 0 for items that have no score and
+          -inf where there is no item.
         """
         best_UK = np.full((users, k), -1, np.int32)
+        score_UK = np.full((users, k), -np.inf, np.float32)
         order_S = np.lexsort(
             (scores.item_S, -self._count_I[scores.item_S], -scores.score_S, scores.user_S)
         )
         begin_U = np.searchsorted(scores.user_S, np.arange(users + 1))
         seen_begin_U = np.searchsorted(seen.user_T, np.arange(users + 1)) if seen else None
         for user in range(users):
-            best = scores.item_S[order_S[begin_U[user] : begin_U[user + 1]]][:k]
+            of_user = order_S[begin_U[user] : begin_U[user + 1]][:k]
+            best = scores.item_S[of_user]
             if len(best) < k:
                 had = np.zeros(0, np.int32)
                 if seen is not None and seen_begin_U is not None:
@@ -315,4 +323,6 @@ class Neighbours:
                 more = popular[~np.isin(popular, np.concatenate([best, had]))]
                 best = np.concatenate([best, more])[:k]
             best_UK[user, : len(best)] = best
-        return best_UK
+            score_UK[user, : len(best)] = 0
+            score_UK[user, : len(of_user)] = scores.score_S[of_user]
+        return best_UK, score_UK

@@ -76,13 +76,16 @@ def test_ranks_and_lists_against_sorting_all_items(rows, histories, filter_seen,
     pairs = seen_items.distinct(np.repeat(np.arange(len(histories)), events_U), item_P)
     seen = pairs if filter_seen else None
     scores = model.allowed(scorer.score(item_P, events_U), seen)
-    best_UK = model.top_k(scores, len(histories), ITEMS, seen)
+    best_UK, score_UK = model.top_k(scores, len(histories), ITEMS, seen)
     for user, row in enumerate(histories):
         exact = scores_by_hand(weights, row)
         allowed = [i for i in range(ITEMS) if i not in left_out]
         allowed = [i for i in allowed if not (filter_seen and i in row)]
         expected = sorted(allowed, key=lambda i: (-exact[i], -count_I[i], i))
-        assert [i for i in best_UK[user].tolist() if i >= 0] == expected
+        assert best_UK[user].tolist() == expected + [-1] * (ITEMS - len(expected))
+        of_items = [float(exact[i]) for i in expected]
+        np.testing.assert_allclose(score_UK[user, : len(expected)], of_items, rtol=1e-6)
+        assert (score_UK[user, len(expected) :] == -np.inf).all()
         for target in allowed:
             others = [i for i in allowed if i != target]
             key = (exact[target], count_I[target])
