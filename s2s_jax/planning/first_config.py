@@ -14,7 +14,7 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
 from s2s_jax.planning import config_file, promise, rules, trial
 from s2s_jax.planning.log_summary import LogSummary, absolute, read_index, summarize
-from s2s_jax.planning.machine import Machine, this_machine
+from s2s_jax.planning.machine import Machine, is_busy, this_machine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,11 @@ def make(settings: Settings) -> list[str]:
     output_dir = str(Path("runs") / settings.output.stem)
     plan = rules.plan(log, machine, output_dir, settings.budget_minutes)
     _say(f"trying {trial.STEPS} steps on this machine ({machine.text})")
+    busy = is_busy()
     measured = trial.run(plan, log.item.distinct)
     steps_per_epoch = _steps_per_epoch(plan, machine)
     plan, expected = promise.fit(plan, measured, steps_per_epoch, log.rows, settings.budget_minutes)
-    found = promise.sentences(expected, plan.config.eval.patience is not None)
+    found = promise.sentences(expected, plan.config.eval.patience is not None, busy)
     config_file.write(plan, _about(settings, log, machine, found), settings.output)
     assert load(settings.output) == plan.config, "the file has the configuration of the plan"
     return found

@@ -65,6 +65,11 @@ def this_machine() -> Machine:
     )
 
 
+def is_busy() -> bool:
+    """Whether programs have used more than half of the CPU cores during the last minute."""
+    return os.getloadavg()[0] > 0.5 * len(os.sched_getaffinity(0))
+
+
 def _memory() -> int:
     """Bytes of memory of this machine, or of the container that this process is in."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

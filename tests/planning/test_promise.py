@@ -81,6 +81,13 @@ def test_no_budget_is_exceeded_and_none_is_wasted(step, evaluation, once, steps_
     assert config.lr.warmup_steps < expected.steps
 
 
+def test_the_first_steps_do_not_count():
+    measured = dataclasses.replace(measured_of(), steps=[3.0] * 10 + [1.0] * 6)
+    assert measured.step == 1
+    # Unless there are no others.
+    assert dataclasses.replace(measured, steps=[3.0] * 5).step == 3
+
+
 def test_evaluations_take_a_tenth_or_are_fewer():
     for evaluation in (0.1, 1.0, 4.0, 20.0):
         made, expected = fit(PLAN, measured_of(evaluation=evaluation), 756, ROWS, 5.0)
@@ -90,6 +97,12 @@ def test_evaluations_take_a_tenth_or_are_fewer():
     # An evaluation of 512 users takes 12.5 s, so there is time for two.
     assert made.config.eval.every_steps == expected.steps / 2
     assert made.config.eval.patience is None
+
+
+def test_all_rows_of_a_small_log_are_evaluated():
+    made, expected = fit(PLAN, measured_of(evaluation=20.0, users=800), 100, 800, 5.0)
+    assert made.config.eval.max_users is None
+    assert made.config.eval.every_steps == expected.steps
 
 
 def test_a_budget_that_is_too_short_is_refused():
@@ -117,7 +130,10 @@ def test_the_expectation_in_words():
     text = " ".join(sentences(expected, evaluates=True))
     assert "4,000 steps of 200 ms (40 epochs)" in text
     assert "less if evaluations stop getting better" in text
-    assert "about 2 GB of memory" in text
+    # A tenth more than in the trial.
+    assert "about 2.2 GB of memory" in text
     assert "GPU" not in text
+    assert "Other programs" not in text
+    assert "Other programs" in " ".join(sentences(expected, evaluates=True, busy=True))
     on_gpu = dataclasses.replace(expected, device_memory=31 * 10**9)
     assert "31 GB on each GPU" in " ".join(sentences(on_gpu, evaluates=False))
