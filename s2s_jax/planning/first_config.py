@@ -65,6 +65,11 @@ def make(settings: Settings) -> list[str]:
     found = promise.sentences(expected, plan.config.eval.patience is not None, busy)
     config_file.write(plan, _about(settings, log, machine, found), settings.output)
     assert load(settings.output) == plan.config, "the file has the configuration of the plan"
+    if (Path(output_dir) / "config.json").exists():
+        found.append(
+            f"There is a run in {output_dir}, which training would continue; remove it, or change "
+            f"train.output_dir in the file."
+        )
     return found
 
 

@@ -79,6 +79,7 @@ def test_a_first_configuration_trains_and_evaluates_as_it_is(tiny, tmp_path, mon
         train=dataclasses.replace(config.train, train_steps=2, train_epoch=None),
     )
     train(short, mesh)
+    assert (tmp_path / "runs/mine/config.json").exists()
     lines = [json.loads(x) for x in Path("runs/mine/metrics.jsonl").read_text().splitlines()]
     assert sum("eval/ndcg@10" in line for line in lines) == 2
     assert evaluate(short, mesh=mesh).evaluation.metrics["eval/users"] > 100
