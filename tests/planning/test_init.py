@@ -24,7 +24,8 @@ from s2s_jax.data.logs.synthesize import synthesize
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.evaluate import evaluate
 from s2s_jax.jobs.train import train
-from s2s_jax.planning import rules, trial
+from s2s_jax.planning import first_config, rules, trial
+from s2s_jax.planning.promise import Measured
 
 
 @pytest.fixture
@@ -66,12 +67,12 @@ def test_a_first_configuration_trains_and_evaluates_as_it_is(tiny, tmp_path, mon
     assert config.train.output_dir == "runs/mine"
     # Nothing but the file is left.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "mine.py"]
-    text = file.read_text()
-    promised = re.search(r"(\d+)\s+seconds\s+to\s+start\s+and\s+to\s+end", text)
+    text = " ".join(file.read_text().split())
+    promised = re.search(r"([\d.]+) (seconds|minutes) to start and to end", text)
     assert promised is not None
     # The trial did all of this, too.
-    assert 1 < int(promised[1]) <= whole
-    # A run of two steps, each of them evaluated.
+    assert 1 < float(promised[1]) * {"seconds": 1, "minutes": 60}[promised[2]] <= whole
+    # A run of two steps, which is evaluated once or twice, depending on the speed of the trial.
     mesh = make_mesh(jax.devices()[:1])
     short = dataclasses.replace(
         config,
@@ -79,10 +80,36 @@ def test_a_first_configuration_trains_and_evaluates_as_it_is(tiny, tmp_path, mon
         train=dataclasses.replace(config.train, train_steps=2, train_epoch=None),
     )
     train(short, mesh)
-    assert (tmp_path / "runs/mine/config.json").exists()
+    said = re.search(r"([\d,]+) steps an epoch", capsys.readouterr().err)
+    steps = re.search(r"for ([\d,]+) steps of [\d,]+ ms \(([\d.]+) epochs\)", text)
+    assert said is not None
+    assert steps is not None
+    epochs = int(steps[1].replace(",", "")) / int(said[1])
+    assert float(steps[2]) == pytest.approx(epochs, rel=0.01)
     lines = [json.loads(x) for x in Path("runs/mine/metrics.jsonl").read_text().splitlines()]
-    assert sum("eval/ndcg@10" in line for line in lines) == 2
+    assert any("eval/ndcg@10" in line for line in lines)
     assert evaluate(short, mesh=mesh).evaluation.metrics["eval/users"] > 100
+
+
+def test_what_is_said_with_the_promise(tmp_path, monkeypatch, capsys):
+    measured = Measured(
+        around=30.0, steps=[1.0] * 60, evaluations=[9.0, 4.0], users=300, memory=10**9
+    )
+    monkeypatch.setattr(trial, "run", lambda plan, items: measured)
+    monkeypatch.setattr(first_config, "this_machine", lambda: plans.CPU)
+    monkeypatch.setattr(first_config, "is_busy", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    log = str(synthetic_log(tmp_path / "log"))
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").touch()
+    assert front.main(["init", log, "--output", "mine.py", "--budget_minutes", "3"]) == 0
+    shown = capsys.readouterr().out
+    # 180 seconds without 35 to start, compile and end, and without 16 for four evaluations: 129, and so
+    # 120 steps, which are a multiple of ten.
+    assert load("mine.py").train.train_steps == 120
+    assert "Training takes about 2.9 minutes" in shown
+    assert "Other programs used the machine" in shown
+    assert "There is a run in runs/mine" in shown
 
 
 def test_a_failed_trial_is_reported_in_one_sentence(tiny, tmp_path):
