@@ -101,6 +101,7 @@ KEYS: dict[str, Concern | Free] = {
     "model.dropout": _TRAINING,
     "model.input_norm": "model",
     "model.input_dropout": _TRAINING,
+    "model.event_dropout": _TRAINING,
     "model.dtype": _SPEED,
     "model.position": "model",
     "model.attention": _SPEED,

@@ -98,6 +98,10 @@ class ModelConfig:
     embeddings, and a model of few or rare events may take long to learn anything from them"""
     input_dropout: float = 0.0
     """Dropout rate of events (with their learned positions) before the first layer"""
+    event_dropout: float = 0.0
+    """Rate at which whole events become zeros before the first layer, in training. Predictions then
+    rely less on single events, which helps on short histories and rare items. The events are still
+    targets"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type in which the dense part computes. Parameters, layer norms and the loss are always float32.
     auto: float32 on CPUs, bfloat16 otherwise"""
@@ -121,7 +125,7 @@ class ModelConfig:
     @property
     def drops_out(self) -> bool:
         """Whether training needs random keys for dropout."""
-        return max(self.dropout, self.input_dropout) > 0
+        return max(self.dropout, self.input_dropout, self.event_dropout) > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

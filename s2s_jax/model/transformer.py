@@ -55,6 +55,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
+def drop_rows(x_ME: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes whole rows with probability `rate`; the others stay as they are."""
+    if rate == 0:
+        return x_ME
+    kept_M1 = jax.random.bernoulli(key, 1 - rate, (x_ME.shape[0], 1))
+    return jnp.where(kept_M1, x_ME, 0)
+
+
 class CausalAttention(nnx.Module):
     """Multi-head attention of each position to itself and earlier positions."""
 
@@ -168,7 +176,7 @@ class Transformer(nnx.Module):
     """`num_layers` layers, with parameters stacked along a first axis, and a final layer norm.
 
     Before the first layer there can be learned positions (`position`), a layer norm (`input_norm`, as in
-    Devlin et al., 2019) and dropout (`input_dropout`).
+    Devlin et al., 2019), dropout (`input_dropout`), and dropout of whole events (`event_dropout`).
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -222,6 +230,7 @@ class Transformer(nnx.Module):
         if key is not None:
             key, of_input = jax.random.split(key)
             x_ME = dropout(x_ME, config.input_dropout, of_input)
+            x_ME = drop_rows(x_ME, config.event_dropout, jax.random.fold_in(of_input, 1))
         turns = None
         if config.position == "rope":
             turns = rotation(position_BL, config.hidden_size // config.nhead)

@@ -81,6 +81,7 @@ FACTORS: dict[str, tuple] = {
     "log_q": _LOG_Q,
     "held out": _HELD_OUT,
     "table": _TABLES,
+    "first rows": ("normal", "neighbours"),
     "further feature": _FURTHER,
     "item bag": (1, 2),
     "combiner": ("mean", "sum"),
@@ -94,6 +95,7 @@ FACTORS: dict[str, tuple] = {
     "io.on_error": ("stop", "skip_stripe"),
     "model.dropout": (0.0, 0.2),
     "model.input_dropout": (0.0, 0.3),
+    "model.event_dropout": (0.0, 0.3),
     "model.input_norm": (False, True),
     "model.dtype": ("float32", "bfloat16"),
     "model.position": ("none", "learned", "rope"),
@@ -160,8 +162,9 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
         changes |= value[name]
     changes |= {name: x for name, x in value.items() if "." in name}
     names = dict.fromkeys(feature.table_name for feature in features)
+    of_items = value["table"] | {"init": value["first rows"]}
     tables = [
-        TableConfig(name=n, init_std=0.5, **value["table"] if n == "item_id" else {}) for n in names
+        TableConfig(name=n, init_std=0.5, **of_items if n == "item_id" else {}) for n in names
     ]
     config = dataclasses.replace(Config(), features=tuple(features), tables=tuple(tables))
     for path, x in changes.items():

@@ -26,7 +26,7 @@ from s2s_jax.training.step.batches import ITEM_SHARE, unpack
 from s2s_jax.training.step.settings import StepSettings
 
 # Number of configurations that cover every value of every option.
-FEW = 6
+FEW = 7
 PARTS = 8
 
 
@@ -95,7 +95,7 @@ def recommends(config: Config, directory: Path, mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [0, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, FEW - 1))]
+    "number", [0, FEW - 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, FEW - 1))]
 )
 def test_options_together(number, logs, tmp_path):
     check(options.covering_rows(1)[number], logs, tmp_path)

@@ -13,6 +13,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LossConfig
 from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.model.seq2seq import Seq2Seq
+from s2s_jax.model.transformer import drop_rows
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -110,7 +111,7 @@ def test_vectors_of_young_tables_matter_only_with_input_norm(input_norm):
     assert (np.abs(one - other).max() < 1e-3) == input_norm
 
 
-@pytest.mark.parametrize("where", ["dropout", "input_dropout"])
+@pytest.mark.parametrize("where", ["dropout", "input_dropout", "event_dropout"])
 def test_dropout_is_a_function_of_its_key(where):
     model, embeddings = make_model(**{where: 0.5})
     quiet = model(embeddings).preds_ME
@@ -121,6 +122,24 @@ def test_dropout_is_a_function_of_its_key(where):
     # Targets are complete.
     targets = model(embeddings, jax.random.key(1)).targets_ME
     np.testing.assert_array_equal(targets, model(embeddings).targets_ME)
+
+
+def test_whole_events_are_dropped():
+    x_ME = jax.random.normal(jax.random.key(0), (4000, 5))
+    dropped_ME = np.asarray(drop_rows(x_ME, 0.3, jax.random.key(1)))
+    kept_M = dropped_ME.any(axis=1)
+    np.testing.assert_array_equal(dropped_ME[kept_M], np.asarray(x_ME)[kept_M])
+    # Four standard deviations of the mean of 4,000 decisions.
+    assert abs(kept_M.mean() - 0.7) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+
+
+def test_predictions_do_not_depend_on_dropped_events():
+    """With nearly all events dropped, and no positions, all predictions of a row are the same."""
+    model, embeddings = make_model(event_dropout=0.999, position="none")
+    preds_BLE = model(embeddings, jax.random.key(1)).preds_ME.reshape(-1, L, 16)
+    np.testing.assert_allclose(
+        preds_BLE, np.broadcast_to(preds_BLE[:, :1], preds_BLE.shape), atol=1e-5
+    )
 
 
 def test_bfloat16_is_close_to_float32_with_float32_parameters():

@@ -130,7 +130,7 @@ def _check_model(config: Config) -> None:
     for name in ("hidden_size", "num_layers", "nhead", "dim_feedforward"):
         require(getattr(model, name) >= 1, f"model.{name}", "at least 1", getattr(model, name))
     require(model.seq_len >= 2, "model.seq_len", "at least 2", model.seq_len)
-    for name in ("dropout", "input_dropout"):
+    for name in ("dropout", "input_dropout", "event_dropout"):
         require(
             0 <= getattr(model, name) < 1, f"model.{name}", "0 to below 1", getattr(model, name)
         )
