@@ -88,7 +88,7 @@ class Profile:
       model: `model`, apart from its seq_len.
       lr: `lr`.
       temperature: `loss.temperature`.
-      neighbours: `eval.neighbours`.
+      neighbours: `eval.neighbours`, if the neighbours of items may be counted.
       epochs: the number of epochs, if there is time for them.
       patience: `eval.patience`.
     """
@@ -97,7 +97,7 @@ class Profile:
     model: ModelConfig
     lr: LRConfig
     temperature: float
-    neighbours: float
+    neighbours: float | Literal["auto"]
     epochs: int
     patience: int
 
@@ -117,12 +117,14 @@ LONG = Profile(
     ),
     lr=LRConfig(dense_lr=1e-3, sparse_lr=1e-3, warmup_steps=100, decay=Linear()),
     temperature=0.05,
-    neighbours=0.0,
+    neighbours="auto",
     epochs=40,
     patience=4,
 )
 # Measured on logs cut into short histories: docs/results/neighbours.md.
-SHORT = dataclasses.replace(LONG, name="short", neighbours=1.0, epochs=12)
+SHORT = dataclasses.replace(
+    LONG, name="short", model=dataclasses.replace(LONG.model, event_dropout=0.3), epochs=12
+)
 
 
 # --------------------------------------------------------------------------------------- a plan
@@ -177,7 +179,7 @@ def plan(
             thread_num=min(max(machine.cores // 2, 1), 4),
         ),
         features=features,
-        tables=tuple(choose_table(feature, log, first_ids) for feature in features),
+        tables=tuple(choose_table(feature, log, first_ids, counts, why) for feature in features),
         model=dataclasses.replace(profile.model, seq_len=seq_len),
         lr=profile.lr,
         loss=loss,
@@ -283,7 +285,9 @@ def capacity_for(rows: float) -> int:
     return capacity
 
 
-def choose_table(feature: FeatureConfig, log: LogSummary, first_ids: int) -> TableConfig:
+def choose_table(
+    feature: FeatureConfig, log: LogSummary, first_ids: int, counts: bool, why: dict[str, str]
+) -> TableConfig:
     """The table of a feature; a growing one has room for all ids from the beginning.
 
     Args:
@@ -291,13 +295,21 @@ def choose_table(feature: FeatureConfig, log: LogSummary, first_ids: int) -> Tab
       log: what is known about the log.
       first_ids: about how many events and negatives the first step has. A table grows ahead of its use
         if it would be full after two more steps with as many new ids.
+      counts: whether the neighbours of items may be counted when training starts.
+      why: the reasons so far.
     """
+    init: Literal["normal", "neighbours"] = "normal"
+    if counts and feature.name == log.item.name:
+        init = "neighbours"
+        why[f"tables.{feature.table_name}.init"] = (
+            "Items begin with vectors from counts of which items follow each other."
+        )
     if not feature.grows:
-        return TableConfig(name=feature.table_name, init_std=INIT_STD)
+        return TableConfig(name=feature.table_name, init=init, init_std=INIT_STD)
     (column,) = (c for c in (log.item, *log.columns) if c.name == feature.name)
     rows = max(SPARE_ROWS * column.distinct, 3 * min(column.distinct, first_ids * feature.bag_size))
     capacity = capacity_for(rows)
-    return TableConfig(name=feature.table_name, capacity=capacity, init_std=INIT_STD)
+    return TableConfig(name=feature.table_name, init=init, capacity=capacity, init_std=INIT_STD)
 
 
 # ------------------------------------------------------------------------------- sequences, model
@@ -384,11 +396,7 @@ def choose_evaluation(
         "The last event of each row is for s2s evaluate, the one before it for evaluations during "
         f"training. {log.lengths.usable:.0%} of the rows have at least two more."
     )
-    settings = EvalConfig(split=LastEvents(events=2), neighbours=profile.neighbours)
-    if profile.neighbours:
-        why["eval.neighbours"] = (
-            "On short histories, counts of which items follow each other help the model."
-        )
+    settings = EvalConfig(split=LastEvents(events=2))
     if not counts:
         why["eval.every_steps"] = (
             "Never: counting the items of this log before training would take too long. Check the "
@@ -396,7 +404,13 @@ def choose_evaluation(
         )
         return dataclasses.replace(settings, every_steps=None)
     why["eval.every_steps"] = "Ten times in a run; the best checkpoint is kept."
-    return dataclasses.replace(settings, every_steps="auto", patience=profile.patience)
+    why["eval.neighbours"] = (
+        "Counts of which items follow each other are added to the model's scores, with the weight that "
+        "does best on the validation events."
+    )
+    return dataclasses.replace(
+        settings, every_steps="auto", neighbours=profile.neighbours, patience=profile.patience
+    )
 
 
 def _count(column: ColumnSummary, log: LogSummary) -> str:

@@ -47,7 +47,7 @@ def test_movielens_gets_what_was_measured_on_it():
     assert made.io.batch_size == measured.io.batch_size
     assert made.io.sequences == measured.io.sequences
     assert made.eval.split == measured.eval.split
-    assert made.eval.neighbours == 0
+    assert made.eval.neighbours == "auto"
     assert made.train.train_epoch == measured.train.train_epoch
     assert made.target_features == measured.target_features
     dims = {f.name: f.emb_dim for f in measured.features}
@@ -65,7 +65,9 @@ def test_short_histories_get_short_sequences_and_as_many_positions():
     assert made.model.seq_len == 16
     assert made.io.batch_size == 100
     assert made.io.sequences.windows == 1
-    assert made.eval.neighbours == 1
+    assert made.eval.neighbours == "auto"
+    assert made.model.event_dropout > 0
+    assert [t.init for t in made.tables] == ["neighbours", "normal", "normal"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,8 @@ def test_negatives_depend_on_the_number_of_items_and_the_size_of_the_log():
     assert (huge.loss.negatives, huge.loss.log_q) == ("in_batch", "stream")
     assert not huge.loss.needs_catalogue
     assert huge.eval.every_steps is None
+    assert huge.eval.neighbours == 0
+    assert {table.init for table in huge.tables} == {"normal"}
     assert config_of(plans.log(rows=10**8, events=10**10), budget=10**5).eval.every_steps == "auto"
 
 
