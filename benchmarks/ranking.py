@@ -24,9 +24,9 @@ _SEEN = 200
 def temporary_bytes(ranked: Any, arrays: tuple, k: int) -> int:
     """The bytes that XLA allocates for `top_k` on all devices, without arguments and results."""
     from s2s_jax.ranking import top_k
-    from s2s_jax.ranking.ranked_items import padded
+    from s2s_jax.ranking.ranked_items import no_bias, padded
 
-    users, seen, biases = padded(*arrays, None, ranked)
+    users, seen, biases = padded(*arrays, no_bias(), ranked)
     lowered = top_k._top_k.lower(
         users, ranked.vectors_RE, ranked.items, seen, biases, k, ranked.blocks, ranked.mesh
     )

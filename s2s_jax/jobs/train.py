@@ -100,7 +100,10 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
         with _make_writer(config.train, start, total_steps) as writer:
             stopped = Loop(job, start, total_steps, writer, stop, evaluate).run()
     if not stopped and start.evaluations.best_line is not None:
-        below = below_neighbours(start.evaluations.best_line, config.eval.metric)
+        settings = config.eval
+        below = below_neighbours(
+            start.evaluations.best_line, settings.metric, added=settings.neighbours != 0
+        )
         if below is not None:
             hosts.say(below)
     return stopped

@@ -166,18 +166,26 @@ class Tally:
         return Evaluation(metrics, values)
 
 
-def below_neighbours(metrics: Mapping[str, float], name: str) -> str | None:
+def below_neighbours(metrics: Mapping[str, float], name: str, added: bool) -> str | None:
     """Return a sentence if a model ranks worse than counted neighbours; None if it does not.
 
     Args:
       metrics: of an evaluation; those of older versions have no neighbours.
       name: the metric to compare, such as "ndcg@10".
+      added: whether the metrics are with neighbours, see `eval.neighbours`.
     """
     key = f"{PREFIX}neighbours/{name}"
     if key not in metrics or metrics[f"{PREFIX}{name}"] >= metrics[key]:
         return None
+    value = metrics[f"{PREFIX}{name}"]
+    found = f"{name} of the model is {value:.4f}, below {metrics[key]:.4f} of counting"
+    remedy = "change the number of epochs, dropout or learning rates"
+    if added:
+        return (
+            f"{found} alone (neighbours), although eval.neighbours adds these counts to its scores: "
+            f"{remedy}, or recommend with --by neighbours"
+        )
     return (
-        f"{name} of the model is {metrics[f'{PREFIX}{name}']:.4f}, below {metrics[key]:.4f} of counting "
-        f"which items follow each other (neighbours): eval.neighbours adds these counts to its scores; "
-        f"or change the number of epochs, dropout or learning rates"
+        f"{found} which items follow each other (neighbours): eval.neighbours adds these counts to its "
+        f"scores; or {remedy}"
     )

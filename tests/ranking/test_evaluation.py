@@ -191,13 +191,19 @@ def test_neighbours_add_to_the_scores_of_the_model(trained, log):
 
 def test_a_model_below_neighbours_is_reported():
     better = {"eval/ndcg@10": 0.2, "eval/neighbours/ndcg@10": 0.2}
-    assert below_neighbours(better, "ndcg@10") is None
+    assert below_neighbours(better, "ndcg@10", added=False) is None
     # Evaluations of older versions have no neighbours.
-    assert below_neighbours({"eval/ndcg@10": 0.2}, "ndcg@10") is None
-    told = below_neighbours({"eval/ndcg@10": 0.1, "eval/neighbours/ndcg@10": 0.2}, "ndcg@10")
+    assert below_neighbours({"eval/ndcg@10": 0.2}, "ndcg@10", added=False) is None
+    told = below_neighbours(
+        {"eval/ndcg@10": 0.1, "eval/neighbours/ndcg@10": 0.2}, "ndcg@10", added=False
+    )
     assert "ndcg@10" in told
     assert "0.1000" in told
     assert "0.2000" in told
+    # Who adds neighbours already is not advised to do so.
+    assert "eval.neighbours adds" in told
+    worse = {"eval/ndcg@10": 0.1, "eval/neighbours/ndcg@10": 0.2}
+    assert "although eval.neighbours adds" in below_neighbours(worse, "ndcg@10", added=True)
 
 
 def test_results_do_not_depend_on_devices_or_batches(trained):

@@ -26,8 +26,8 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
-from s2s_jax.jobs.evaluate import Intervals, evaluate
-from s2s_jax.ranking.tally import BASELINES, Evaluation, below_neighbours
+from s2s_jax.jobs.evaluate import Evaluated, Intervals, evaluate
+from s2s_jax.ranking.tally import BASELINES, below_neighbours
 from s2s_jax.writing import replacing
 
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
@@ -86,9 +86,7 @@ def _evaluate(argv: list[str]) -> None:
                 unfinished.write_text(text)
         finally:
             # If the file cannot be written, the result is at least printed.
-            _print(config, done.evaluation, intervals, f"{_time_awareness(config)}: {where}")
-            if done.neighbours:
-                print(f"with neighbours of weight {done.neighbours:g} (eval.neighbours)")
+            _print(config, done, intervals, f"{_time_awareness(config)}: {where}")
         index = index_files(Logs.of(config), Decoding.of(config))
         for warning in odd_facts(Assumptions.of(config), index):
             print(warning, file=sys.stderr)
@@ -100,9 +98,9 @@ def _time_awareness(config: Config) -> str:
     return f"time-aware ({', '.join(known)} of the target known)" if known else "time-blind"
 
 
-def _print(config: Config, evaluation: Evaluation, intervals: Intervals, title: str) -> None:
+def _print(config: Config, done: Evaluated, intervals: Intervals, title: str) -> None:
     console = OutputConsole()
-    values = evaluation.metrics
+    values = done.evaluation.metrics
     table = Table(title=f"{values['eval/users']:,.0f} users, {title}")
     for column in ("", "value", "95% interval", *BASELINES):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -119,7 +117,9 @@ def _print(config: Config, evaluation: Evaluation, intervals: Intervals, title: 
         if values["eval/untrained_items"]:
             table.add_row(name.replace("_", " "), f"{values[f'eval/{name}']:.4f}")
     console.print(table)
-    below = below_neighbours(values, config.eval.metric)
+    if done.neighbours:
+        console.print(f"with neighbours of weight {done.neighbours:g} (eval.neighbours)")
+    below = below_neighbours(values, config.eval.metric, added=done.neighbours > 0)
     if below is not None:
         console.print(below)
     if values["eval/untrained_items"]:
