@@ -274,8 +274,8 @@ class EvalConfig:
     neighbours: float | Literal["auto"] = 0.0
     """Weight of counted neighbours (which items follow each other in the log) in evaluation and
     recommendation: log(1 + count / 0.05) times this is added to the model's logit. 0: the model alone;
-    auto: each evaluation during training chooses the best of 0, 0.25, 0.5, 1 and 2 by eval.metric, and
-    the checkpoint is evaluated, and recommends, with the chosen weight"""
+    auto: each evaluation during training chooses the best of 0, 0.25, 0.5, 1, 2 and 4 by eval.metric,
+    and the checkpoint is evaluated, and recommends, with the chosen weight"""
     batch_size: int = 256
     """Users per device that are encoded and ranked together"""
     max_users: int | None = None

@@ -29,7 +29,7 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.ranking.ranked_items import Bias
 
 # The weights that training tries if `eval.neighbours` is auto; the first is the model alone.
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 # A pair that was never counted is taken for one that was counted this often.
 _PRIOR = 0.05
 

@@ -25,7 +25,7 @@ from s2s_jax.ranking.restored import restore
 from s2s_jax.training.evaluations import chosen_weight
 
 USERS = 90
-WEIGHTS = (0, 0.25, 0.5, 1, 2)
+WEIGHTS = (0, 0.25, 0.5, 1, 2, 4)
 # What only an evaluation that chose a weight has.
 ADDED = ("step", "eval/neighbours_weight", "eval/model_alone/")
 
