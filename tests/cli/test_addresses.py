@@ -31,6 +31,7 @@ NEEDED = {
     "catalogue": ["--output", "out"],
     "convert": ["log", "--output", "out"],
     "inspect": ["log"],
+    "init": ["log", "--output", "out"],
     "synthesize": ["--output", "out"],
     "config": [],
     "batch": [],
