@@ -63,7 +63,7 @@ POSITIONS = {"cpu": 1_600, "gpu": 6_400}
 LONG_MEAN = 50
 
 # With all items as negatives, every step encodes all of them (docs/howto/negatives_and_log_q.md).
-MOST_FULL = {"cpu": 10_000, "gpu": 50_000}
+MOST_FULL = {"cpu": 20_000, "gpu": 50_000}
 NUM_NEGATIVES = 4_096
 # Above this, negatives come from the batch, corrected by log-Q (docs/results/negatives.md).
 MOST_UNIFORM = 1_000_000

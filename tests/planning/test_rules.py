@@ -90,8 +90,8 @@ def test_negatives_depend_on_the_number_of_items_and_the_size_of_the_log():
     def loss(items, **changes):
         return config_of(plans.log(items=items, **changes)).loss
 
-    assert loss(10_000).negatives == "full"
-    assert (loss(10_001).negatives, loss(10_001).num_negatives) == ("uniform", 4_096)
+    assert loss(20_000).negatives == "full"
+    assert (loss(20_001).negatives, loss(20_001).num_negatives) == ("uniform", 4_096)
     assert (loss(2_000_000).negatives, loss(2_000_000).log_q) == ("in_batch", "stream")
     # 10^10 events cannot be counted in a part of 90 minutes, so no catalogue may be needed.
     huge = config_of(plans.log(rows=10**8, events=10**10))
