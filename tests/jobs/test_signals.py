@@ -112,7 +112,7 @@ def test_stopped_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
     """The step was saved before; the evaluation is abandoned, and repeated when the run continues."""
     config = make_job(log, tmp_path / "run")
     with monkeypatch.context() as patched:
-        calls(patched, Candidates, "ranks", 8)
+        calls(patched, Candidates, "ranks_by_weight", 8)
         assert run(config, one_device()) == EXIT_STOPPED
     assert "stopped by SIGTERM; start the same command again" in capsys.readouterr().err
     assert newest(config) == 12

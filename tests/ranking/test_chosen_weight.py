@@ -175,6 +175,7 @@ def test_the_choice_does_not_depend_on_devices_or_batches(trained):
         assert other == pytest.approx(chosen[0], abs=1.5 / USERS)
 
 
+@pytest.mark.slow
 def test_few_scores_in_memory_change_nothing(trained, log, tmp_path, monkeypatch):
     monkeypatch.setattr("s2s_jax.jobs.recommend.make_mesh", one_device)
     arguments = ["--config", config_file(trained, tmp_path), "--input", str(log)]
