@@ -106,8 +106,9 @@ def log(tmp_path_factory):
 
 
 def make_job(log: Path, run_dir: Path, devices: int = 4, **changes) -> Config:
-    """A global batch of 8 rows."""
+    """A global batch of 8 rows, and a growing table whose items begin with counted neighbours."""
     config = job(log, run_dir, **{"train_steps": 20, "log_steps": 5, "save_steps": 10} | changes)
+    config = small.growing(config, init="neighbours")
     return dataclasses.replace(config, io=dataclasses.replace(config.io, batch_size=8 // devices))
 
 
