@@ -50,7 +50,7 @@ def with_item_rows(
     maps = {name: state.maps[name]} if feature.grows else {}
     moments = table_moments(state.opt_state)
     stored = Stored({name: state.params["tables"][name]}, {name: moments[name]}, maps)
-    together = min(_TOGETHER, -(-len(ids) // mesh.size)) * mesh.size
+    together = max(min(_TOGETHER, -(-len(ids) // mesh.size)), 1) * mesh.size
     with jax.transfer_guard("allow"):
         for begin in range(0, len(ids), together):
             part = slice(begin, begin + together)

@@ -73,6 +73,15 @@ def test_rows_are_written_where_ids_find_them(devices, grows, monkeypatch):
     )
 
 
+def test_a_log_without_pairs_begins_with_random_rows():
+    config, mesh = small.growing(small.config()), one_device()
+    plan, settings = GrowthPlan(config.features, config.tables), StepSettings.of(config)
+    functions = make_step_functions(settings, mesh, plan.capacities)
+    nothing = np.zeros((0, 1, 2), np.int32), np.zeros((0, 8), np.float32)
+    state = with_item_rows(settings, mesh, plan, functions.init(), *nothing)
+    jax.tree.map(np.testing.assert_array_equal, state, functions.init())
+
+
 def test_tables_have_room_before_the_first_step():
     config = small.growing(small.config())
     plan = GrowthPlan(config.features, config.tables)
