@@ -8,8 +8,11 @@ from typing import NamedTuple
 from s2s_jax.errors import UserError
 from s2s_jax.planning.rules import EVALUATIONS, USUAL_MINUTES, Plan
 
-# Evaluations together take at most this share of a run.
+# Evaluations together take at most this share of a run. In a short run, this would be so few users that
+# the best checkpoint, and the weight of neighbours, would be chosen by chance. So evaluations may take
+# so many seconds if the budget has room for them.
 EVALUATION_SHARE = 0.1
+EVALUATION_SECONDS = 120.0
 # The first steps of a run meet many new ids, and wait for the first batches.
 UNSETTLED_STEPS = 10
 # The share of the trial's evaluations that is taken not to depend on the number of users: encoding all
@@ -125,7 +128,9 @@ def fit(
     budget = 60 * (USUAL_MINUTES if budget_minutes is None else budget_minutes)
     wanted = train.train_epoch * steps_per_epoch
     whole = min(budget, (measured.once + wanted * measured.step) / (1 - EVALUATION_SHARE))
-    evaluations = _evaluations(measured, rows, EVALUATION_SHARE * whole)
+    spare = budget - measured.once - wanted * measured.step
+    longest = max(EVALUATION_SHARE * whole, min(EVALUATION_SECONDS, spare))
+    evaluations = _evaluations(measured, rows, longest)
     evaluating = evaluations.number * measured.evaluation(evaluations.users)
     left = budget - measured.once - evaluating
     # A multiple of ten, so that the last of the evaluations is at the last step.
@@ -186,8 +191,8 @@ def _fitted(
     settings = config.eval
     if 0 < evaluations.users < rows:
         why["eval.max_users"] = (
-            "The first rows of the log, so that evaluations take at most a tenth of the run. s2s "
-            "evaluate ranks all."
+            "The first rows of the log, so that evaluations take little of the run. s2s evaluate ranks "
+            "all."
         )
         settings = dataclasses.replace(settings, max_users=evaluations.users)
     if 0 < evaluations.number < EVALUATIONS:

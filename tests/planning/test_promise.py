@@ -99,6 +99,18 @@ def test_evaluations_take_a_tenth_or_are_fewer():
     assert made.config.eval.patience is None
 
 
+def test_a_short_run_has_time_to_evaluate_enough_rows():
+    """40 epochs take 84 s, a tenth of which would be 0.1 s an evaluation: too few rows to choose by."""
+    made, expected = fit(PLAN, measured_of(step=0.2), 8, ROWS, None)
+    assert expected.steps == 320
+    assert made.config.eval.max_users is None
+    assert 0.1 * expected.seconds < expected.evaluating <= 120
+    # There is no room for more than a tenth if epochs must be left out.
+    _, less = fit(PLAN, measured_of(step=0.2), 8, ROWS, 1.2)
+    assert less.steps < 320
+    assert less.evaluating <= 0.1 * 1.2 * 60
+
+
 def test_all_rows_of_a_small_log_are_evaluated():
     made, expected = fit(PLAN, measured_of(evaluation=20.0, users=800), 100, 800, 5.0)
     assert made.config.eval.max_users is None
