@@ -39,6 +39,7 @@ def initial_items(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
     index = index_files(logs, Decoding.of(config))
     split = Split.of(config)
     catalogue = items_of_training(items, split, logs, index, config.loss.catalogue)
+    hosts.check_same({"the items of io.data_paths": catalogue.fingerprint()})
     ids = catalogue.ids[item.name]
     neighbours_II = count_neighbours(
         items, logs, index, training_cut(split), ItemNumbers(ids), len(ids)
@@ -49,8 +50,10 @@ def initial_items(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
         with jax.transfer_guard("allow"):
             vectors_ID = np.asarray(multihost_utils.broadcast_one_to_all(vectors_ID))
     known_I = vectors_ID.any(axis=1)
+    # Rare items of a huge catalogue have no vectors.
+    first = ids[: len(vectors_ID)]
     hosts.say(
         f"{known_I.sum():,} of {len(ids):,} items begin with vectors from counts of which items "
         f"follow each other"
     )
-    return ids[known_I], vectors_ID[known_I] * np.float32(table.init_std)
+    return first[known_I], vectors_ID[known_I] * np.float32(table.init_std)

@@ -231,6 +231,11 @@ def _user_column(index: FileIndex, name: str) -> UserColumn:
     Raises:
       UserError: a file has no such column, or the types of two files have no common type.
     """
+    if name in ("items", "scores", "by"):
+        raise UserError(
+            f"--user_column: expected another name than {name}, which is a column of the output; rename "
+            f"the column in the log"
+        )
     common, first = None, index.files[0]
     for file in index.files:
         if name not in file.schema.names:
@@ -291,14 +296,16 @@ def _answerer(
         # Counted in the training log, not in the one with the histories.
         logs, split = Logs.of(config), Split.of(config)
         scorer = make_scorer(ranking.items, split, logs, items.counted_in, catalogue)
-    counts = None
-    if scorer is not None and (model is None or request.short_history > 0):
-        counts = ByCounts(scorer, items.count_I, ranking.filter_seen)
     if model is None:
+        assert scorer is not None, "without a model, neighbours are counted"
+        counts = ByCounts(scorer, items.count_I, ranking.filter_seen)
         return Answerer(None, counts, request.short_history)
     run, mesh = model
     bias = None if scorer is None else bias_of(ranking, scorer)
     candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh, bias)
+    counts = None
+    if scorer is not None and request.short_history > 0:
+        counts = ByCounts(scorer, candidates.counts_of_ranked(items.count_I), ranking.filter_seen)
     return Answerer(ByModel(run, candidates, mesh), counts, request.short_history)
 
 

@@ -148,7 +148,10 @@ class Ranker:
             model = ByModel(self._run, candidates, self._mesh)
         if by == "neighbours" or short_history > 0:
             assert self._counted is not None, "`set_counts` was called"
-            counts = ByCounts(*self._counted, filter_seen=not keep_seen)
+            scorer, count_I = self._counted
+            if model is not None:
+                count_I = model.candidates.counts_of_ranked(count_I)
+            counts = ByCounts(scorer, count_I, filter_seen=not keep_seen)
         return Answerer(model, counts, short_history)
 
     def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:

@@ -45,6 +45,8 @@ def make(settings: Settings) -> list[str]:
         the file cannot be written.
     """
     _check(settings)
+    # Reading the log uses the machine, too.
+    busy = is_busy()
     names = absolute(settings.paths)
     index = read_index(names)
     for note in index.notes:
@@ -58,10 +60,10 @@ def make(settings: Settings) -> list[str]:
     output_dir = str(Path("runs") / settings.output.stem)
     plan = rules.plan(log, machine, output_dir, settings.budget_minutes)
     _say(f"trying {trial.STEPS} steps on this machine ({machine.text})")
-    busy = is_busy()
     measured = trial.run(plan, log.item.distinct)
     steps_per_epoch = _steps_per_epoch(plan, machine)
-    plan, expected = promise.fit(plan, measured, steps_per_epoch, log.rows, settings.budget_minutes)
+    users = max(round(log.rows * log.lengths.usable), 1)
+    plan, expected = promise.fit(plan, measured, steps_per_epoch, users, settings.budget_minutes)
     found = promise.sentences(expected, plan.config.eval.patience is not None, busy)
     config_file.write(plan, _about(settings, log, machine, found), settings.output)
     assert load(settings.output) == plan.config, "the file has the configuration of the plan"

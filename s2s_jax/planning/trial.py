@@ -129,7 +129,8 @@ class _Watch:
         users = [int(line["eval/users"]) for _, line in others]
         stepping = [line["step_ms"] / 1e3 for _, line in steps]
         of_devices = [line["device_memory_mb"] for _, line in steps if "device_memory_mb" in line]
-        evaluating = [at - at_step[line["step"]] for at, line in others]
+        # Both lines may be seen in one look.
+        evaluating = [max(at - at_step[line["step"]], _LOOK_EVERY) for at, line in others]
         return Measured(
             # Also what happens between steps, such as compiling again when a table grows.
             around=ended - begun - sum(stepping) - sum(evaluating),

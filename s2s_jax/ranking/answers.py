@@ -119,9 +119,11 @@ class Answerer:
         if self._model is None:
             assert self._counts is not None, "something must answer"
             return self._counts.answers(batch, k)
-        answers = self._model.answers(batch, k)
         real_U = np.arange(len(batch.events_U)) < batch.users
         short_U = (batch.events_U < self._short) & real_U
+        if self._counts is not None and short_U.sum() == batch.users:
+            return self._counts.answers(batch, k)
+        answers = self._model.answers(batch, k)
         if self._counts is None or not short_U.any():
             return answers
         return self._counts.instead(answers, batch, short_U)

@@ -22,7 +22,7 @@ class Popularity:
           count_I: int64, events of each item in training.
           candidates: the items that the model ranks.
         """
-        self._count_I = np.where(candidates.left_out_I, -1, count_I)
+        self._count_I = candidates.counts_of_ranked(count_I)
         self._candidates = candidates
 
     def ranks(self, batch: Histories) -> np.ndarray:
@@ -42,7 +42,7 @@ class Neighbours:
           count_I: int64, events of each item in training.
           candidates: the items that the model ranks.
         """
-        self._ranking = neighbours.Neighbours(np.where(candidates.left_out_I, -1, count_I))
+        self._ranking = neighbours.Neighbours(candidates.counts_of_ranked(count_I))
         self._popularity = Popularity(count_I, candidates)
         self._candidates = candidates
 

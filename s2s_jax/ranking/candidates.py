@@ -168,6 +168,10 @@ class Candidates:
                 before_U -= np.bincount(seen.user_T, minlength=len(before_U))
         return rank_WU
 
+    def counts_of_ranked(self, count_I: np.ndarray) -> np.ndarray:
+        """Return the counts of items, with -1 for those that are recommended to nobody."""
+        return np.where(self.left_out_I, -1, count_I)
+
     def can_be_found(self, batch: Histories) -> np.ndarray:
         """Return bool `[U]`: whether the target of a user may be recommended."""
         found_U = (batch.target_U >= 0) & ~self.left_out_I[batch.target_U]

@@ -50,8 +50,8 @@ class Restored(NamedTuple):
         if self.chosen_weight is None:
             raise UserError(
                 f"eval.neighbours: expected a number, because no evaluation up to step {self.step} of "
-                f"{self.run_dir} chose a weight (training does, with eval.neighbours auto and "
-                f"eval.every_steps), found auto; give a number, such as 1, and compare numbers with s2s "
+                f"{self.run_dir} chose a weight (training with eval.neighbours auto writes it to "
+                f"metrics.jsonl), found auto; give a number, such as 1, and compare numbers with s2s "
                 f"evaluate --split validation"
             )
         settings = dataclasses.replace(config.eval, neighbours=self.chosen_weight)

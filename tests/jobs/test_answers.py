@@ -165,6 +165,17 @@ def test_short_histories_are_answered_by_counts(trained, logs, tmp_path, capsys,
     assert [bool(items) for items in without.items] == [bool(history) for history in logs[2]]
 
 
+def test_short_histories_do_not_get_items_that_the_model_leaves_out(trained, logs, tmp_path):
+    """Items of held-out events only were never trained."""
+    drop, many = ("--eval.untrained", "drop"), ("--top_k", "1000")
+    every = recommended(trained, logs, tmp_path, "--by", "neighbours", *many)
+    kept = recommended(trained, logs, tmp_path, "--short_history", "100", *drop, *many)
+    by_model = recommended(trained, logs, tmp_path, "--keep_seen", "True", *drop, *many)
+    trained_items = {item for row in by_model for item in row["items"]}
+    assert {item for row in kept for item in row["items"]} == trained_items
+    assert {item for row in every for item in row["items"]} > trained_items
+
+
 def test_impossible_requests_are_refused(trained, logs, tmp_path):
     new, out = str(logs[0] / "new"), tmp_path / "recs.parquet"
     run = s2s.Run(trained.train.output_dir)
@@ -173,6 +184,10 @@ def test_impossible_requests_are_refused(trained, logs, tmp_path):
         (
             Request(input=new, output=out, by="neighbours", checkpoint="4"),
             "--checkpoint: expected nothing",
+        ),
+        (
+            Request(input=new, output=out, user_column="scores"),
+            "--user_column: expected another name than scores",
         ),
     ):
         with pytest.raises(UserError, match=words):

@@ -151,6 +151,7 @@ def test_a_run_begins_with_the_vectors_and_continues_exactly(grows, tmp_path):
     [
         ("behavior_id", {}, "tables.behavior_id.init: expected normal"),
         ("item_id", {"admit_after": 2}, "tables.item_id.admit_after: expected 1, because init is"),
+        ("item_id", {"evict_below": 2}, "tables.item_id.evict_below: expected 0, because init is"),
     ],
 )
 def test_tables_that_cannot_begin_with_neighbours(table, settings, message):

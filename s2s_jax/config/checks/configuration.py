@@ -242,6 +242,12 @@ def _check_initial_items(config: Config) -> None:
             "1, because init is neighbours, which gives items their rows before training starts",
             table.admit_after,
         )
+        require(
+            table.evict_below == 0,
+            f"{path}.evict_below",
+            "0, because init is neighbours: rare items would lose the rows that they begin with",
+            table.evict_below,
+        )
 
 
 def _check_train(config: Config) -> None:

@@ -23,9 +23,9 @@ _ITERATIONS = 2
 
 
 def item_vectors(neighbours_II: scipy.sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
-    """Return f32 `[I, D]`: the vectors of the first items, in which the mean square of entries is 1.
+    """Return f32 `[I, D]`: the vectors of the first items, at most `MOST_ITEMS`.
 
-    The vector of an item without neighbours, or past `MOST_ITEMS`, is zero.
+    The mean square of a vector's entries is 1. The vector of an item without neighbours is zero.
 
     Args:
       neighbours_II: how often items follow each other; see `neighbours.count_neighbours`.
@@ -38,11 +38,9 @@ def item_vectors(neighbours_II: scipy.sparse.csr_matrix, width: int, seed: int) 
       >>> np.isclose(vectors_ID @ vectors_ID.T, 4, atol=1e-3).tolist()[0]
       [True, True, True, False, False, False]
     """
-    items = len(neighbours_II.indptr) - 1
-    vectors_ID = np.zeros((items, width), np.float32)
     information_II = _information(neighbours_II[:MOST_ITEMS, :MOST_ITEMS])
     if information_II.nnz == 0:
-        return vectors_ID
+        return np.zeros((len(information_II.indptr) - 1, width), np.float32)
     rng = np.random.default_rng(seed)
     factors_ID = _factors(information_II, width, rng)
     rotation, _ = np.linalg.qr(rng.standard_normal((width, width)))
@@ -51,8 +49,7 @@ def item_vectors(neighbours_II: scipy.sparse.csr_matrix, width: int, seed: int) 
     # Rounding leaves tiny vectors where there is no information.
     known_I1 = (information_II.getnnz(axis=1)[:, None] > 0) & (norm_I1 > 1e-6 * norm_I1.max())
     scaled_ID = factors_ID * (np.sqrt(width) / np.where(known_I1, norm_I1, 1)).astype(np.float32)
-    vectors_ID[: len(scaled_ID)] = np.where(known_I1, scaled_ID, 0)
-    return vectors_ID
+    return np.where(known_I1, scaled_ID, 0).astype(np.float32)
 
 
 def _information(neighbours_II: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
