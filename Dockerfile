@@ -14,13 +14,14 @@ WORKDIR /s2s_jax
 COPY pyproject.toml README.md ./
 COPY constraints constraints
 COPY s2s_jax/version.py s2s_jax/version.py
+COPY s2s_serve/__init__.py s2s_serve/__init__.py
 RUN python -m pip install \
       --constraint "constraints/known-good-py$(echo "$PYTHON" | tr -d .).txt" \
       --editable ".[convert${EXTRA:+,$EXTRA}]"
 
 COPY . .
 # Users without write permission here could not cache the compiled files.
-RUN python -m compileall -q s2s_jax
+RUN python -m compileall -q s2s_jax s2s_serve
 
 ENTRYPOINT ["python", "-m", "s2s_jax"]
 CMD ["--help"]

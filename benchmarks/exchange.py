@@ -71,9 +71,9 @@ def measure(devices: int, ids_per_device: int, width: int, skew: float) -> None:
 
     from s2s_jax.cluster.mesh import make_mesh
     from s2s_jax.config import FeatureConfig, TableConfig
-    from s2s_jax.data.encoding import hashing
     from s2s_jax.embedding import slices
     from s2s_jax.embedding.sharded import ShardedTables
+    from s2s_serve.encoding import hashing
 
     mesh = make_mesh()
     (axis,) = mesh.axis_names

@@ -3,18 +3,12 @@
 import errno
 import sys
 
+from s2s_serve.errors import UserError as UserError
+
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75
-
-
-class UserError(Exception):
-    """A mistake in the configuration, the command or the data, described in one sentence.
-
-    The sentence says where the mistake is (dotted config path, or file, stripe, row and column), what
-    was expected, what was found, and how to fix it.
-    """
 
 
 class MachineError(UserError):

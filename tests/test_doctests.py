@@ -9,7 +9,8 @@ from places import REPO
 
 MODULES = sorted(
     ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
-    for path in (REPO / "s2s_jax").rglob("*.py")
+    for package in ("s2s_jax", "s2s_serve")
+    for path in (REPO / package).rglob("*.py")
     if ">>>" in path.read_text()
 )
 

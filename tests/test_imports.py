@@ -6,7 +6,7 @@ import sys
 
 from places import REPO
 
-PACKAGE = REPO / "s2s_jax"
+PACKAGE, SERVE = REPO / "s2s_jax", REPO / "s2s_serve"
 # Each room may import those above it.
 ORDER = [
     "version",
@@ -36,6 +36,9 @@ ORDER = [
     "cli.commands",
     "entry points",
 ]
+
+# The rooms that use the rest of s2s_serve too.
+SERVING = ("export", "cli.commands")
 
 
 def room(module: str) -> str:
@@ -73,6 +76,22 @@ def test_data_room_never_imports_jax():
     """Grain may import JAX for its helpers; files, features and hashing work without it."""
     for path in PACKAGE.glob("data/**/*.py"):
         assert not any(n.split(".")[0] in ("jax", "flax", "optax", "orbax") for n in imports(path))
-    modules = "s2s_jax.data.encoding.features, s2s_jax.data.batching.order"
+    modules = "s2s_serve.encoding.features, s2s_jax.data.batching.order"
     code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_serving_needs_nothing_of_training():
+    """A serving machine has neither JAX nor s2s_jax, and both sides encode with the same code."""
+    without = ("jax", "flax", "optax", "orbax", "grain", "scipy", "s2s_jax")
+    for path in SERVE.rglob("*.py"):
+        assert not any(name.split(".")[0] in without for name in imports(path)), path
+    encoding = SERVE / "encoding"
+    for path in encoding.glob("*.py"):
+        own = ("s2s_serve.encoding", "s2s_serve.errors")
+        assert all(name.startswith(own) for name in imports(path) if name.startswith("s2s_")), path
+    # Training encodes, but does not serve.
+    for path in PACKAGE.rglob("*.py"):
+        if room(".".join(path.relative_to(REPO).with_suffix("").parts)) not in SERVING:
+            of_serving = [name for name in imports(path) if name.startswith("s2s_serve")]
+            assert all(name.startswith(own) for name in of_serving), path

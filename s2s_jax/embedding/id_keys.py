@@ -1,4 +1,4 @@
-"""Keys of 64-bit ids: two uint32 words from a permutation of the ids, without visible patterns.
+"""Distinct keys of 64-bit ids (see `s2s_serve.encoding.id_keys`), and numbers made from their bits.
 
 Growing tables use bits of an id's key to find its row and its device, and to make its initial vector.
 
@@ -6,18 +6,19 @@ Shapes: M places, U distinct ids, C new ids, D table width.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from s2s_jax.embedding.tables import NUM_SEGMENTS
+from s2s_serve.encoding.id_keys import EMPTY as EMPTY
+from s2s_serve.encoding.id_keys import ROUND_KEYS, scramble
+from s2s_serve.encoding.id_keys import ids_of as ids_of
+from s2s_serve.encoding.id_keys import keys_of as keys_of
 
-# Both words of a key for no id (and of the id itself, which the permutation does not change).
-EMPTY = np.uint32(0xFFFFFFFF)
 _SEGMENT_SHIFT = np.uint32(32 - (NUM_SEGMENTS.bit_length() - 1))
-_ROUND_KEYS = tuple(np.uint32(k) for k in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC835))
 
 
 class UniqueKeys(NamedTuple):
@@ -32,43 +33,6 @@ class UniqueKeys(NamedTuple):
     keys_U2: jax.Array
     count_U: jax.Array
     place_M: jax.Array
-
-
-def _scramble(x: Any) -> Any:
-    """The finaliser of MurmurHash3 (Austin Appleby, public domain), for uint32 arrays."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
-
-
-def _feistel(words: tuple[Any, Any], round_keys: tuple[np.uint32, ...]) -> tuple[Any, Any]:
-    left, right = words
-    for key in round_keys:
-        left, right = right, left ^ _scramble(right + key)
-    return left, right
-
-
-_NONE = np.full(1, EMPTY)
-_SHIFT_LOW, _SHIFT_HIGH = (w ^ _NONE for w in _feistel((_NONE, _NONE), _ROUND_KEYS))
-
-
-def keys_of(low: Any, high: Any) -> tuple[Any, Any]:
-    """Both words of the keys of ids, uint32 NumPy or JAX arrays; `EMPTY` does not change."""
-    first, second = _feistel((low, high), _ROUND_KEYS)
-    return first ^ _SHIFT_LOW[0], second ^ _SHIFT_HIGH[0]
-
-
-def ids_of(first: Any, second: Any) -> tuple[Any, Any]:
-    """The inverse of `keys_of`: the low and high words of ids.
-
-    Examples:
-      >>> key = keys_of(jnp.array([5], jnp.uint32), jnp.array([0], jnp.uint32))
-      >>> [word.tolist() for word in ids_of(*key)]
-      [[5], [0]]
-    """
-    swapped = (second ^ _SHIFT_HIGH[0], first ^ _SHIFT_LOW[0])
-    high, low = _feistel(swapped, _ROUND_KEYS[::-1])
-    return low, high
 
 
 def unique_keys(keys_M2: jax.Array, count_M: jax.Array | None = None) -> UniqueKeys:
@@ -106,7 +70,7 @@ def segment_of(keys_U2: jax.Array) -> jax.Array:
 
 def other_bits(keys_U2: jax.Array) -> jax.Array:
     """uint32 `[U, 2]` bits of each key that are independent of its segment and buckets."""
-    return _scramble(keys_U2 ^ _ROUND_KEYS[0])
+    return scramble(keys_U2 ^ ROUND_KEYS[0])
 
 
 def is_there(keys_U2: jax.Array) -> jax.Array:
@@ -130,9 +94,9 @@ def rank_among_equals(x_U: jax.Array) -> jax.Array:
 
 def initial_rows(seed: int, std: float, keys_C2: jax.Array, width: int) -> jax.Array:
     """f32 `[C, D]`: normal with `std`, truncated at two standard deviations; depends on seed and key."""
-    column_D = np.arange(width, dtype=np.uint32) * _ROUND_KEYS[0] + np.uint32(seed)
-    bits_CD = _scramble(keys_C2[:, 1:] ^ _scramble(column_D)[None])
-    bits_CD = _scramble(keys_C2[:, :1] ^ bits_CD)
+    column_D = np.arange(width, dtype=np.uint32) * ROUND_KEYS[0] + np.uint32(seed)
+    bits_CD = scramble(keys_C2[:, 1:] ^ scramble(column_D)[None])
+    bits_CD = scramble(keys_C2[:, :1] ^ bits_CD)
     # 24 bits, in the middle of their cells, so that neither 0 nor 1 occurs.
     uniform_CD = ((bits_CD >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2**-24
     edge = math.erf(2**0.5)

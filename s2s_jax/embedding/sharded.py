@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from s2s_jax.config import FeatureConfig, TableConfig
-from s2s_jax.config.features import NO_ID
 from s2s_jax.embedding import exchange, id_map, lookup
 from s2s_jax.embedding.claiming import Policy
 from s2s_jax.embedding.growing_table import FoundRows, GrowingTable, Rows
 from s2s_jax.embedding.lookup import Arrays, UniqueRows
 from s2s_jax.embedding.tables import table_specs
+from s2s_serve.encoding.feature import NO_ID
 
 Maps = dict[str, id_map.IdMap]
 

@@ -19,11 +19,9 @@ from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import BatchDataset
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.encoding import ids
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.time_facts import time_columns
-from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.sharded import present
 from s2s_jax.errors import UserError
@@ -39,6 +37,7 @@ from s2s_jax.training.step.batches import (
     unpack,
 )
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding import arrow, ids
 
 # In `ShownBatch.target`: the position is not scored.
 NO_TARGET = -1

@@ -24,7 +24,6 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, identity
 from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, ShownHistory, Split
 from s2s_jax.data.batching.histories import HistoryReader
-from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
@@ -38,6 +37,7 @@ from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.neighbour_bias import bias_of, make_scorer
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
+from s2s_serve.encoding import features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

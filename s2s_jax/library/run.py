@@ -19,11 +19,11 @@ from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
-from s2s_jax.library.plain_histories import Histories
 from s2s_jax.runs.checkpoints.files import complete_steps
 from s2s_jax.runs.checkpoints.one_error import restore_hooks
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.training.evaluations import best_step
+from s2s_serve.encoding.plain_histories import Histories
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

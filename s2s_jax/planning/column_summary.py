@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.data.encoding import ids
 from s2s_jax.data.inspection.distinct import hashes
 from s2s_jax.data.inspection.hash_tally import HashTally
-from s2s_jax.data.logs import arrow
+from s2s_serve.encoding import arrow, ids
 
 # Distinct hashes that a tally holds: 12 MiB. With more, it estimates to about 0.2%.
 _MOST = 2**19

@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from s2s_jax.data.inspection import columns
 from s2s_jax.data.inspection.time_facts import TimeFacts, time_columns
-from s2s_jax.data.logs import arrow, files, orc, stripe_sample
+from s2s_jax.data.logs import files, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.planning.column_summary import ColumnSummary, ColumnTally, Entries, entries_of
+from s2s_serve.encoding import arrow
 
 # Logs with more events are sampled. So many are read in about half a minute: 12 million took 9 s.
 _MOST_EVENTS = 30_000_000

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
-from s2s_jax.config.features import NO_ID
 from s2s_jax.config.settings import Items
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.inference import Users
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.encoding.feature import NO_ID
 
 # Number of items that one device encodes at a time.
 _DEVICE_ITEMS = 4096

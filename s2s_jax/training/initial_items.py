@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from s2s_jax.cluster.mesh import DATA_AXIS, batch_sharded
-from s2s_jax.config.features import NO_ID
 from s2s_jax.embedding.given_rows import with_given_rows
 from s2s_jax.embedding.sharded import ShardedTables, Stored
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.optimizer import table_moments, with_table_moments
 from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.encoding.feature import NO_ID
 
 # Items of a device that are written together.
 _TOGETHER = 4096

@@ -21,18 +21,19 @@ from s2s_jax.data.batching import batch_fill
 from s2s_jax.data.batching.dataset import WHOLE, BatchDataset, HostSlice
 from s2s_jax.data.batching.histories import HistoryReader
 from s2s_jax.data.batching.reader import Reader
-from s2s_jax.data.encoding import features, held_out, indexing
-from s2s_jax.data.encoding.blocks import Block
+from s2s_jax.data.encoding import held_out, indexing
 from s2s_jax.data.encoding.held_out import Cut, SplitPart, Targets
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.inspection import first_look as looks
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_numbers import ItemNumbers
-from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.training.item_source import ItemSource
+from s2s_serve.encoding.arrow import Source
+from s2s_serve.encoding.blocks import Block
 
 
 def index(config: Config) -> FileIndex:
@@ -44,7 +45,7 @@ def check_kinds(files: Sequence[OrcFile], kinds: Mapping[str, str], config: Conf
 
 
 def decode(batch: pa.RecordBatch, file: Source, first_row: int, config: Config) -> Block:
-    return features.decode(batch, file, first_row, Decoding.of(config))
+    return decode_rows(batch, file, first_row, Decoding.of(config))
 
 
 def reader(

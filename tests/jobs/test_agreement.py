@@ -24,7 +24,6 @@ from pyarrow import orc
 from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig, LossConfig
-from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.data.items.seen import distinct
 from s2s_jax.jobs.report import show_users
 from s2s_jax.jobs.train import train
@@ -32,6 +31,7 @@ from s2s_jax.ranking.ranking_metrics import MISSED, user_values
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding.features import id_columns
 
 ITEMS, USERS = 30, 48
 

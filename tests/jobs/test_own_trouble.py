@@ -12,9 +12,9 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.encoding import features
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
+from s2s_serve.encoding import features
 
 ROWS = [{"item_id": [1, 2, 3]}, {"item_id": [4, 5]}]
 

@@ -24,7 +24,6 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Pack, Truncate
 from s2s_jax.config.settings import Items, Sequences
 from s2s_jax.data.batching.dataset import HostSlice
-from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import read_stripe
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.stripe_recommender import StripeRecommender
@@ -36,6 +35,7 @@ from s2s_jax.ranking.tally import below_neighbours
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding import blocks, features
 
 USERS = 90
 

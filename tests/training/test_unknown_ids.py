@@ -25,7 +25,6 @@ from s2s_jax.cli.commands import evaluate, recommend
 from s2s_jax.cli.commands import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import FeatureConfig, LRConfig, TableConfig, validate
-from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables, Stored, with_default_rows
 from s2s_jax.embedding.tables import rows_of_buckets
@@ -39,6 +38,7 @@ from s2s_jax.training.step.forward import model_graph
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import state_of
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding.features import id_columns
 
 ROWS, STEPS, IDS = 16, 3, 300
 LR = LRConfig(dense_lr=1e-2, sparse_lr=3e-3, clip_norm=1.0)

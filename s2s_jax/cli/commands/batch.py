@@ -12,11 +12,11 @@ from rich.text import Text
 from s2s_jax.cli.console import wide_console
 from s2s_jax.cli.parsing import OfConfig, parse_with_config
 from s2s_jax.config import Config, FeatureConfig
-from s2s_jax.config.features import NO_ID
 from s2s_jax.config.settings import Split
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
 from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE, UNIFORM_SHARE
+from s2s_serve.encoding.feature import NO_ID
 
 _NOTHING = "-"
 _HOLDS = {

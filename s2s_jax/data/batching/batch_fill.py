@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 
 from s2s_jax.config.settings import Reading, Sequences
-from s2s_jax.data.encoding import features, held_out
-from s2s_jax.data.logs import arrow, orc, stripe_sample
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.logs import orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import arrow, features
 
 # The share of positions that packing should fill on average, so that little is cut. Packing is
 # suggested if it would put at least this many times as many users into a batch.

@@ -15,9 +15,9 @@ from s2s_jax.data.batching.order import BlockKey, Order
 from s2s_jax.data.batching.packing import to_packed
 from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
 from s2s_jax.data.batching.shuffle_blocks import BlockReader, Decoder
-from s2s_jax.data.encoding import blocks
-from s2s_jax.data.encoding.features import id_width
 from s2s_jax.data.logs.index import FileIndex, Skipped
+from s2s_serve.encoding import blocks
+from s2s_serve.encoding.features import id_width
 
 # Maximum number of shuffle blocks held per shard.
 BLOCKS_PER_SHARD = 3

@@ -15,17 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_jax.config.settings import Decoding, Logs, ShownHistory
-from s2s_jax.data.encoding import blocks, features
-from s2s_jax.data.encoding.blocks import Block
 from s2s_jax.data.encoding.held_out import Targets
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.items import seen
 from s2s_jax.data.items.item_counts import codes_of
 from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
-from s2s_jax.data.logs.arrow import Source
 from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import blocks, features
+from s2s_serve.encoding.arrow import Source
+from s2s_serve.encoding.blocks import Block
 
 # Maximum number of events in the histories of a batch; a longer history is a batch by itself.
 _MOST_POSITIONS = 2**22
@@ -162,9 +163,9 @@ class HistoryEncoder:
           targets: defines the targets; None: there are no targets, and histories are whole rows.
 
         Raises:
-          UserError: see `features.decode`.
+          UserError: see `decode_rows`.
         """
-        block = features.decode(batch, file, first_row, self._decoding)
+        block = decode_rows(batch, file, first_row, self._decoding)
         before_N = block.lengths_N
         wanted_N = (before_N > 0) | self._with_empty
         if targets is not None:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from s2s_jax.data.batching.windows import Windows, cut_windows
-from s2s_jax.data.encoding import blocks
-from s2s_jax.data.encoding.blocks import Block
+from s2s_serve.encoding import blocks
+from s2s_serve.encoding.blocks import Block
 
 # The sequence number of padding.
 NO_SEQUENCE = -1

@@ -17,11 +17,11 @@ from s2s_jax.data.batching.dataset import (
     HostSlice,
 )
 from s2s_jax.data.batching.places import BEGINNING, BatchPlaces, Place
-from s2s_jax.data.encoding.features import entry_kinds, id_width
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.logs.files import split_names
 from s2s_jax.data.logs.index import FileIndex, files_not_in
 from s2s_jax.errors import UserError
+from s2s_serve.encoding.features import entry_kinds, id_width
 
 # Batches that wait on the devices, so that copying overlaps with earlier steps.
 _AHEAD_ON_DEVICE = 2

@@ -9,12 +9,13 @@ from typing import NamedTuple
 from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.order import BlockKey, Order, Piece
 from s2s_jax.data.batching.windows import random_run
-from s2s_jax.data.encoding import blocks, features
-from s2s_jax.data.encoding.blocks import Block
 from s2s_jax.data.encoding.cache import StripeCache
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex, Skipped, may_skip
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import blocks, features
+from s2s_serve.encoding.blocks import Block
 
 
 class DecodedBlock(NamedTuple):
@@ -76,11 +77,11 @@ class Decoder:
         if self._cache is None:
             batch = orc.read_stripe(file, number, self._names)
             batch = batch.slice(piece.start, piece.stop - piece.start)
-            return features.decode(batch, file, first_row + piece.start, self._decoding)
+            return decode_rows(batch, file, first_row + piece.start, self._decoding)
         block = self._cache.read(file, number)
         if block is None:
             batch = orc.read_stripe(file, number, self._names)
-            block = features.decode(batch, file, first_row, self._decoding)
+            block = decode_rows(batch, file, first_row, self._decoding)
             block = blocks.pack(block)
             self._cache.write(file, number, block)
         return blocks.choose(block, slice(piece.start, piece.stop))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2s_jax.data.logs.arrow import is_list, list_lengths
+from s2s_serve.encoding.arrow import is_list, list_lengths
 
 
 class Grouping:

@@ -10,8 +10,8 @@ import pyarrow.parquet
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.inspection.time_facts import time_columns
 from s2s_jax.data.logs import orc
-from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.errors import UserError
+from s2s_serve.encoding.arrow import is_list
 
 
 class Columns(NamedTuple):

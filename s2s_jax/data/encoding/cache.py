@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from s2s_jax.config import refuse_addresses
 from s2s_jax.config.settings import Decoding
-from s2s_jax.data.encoding.blocks import Block, packed_block, starts
-from s2s_jax.data.encoding.features import id_width
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
+from s2s_serve.encoding.blocks import Block, packed_block, starts
+from s2s_serve.encoding.features import id_width
 
 # Increased by one when the meaning of decoded ids changes without a change of settings.
 DECODING_VERSION = 1

@@ -23,10 +23,9 @@ import pyarrow as pa
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Split
 from s2s_jax.config.times import seconds_of
-from s2s_jax.data.encoding import blocks, ids
-from s2s_jax.data.logs import arrow
-from s2s_jax.data.logs.arrow import Source
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import arrow, blocks, ids
+from s2s_serve.encoding.arrow import Source
 
 SplitPart = Literal["validation", "test"]
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding, Logs
-from s2s_jax.data.encoding import features, held_out
+from s2s_jax.data.encoding import held_out
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.data.logs.index import FileIndex, Skipped, may_skip
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import features
 
 
 def index_files(logs: Logs, decoding: Decoding) -> FileIndex:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2s_jax.data.encoding import ids
 from s2s_jax.data.inspection.distinct import DistinctCounter, countable
-from s2s_jax.data.logs.arrow import is_list, leaf_type, list_lengths
+from s2s_serve.encoding import ids
+from s2s_serve.encoding.arrow import is_list, leaf_type, list_lengths
 
 
 class ColumnCounts:

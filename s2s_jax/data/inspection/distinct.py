@@ -6,7 +6,7 @@ Shapes: T values.
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.data.encoding import hashing, ids
+from s2s_serve.encoding import hashing, ids
 
 # Hashes kept: 8 MiB per column. The standard error of an estimate is 1 / sqrt(_KEPT) = 0.1%.
 _KEPT = 2**20

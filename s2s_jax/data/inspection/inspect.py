@@ -20,15 +20,15 @@ from rich.text import Text
 
 from s2s_jax.config import Config, ModelConfig
 from s2s_jax.config.checks.configuration import validate_reading
-from s2s_jax.data.encoding import features
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable
 from s2s_jax.data.inspection.log_facts import LogFacts
 from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.data.logs import files, orc
-from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import features
+from s2s_serve.encoding.arrow import is_list
 
 _POSITIONS_SHOWN = 4
 _CHARACTERS_SHOWN = 100

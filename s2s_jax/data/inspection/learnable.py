@@ -11,14 +11,15 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.data.encoding import blocks, features, held_out
-from s2s_jax.data.encoding.blocks import NO_ID, Block
+from s2s_jax.data.encoding import held_out
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.inspection.time_facts import TimeFacts
-from s2s_jax.data.logs import arrow
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import arrow, blocks, features
+from s2s_serve.encoding.blocks import NO_ID, Block
 
 _EMPTY, _SINGLE, _CUT, _NO_ITEM = "are empty", "have one event", "cut", "no item"
 # The user is warned if at least this share of the rows has no pair.
@@ -72,9 +73,9 @@ class Learnable:
         """Counts the rows of a stripe.
 
         Raises:
-          UserError: see `features.decode`.
+          UserError: see `decode_rows`.
         """
-        block = features.decode(batch, file, first_row, self._assumptions.decoding)
+        block = decode_rows(batch, file, first_row, self._assumptions.decoding)
         of_columns = [
             arrow.list_lengths(batch.column(name)) for name in features.column_names(self._features)
         ]

@@ -17,7 +17,7 @@ from s2s_jax.config import Config
 from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching import stripes
 from s2s_jax.data.inspection import columns
-from s2s_jax.data.logs import arrow
+from s2s_serve.encoding import arrow
 
 _BAR = "▇"
 _BAR_WIDTH = 40

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2s_jax.config import FeatureConfig
-from s2s_jax.data.encoding import hashing, ids
 from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.inspection.distinct import hashes
 from s2s_jax.data.inspection.hash_tally import HashTally
+from s2s_serve.encoding import hashing, ids
 
 # A warning is given if more than this share of the ids, or of their events, collide. Hashing always
 # has some collisions; without hashing, ids that are spread over large numbers rarely collide.

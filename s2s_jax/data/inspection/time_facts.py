@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.times import date_text
-from s2s_jax.data.encoding import ids
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import share
-from s2s_jax.data.logs import arrow
+from s2s_serve.encoding import arrow, ids
 
 _UNITS = ("s", "ms", "us", "ns")
 _SORT = "s2s convert LOG --format orc --merge --output DIR"

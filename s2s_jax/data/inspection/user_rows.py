@@ -8,13 +8,13 @@ import contextlib
 
 import pyarrow as pa
 
-from s2s_jax.data.encoding import ids
 from s2s_jax.data.inspection.columns import share
 from s2s_jax.data.inspection.distinct import hashes
 from s2s_jax.data.inspection.hash_tally import HashTally
 from s2s_jax.data.logs import orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import ids
 
 # Names of columns with user ids, ignoring case and underscores.
 _NAMES = ("userid", "user", "uid", "memberid", "customerid", "visitorid", "accountid")

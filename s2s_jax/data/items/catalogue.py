@@ -29,12 +29,12 @@ from s2s_jax.config import Config, FeatureConfig, identity, refuse_addresses
 from s2s_jax.config.identity import Fingerprint
 from s2s_jax.config.old.format import split_of_catalogue
 from s2s_jax.config.settings import Items, Logs, Split
-from s2s_jax.data.encoding import features
 from s2s_jax.data.encoding.cache import DECODING_VERSION
 from s2s_jax.data.encoding.held_out import Cut, catalogue_cut, training_cut
 from s2s_jax.data.items.item_counts import code_words, count_items
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import features
 
 _METADATA = b"s2s_jax.catalogue"
 _REMEDY = "make it again with s2s catalogue"

@@ -17,14 +17,15 @@ import pyarrow as pa
 
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding, Items, Logs
-from s2s_jax.data.encoding import blocks, features, ids
-from s2s_jax.data.encoding.blocks import NO_ID
 from s2s_jax.data.encoding.held_out import Cut
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.items.each_stripe import each_stripe
 from s2s_jax.data.logs import orc
-from s2s_jax.data.logs.arrow import is_list
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import blocks, features, ids
+from s2s_serve.encoding.arrow import is_list
+from s2s_serve.encoding.blocks import NO_ID
 
 # If there are too many combinations of other features, this many are kept per item. Otherwise features
 # that differ in each event, such as times, would give as many combinations as events.
@@ -219,7 +220,7 @@ def _count_stripe(items: Items, index: FileIndex, stripe: int, cut: Cut, part: C
     file, number, first_row = index.stripes[stripe]
     names = [*features.column_names(items.item_side), *cut.column_names, *part.column_names]
     batch = orc.read_stripe(file, number, list(dict.fromkeys(names)))
-    block = features.decode(batch, file, first_row, Decoding.of_whole_rows(items.item_side))
+    block = decode_rows(batch, file, first_row, Decoding.of_whole_rows(items.item_side))
     item = items.item
     code_P = codes_of(block.values_PC[:, features.id_columns(items.item_side)[item.name]])
     counted_P = _counted(block, cut.kept(batch, block.lengths_N, file, first_row))

@@ -5,8 +5,8 @@ Shapes: I items, K ids of a bag, P positions.
 
 import numpy as np
 
-from s2s_jax.data.encoding.blocks import NO_ID
 from s2s_jax.data.items.item_counts import codes_of
+from s2s_serve.encoding.blocks import NO_ID
 
 
 class ItemNumbers:

@@ -18,14 +18,15 @@ import numpy as np
 import scipy.sparse
 
 from s2s_jax.config.settings import Decoding, Items, Logs
-from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.encoding.held_out import Cut
+from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.items.each_stripe import each_stripe
 from s2s_jax.data.items.item_counts import codes_of
 from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
+from s2s_serve.encoding import blocks, features
 
 # Weights by distance, in sixths, so that sums are exact in any order.
 _WEIGHTS = (6, 3, 2)
@@ -143,7 +144,7 @@ def count_neighbours(
     def items_of(stripe: int) -> tuple[np.ndarray, np.ndarray]:
         file, number, first_row = index.stripes[stripe]
         batch = orc.read_stripe(file, number, columns)
-        block = features.decode(batch, file, first_row, decoding)
+        block = decode_rows(batch, file, first_row, decoding)
         kept_N = cut.kept(batch, block.lengths_N, file, first_row)
         item_P = numbers.of(codes_of(block.values_PC[:, item]))
         kept = blocks.Block(item_P[:, None], block.begins_N, kept_N)

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.orc
 
-from s2s_jax.data.logs.arrow import is_list, list_lengths
 from s2s_jax.errors import UserError
+from s2s_serve.encoding.arrow import is_list, list_lengths
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

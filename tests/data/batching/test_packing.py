@@ -28,11 +28,11 @@ from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import WHOLE, HostSlice
 from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
 from s2s_jax.data.batching.windows import cut_windows
-from s2s_jax.data.encoding.blocks import NO_ID, packed_block
 from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding.blocks import NO_ID, packed_block
 
 L = small.SEQ_LEN
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=20)

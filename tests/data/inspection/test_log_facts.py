@@ -12,12 +12,12 @@ from logs import write_log
 
 from s2s_jax.cli.commands.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.encoding import hashing
 from s2s_jax.data.inspection.hash_tally import HashTally
 from s2s_jax.data.inspection.row_sharing import RowSharing
 from s2s_jax.data.inspection.time_facts import TimeFacts
 from s2s_jax.data.inspection.user_rows import UserRows, user_column
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import hashing
 
 LIST = pa.list_(pa.int64())
 CONFIG = """

@@ -10,13 +10,13 @@ import small
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LRConfig
-from s2s_jax.data.encoding.features import id_columns
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.optimizer import state_of, table_moments
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.encoding.features import id_columns
 
 ROWS = 16
 CLIPPED = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, clip_norm=1.0))

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import FeatureConfig
-from s2s_jax.data.encoding.features import check_schema, column_names, entry_kinds
-from s2s_jax.data.logs import arrow
-from s2s_jax.errors import UserError
+from s2s_serve.encoding import arrow
+from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.features import check_schema, column_names, entry_kinds
+from s2s_serve.errors import UserError
 
 History = Mapping[str, Any]
 Histories = Sequence[History] | pa.Table

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config.features import NO_ID as NO_ID
+from s2s_serve.encoding.feature import NO_ID as NO_ID
 
 # The length of a row that could not be read.
 SKIPPED = -1

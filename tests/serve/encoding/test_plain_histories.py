@@ -9,10 +9,10 @@ import pytest
 from logs import write_log
 
 from s2s_jax.config import Config, FeatureConfig, ModelConfig
-from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
-from s2s_jax.library.plain_histories import HistorySource, to_rows
+from s2s_serve.encoding import blocks, features
+from s2s_serve.encoding.plain_histories import HistorySource, to_rows
 
 FEATURES = (
     FeatureConfig(name="item_id", hash_type="murmur", hash_bucket_size=0),

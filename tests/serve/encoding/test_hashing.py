@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from murmur import reference
 
-from s2s_jax.data.encoding.hashing import hash_integers, hash_strings, to_buckets, to_positive_ids
+from s2s_serve.encoding.hashing import hash_integers, hash_strings, to_buckets, to_positive_ids
 
 # pyfarmhash binds Google's C++.
 REFERENCES = {"murmur": reference, "farm": farmhash.fingerprint64}

@@ -6,19 +6,18 @@ Shapes: N rows of a record batch, P positions, T entries, C columns of ids.
 # pyarrow.compute creates its functions at import, so type checkers do not see them.
 # pyright: reportAttributeAccessIssue=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2s_jax.config import FeatureConfig
-from s2s_jax.config.settings import Decoding
-from s2s_jax.data.encoding import blocks, held_out, ids
-from s2s_jax.data.encoding.blocks import NO_ID, Block
-from s2s_jax.data.logs.arrow import Source, is_list
-from s2s_jax.errors import MachineError, UserError
+from s2s_serve.encoding import blocks, ids
+from s2s_serve.encoding.arrow import Source, is_list
+from s2s_serve.encoding.blocks import NO_ID, Block
+from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.errors import UserError
 
 
 def id_columns(features: Sequence[FeatureConfig]) -> dict[str, slice]:
@@ -117,55 +116,42 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
     return None
 
 
-def decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
+def decode(
+    batch: pa.RecordBatch,
+    file: Source,
+    first_row: int,
+    features: Sequence[FeatureConfig],
+    keep: Callable[[Block], Block],
+) -> Block:
     """Decodes all features of a record batch.
 
     If an inner list is null or empty, or an id is null, the feature is missing at one position. If an
     outer list is null or empty, it is missing at all positions of the row, which other features count.
 
     Args:
-      batch: rows with the columns of the features and of the split.
+      batch: rows with the columns of the features.
       file: source of the rows, for messages.
       first_row: number of the first row in the file, for messages.
-      decoding: what is held out, and how features are truncated, hashed and bagged.
+      features: the features, which say how entries are hashed and bagged.
+      keep: chooses the positions to keep, given a block of whole rows whose ids are not decoded yet.
+
+    Returns:
+      The kept positions of each row.
 
     Raises:
-      UserError: features of a row disagree in length, a row would be truncated although
-        `io.check_length` forbids it, a bag has more ids than its `bag_size`, or a text is not a time.
-      MachineError: there is too little memory.
+      UserError: features of a row disagree in length, a bag has more ids than its `bag_size`, or a text
+        is not a time.
     """
-    try:
-        return _decode(batch, file, first_row, decoding)
-    except MemoryError as error:
-        raise MachineError(
-            f"{file.path}: rows from {first_row:,} on cannot be decoded: too little memory; give the "
-            f"job more, lower io.thread_num, or rewrite the log in smaller stripes"
-        ) from error
-
-
-def _decode(batch: pa.RecordBatch, file: Source, first_row: int, decoding: Decoding) -> Block:
-    names = column_names(decoding.features)
+    names = column_names(features)
     found = {name: _list_lengths(batch.column(name)) for name in names}
     lengths_N = _common_lengths(found, file, first_row)
-    longest = decoding.history_len
-    if longest is not None and decoding.check_length and lengths_N.max(initial=0) > longest:
-        row = int(np.argmax(lengths_N > longest))
-        windows = "" if decoding.windows == 1 else f" in {decoding.windows} windows"
-        raise UserError(
-            f"{file.path}: row {first_row + row} has {lengths_N[row]} positions, expected at most "
-            f"{longest} (model.seq_len{windows}); unset io.check_length to truncate"
-        )
     starts_N = blocks.starts(lengths_N)
-    columns = id_columns(decoding.features)
-    values_PC = np.empty((starts_N[-1], id_width(decoding.features)), np.int32)
-    decoded = Block(values_PC, starts_N[:-1], lengths_N)
-    cut = held_out.training_cut(decoding.split)
-    kept = blocks.take_first(decoded, cut.kept(batch, lengths_N, file, first_row))
-    if longest is not None:
-        kept = blocks.truncate(kept, longest, decoding.keep_newest)
+    columns = id_columns(features)
+    values_PC = np.empty((starts_N[-1], id_width(features)), np.int32)
+    kept = keep(Block(values_PC, starts_N[:-1], lengths_N))
     where = _Where(file, first_row, starts_N, kept)
     entries = {name: _entries_of(batch.column(name).flatten()) for name in names}
-    for feature in decoding.features:
+    for feature in features:
         name = feature.column_name
         mine_PK = values_PC[:, columns[feature.name]]
         present_P = None

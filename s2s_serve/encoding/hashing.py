@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.data.encoding import farmhash
+from s2s_serve.encoding import farmhash
 
 # MurmurHash64A (Austin Appleby, 2008, public domain), the 64-bit hash behind "murmur" in RecIS.
 _MULTIPLIER = np.uint64(0xC6A4A7935BD1E995)

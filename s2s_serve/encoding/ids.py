@@ -6,9 +6,9 @@ Shapes: T entries, P positions.
 import numpy as np
 import pyarrow as pa
 
-from s2s_jax.config import FeatureConfig
-from s2s_jax.data.encoding import hashing
-from s2s_jax.data.encoding.blocks import NO_ID
+from s2s_serve.encoding import hashing
+from s2s_serve.encoding.blocks import NO_ID
+from s2s_serve.encoding.feature import FeatureConfig
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400

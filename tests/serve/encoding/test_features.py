@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from murmur import reference
 
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
-from s2s_jax.data.encoding import blocks, features
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.errors import UserError
+from s2s_serve.encoding import blocks, features
 
 PATH = Path("logs/part-0.orc")
 BUCKETS = 1000
