@@ -28,6 +28,7 @@ ORDER = [
     "training.step",
     "training",
     "ranking",
+    "export",
     "reporting",
     "jobs",
     "library",

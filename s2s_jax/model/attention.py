@@ -20,7 +20,7 @@ Attention = _Implementation | Literal["auto"]
 _BLOCK = 64
 # Finite, so that subtracting masked scores never gives NaN.
 _MASKED = -1e30
-_ROPE_BASE = 10_000.0
+ROPE_BASE = 10_000.0
 # Head widths that cuDNN's fused attention supports on every GPU that has it.
 _CUDNN_WIDTH_MULTIPLE, _CUDNN_MAX_WIDTH = 8, 128
 
@@ -185,7 +185,7 @@ def rotation(position_BL: jax.Array, head_width: int) -> Rotation:
       head_width: H; must be even.
     """
     pair_H = jnp.arange(head_width // 2, dtype=jnp.float32)
-    speed_H = _ROPE_BASE ** (-2 * pair_H / head_width)
+    speed_H = ROPE_BASE ** (-2 * pair_H / head_width)
     angle_BLH = position_BL[..., None] * speed_H[None, None]
     return Rotation(jnp.cos(angle_BLH), jnp.sin(angle_BLH))
 

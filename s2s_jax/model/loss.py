@@ -13,7 +13,7 @@ from s2s_jax.config import LossConfig
 from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries, alignment, sum_type
 from s2s_jax.model.streamed_softmax import softmax_sums
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 # Items with more ids (or words) than this are replaced by one number each before they are compared.
 _MAX_COMPARED_WORDS = 2
 
@@ -235,7 +235,7 @@ def comparable(config: LossConfig, x_NE: jax.Array) -> jax.Array:
 def normalize(x_NE: jax.Array) -> jax.Array:
     """Return x / max(|x|, eps); its gradient is finite at 0."""
     square_N1 = jnp.sum(x_NE * x_NE, axis=-1, keepdims=True)
-    return x_NE * jax.lax.rsqrt(jnp.maximum(square_N1, _NORM_EPS**2))
+    return x_NE * jax.lax.rsqrt(jnp.maximum(square_N1, NORM_EPS**2))
 
 
 def _number_bags(item_NK: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from s2s_jax.model.attention import (
     sequence_positions,
 )
 
-_LAYER_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
 # With unroll="auto", models of up to this many layers are unrolled. Each unrolled layer is compiled.
 _MAX_UNROLLED = 16
@@ -44,7 +44,7 @@ def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx
 
 def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Return a layer norm, which is always computed in float32."""
-    return nnx.LayerNorm(size, epsilon=_LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
+    return nnx.LayerNorm(size, epsilon=LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

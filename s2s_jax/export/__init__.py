@@ -1,0 +1,1 @@
+"""The trained model in files that other programs can run."""
