@@ -1,0 +1,141 @@
+"""The version that answers, and the change to a newer one while requests are answered."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from s2s_serve.errors import UserError
+from s2s_serve.server.loading import Served, load
+from s2s_serve.server.metrics import Metrics
+
+# A version that could not be loaded is tried again after this many seconds, and then ever more rarely.
+_FIRST_RETRY = 5.0
+_LAST_RETRY = 300.0
+
+
+class Versions:
+    """Loads the newest version, and changes to each newer one in a thread of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        metrics: Metrics,
+        poll: float,
+        load: Callable[[Path], Served] = load,
+    ) -> None:
+        """Prepares; `start` begins.
+
+        Args:
+          directory: the export.
+          metrics: counts loads.
+          poll: seconds between two looks at current.json.
+          load: loads the newest version.
+        """
+        self._directory = directory
+        self._metrics = metrics
+        self._poll = poll
+        self._load = load
+        self._ended = threading.Event()
+        self._served: Served | None = None
+        self.failure: str | None = None
+        self.first: Future[int] = Future()
+
+    @property
+    def served(self) -> Served | None:
+        """What answers now; None while the first version is loaded."""
+        return self._served
+
+    def current(self) -> Served:
+        """What answers now, after the first version was loaded."""
+        assert self._served is not None, "requests wait for the first version"
+        return self._served
+
+    def start(self) -> None:
+        """Begins to load and to look for newer versions.
+
+        `first` gets the number of the first version, or the error that kept it from being loaded.
+        """
+        # A daemon, so that the process can end while a version is loaded.
+        threading.Thread(target=self._run, name="s2s-versions", daemon=True).start()
+
+    def end(self) -> None:
+        """Looks no more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        seen = self._look()
+        try:
+            self._change()
+        except BaseException as error:
+            self._metrics.reloads.labels("failed").inc()
+            self.first.set_exception(error)
+            return
+        self.first.set_result(self.current().model.version)
+        tried, wait = 0.0, _FIRST_RETRY
+        while not self._ended.wait(self._poll):
+            found = self._look()
+            again = self.failure is not None and time.monotonic() - tried > wait
+            if found == seen and not again:
+                continue
+            wait = min(2 * wait, _LAST_RETRY) if found == seen else _FIRST_RETRY
+            seen, tried = found, time.monotonic()
+            self._try_to_change()
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What changes when current.json is replaced; None: it cannot be read."""
+        try:
+            found = os.stat(self._directory / "current.json")
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _try_to_change(self) -> None:
+        """Changes to the newest version, or says why not and keeps the old one."""
+        try:
+            if self._newest() != self.current().model.version:
+                self._change()
+        except Exception as error:
+            kept = self.current().model.version
+            reason = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            reason = " ".join(reason.split())
+            self._metrics.reloads.labels("failed").inc()
+            if reason != self.failure:
+                _say(f"the newest version cannot be loaded, version {kept} still answers: {reason}")
+            self.failure = reason
+        else:
+            self.failure = None
+
+    def _newest(self) -> int:
+        path = self._directory / "current.json"
+        try:
+            return json.loads(path.read_bytes())["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{path}: expected {{"version": number}}, found something else'
+            ) from error
+
+    def _change(self) -> None:
+        began = time.monotonic()
+        served = self._load(self._directory)
+        before = self._served
+        # One assignment: a call of the model sees the old version or the new one.
+        self._served = served
+        self._metrics.version.set(served.model.version)
+        self._metrics.reloads.labels("loaded").inc()
+        if before is not None:
+            seconds = time.monotonic() - began
+            _say(
+                f"version {served.model.version} answers now, instead of {before.model.version}; "
+                f"loaded in {seconds:.1f} s"
+            )
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
