@@ -25,8 +25,8 @@ from s2s_serve.server.metrics import CONTENT_TYPE, Metrics
 from s2s_serve.server.protocol import Histories, Model
 from s2s_serve.server.reading import ARROW, JSON
 from s2s_serve.server.refusals import RefusedError
+from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings
-from s2s_serve.server.versions import Versions
 
 _PAGE = Path(__file__).parent / "page"
 _FILES = {
@@ -66,8 +66,8 @@ class Routes:
         kind = reading.content_type(request, (JSON, ARROW))
         body = await reading.body_of(request, self._settings)
         histories: Histories
+        rules = reading.rules_of_query(request, kind)
         if kind == ARROW:
-            rules = reading.rules_of_query(request)
             histories = reading.table_of(body, self._settings)
         else:
             asked = reading.from_json(body, schema.RecommendRequest)
@@ -126,14 +126,14 @@ class Routes:
         """GET /v1/items."""
         served = self._served()
         query = request.query_params
+        limit = query["limit"] if "limit" in query else "20"
+        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST_FOUND:
+            raise RefusedError(400, f"limit: expected 1 to {_MOST_FOUND}, found {limit[:40]}")
+        text = query["query"] if "query" in query else ""
         if "items" in query:
             ids = _ids_of(query["items"])
             work = functools.partial(served.items.describe, ids)
         else:
-            limit = query["limit"] if "limit" in query else "20"
-            if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST_FOUND:
-                raise RefusedError(400, f"limit: expected 1 to {_MOST_FOUND}, found {limit[:40]}")
-            text = query["query"] if "query" in query else ""
             work = functools.partial(served.items.search, text.strip(), int(limit))
         found = await asyncio.get_running_loop().run_in_executor(self._lookups, work)
         return _json(schema.ItemsAnswer(served.model.version, found))

@@ -1,5 +1,8 @@
 """The items of a version for the page: found by text, and described with their columns."""
 
+# pyarrow.compute makes its functions at run time.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -65,7 +65,7 @@ def _anything(_: type) -> Part:
 
 
 def _paths() -> Part:
-    arrow = {ARROW: {"schema": {"type": "string", "format": "binary"}}}
+    arrow: Part = {ARROW: {"schema": {"type": "string", "format": "binary"}}}
     return {
         "/v1/recommend": {
             "post": {

@@ -85,12 +85,16 @@ def from_json(body: bytes, cls: type[S]) -> S:
         raise RefusedError(400, f"body: expected JSON, found other text ({error})") from None
 
 
-def rules_of_query(request: Request) -> schema.Rules:
+def rules_of_query(request: Request, kind: str) -> schema.Rules:
     """The rules that come with a body in Arrow: query parameters, each of them JSON.
 
     Raises:
-      RefusedError: a parameter is unknown, is there twice, is not JSON, or has another type.
+      RefusedError: a parameter is unknown, is there twice, is not JSON, or has another type; or the body
+        is in JSON, in which the rules are.
     """
+    if kind == JSON and request.query_params:
+        name = next(iter(request.query_params))[:40]
+        raise RefusedError(400, f"{name}: expected in the body, found a query parameter")
     given: dict[str, msgspec.Raw] = {}
     for name, text in request.query_params.multi_items():
         if name in given:

@@ -18,8 +18,8 @@ from s2s_serve.server.app import make_app
 from s2s_serve.server.batching import Batcher
 from s2s_serve.server.loading import Served, load
 from s2s_serve.server.metrics import Metrics
+from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings, token_for
-from s2s_serve.server.versions import Versions
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Idle connections are kept longer than load balancers keep theirs, so that none uses a closed one.

@@ -4,6 +4,9 @@ What comes from outside may be damaged or hostile: it is refused if it has an un
 outside of its bytes, or would take more memory than it has bytes.
 """
 
+# pyarrow.compute makes its functions at run time.
+# pyright: reportAttributeAccessIssue=false
+
 import struct
 from collections.abc import Sequence
 
@@ -83,7 +86,7 @@ def _check_schema(given: pa.Schema) -> None:
 
 def _inner(kind: pa.DataType) -> pa.DataType | None:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return kind.value_type if is_list else None  # type: ignore[attr-defined]
+    return kind.value_type if is_list else None
 
 
 def _is_id(kind: pa.DataType) -> bool:

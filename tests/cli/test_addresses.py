@@ -27,6 +27,7 @@ NEEDED = {
     "evaluate": [],
     "recommend": ["--input", "log", "--output", "out"],
     "report": ["run"],
+    "serve": ["export"],
     "tables": ["run"],
     "catalogue": ["--output", "out"],
     "convert": ["log", "--output", "out"],

@@ -16,8 +16,8 @@ from places import HELPERS, REPO
 from s2s_serve.server.app import make_app
 from s2s_serve.server.batching import Batcher
 from s2s_serve.server.metrics import Metrics
+from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings
-from s2s_serve.server.versions import Versions
 
 # The program of a process: a server with fake models, of which a call takes SECONDS.
 PROGRAM = """

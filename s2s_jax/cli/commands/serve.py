@@ -14,9 +14,8 @@ from s2s_serve.server.settings import Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(Settings):
-    """Answers recommendations over HTTP from an export, with a page to try them at /. When DIR gets a
-    newer version, the server changes to it without a pause. SIGTERM or SIGINT ends it after the requests
-    in flight.
+    """When DIR gets a newer version, the server changes to it without a pause. SIGTERM or SIGINT ends it
+    after the requests in flight.
     """
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]

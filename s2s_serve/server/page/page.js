@@ -141,7 +141,7 @@ function history() {
 // ---------------------------------------------------------------- suggestions while an item is typed
 
 function suggestItems(input, field, row) {
-  const list = make("ul", { class: "options", role: "listbox", id: `${input.id}_options`, "aria-label": "Items" });
+  const list = make("ul", { class: "options", role: "listbox", id: `${input.id}_options`, "aria-label": "Suggested items" });
   list.hidden = true;
   field.append(list);
   const roles = { role: "combobox", "aria-autocomplete": "list", "aria-expanded": "false", "aria-controls": list.id };

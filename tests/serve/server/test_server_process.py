@@ -1,6 +1,7 @@
 """A server as a process: new versions under load, signals, addresses, and how it ends."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -135,17 +136,23 @@ def test_an_idle_connection_does_not_keep_a_server_that_was_told_to_end(tmp_path
 
 def test_a_second_signal_does_not_wait(tmp_path):
     publish(tmp_path, 1)
-    with server_process.process(tmp_path, "timeout=60", seconds=30) as (process, address):
-        with socket.create_connection(("127.0.0.1", int(address.split(":")[2]))) as caller:
-            content = b'{"histories":[{"item_id":[1]}]}'
-            head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    content = b'{"histories":[{"item_id":[1]}]}'
+    head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with (
+        server_process.process(tmp_path, "timeout=60", seconds=30) as (process, address),
+        contextlib.ExitStack() as callers,
+    ):
+        for _ in range(2):
+            place = ("127.0.0.1", int(address.split(":")[2]))
+            caller = callers.enter_context(socket.create_connection(place))
             caller.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            until(lambda: "batch" in httpx.get(f"{address}/metrics").text)
-            process.terminate()
-            time.sleep(0.3)
-            assert process.poll() is None
-            process.terminate()
-            assert process.wait(10) == 0
+        # One is answered, the other one waits.
+        until(lambda: "waiting_requests 1" in httpx.get(f"{address}/metrics").text)
+        process.terminate()
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 # ------------------------------------------------------------------------------- slow callers
@@ -160,7 +167,9 @@ def test_a_body_that_does_not_come_is_given_up(tmp_path):
     ):
         head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         caller.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-        answer = caller.recv(4096)
+        answer = b""
+        while b"}" not in answer:
+            answer += caller.recv(4096)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"within 0.3 s, found 1 bytes" in answer
 
