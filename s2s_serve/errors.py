@@ -7,3 +7,7 @@ class UserError(Exception):
     The sentence says where the mistake is (dotted config path, or file, stripe, row and column), what
     was expected, what was found, and how to fix it.
     """
+
+
+class UnknownItemError(UserError):
+    """There is no such item."""

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 
 from places import REPO
 
@@ -39,7 +40,7 @@ ORDER = [
 ]
 
 # The rooms that use the rest of s2s_serve too.
-SERVING = ("export", "cli.commands")
+SERVING = ("export", "jobs", "cli.commands")
 
 
 def room(module: str) -> str:
@@ -96,3 +97,10 @@ def test_serving_needs_nothing_of_training():
         if room(".".join(path.relative_to(REPO).with_suffix("").parts)) not in SERVING:
             of_serving = [name for name in imports(path) if name.startswith("s2s_serve")]
             assert all(name.startswith(own) for name in of_serving), path
+
+
+def test_the_small_distribution_has_every_room_of_serving():
+    listed = tomllib.loads((SERVE / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = (path.parent.relative_to(REPO).parts for path in SERVE.rglob("__init__.py"))
+    rooms = {".".join(parts) for parts in found if "build" not in parts}
+    assert set(listed) == rooms

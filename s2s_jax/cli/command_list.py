@@ -6,6 +6,7 @@ COMMANDS = {
     "train": "Trains a model, or continues from the newest checkpoint of its run directory.",
     "evaluate": "Measures how often a run recommends what users did next.",
     "recommend": "Writes the top items for each row of a log.",
+    "export": "Exports a checkpoint, so that it answers histories without JAX.",
     "serve": "Answers recommendations over HTTP from an export, with a page to try them.",
     "report": "Writes an HTML page about a run: its metrics and its recommendations.",
     "convert": "Converts event logs to the ORC logs that training reads.",

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import FeatureConfig, TableConfig
+from s2s_serve.encoding.table_layout import NUM_SEGMENTS as NUM_SEGMENTS
+from s2s_serve.encoding.table_layout import row_of_bucket
 
-# Also the maximum number of devices. The number of devices must divide it.
-NUM_SEGMENTS = 256
 # Rows of a bucket of a growing table (see `id_map`): the smallest size with which tables can be filled
 # to 0.85 without loss, given two choices.
 SLOTS = 16
@@ -116,8 +116,7 @@ def rows_of_buckets(spec: TableSpec, buckets: jax.Array) -> jax.Array:
       >>> rows_of_buckets(spec, jnp.array([0, 1, 256, -1])).tolist()  # segments have 2 rows
       [0, 2, 1, 512]
     """
-    rows = buckets % NUM_SEGMENTS * spec.segment_rows + buckets // NUM_SEGMENTS
-    return jnp.where(buckets >= 0, rows, spec.rows)
+    return jnp.where(buckets >= 0, row_of_bucket(buckets, spec.segment_rows), spec.rows)
 
 
 def init_table(spec: TableSpec, key: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ from s2s_jax.config.settings import Decoding, Items, Logs, Split
 from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import items_of_training
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.item_vectors import item_vectors
 from s2s_jax.data.items.neighbours import count_neighbours
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 
 def initial_items(config: Config) -> tuple[np.ndarray, np.ndarray] | None:

@@ -28,7 +28,6 @@ from s2s_jax.data.encoding.indexing import check_kinds, index_files
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.stripe_recommender import StripeRecommender, UserColumn
@@ -38,6 +37,7 @@ from s2s_jax.ranking.neighbour_bias import bias_of, make_scorer
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 from s2s_serve.encoding import features
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

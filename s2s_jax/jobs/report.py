@@ -16,7 +16,7 @@ from s2s_jax.data.batching.histories import HistoryReader
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect
-from s2s_jax.data.items.item_numbers import ItemNumbers
+from s2s_jax.data.items.titles import read_titles
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.neighbour_bias import count_bias
@@ -24,7 +24,7 @@ from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
 from s2s_jax.reporting.shown_users import ExampleUsers, Shown, ShownUser, spread_over_log
-from s2s_jax.reporting.titles import read_titles
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 
 def report(

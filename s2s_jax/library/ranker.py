@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder
 from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.neighbours import Scorer
 from s2s_jax.ranking.answers import Answerer, By, ByCounts, ByModel
 from s2s_jax.ranking.candidates import Candidates
 from s2s_jax.ranking.encode import user_vectors
 from s2s_jax.ranking.restored import Restored
 from s2s_serve.encoding import plain_histories
+from s2s_serve.encoding.item_numbers import ItemNumbers
 from s2s_serve.encoding.plain_histories import HistorySource
 
 # Possible numbers of users per device in a batch, besides the maximum.

@@ -30,7 +30,6 @@ from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart, Targets
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect_for_evaluation
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.neighbours import Scorer, count_neighbours
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.baselines import Neighbours, Popularity
@@ -41,6 +40,7 @@ from s2s_jax.ranking.ranked_items import no_bias
 from s2s_jax.ranking.tally import COVERAGE_CUTOFFS, Evaluation, Ranked, Tally
 from s2s_jax.training.step.functions import StepFunctions
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,14 @@ from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.neighbours import Scorer, Scores, count_neighbours
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.ranking.ranked_items import Bias
+from s2s_serve.encoding import neighbour_scores
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 # The weights that training tries if `eval.neighbours` is auto; the first is the model alone.
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-# A pair that was never counted is taken for one that was counted this often.
-_PRIOR = 0.05
 
 
 class NeighbourBias:
@@ -51,12 +50,15 @@ class NeighbourBias:
           temperature: `loss.temperature`, because scores are logits times the temperature.
         """
         self.scorer = scorer
-        self._scales = [weight * temperature for weight in weights]
+        self._weights, self._temperature = weights, temperature
 
     def of(self, scores: Scores) -> Bias:
         """Return the biases of users with these scores, for all pairs with a count."""
-        log_S = np.log1p(scores.score_S / _PRIOR)
-        bias_WS = np.stack([(scale * log_S).astype(np.float32) for scale in self._scales])
+        of_weights = [
+            neighbour_scores.bias_of(scores.score_S, weight, self._temperature)
+            for weight in self._weights
+        ]
+        bias_WS = np.stack(of_weights)
         return Bias(scores.user_S, scores.item_S.astype(np.int32), bias_WS)
 
 

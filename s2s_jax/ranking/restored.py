@@ -1,6 +1,8 @@
 """Restores a checkpoint of a run for evaluating, recommending and reporting."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +20,13 @@ from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 
 
-class Restored(NamedTuple):
-    """A restored checkpoint.
+class Saved(NamedTuple):
+    """What is known about a checkpoint without restoring it.
 
     Attributes:
       step: the step of the checkpoint.
       fingerprint: the fingerprint of the checkpoint; see `Checkpoints.fingerprint`.
-      functions: the functions of the model.
-      state: the state on the devices.
+      capacities: the number of rows of each growing table.
       kinds: the kind of ids of each feature in the training log; see `features.entry_kinds`.
       chosen_weight: the weight of counted neighbours that training chose; None if it chose none.
       run_dir: the directory of the run.
@@ -33,8 +34,7 @@ class Restored(NamedTuple):
 
     step: int
     fingerprint: str
-    functions: StepFunctions
-    state: TrainState
+    capacities: dict[str, int]
     kinds: dict[str, str]
     chosen_weight: float | None
     run_dir: Path
@@ -58,6 +58,55 @@ class Restored(NamedTuple):
         return dataclasses.replace(config, eval=settings)
 
 
+class Restored(NamedTuple):
+    """A restored checkpoint.
+
+    Attributes:
+      saved: what is known about the checkpoint.
+      functions: the functions of the model.
+      state: the state on the devices.
+    """
+
+    saved: Saved
+    functions: StepFunctions
+    state: TrainState
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.saved.step
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the checkpoint."""
+        return self.saved.fingerprint
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of ids of each feature in the training log."""
+        return self.saved.kinds
+
+    def with_weight(self, config: Config) -> Config:
+        """Return a configuration with the weight of this checkpoint, see `Saved.with_weight`."""
+        return self.saved.with_weight(config)
+
+
+def find(config: Config, checkpoint: str = "best", run_dir: Path | None = None) -> Saved:
+    """Finds a checkpoint of a run, without restoring it.
+
+    Args:
+      config: the configuration, which must fit the run.
+      checkpoint: "best" (by `eval.metric`; the newest if nothing was evaluated), "newest", or a step.
+      run_dir: the directory of the run; None: `train.output_dir`.
+
+    Raises:
+      UserError: there is no such checkpoint, it cannot be read, or the configuration does not fit the
+        run.
+    """
+    with _opened(config, run_dir) as (checkpoints, directory):
+        return _find(config, checkpoint, checkpoints, directory)
+
+
 def restore(
     config: Config, mesh: Mesh, checkpoint: str = "best", run_dir: Path | None = None
 ) -> Restored:
@@ -66,13 +115,22 @@ def restore(
     Args:
       config: the configuration, which must fit the run.
       mesh: the devices; they may differ from those that the run was trained on.
-      checkpoint: "best" (by `eval.metric`; the newest if nothing was evaluated), "newest", or a step.
+      checkpoint: see `find`.
       run_dir: the directory of the run; None: `train.output_dir`.
 
     Raises:
-      UserError: there is no such checkpoint, it cannot be read, or the configuration does not fit the
-        run.
+      UserError: see `find`.
     """
+    with _opened(config, run_dir) as (checkpoints, directory):
+        saved = _find(config, checkpoint, checkpoints, directory)
+        functions = make_step_functions(StepSettings.of(config), mesh, saved.capacities)
+        state = checkpoints.restore(saved.step, functions.abstract)
+        return Restored(saved, functions, state)
+
+
+@contextlib.contextmanager
+def _opened(config: Config, run_dir: Path | None) -> Iterator[tuple[Checkpoints, Path]]:
+    """Opens the checkpoints of a run."""
     run_dir = Path(config.train.output_dir) if run_dir is None else run_dir
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(
@@ -83,19 +141,21 @@ def restore(
     try:
         if checkpoints.newest_step is not None:
             check_config(run_dir, config)
-        step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
-        plan = GrowthPlan(config.features, config.tables)
-        saved = checkpoints.progress(step)
-        plan.set_state(saved["growth"])
-        functions = make_step_functions(StepSettings.of(config), mesh, plan.capacities_now())
-        state = checkpoints.restore(step, functions.abstract)
-        reader = saved["reader"] if "reader" in saved else {}
-        # Older checkpoints do not have the kinds.
-        kinds = reader["kinds"] if "kinds" in reader else {}
-        # Lines that could not be written to metrics.jsonl.
-        unwritten = saved["unwritten"] if "unwritten" in saved else []
-        weight = chosen_weight([*read_lines(run_dir), *unwritten], step)
-        fingerprint = checkpoints.fingerprint(step)
-        return Restored(step, fingerprint, functions, state, kinds, weight, run_dir)
+        yield checkpoints, run_dir
     finally:
         checkpoints.close()
+
+
+def _find(config: Config, checkpoint: str, checkpoints: Checkpoints, run_dir: Path) -> Saved:
+    step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
+    plan = GrowthPlan(config.features, config.tables)
+    progress = checkpoints.progress(step)
+    plan.set_state(progress["growth"])
+    reader = progress["reader"] if "reader" in progress else {}
+    # Older checkpoints do not have the kinds.
+    kinds = reader["kinds"] if "kinds" in reader else {}
+    # Lines that could not be written to metrics.jsonl.
+    unwritten = progress["unwritten"] if "unwritten" in progress else []
+    weight = chosen_weight([*read_lines(run_dir), *unwritten], step)
+    fingerprint = checkpoints.fingerprint(step)
+    return Saved(step, fingerprint, plan.capacities_now(), kinds, weight, run_dir)

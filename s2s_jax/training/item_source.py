@@ -16,10 +16,10 @@ from s2s_jax.config.settings import Items, Negatives
 from s2s_jax.data.batching.order import integers
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.item_counts import codes_of
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.training.step.batches import NEGATIVES_SHARE, SHARE_UNIT, UNIFORM_SHARE
 from s2s_jax.training.step.negatives import PREFIX
 from s2s_serve.encoding.features import id_columns
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 # Makes these draws independent of the order of rows, which may have the same seed.
 _DRAWS = int.from_bytes(b"drawn")

@@ -53,7 +53,10 @@ class HistorySource(NamedTuple):
 
 
 def to_rows(
-    histories: Histories, features: Sequence[FeatureConfig], kinds: Mapping[str, str]
+    histories: Histories,
+    features: Sequence[FeatureConfig],
+    kinds: Mapping[str, str],
+    called: str = "histories",
 ) -> pa.RecordBatch:
     """One row for each history, with the columns that `features` read.
 
@@ -62,6 +65,7 @@ def to_rows(
       features: the features of the model. A history has their entries by the name of the column or,
         unless a column has that name, of the feature.
       kinds: kinds of the ids in training, see `features.entry_kinds`.
+      called: what the histories are called in messages.
 
     Raises:
       UserError: a feature is missing, or is not a list of ids of the same kind as in the log.
@@ -82,9 +86,10 @@ def to_rows(
             keys = [name, *(f.name for f in readers if f.name not in names)]
             lists = [_entries(history, row, keys) for row, history in enumerate(listed)]
             wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
-            columns.append(_array(lists, name, _OF_KIND[wanted] if wanted in _OF_KIND else None))
+            leaf = _OF_KIND[wanted] if wanted in _OF_KIND else None
+            columns.append(_array(lists, name, leaf, called))
         rows = pa.record_batch(columns, names)
-    _check(HistorySource(rows.schema), features, kinds)
+    _check(HistorySource(rows.schema, called), features, kinds)
     return rows
 
 
@@ -111,7 +116,7 @@ def _check(
         name = feature.name
         if name in kinds and found[name] != kinds[name]:
             raise UserError(
-                f"histories: {feature.column_name} holds {found[name]}, expected {kinds[name]} as in "
+                f"{given.path}: {feature.column_name} holds {found[name]}, expected {kinds[name]} as in "
                 f"the training log; give the ids as they are stored there"
             )
     check_schema(given, features)
@@ -161,13 +166,14 @@ def _as_list(value: Any, row: int, name: str) -> list | None:
     return list(value)
 
 
-def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.Array:
+def _array(lists: list[list | None], name: str, leaf: pa.DataType | None, called: str) -> pa.Array:
     """An array of list<T>, or list<list<T>> if an entry is a list.
 
     Args:
       lists: the entries of all histories.
       name: name of the column, for messages.
       leaf: the type T, if it cannot be inferred: there are no ids, or they are times of any unit.
+      called: what the histories are called in messages.
     """
     bags = any(_is_bag(entry) for entries in lists for entry in entries or ())
     if bags:
@@ -194,7 +200,7 @@ def _array(lists: list[list | None], name: str, leaf: pa.DataType | None) -> pa.
     except _ARROW_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"histories: row {_first_wrong(len(lists), read)}: {name} cannot be read ({reason}); give "
+            f"{called}: row {_first_wrong(len(lists), read)}: {name} cannot be read ({reason}); give "
             f"ids of one kind, as stored in the log"
         ) from error
 

@@ -33,7 +33,7 @@ def load(directory: Path) -> Served:
     Raises:
       UserError: there is no complete version.
     """
-    model = s2s_serve.load(directory)  # pyright: ignore[reportAttributeAccessIssue]
+    model = s2s_serve.load(directory)
     version = directory / "versions" / str(model.version)
     manifest = json.loads((version / "manifest.json").read_bytes())
     columns = {each["name"]: each["column"] or each["name"] for each in manifest["features"]}

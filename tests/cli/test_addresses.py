@@ -26,6 +26,7 @@ NEEDED = {
     "newest_step": [],
     "evaluate": [],
     "recommend": ["--input", "log", "--output", "out"],
+    "export": ["--output", "out"],
     "report": ["run"],
     "serve": ["export"],
     "tables": ["run"],

@@ -28,12 +28,12 @@ from s2s_jax.data.inspection import first_look as looks
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.data.logs.orc import OrcFile
 from s2s_jax.training.item_source import ItemSource
 from s2s_serve.encoding.arrow import Source
 from s2s_serve.encoding.blocks import Block
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 
 def index(config: Config) -> FileIndex:

@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import options
+import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 import small
 from jax.sharding import Mesh
 
+import s2s_serve
 from s2s_jax.cli.commands import recommend
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config
+from s2s_jax.config.settings import Decoding, Logs
+from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.export import Request, export
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
@@ -75,6 +80,27 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
         )
         assert all(math.isfinite(value) for value in found.metrics.values())
     recommends(config, directory, mesh)
+    serves(config, directory)
+
+
+def serves(config: Config, directory: Path) -> None:
+    """The export answers as `recommend` did."""
+    export(config, Request(output=directory / "export", checkpoint="newest", index="no"))
+    model = s2s_serve.load(directory / "export")
+    expected = pq.read_table(directory / "recs.parquet").to_pylist()
+    files = index_files(Logs.of(config), Decoding.of(config)).files
+    rows = {
+        row["user"]: row for f in files for row in pyarrow.orc.read_table(str(f.path)).to_pylist()
+    }
+    answers = model.recommend([rows[row["user"]] for row in expected], 3)
+    for answer, row in zip(answers, expected, strict=True):
+        assert answer.by == "model"
+        # Half precision is for training: an export computes in single precision.
+        exact = config.model.dtype == "float32"
+        np.testing.assert_allclose(answer.scores, row["scores"], atol=1e-5 if exact else 0.1)
+        distinct = np.diff(row["scores"], append=-np.inf, prepend=np.inf)
+        if exact and (np.abs(distinct) > 1e-5).all():
+            assert answer.items == row["items"]
 
 
 def recommends(config: Config, directory: Path, mesh: Mesh) -> None:

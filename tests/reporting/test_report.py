@@ -26,6 +26,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import EvalConfig
 from s2s_jax.config.settings import Items
 from s2s_jax.data.items.catalogue import item_text
+from s2s_jax.data.items.titles import read_titles
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.report import show_users
 from s2s_jax.jobs.train import train
@@ -37,7 +38,6 @@ from s2s_jax.reporting.markup import escaped
 from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
 from s2s_jax.reporting.shown_users import Event, Recommended, Shown, ShownUser
-from s2s_jax.reporting.titles import read_titles
 from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 
 HOSTILE = "<script>alert('1')</script>&amp;\"><b>\x00\ud800]]>{}%s\u202e\n"

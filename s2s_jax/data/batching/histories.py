@@ -19,7 +19,6 @@ from s2s_jax.data.encoding.held_out import Targets
 from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.items import seen
 from s2s_jax.data.items.item_counts import codes_of
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex, may_skip
@@ -27,6 +26,7 @@ from s2s_jax.errors import UserError
 from s2s_serve.encoding import blocks, features
 from s2s_serve.encoding.arrow import Source
 from s2s_serve.encoding.blocks import Block
+from s2s_serve.encoding.item_numbers import ItemNumbers
 
 # Maximum number of events in the histories of a batch; a longer history is a batch by itself.
 _MOST_POSITIONS = 2**22

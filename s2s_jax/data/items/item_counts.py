@@ -26,6 +26,7 @@ from s2s_jax.errors import UserError
 from s2s_serve.encoding import blocks, features, ids
 from s2s_serve.encoding.arrow import is_list
 from s2s_serve.encoding.blocks import NO_ID
+from s2s_serve.encoding.item_numbers import codes_of as codes_of
 
 # If there are too many combinations of other features, this many are kept per item. Otherwise features
 # that differ in each event, such as times, would give as many combinations as events.
@@ -247,18 +248,6 @@ def _counted(block: blocks.Block, kept_N: np.ndarray) -> np.ndarray:
     """
     ends_N = block.begins_N + kept_N
     return np.arange(len(block.values_PC)) < np.repeat(ends_N, block.lengths_N)
-
-
-def codes_of(ids_PW: np.ndarray) -> np.ndarray:
-    """Return int64 `[P]`: buckets, or 64-bit ids made from their words; `NO_ID` for missing ids.
-
-    Examples:
-      >>> codes_of(np.array([[5, 0], [5, 1], [-1, -1]], np.int32)).tolist()
-      [5, 4294967301, -1]
-    """
-    if ids_PW.shape[1] == 1:
-        return ids_PW[:, 0].astype(np.int64)
-    return np.ascontiguousarray(ids_PW).astype("<i4", copy=False).view("<i8")[:, 0].astype(np.int64)
 
 
 def code_words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:

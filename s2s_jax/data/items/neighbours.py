@@ -22,16 +22,15 @@ from s2s_jax.data.encoding.held_out import Cut
 from s2s_jax.data.encoding.row_decoding import decode_rows
 from s2s_jax.data.items.each_stripe import each_stripe
 from s2s_jax.data.items.item_counts import codes_of
-from s2s_jax.data.items.item_numbers import ItemNumbers
 from s2s_jax.data.items.seen import Seen
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
 from s2s_serve.encoding import blocks, features
+from s2s_serve.encoding.item_numbers import ItemNumbers
+from s2s_serve.encoding.neighbour_scores import EVENT_WEIGHTS, PAIR_UNIT, newest_items
 
-# Weights by distance, in sixths, so that sums are exact in any order.
+# Weights by distance, in units of `PAIR_UNIT`, so that sums are exact in any order.
 _WEIGHTS = (6, 3, 2)
-# Weights of the newest five events, the newest first, in sixtieths.
-_EVENT_WEIGHTS = (60, 30, 20, 15, 12)
 # Maximum number of pairs in memory. A pair takes 16 bytes, and twice that while pairs are merged.
 MOST_PAIRS = 2**25
 # Maximum number of scores of the users that are scored together. A score takes about 100 bytes while
@@ -113,7 +112,7 @@ class NeighbourCounts:
         self._merge()
         rows, columns = np.divmod(self._pair_T, self._items)
         shape = (self._items, self._items)
-        weights = self._weight_T / _WEIGHTS[0]
+        weights = self._weight_T / PAIR_UNIT
         return scipy.sparse.csr_matrix((weights, (rows, columns)), shape=shape)
 
 
@@ -176,9 +175,14 @@ class Scorer:
 
     def __init__(self, matrix: scipy.sparse.csr_matrix):
         """Prepares scoring; `matrix` is the result of `NeighbourCounts.matrix`."""
-        # In sixths, weights are whole numbers, so that sums are exact in any order.
-        self._matrix = (matrix * _WEIGHTS[0]).rint()
+        # Whole numbers, so that sums are exact in any order.
+        self._matrix = (matrix * PAIR_UNIT).rint()
         self._followers_I = np.diff(self._matrix.indptr)
+
+    @property
+    def matrix(self) -> scipy.sparse.csr_matrix:
+        """f64 `[I, I]`: the weights of pairs in units of `PAIR_UNIT`: whole numbers."""
+        return self._matrix
 
     def score(self, item_P: np.ndarray, events_U: np.ndarray) -> Scores:
         """Scores the items for each user.
@@ -188,15 +192,15 @@ class Scorer:
             the catalogue.
           events_U: int, number of events of each user.
         """
-        item_UE = _newest(item_P, events_U)
+        item_UE = newest_items(item_P, events_U)
         user_T, event_T = np.nonzero(item_UE >= 0)
-        weights = np.take(_EVENT_WEIGHTS, event_T).astype(np.float64)
+        weights = np.take(EVENT_WEIGHTS, event_T).astype(np.float64)
         shape = (len(item_UE), len(self._followers_I))
         newest = scipy.sparse.csr_matrix((weights, (user_T, item_UE[user_T, event_T])), shape=shape)
         scored = newest @ self._matrix
         scored.sort_indices()
         user_S = np.repeat(np.arange(len(item_UE), dtype=np.int32), np.diff(scored.indptr))
-        return Scores(user_S, scored.indices, scored.data / (_WEIGHTS[0] * _EVENT_WEIGHTS[0]))
+        return Scores(user_S, scored.indices, scored.data / (PAIR_UNIT * EVENT_WEIGHTS[0]))
 
     def slices(self, item_P: np.ndarray, events_U: np.ndarray) -> Iterator[slice]:
         """Yields slices of the users, in order, each with at most `MOST_SCORES` scores or a single user.
@@ -207,7 +211,7 @@ class Scorer:
           item_P: see `score`.
           events_U: see `score`.
         """
-        item_UE = _newest(item_P, events_U)
+        item_UE = newest_items(item_P, events_U)
         # Two events may have the same followers, so a user has at most as many scores.
         scores_U = np.where(item_UE >= 0, self._followers_I[item_UE], 0).sum(axis=1)
 
@@ -220,15 +224,6 @@ class Scorer:
                 yield slice(begin, stop)
 
         return halves(0, len(scores_U))
-
-
-def _newest(item_P: np.ndarray, events_U: np.ndarray) -> np.ndarray:
-    """Return int `[U, E]`: the items of the newest events, the newest first; -1 where there is none."""
-    end_U = np.cumsum(events_U)
-    newest_E = np.arange(len(_EVENT_WEIGHTS))
-    place_UE = end_U[:, None] - 1 - newest_E
-    there_UE = newest_E < np.asarray(events_U)[:, None]
-    return np.where(there_UE, np.append(item_P, -1)[np.where(there_UE, place_UE, -1)], -1)
 
 
 class Neighbours:

@@ -1,21 +1,68 @@
 """Reads the tables of a checkpoint one at a time, into the memory of this host."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from s2s_jax.embedding.id_map import IdMap, empty_map
-from s2s_jax.embedding.tables import TableSpec
+from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import of_known_format
 from s2s_jax.runs.checkpoints.files import complete_steps
 from s2s_jax.runs.checkpoints.one_error import one_error
 from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
+from s2s_jax.runs.checkpoints.saved_array import SavedArray, keys_of_arrays
+
+
+class TablePart(NamedTuple):
+    """Consecutive rows of a table.
+
+    Attributes:
+      values_RD: f32, the vectors.
+      keys_R2: uint32, the keys of the rows' ids in a growing table; None for a bucket table.
+      touched_R: bool, whether a row was ever trained; None if moments were not read.
+    """
+
+    values_RD: np.ndarray
+    keys_R2: np.ndarray | None
+    touched_R: np.ndarray | None
+
+
+class TableParts(NamedTuple):
+    """A reader of a table, see `SavedTables.in_parts`.
+
+    Attributes:
+      values: the vectors.
+      keys: the keys of the rows' ids; None for a bucket table.
+      moments: the moments of the optimizer; None if they are not read.
+      rows_S: int64, the number of used rows of each segment.
+      explaining: turns failures to read into errors that users understand.
+    """
+
+    values: SavedArray
+    keys: SavedArray | None
+    moments: SavedArray | None
+    rows_S: np.ndarray
+    explaining: Callable[[object], contextlib.AbstractContextManager[None]]
+
+    def read(self, begin: int, stop: int, at_once: int) -> Iterator[TablePart]:
+        """Yields the rows of segments `begin` to `stop - 1`, `at_once` segments at a time."""
+        segment_rows = self.values.shape[0] // len(self.rows_S)
+        for first in range(begin, stop, at_once):
+            rows = first * segment_rows, min(first + at_once, stop) * segment_rows
+            with self.explaining(None):
+                values_RD = self.values.read(*rows)
+                keys_R2 = None if self.keys is None else self.keys.read(*rows)
+                touched_R = None
+                if self.moments is not None:
+                    # The moments of a trained row never become zero again.
+                    touched_R = (self.moments.read(*rows) != 0).any(axis=1)
+            yield TablePart(values_RD, keys_R2, touched_R)
 
 
 class SavedTables:
@@ -58,6 +105,36 @@ class SavedTables:
         wanted = {k: v for k, v in shapes._asdict().items() if k != "sketch_SW"}
         found = self._restore({"maps": {spec.name: wanted}})["maps"][spec.name]
         return IdMap(**found | {"sketch_SW": None})
+
+    def dense(self, abstract: Any) -> Any:
+        """Returns the parameters of the dense part, as NumPy arrays.
+
+        Args:
+          abstract: a tree of arrays, or shapes, with the structure of the parameters.
+        """
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
+        return self._restore({"params": {"dense": wanted}})["params"]["dense"]
+
+    def in_parts(self, spec: TableSpec, moments: bool) -> "TableParts":
+        """Returns a reader of a table that does not hold the whole table in memory.
+
+        Args:
+          spec: the table.
+          moments: whether the moments of the optimizer are read, too.
+        """
+        state = self.path / "state"
+        with self._explaining(None):
+            values = SavedArray(state, ("params", "tables", spec.name))
+            keys, rows_S = None, np.full(NUM_SEGMENTS, spec.segment_rows)
+            if spec.grows:
+                keys = SavedArray(state, ("maps", spec.name, "keys_R2"))
+                rows_S = SavedArray(state, ("maps", spec.name, "rows_S")).read(0, NUM_SEGMENTS)
+            ending = ("moments", "tables", spec.name)
+            of_moments = None
+            if moments:
+                (place,) = (k for k in keys_of_arrays(state) if k[-3:] == ending)
+                of_moments = SavedArray(state, place)
+        return TableParts(values, keys, of_moments, rows_S.astype(np.int64), self._explaining)
 
     def _array(self, keys: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         """Reads one float32 array of the state; `keys` is its path in the tree."""

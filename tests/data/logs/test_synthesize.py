@@ -13,9 +13,9 @@ from logs import write_log
 
 from s2s_jax.cli.commands.synthesize import main
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
+from s2s_jax.data.items.titles import read_titles
 from s2s_jax.data.logs.synthesize import Settings, synthesize
 from s2s_jax.errors import UserError
-from s2s_jax.reporting.titles import read_titles
 
 SMALL = {"users": 600, "items": 120, "categories": 6, "files": 3, "mean_length": 30.0}
 

@@ -1,11 +1,10 @@
 """The numbers of items: their places in a catalogue, found by their encoded ids.
 
-Shapes: I items, K ids of a bag, P positions.
+Shapes: I items, K ids of a bag, W words of an id, P positions.
 """
 
 import numpy as np
 
-from s2s_jax.data.items.item_counts import codes_of
 from s2s_serve.encoding.blocks import NO_ID
 
 
@@ -24,3 +23,15 @@ class ItemNumbers:
         place_P = np.minimum(place_P, len(self._code_I) - 1)
         found_P = (self._code_I[place_P] == code_P) & (code_P != NO_ID)
         return np.where(found_P, self._number_I[place_P], -1).astype(np.int32)
+
+
+def codes_of(ids_PW: np.ndarray) -> np.ndarray:
+    """Return int64 `[P]`: buckets, or 64-bit ids made from their words; `NO_ID` for missing ids.
+
+    Examples:
+      >>> codes_of(np.array([[5, 0], [5, 1], [-1, -1]], np.int32)).tolist()
+      [5, 4294967301, -1]
+    """
+    if ids_PW.shape[1] == 1:
+        return ids_PW[:, 0].astype(np.int64)
+    return np.ascontiguousarray(ids_PW).astype("<i4", copy=False).view("<i8")[:, 0].astype(np.int64)

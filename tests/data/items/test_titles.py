@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from s2s_jax.data.items.titles import read_titles
 from s2s_jax.errors import UserError
-from s2s_jax.reporting.titles import read_titles
 
 TITLES = {"1": "Café, the “first”", "2": "Naïve; or not"}
 WINDOWS = {"1": "Café…", "2": "Two"}

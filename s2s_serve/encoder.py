@@ -1,0 +1,126 @@
+"""From histories to the vectors of users.
+
+Shapes: N histories, P events of all histories, B users that are encoded together, L positions, D
+concatenated embedding width, E model width, C columns of ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from s2s_serve.encoding import blocks, features, plain_histories
+from s2s_serve.encoding.blocks import Block
+from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.item_numbers import ItemNumbers, codes_of
+from s2s_serve.encoding.plain_histories import Histories, HistorySource
+from s2s_serve.tables import Table, embed
+from s2s_serve.tower import Tower
+
+# Maximum number of positions of users that are encoded together, padding included.
+_MOST_POSITIONS = 2**13
+
+
+class Encoded(NamedTuple):
+    """Encoded histories.
+
+    Attributes:
+      users_NE: f32, the vectors of users; zeros for histories without events.
+      events_N: int64, the number of events of each history.
+      item_P: int32, the number of each event's item; -1 if it is not among the items of the export.
+      unknown_N: int64, the number of events whose item the model has never seen.
+    """
+
+    users_NE: np.ndarray
+    events_N: np.ndarray
+    item_P: np.ndarray
+    unknown_N: np.ndarray
+
+
+class Encoder:
+    """Encodes histories."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, Table],
+        tower: Tower,
+        described: Sequence[FeatureConfig],
+        kinds: Mapping[str, str],
+        item: FeatureConfig,
+        shown_len: int,
+        width: int,
+    ):
+        """Prepares encoding.
+
+        Args:
+          tables: the embedding tables by name.
+          tower: the user tower.
+          described: the features of an event.
+          kinds: the kind of the ids of each feature in the training log.
+          item: the feature that says which item an event is about.
+          shown_len: the number of newest events that the model sees.
+          width: E.
+        """
+        self._tables, self._tower, self._features = tables, tower, tuple(described)
+        self._kinds, self._item = kinds, item
+        self._shown_len, self._width = shown_len, width
+        self._columns = features.id_columns(self._features)
+
+    def encode(self, histories: Histories, numbers: ItemNumbers) -> Encoded:
+        """Encodes histories.
+
+        Args:
+          histories: N histories, see `Model.recommend`.
+          numbers: the numbers of the items of the export.
+
+        Raises:
+          UserError: a history cannot be read.
+        """
+        rows = plain_histories.to_rows(histories, self._features, self._kinds)
+        source = HistorySource(rows.schema)
+        whole = features.decode(rows, source, 0, self._features, lambda block: block)
+        ids_PC = whole.values_PC[:, self._columns[self._item.name]]
+        item_P = numbers.of(codes_of(ids_PC))
+        unknown_P = item_P < 0
+        if self._item.grows:
+            row_P = self._tables[self._item.table_name].rows_of(ids_PC)
+            unknown_P = row_P < 0
+        row = np.repeat(np.arange(len(whole.lengths_N)), whole.lengths_N)
+        unknown_N = np.bincount(row[unknown_P], minlength=len(whole.lengths_N))
+        newest = blocks.truncate(whole, self._shown_len, keep_newest=True)
+        return Encoded(self._users(newest), whole.lengths_N, item_P, unknown_N)
+
+    def _users(self, newest: Block) -> np.ndarray:
+        length_N = newest.lengths_N
+        users_NE = np.zeros((len(length_N), self._width), np.float32)
+        # Histories of similar lengths need little padding.
+        order = np.argsort(length_N, kind="stable")
+        order = order[length_N[order] > 0]
+        begin = 0
+        while begin < len(order):
+            stop = begin + self._fitting(length_N[order[begin:]])
+            chosen = order[begin:stop]
+            users_NE[chosen] = self._together(blocks.choose(newest, chosen))
+            begin = stop
+        return users_NE
+
+    def _fitting(self, length_N: np.ndarray) -> int:
+        """Return how many of some histories, which are sorted by length, are encoded together."""
+        if self._tower.positions(1) != 1:
+            return max(_MOST_POSITIONS // self._tower.positions(1), 1)
+        positions_N = length_N * np.arange(1, len(length_N) + 1)
+        return max(int(np.searchsorted(positions_N, _MOST_POSITIONS, side="right")), 1)
+
+    def _together(self, part: Block) -> np.ndarray:
+        """Return f32 `[B, E]`: the vectors of some users."""
+        packed_PC = blocks.positions_of(part)
+        embedded = [
+            embed(self._tables[f.table_name], f, packed_PC[:, self._columns[f.name]])[0]
+            for f in self._features
+        ]
+        events_PD = np.concatenate(embedded, axis=1)
+        length_B = part.lengths_N.astype(np.int32)
+        positions = self._tower.positions(int(length_B.max()))
+        events_BLD = np.zeros((len(length_B), positions, events_PD.shape[1]), np.float32)
+        events_BLD[np.arange(positions) < length_B[:, None]] = events_PD
+        return self._tower.users(events_BLD, length_B)

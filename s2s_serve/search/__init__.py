@@ -1,0 +1,1 @@
+"""Finds the best items for users: exactly, or with an index."""

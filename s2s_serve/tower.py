@@ -1,0 +1,73 @@
+"""The user tower of an export: from embedded events to the vectors of users, with ONNX Runtime.
+
+Shapes: B users that are encoded together, L positions, D concatenated embedding width, E model width.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from s2s_serve.errors import UserError
+
+NAME = "tower.onnx"
+EVENTS, LENGTH = "events", "length"
+
+
+class Tower:
+    """The user tower."""
+
+    def __init__(self, directory: Path, threads: int | None):
+        """Opens the tower of a version.
+
+        Args:
+          directory: the directory of the version.
+          threads: the number of threads of one call; None: one for each core.
+
+        Raises:
+          UserError: ONNX Runtime is missing, or cannot use the file.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                f"expected the package onnxruntime, which computes {directory / NAME}, found none; "
+                f"pip install onnxruntime"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Waiting threads would otherwise keep the cores busy after each call.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        path = directory / NAME
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common type.
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path}: ONNX Runtime cannot use it ({reason}); export again"
+            ) from error
+        shapes = {each.name: each.shape for each in self._session.get_inputs()}
+        if set(shapes) != {EVENTS, LENGTH}:
+            raise UserError(
+                f"{path}: expected inputs {EVENTS} and {LENGTH}, found {', '.join(shapes)}; export again"
+            )
+        positions = shapes[EVENTS][1]
+        # Whether short histories need not be padded to the full length.
+        self._fixed = positions if isinstance(positions, int) else None
+
+    def positions(self, longest: int) -> int:
+        """Return the L of a batch whose longest history has `longest` events."""
+        return longest if self._fixed is None else self._fixed
+
+    def users(self, events_BLD: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        """Return f32 `[B, E]`: the vectors of users, as compared with those of items.
+
+        Args:
+          events_BLD: f32, embedded events, oldest first, padded at the end.
+          length_B: int32, the number of events of each user, at least 1.
+        """
+        (users_BE,) = self._session.run(None, {EVENTS: events_BLD, LENGTH: length_B})
+        return np.asarray(users_BE)

@@ -1,0 +1,106 @@
+"""The versions of an export: `DIR/versions/<number>/`, and `DIR/current.json` with the newest number."""
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from s2s_serve import manifest as manifests
+from s2s_serve.errors import UserError
+from s2s_serve.manifest import Manifest
+
+CURRENT = "current.json"
+_PART = 2**22
+
+
+def current_version(directory: Path) -> int:
+    """Return the number in `current.json`.
+
+    Raises:
+      UserError: the directory has no export.
+    """
+    path = directory / CURRENT
+    try:
+        version = json.loads(path.read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+        raise UserError(
+            f"{path}: expected the number of a version, found none ({reason}); make an export with "
+            f"s2s export --output {directory}"
+        ) from error
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise UserError(
+            f"{path}: expected a version of at least 1, found {version!r}; write the number of a "
+            f"directory in {directory / 'versions'}"
+        )
+    return version
+
+
+def open_version(
+    directory: Path, version: int | None, check: Literal["all", "sizes"]
+) -> tuple[Path, Manifest]:
+    """Return the directory and the manifest of a version, whose files were checked.
+
+    Args:
+      directory: the directory of the export.
+      version: the number of the version; None: the one in `current.json`.
+      check: whether the contents of all files are compared with their checksums, or only their sizes.
+
+    Raises:
+      UserError: there is no such version, or a file is missing or differs.
+    """
+    number = current_version(directory) if version is None else version
+    path = directory / "versions" / str(number)
+    manifest = manifests.load(path)
+    if manifest.version != number:
+        raise UserError(
+            f"{path / manifests.NAME}: expected version {number}, found {manifest.version}; give the "
+            f"directory the name of its version"
+        )
+    named = [shard for table in manifest.tables.values() for shard in table.shards]
+    named += [] if manifest.index is None else [manifest.index.file]
+    for name in named:
+        if name not in manifest.files:
+            raise UserError(
+                f"{path / manifests.NAME}: {name} is used but not among files; export the run again"
+            )
+    for name in manifest.files:
+        _check_file(path, name, manifest, check)
+    return path, manifest
+
+
+def _check_file(path: Path, name: str, manifest: Manifest, check: Literal["all", "sizes"]) -> None:
+    parts = PurePosixPath(name).parts
+    inside = parts and parts[0] != "/" and ".." not in parts and "\\" not in name
+    if not inside or not (path / name).resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"{path / manifests.NAME}: expected files of the export, found {name!r}, which leaves its "
+            f"directory; do not use this export"
+        )
+    expected, file = manifest.files[name], path / name
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{file}: the manifest names this file, but it cannot be read ({error.strerror}); copy it "
+            f"again, or export the run again"
+        ) from error
+    if size != expected.bytes:
+        raise UserError(
+            f"{file}: expected {expected.bytes:,} bytes as in the manifest, found {size:,}; copy it "
+            f"again, or export the run again"
+        )
+    if check == "all" and sha256_of(file) != expected.sha256:
+        raise UserError(
+            f"{file}: its contents are not those of the export (the checksum in the manifest differs); "
+            f"copy it again, or export the run again"
+        )
+
+
+def sha256_of(file: Path) -> str:
+    """Return the checksum of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
