@@ -32,7 +32,7 @@ def load(directory):
     return served
 values = dict(word.split("=") for word in sys.argv[3:])
 values = {name: type(getattr(settings.Settings, name))(value) for name, value in values.items()}
-run.run(Path(sys.argv[1]), settings.Settings(port=0, **values), load)
+run.run(Path(sys.argv[1]), settings.Settings(**{"port": 0, **values}), load)
 """
 
 

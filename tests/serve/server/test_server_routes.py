@@ -338,3 +338,12 @@ def test_a_token_is_needed_for_all_that_shows_the_model(tmp_path):
         assert app.ask("GET", "/v1/card", headers=headers).status_code == 200
         # Refused before the body is looked at.
         assert app.ask("POST", "/v1/recommend", content=b"no").status_code == 401
+
+
+def test_the_page_can_run_no_script_but_its_own(app):
+    answer = app.ask("GET", "/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-type"].startswith("text/html")
