@@ -47,3 +47,26 @@ CHECKS = [
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_answers_are_as_described(case, address):
     case.call_and_validate(base_url=address, checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "query"),
+    [
+        (
+            "POST",
+            "/v1/recommend",
+            {"histories": [{"item_id": [120, 7, None]}, {"item_id": []}]},
+            {},
+        ),
+        ("POST", "/v1/similar", {"item": 150}, {}),
+        ("POST", "/v1/encode", {"histories": [{"item_id": [[120, 121]]}]}, {}),
+        ("GET", "/v1/items", None, {"query": "movie"}),
+        ("GET", "/v1/card", None, {}),
+        ("GET", "/readyz", None, {}),
+    ],
+)
+def test_good_answers_are_as_described(method, path, body, query, address):
+    sent = {} if body is None else {"body": body, "media_type": "application/json"}
+    case = schema[path][method].Case(query=query, **sent)
+    answer = case.call_and_validate(base_url=address, checks=CHECKS)
+    assert answer.status_code == 200

@@ -285,6 +285,18 @@ def test_few_bytes_that_claim_many_rows_are_refused(app):
     assert answer.status_code == 400
 
 
+@pytest.mark.parametrize("wrong", [[0, 5, 3, 7], [0, 2, 4, 1000], [-4, 2, 4, 7]])
+def test_lists_that_lie_outside_of_their_bytes_are_refused(app, wrong):
+    good = stream(pa.table({"item_id": [[1] * 2, [1] * 2, [1] * 3]}))
+    offsets = np.array([0, 2, 4, 7], np.int32).tobytes()
+    assert good.count(offsets) == 1
+    damaged = good.replace(offsets, np.array(wrong, np.int32).tobytes())
+    answer = post(app, "/v1/recommend", damaged, ARROW)
+    assert answer.status_code == 400
+    # Not because of a limit, which can be set higher.
+    assert answer.json()["error"].startswith("body: expected a stream of Arrow")
+
+
 def test_damaged_arrow_is_refused_and_never_harms(app):
     good = bytearray(stream(pa.table({"item_id": [[120, 121], [130]], "cate": [[1, 2], [3]]})))
     random = np.random.default_rng(0)
