@@ -1,0 +1,138 @@
+"""How many of the best items an index finds, and the effort that it takes to find enough.
+
+Shapes: I items, U users, E width, K best items.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from s2s_serve.search import exact
+from s2s_serve.search.index import Index
+
+# Scores of equal vectors may differ by the order of their sums.
+_ROUNDING = 1e-6
+
+
+class Tuned(NamedTuple):
+    """The effort that an index needs.
+
+    Attributes:
+      effort: the lowest effort that reaches the wanted recall; if none does, the highest.
+      recall: the recall with it.
+      reached: whether that is enough.
+      share: the share of the groups, and so about of the items, that a user is compared with. If it is
+        not far below 1, exact search is as fast.
+    """
+
+    effort: int
+    recall: float
+    reached: bool
+    share: float
+
+
+def tune(
+    index: Index,
+    vectors_IE: np.ndarray,
+    users_UE: np.ndarray,
+    k: int = 100,
+    wanted: float = 0.98,
+) -> Tuned:
+    """Finds the lowest effort that reaches a recall.
+
+    Args:
+      index: an index of these items; its `effort` stays as it is.
+      vectors_IE: f32, the vectors of the items; may be a memory map.
+      users_UE: f32, users like those who will be served, several hundred of them.
+      k: K, see `recall`.
+      wanted: the recall to reach.
+    """
+    worst_U = _kth_scores(vectors_IE, users_UE, k)
+
+    def recall_of(effort: int) -> float:
+        return _recall(index, vectors_IE, users_UE, worst_U, k, effort)
+
+    # Few groups are enough for most indexes, so high efforts, which take long, are tried last.
+    high = 1
+    reached = recall_of(high)
+    low, best = 0, reached
+    while best < wanted and high < index.groups:
+        low, high = high, min(2 * high, index.groups)
+        best = recall_of(high)
+    if best < wanted:
+        return Tuned(high, best, False, 1.0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = recall_of(middle)
+        if found >= wanted:
+            high, best = middle, found
+        else:
+            low = middle
+    return Tuned(high, best, True, high / index.groups)
+
+
+def recall(
+    index: Index, vectors_IE: np.ndarray, users_UE: np.ndarray, k: int, effort: int | None = None
+) -> float:
+    """Return the share of the exactly best K items that an index finds, as a mean over users.
+
+    An item counts as one of the best if its exact score is at least the K-th best score, so any of the
+    items with equal scores is right.
+
+    Args:
+      index: an index of these items.
+      vectors_IE: f32, the vectors of the items; may be a memory map.
+      users_UE: f32, at least one user.
+      k: K; if there are fewer items, their number is used.
+      effort: see `Index.search`.
+    """
+    worst_U = _kth_scores(vectors_IE, users_UE, k)
+    return _recall(index, vectors_IE, users_UE, worst_U, k, effort)
+
+
+def users_like_items(vectors_IE: np.ndarray, users: int, seed: int = 0) -> np.ndarray:
+    """Return f32 `[U, E]`: vectors to try an index with where there are no vectors of users.
+
+    Each is a mixture of three items and noise. Users of a model are mixtures of interests, too, and are
+    further from all items than an item from its neighbours. Prefer real users: with these, recall can be
+    too high.
+
+    Args:
+      vectors_IE: f32, the vectors of the items; may be a memory map.
+      users: U.
+      seed: seed of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    items, width = vectors_IE.shape
+    item_U3 = rng.integers(items, size=(users, 3))
+    # A memory map is read in ascending order.
+    unique, place = np.unique(item_U3, return_inverse=True)
+    drawn_U3E = np.asarray(vectors_IE[unique])[place.reshape(users, 3)]
+    mixed_UE = drawn_U3E[:, 0] + 0.7 * drawn_U3E[:, 1] + 0.5 * drawn_U3E[:, 2]
+    noise_UE = rng.normal(size=(users, width)) / width**0.5
+    length_U = np.linalg.norm(drawn_U3E[:, 0], axis=1)
+    return (mixed_UE + 0.5 * length_U[:, None] * noise_UE).astype(np.float32)
+
+
+def _kth_scores(vectors_IE: np.ndarray, users_UE: np.ndarray, k: int) -> np.ndarray:
+    """Return f32 `[U]`: scores from which on an item is one of the best K."""
+    assert len(users_UE) > 0, "there are users"
+    score_UK = exact.top_k(users_UE, vectors_IE, k).score_UK
+    return score_UK[:, -1] - _ROUNDING * np.abs(score_UK).max(axis=1)
+
+
+def _recall(
+    index: Index,
+    vectors_IE: np.ndarray,
+    users_UE: np.ndarray,
+    worst_U: np.ndarray,
+    k: int,
+    effort: int | None,
+) -> float:
+    k = min(k, len(vectors_IE))
+    found_UK = index.search(users_UE, k, effort)
+    right = 0
+    for user, found_K in enumerate(found_UK):
+        found_K = found_K[found_K >= 0]
+        right += int((vectors_IE[found_K] @ users_UE[user] >= worst_U[user]).sum())
+    return right / (len(users_UE) * k)
