@@ -23,8 +23,7 @@ from s2s_serve.server.batching import Answer, Batcher, Call, FullError, LateErro
 from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import CONTENT_TYPE, Metrics
 from s2s_serve.server.protocol import Histories, Model
-from s2s_serve.server.reading import ARROW, JSON
-from s2s_serve.server.refusals import RefusedError
+from s2s_serve.server.reading import ARROW, JSON, RefusedError
 from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings
 

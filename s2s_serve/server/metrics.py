@@ -70,4 +70,4 @@ class Metrics:
 
 
 # The Content-Type of `Metrics.text`.
-CONTENT_TYPE = prometheus.CONTENT_TYPE_PLAIN_0_0_4
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -48,7 +48,7 @@ def document() -> bytes:
             "version": "1",
             "description": "Next-item recommendation from an export of s2s_jax",
         },
-        "paths": _paths(),
+        "paths": {**_of_model(), **_of_server()},
         "components": {
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -64,7 +64,8 @@ def _anything(_: type) -> Part:
     return {"description": "Any value"}
 
 
-def _paths() -> Part:
+def _of_model() -> Part:
+    """The routes that a model answers."""
     arrow: Part = {ARROW: {"schema": {"type": "string", "format": "binary"}}}
     return {
         "/v1/recommend": {
@@ -105,6 +106,12 @@ def _paths() -> Part:
                 "responses": _responses("CardAnswer", ("401", "503"), {}),
             }
         },
+    }
+
+
+def _of_server() -> Part:
+    """The routes about the server."""
+    return {
         "/healthz": {"get": _open("The process answers", _responses("Health", (), {}))},
         "/readyz": {
             "get": _open(

@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from s2s_serve.server import schema, tables
 from s2s_serve.server.protocol import Histories
-from s2s_serve.server.refusals import RefusedError
 from s2s_serve.server.settings import Settings
 
 JSON = "application/json"
@@ -18,6 +17,22 @@ ARROW = "application/vnd.apache.arrow.stream"
 _MIB = 2**20
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+
+class RefusedError(Exception):
+    """A request that is not answered.
+
+    Attributes:
+      status: the status of HTTP.
+      sentence: what is wrong.
+      headers: additional headers.
+    """
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = headers or {}
 
 
 async def body_of(request: Request, settings: Settings) -> bytes:
@@ -36,7 +51,7 @@ async def body_of(request: Request, settings: Settings) -> bytes:
         raise too_large
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(settings.timeout):
+        async with asyncio.timeout(None):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:

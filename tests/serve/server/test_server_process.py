@@ -136,13 +136,14 @@ def test_an_idle_connection_does_not_keep_a_server_that_was_told_to_end(tmp_path
 
 def test_a_second_signal_does_not_wait(tmp_path):
     publish(tmp_path, 1)
-    content = b'{"histories":[{"item_id":[1]}]}'
     head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     with (
         server_process.process(tmp_path, "timeout=60", seconds=30) as (process, address),
         contextlib.ExitStack() as callers,
     ):
-        for _ in range(2):
+        # Other rules, so that they are not joined into one call.
+        for k in (1, 2):
+            content = b'{"histories":[{"item_id":[1]}],"k":%d}' % k
             place = ("127.0.0.1", int(address.split(":")[2]))
             caller = callers.enter_context(socket.create_connection(place))
             caller.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
