@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s2s_serve.errors import UserError
+from s2s_serve.errors import UnknownItemError, UserError
 from s2s_serve.server import openapi, reading, schema, tables
 from s2s_serve.server.batching import Answer, Batcher, Call, FullError, LateError
 from s2s_serve.server.loading import Served
@@ -97,8 +97,7 @@ class Routes:
         reading.check_integers("item", [asked.item])
         try:
             answer = await self._run(functools.partial(_similar, asked), [{}], None)
-        except UserError as error:
-            # The item is the only thing that can be wrong now.
+        except UnknownItemError as error:
             raise RefusedError(404, str(error)) from None
         (found,) = answer.results
         return _json(schema.SimilarAnswer(_version(answer), list(found.items), list(found.scores)))
@@ -143,8 +142,6 @@ class Routes:
         found = schema.CardAnswer(
             version=served.model.version,
             features=list(served.model.features),
-            item=served.item_column,
-            text=list(served.text_columns),
             columns=list(served.items.columns),
             title=served.items.title,
             card=dict(served.model.card),

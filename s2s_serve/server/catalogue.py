@@ -5,12 +5,10 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from s2s_serve.server.protocol import Id
 
@@ -29,7 +27,7 @@ class Catalogue:
         """Keeps the columns that can be shown.
 
         Args:
-          items: the content of items.parquet.
+          items: the items with their columns.
         """
         self._items = items
         self.columns = tuple(name for name in items.column_names if name != "item")
@@ -80,11 +78,6 @@ class Catalogue:
             titles = pc.match_substring(block[self.title], pattern=text, ignore_case=True)
             found = pc.or_(found, pc.fill_null(titles, False))
         return found
-
-
-def read(path: Path) -> Catalogue:
-    """Reads items.parquet."""
-    return Catalogue(pq.read_table(path))
 
 
 def _title_of(items: pa.Table) -> str | None:

@@ -51,7 +51,7 @@ async def body_of(request: Request, settings: Settings) -> bytes:
         raise too_large
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(None):
+        async with asyncio.timeout(settings.timeout):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:

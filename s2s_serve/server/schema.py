@@ -100,8 +100,6 @@ class CardAnswer(msgspec.Struct):
 
     version: int
     features: Annotated[list[str], Meta(description="The columns of a history")]
-    item: Annotated[str, Meta(description="The column of a history that has the items")]
-    text: Annotated[list[str], Meta(description="The columns of a history that hold text")]
     columns: Annotated[list[str], Meta(description="The columns of items")]
     title: Annotated[str | None, Meta(description="The column that holds titles")]
     card: Annotated[dict[str, object], Meta(description="From the manifest of the export")]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from s2s_serve.errors import UserError
+from s2s_serve.errors import UnknownItemError, UserError
 from s2s_serve.server.catalogue import Catalogue
 from s2s_serve.server.loading import Served
 
@@ -39,7 +39,8 @@ class FakeModel:
     def __init__(self, version=1, seconds=0.0):
         self.version = version
         self.seconds = seconds
-        self.card = {"items": len(ITEMS), "version": version}
+        features = [{"column": name, "kind": "whole numbers"} for name in self.features]
+        self.card = {"items": len(ITEMS), "item_feature": "item_id", "features": features}
         self.calls = []
         self.threads = set()
         self.gate = threading.Event()
@@ -75,8 +76,10 @@ class FakeModel:
 
     def similar(self, item, k=10):
         self._called([item])
+        if isinstance(item, str):
+            raise UserError(f"item holds text, expected whole numbers, found {item!r}"[:200])
         if item not in ITEMS:
-            raise UserError(f"item: expected an item of the catalogue, found {item!r}"[:200])
+            raise UnknownItemError(f"item: expected an item of the catalogue, found {item!r}"[:200])
         near = sorted((i for i in ITEMS if i != item), key=lambda i: (abs(i - item), i))[:k]
         return Nearest(near, [self.version - abs(i - item) / 100 for i in near])
 
@@ -109,7 +112,7 @@ def items_table():
 
 
 def served(version=1, seconds=0.0):
-    return Served(FakeModel(version, seconds), Catalogue(items_table()), "item_id", ())
+    return Served(FakeModel(version, seconds), Catalogue(items_table()))
 
 
 def publish(directory: Path, version):

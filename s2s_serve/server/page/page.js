@@ -3,7 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 // What is known about the model: the answer of /v1/card.
-let model = { features: [], columns: [], text: [], title: null, item: null };
+let model = { features: [], columns: [], title: null, card: {} };
 let token = sessionStorage.getItem("token") || "";
 let numbered = 0;
 
@@ -77,6 +77,10 @@ function entryOf(text, isText) {
   return ids.length === 1 ? idOf(ids[0], isText) : ids.map((each) => idOf(each, isText));
 }
 
+function holdsText(column) {
+  return model.card.features.some((each) => each.column === column && each.kind === "text");
+}
+
 function textOf(value) {
   if (value === null || value === undefined) return "";
   return Array.isArray(value) ? value.map(textOf).join(", ") : String(value);
@@ -97,7 +101,7 @@ function addEvent(item) {
     const input = make("input", { id, name, autocomplete: "off" });
     const label = make("label", { for: id }, name);
     const field = make("div", { class: "field" }, label, input);
-    if (name === model.item) suggestItems(input, field, row);
+    if (name === model.card.item_feature) suggestItems(input, field, row);
     row.append(field);
   }
   const remove = make("button", { type: "button", "aria-label": "Remove this event" }, "✕");
@@ -115,7 +119,7 @@ function addEvent(item) {
 // Puts an item into the fields of an event: its id, and what its columns say about other features.
 function fill(row, item) {
   for (const input of row.querySelectorAll("input")) {
-    if (input.name === model.item) {
+    if (input.name === model.card.item_feature) {
       input.value = textOf(item.item);
       let title = input.parentElement.querySelector(".quiet");
       if (!title) input.parentElement.append((title = make("div", { class: "quiet" })));
@@ -132,7 +136,7 @@ function history() {
     const inputs = [...row.querySelectorAll("input")];
     if (inputs.every((input) => !input.value.trim())) continue;
     for (const input of inputs) {
-      found[input.name].push(entryOf(input.value, model.text.includes(input.name)));
+      found[input.name].push(entryOf(input.value, holdsText(input.name)));
     }
   }
   return found;
@@ -259,6 +263,7 @@ async function showNearest(id, title) {
 }
 
 function described(value) {
+  // A list of objects is shown by the numbers of its members.
   if (value === null || typeof value !== "object") return document.createTextNode(textOf(value));
   if (Array.isArray(value) && value.every((each) => each === null || typeof each !== "object")) {
     return document.createTextNode(textOf(value));

@@ -109,7 +109,7 @@ def test_items_are_found_by_the_beginning_of_an_id_and_a_part_of_a_title(app):
 def test_the_card_and_the_states(app):
     card = app.ask("GET", "/v1/card").json()
     assert card["features"] == ["item_id", "cate"]
-    assert (card["item"], card["title"]) == ("item_id", "title")
+    assert (card["card"]["items"], card["title"]) == (100, "title")
     assert card["columns"] == ["count", "trained", "title", "cate"]
     assert app.ask("GET", "/healthz").json() == {"alive": True}
     assert app.ask("GET", "/readyz").json() == {"ready": True, "version": 1, "failure": None}
@@ -239,10 +239,11 @@ def test_a_body_that_is_too_large_is_not_read(app):
 
 
 def test_an_unknown_item_is_404(app):
-    for item in (7, "150", -1):
+    for item in (7, -1):
         answer = post(app, "/v1/similar", {"item": item})
         assert answer.status_code == 404
         assert answer.json()["error"] == f"item: expected an item of the catalogue, found {item!r}"
+    assert post(app, "/v1/similar", {"item": "150"}).status_code == 400
     assert post(app, "/v1/similar", {"item": 2**64}).status_code == 400
     assert post(app, "/v1/similar", {"item": 150, "k": 51}).status_code == 400
 
