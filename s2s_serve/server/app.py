@@ -70,8 +70,7 @@ class Routes:
             histories = reading.table_of(body, self._settings)
         else:
             asked = reading.from_json(body, schema.RecommendRequest)
-            rules, histories = _rules_of(asked), asked.histories
-            reading.check_histories(asked.histories, self._settings)
+            rules, histories = _rules_of(asked), self._checked(asked.histories)
         reading.check_rules(rules, self._settings)
         key = None if kind == ARROW else b"recommend" + msgspec.json.encode(rules)
         answer = await self._run(functools.partial(_recommend, rules), histories, key)
@@ -112,8 +111,7 @@ class Routes:
             histories = reading.table_of(body, self._settings)
         else:
             asked = reading.from_json(body, schema.EncodeRequest)
-            histories = asked.histories
-            reading.check_histories(asked.histories, self._settings)
+            histories = self._checked(asked.histories)
         answer = await self._run(_encode, histories, None if kind == ARROW else b"encode")
         vectors_NE = np.asarray(answer.results)
         if reading.wants_arrow(request):
@@ -168,6 +166,11 @@ class Routes:
         if served is None:
             raise RefusedError(503, "the model is being loaded; try again", _RETRY)
         return served
+
+    def _checked(self, histories: list[dict[str, list[schema.Entry] | None]]) -> Histories:
+        """The histories of a body in JSON, as the model reads them."""
+        reading.check_histories(histories, self._settings)
+        return reading.with_times(histories, self._served().time_columns)
 
     async def _run(self, call: Call, histories: Histories, key: bytes | None) -> Answer:
         try:

@@ -87,11 +87,13 @@ def _parse(argv: Sequence[str]) -> tuple[Path, Settings]:
     parser.add_argument("directory", metavar="DIR", type=Path, help="the export")
     hints, texts = typing.get_type_hints(Settings), _texts()
     for field in dataclasses.fields(Settings):
+        choices = typing.get_args(hints[field.name])
         parser.add_argument(
             f"--{field.name}",
-            type=hints[field.name],
+            type=str if choices else hints[field.name],
+            choices=choices or None,
             default=field.default,
-            metavar=field.name.upper(),
+            metavar=None if choices else field.name.upper(),
             help=texts[field.name].replace("%", "%%"),
         )
     given = vars(parser.parse_args(list(argv)))

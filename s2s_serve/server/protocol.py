@@ -1,7 +1,7 @@
 """What the server needs of a model: the interface of the client, `s2s_serve.load`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +65,7 @@ class Model(Protocol):
         ...
 
     @property
-    def card(self) -> Mapping[str, object]:
+    def card(self) -> Mapping[str, Any]:
         """What is known about it."""
         ...
 

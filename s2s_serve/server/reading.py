@@ -1,8 +1,9 @@
 """Reads requests: bodies in JSON or Arrow, query parameters, and their limits."""
 
 import asyncio
+import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -168,6 +169,50 @@ def check_histories(histories: Sequence[Mapping[str, list | None]], settings: Se
                     f"histories[{number}].{column[:80]}: expected at most {settings.max_events} events, "
                     f"found {len(entries)}",
                 )
+
+
+def with_times(
+    histories: Sequence[Mapping[str, list | None]], columns: Collection[str]
+) -> Histories:
+    """The histories with times instead of text such as 2026-01-31T12:00:00.
+
+    Args:
+      histories: as they are in JSON.
+      columns: the columns that hold times, which may also be numbers, or text of digits.
+
+    Raises:
+      RefusedError: other text of such a column is not a time as in ISO 8601.
+    """
+    if not any(_is_time(e) for h in histories for c in columns if c in h for e in h[c] or ()):
+        return histories
+    return [
+        {
+            column: _times(f"histories[{number}].{column}", entries)
+            if column in columns
+            else entries
+            for column, entries in history.items()
+        }
+        for number, history in enumerate(histories)
+    ]
+
+
+def _is_time(entry: object) -> bool:
+    return isinstance(entry, str) and not entry.removeprefix("-").isdigit()
+
+
+def _times(place: str, entries: Sequence | None) -> list | None:
+    if entries is None:
+        return None
+    found = []
+    for event, entry in enumerate(entries):
+        try:
+            found.append(datetime.datetime.fromisoformat(entry) if _is_time(entry) else entry)
+        except ValueError:
+            raise RefusedError(
+                400,
+                f"{place}[{event}]: expected a time such as 2026-01-31T12:00:00, found {entry[:40]}",
+            ) from None
+    return found
 
 
 def check_number(histories: int, settings: Settings) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from s2s_serve.errors import UserError
-from s2s_serve.server.loading import Served, load
+from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import Metrics
 
 # A version that could not be loaded is tried again after this many seconds, and then ever more rarely.
@@ -26,7 +26,7 @@ class Versions:
         directory: Path,
         metrics: Metrics,
         poll: float,
-        load: Callable[[Path], Served] = load,
+        load: Callable[[Path], Served],
     ) -> None:
         """Prepares; `start` begins.
 

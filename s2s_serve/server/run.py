@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import uvloop
 from s2s_serve.errors import UserError
 from s2s_serve.server.app import make_app
 from s2s_serve.server.batching import Batcher
+from s2s_serve.server.connections import Connection
 from s2s_serve.server.loading import Served, load
 from s2s_serve.server.metrics import Metrics
 from s2s_serve.server.reloading import Versions
@@ -27,13 +29,15 @@ _KEEP_IDLE = 75
 _BACKLOG = 2048
 
 
-def run(directory: Path, settings: Settings, load: Callable[[Path], Served] = load) -> None:
+def run(
+    directory: Path, settings: Settings, load_version: Callable[[Path], Served] | None = None
+) -> None:
     """Serves an export until SIGTERM or SIGINT, and then finishes the requests in flight.
 
     Args:
       directory: the export.
       settings: the options, which are possible values.
-      load: loads the newest version.
+      load_version: loads the newest version; None: as the options say.
 
     Raises:
       UserError: the address cannot be used, a token is missing, or there is no version to serve.
@@ -41,17 +45,19 @@ def run(directory: Path, settings: Settings, load: Callable[[Path], Served] = lo
     token = token_for(settings)
     with contextlib.closing(_listen(settings.host, settings.port)) as listening:
         metrics = Metrics()
-        versions = Versions(directory, metrics, settings.poll, load)
+        if load_version is None:
+            load_version = functools.partial(load, search=settings.search, check=settings.check)
+        versions = Versions(directory, metrics, settings.poll, load_version)
         batcher = Batcher(
             versions.current, metrics, settings.max_batch, settings.max_queue, settings.threads
         )
         app = make_app(versions, batcher, metrics, settings, token)
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

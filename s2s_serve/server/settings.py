@@ -4,6 +4,7 @@ import dataclasses
 import ipaddress
 import os
 import socket
+from typing import Literal
 
 from s2s_serve.errors import UserError
 
@@ -36,6 +37,12 @@ class Settings:
     """Most events of a history. The model reads the newest ones"""
     max_k: int = 1000
     """Most items that a request can ask for"""
+    search: Literal["auto", "exact", "index"] = "auto"
+    """How items are searched. exact: all are compared; index: approximately, which is faster; auto: with
+    the index if there are many items"""
+    check: Literal["all", "sizes"] = "all"
+    """What is compared with the manifest before a version is used: the contents of all files, or only
+    their sizes, which is faster"""
     poll: float = 1.0
     """Seconds between two looks for a newer version in DIR"""
 

@@ -39,7 +39,7 @@ class FakeModel:
     def __init__(self, version=1, seconds=0.0):
         self.version = version
         self.seconds = seconds
-        features = [{"column": name, "kind": "whole numbers"} for name in self.features]
+        features = [{"column": name, "kind": "whole numbers", "op": "id"} for name in self.features]
         self.card = {"items": len(ITEMS), "item_feature": "item_id", "features": features}
         self.calls = []
         self.threads = set()

@@ -15,6 +15,7 @@ from places import HELPERS, REPO
 
 from s2s_serve.server.app import make_app
 from s2s_serve.server.batching import Batcher
+from s2s_serve.server.connections import Connection
 from s2s_serve.server.metrics import Metrics
 from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings
@@ -89,7 +90,7 @@ def app(directory, **values):
 @contextlib.contextmanager
 def in_thread(asgi):
     """Serves an application at a free port of 127.0.0.1; gives its address."""
-    config = uvicorn.Config(asgi, port=0, log_level="critical", lifespan="off", http="httptools")
+    config = uvicorn.Config(asgi, port=0, log_level="critical", lifespan="off", http=Connection)
     server = uvicorn.Server(config)
 
     def serve():

@@ -1,6 +1,7 @@
 """The server with a real export: the answers of the client, and no failure whatever a caller sends."""
 
 import asyncio
+import datetime
 import json
 import re
 import shutil
@@ -81,6 +82,29 @@ def test_tables_are_answered_as_lists(app, model, small_export):
     answer = app.ask("POST", "/v1/encode", content=content, headers=headers)
     vectors = pa.ipc.open_stream(answer.content).read_all()["vector"].to_pylist()
     np.testing.assert_allclose(vectors, model.encode(rows), atol=1e-6)
+
+
+def test_times_can_be_text_as_in_iso_8601(app, model, small_export):
+    row = small_export.rows[9]
+    stamps = [datetime.datetime.fromtimestamp(t, datetime.UTC) for t in row["timestamp"]]
+    plain = [each.replace(tzinfo=None).isoformat() for each in stamps]
+    east = datetime.timezone(datetime.timedelta(hours=5))
+    (wanted,) = model.encode([row])
+    for times in (
+        plain,
+        [t + "Z" for t in plain],
+        [t.astimezone(east).isoformat() for t in stamps],
+    ):
+        asked = {"histories": [{**row, "timestamp": times}]}
+        answer = app.ask("POST", "/v1/encode", json=asked)
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_allclose(answer.json()["vectors"], [wanted], atol=1e-6)
+    for wrong in ("noon", "2026-13-01"):
+        asked = {"histories": [{**row, "timestamp": [*plain[:-1], wrong]}]}
+        answer = app.ask("POST", "/v1/encode", json=asked)
+        assert answer.status_code == 400
+        place = f"histories[0].timestamp[{len(plain) - 1}]"
+        assert answer.json()["error"].startswith(f"{place}: expected a time such as")
 
 
 def test_similar_items_titles_and_the_card(app, model):

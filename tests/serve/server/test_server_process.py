@@ -233,6 +233,7 @@ def test_an_address_of_another_machine_is_told(tmp_path):
         (["--timeout", "0"], "--timeout: expected a number above 0, found 0.0"),
         (["--timeout", "nan"], "--timeout: expected a number above 0, found nan"),
         (["--max_k", "-1"], "--max_k: expected a number above 0, found -1"),
+        (["--search", "x"], "argument --search: invalid choice: 'x'"),
         (["--max_k", "x"], "argument --max_k: invalid int value: 'x'"),
         (["--max", "1"], "unrecognized arguments: --max 1"),
     ],
@@ -253,7 +254,7 @@ def test_both_commands_have_the_same_options():
     code, shown, _ = command("serve", "--help", module="s2s_jax")
     assert code == 0
     assert set(re.findall(r"(--\w+) ", shown)) - {"--help"} == own
-    assert len(own) == 11
+    assert len(own) == 13
 
 
 def test_without_the_packages_of_the_server_the_command_says_what_to_install(tmp_path):
