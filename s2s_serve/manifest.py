@@ -51,13 +51,13 @@ class IndexEntry:
     Attributes:
       file: the file of the index.
       library: what reads it.
-      expansion: the effort of a search with which the recall was measured.
+      effort: the effort of a search with which the recall was measured, see `Index.effort`.
       recall: the share of the exactly best items that the index finds, such as `{"recall@10": 0.99}`.
     """
 
     file: str
     library: str
-    expansion: int
+    effort: int
     recall: dict[str, float]
 
 

@@ -27,7 +27,7 @@ def write_neighbours(path: Path, matrix_II: scipy.sparse.csr_matrix) -> None:
     pairs = len(matrix_II.data)
     begins = range(0, pairs, _PAIRS_AT_ONCE)
     layouts = {
-        "begin": Layout(np.dtype(np.int64), (matrix_II.shape[0] + 1,)),
+        "begin": Layout(np.dtype(np.int64), (len(matrix_II.indptr),)),
         "item": Layout(np.dtype(np.int32), (pairs,)),
         "weight": Layout(np.dtype(np.int64), (pairs,)),
     }

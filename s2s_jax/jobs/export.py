@@ -6,7 +6,7 @@ Tables are read from the checkpoint part by part, so memory does not depend on t
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,10 +19,11 @@ from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, Split
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.export import item_columns, item_files, version_dir
-from s2s_jax.export.index_file import write_index
+from s2s_jax.export import index_file, item_columns, item_files, version_dir
 from s2s_jax.export.neighbour_file import write_neighbours
 from s2s_jax.export.table_files import write_table
 from s2s_jax.export.tower import Tower
@@ -38,8 +39,12 @@ from s2s_jax.version import __version__
 from s2s_serve import items as served
 from s2s_serve import manifest as manifests
 from s2s_serve import neighbours as served_neighbours
+from s2s_serve.encoder import Encoder
+from s2s_serve.encoding import features
+from s2s_serve.encoding.item_numbers import ItemNumbers
 from s2s_serve.manifest import IndexEntry, Manifest, TableEntry
 from s2s_serve.tables import Table
+from s2s_serve.tower import Tower as ServedTower
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class Request:
     catalogue: str | None = None
     titles: Path | None = None
     item_columns: Path | None = None
-    index: Literal["auto", "yes", "no"] = "auto"
+    index: index_file.Wanted = "auto"
 
 
 class Exported(NamedTuple):
@@ -96,7 +101,11 @@ def export(config: Config, request: Request) -> Exported:
         (path / "tables").mkdir()
         written = _write_tables(config, saved, path)
         _write_items(config, path, items, written)
-        index = write_index(path, items.catalogue_size, config.model.hidden_size, request.index)
+        index = None
+        if index_file.is_wanted(request.index, items.size):
+            index = index_file.write_index(
+                path, _some_users(config, saved, path, items, written), request.index
+            )
         if items.neighbours is not None:
             write_neighbours(path / served_neighbours.NAME, items.neighbours)
         manifest = _manifest(config, saved, number, path, written.entries, items, index)
@@ -113,15 +122,17 @@ class _ExportedItems(NamedTuple):
       count_I: int64, the number of their events in training.
       columns: other columns.
       neighbours: weights of counted neighbours; None if the ranking has none.
+      log: the index of the log of training; None if it was not read.
     """
 
     catalogue: Catalogue
     count_I: np.ndarray
     columns: Mapping[str, pa.Array]
     neighbours: scipy.sparse.csr_matrix | None
+    log: FileIndex | None
 
     @property
-    def catalogue_size(self) -> int:
+    def size(self) -> int:
         """The number of items."""
         return len(self.catalogue.item)
 
@@ -148,7 +159,7 @@ def _items(config: Config, request: Request) -> _ExportedItems:
     if weight:
         assert log is not None, "neighbours are counted in it"
         neighbours = make_scorer(items, split, logs, log, catalogue).matrix
-    return _ExportedItems(catalogue, count_I, columns, neighbours)
+    return _ExportedItems(catalogue, count_I, columns, neighbours, log)
 
 
 class _WrittenTables(NamedTuple):
@@ -214,6 +225,32 @@ def _write_items(
     )
 
 
+def _some_users(
+    config: Config, saved: Saved, path: Path, items: _ExportedItems, written: _WrittenTables
+) -> np.ndarray:
+    """Return f32 `[U, E]`: the vectors of some users of the log; none if it was not read."""
+    width = config.model.hidden_size
+    if items.log is None:
+        return np.zeros((0, width), np.float32)
+    of_items = Items.of(config)
+    tables = {name: Table(path, entry) for name, entry in written.entries.items()}
+    encoder = Encoder(
+        tables,
+        ServedTower(path, threads=None),
+        config.features,
+        saved.kinds,
+        of_items.item,
+        config.shown_len,
+        width,
+    )
+    file, number, _ = items.log.stripes[0]
+    rows = orc.read_stripe(file, number, features.column_names(config.features))
+    table = pa.Table.from_batches([rows.slice(0, index_file.few_rows(rows.num_rows))])
+    numbers = ItemNumbers(items.catalogue.ids[of_items.item.name])
+    encoded = encoder.encode(table, numbers)
+    return encoded.users_NE[encoded.events_N > 0]
+
+
 def _manifest(
     config: Config,
     saved: Saved,
@@ -240,7 +277,7 @@ def _manifest(
         width=config.model.hidden_size,
         similarity=config.loss.similarity,
         temperature=config.loss.temperature,
-        items=items.catalogue_size,
+        items=items.size,
         filter_seen=ranking.filter_seen,
         untrained=ranking.untrained,
         neighbours=ranking.weight,

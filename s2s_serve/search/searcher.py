@@ -8,7 +8,7 @@ Shapes: U users, E width, I items, K items of a list, M items from the index, S 
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from s2s_serve.items import Items
 from s2s_serve.manifest import Manifest
 from s2s_serve.search import exact
 from s2s_serve.search.exact import NO_PAIRS, Best, Pairs
+from s2s_serve.search.index import Index
 
 Search = Literal["auto", "exact", "index"]
 # Comparing all of fewer items takes less than a millisecond or two.
@@ -26,14 +27,6 @@ _MOSTLY_ALLOWED = 0.5
 # More items than needed are asked from the index, because it misses some.
 _SPARE = 16
 _BLOCK = 2**18
-
-
-class Index(Protocol):
-    """Finds items with a large dot product, not always the best ones."""
-
-    def search(self, users_UE: np.ndarray, m: int) -> np.ndarray:
-        """Return int64 `[U, M]`: items of each user, -1 if there are fewer."""
-        ...
 
 
 class Asked(NamedTuple):
@@ -92,10 +85,8 @@ class Searcher:
         if entry is not None and (
             search == "index" or (search == "auto" and len(items) > _FEW_ITEMS)
         ):
-            raise UserError(
-                f"{directory / entry.file}: this version of s2s_serve reads no index; load with search "
-                f"exact"
-            )
+            path = directory / entry.file
+            self._index = Index.open(path, len(items), manifest.width, entry.effort)
         self.name = "exact" if self._index is None else "index"
         if self._index is None:
             # In memory: a memory map is read again and again.

@@ -12,6 +12,7 @@ from places import REPO
 
 import s2s_jax as s2s
 import s2s_serve
+from s2s_jax.jobs.export import Request, export
 
 K = 7
 
@@ -188,3 +189,40 @@ def test_mistakes_are_explained(model, given, words):
     row = {"item_id": ["item 1"], "tags": [[]], "timestamp": [1_000_000_000]}
     with pytest.raises(s2s_serve.UserError, match=words):
         model.recommend(**{"histories": [row]} | given)
+
+
+def test_an_index_gives_nearly_the_same_answers_and_keeps_the_rules(small_export, tmp_path):
+    request = Request(output=tmp_path / "export", index="yes", checkpoint="6")
+    done = export(small_export.config, request)
+    assert done.manifest.index is not None
+    assert done.manifest.index.recall["recall@10"] > 0.9
+    indexed = s2s_serve.load(tmp_path / "export", search="index")
+    exact = s2s_serve.load(tmp_path / "export", search="exact")
+    assert (indexed.card["search"], exact.card["search"]) == ("index", "exact")
+    assert s2s_serve.load(tmp_path / "export").card["search"] == "exact"
+    rows = [row for row in small_export.rows if row["item_id"]]
+    found, expected = (model.recommend(rows, K) for model in (indexed, exact))
+    same = [set(a.items) == set(b.items) for a, b in zip(found, expected, strict=True)]
+    assert np.mean(same) > 0.8
+    for answer, row in zip(found, rows, strict=True):
+        assert len(answer.items) == K
+        assert not set(answer.items) & set(row["item_id"])
+    barred = expected[0].items[:2]
+    for answer in indexed.recommend(rows, K, exclude=barred):
+        assert len(answer.items) == K
+        assert not set(answer.items) & set(barred)
+    # Few items are allowed: all of them are compared.
+    allowed = [f"item {n}" for n in range(0, 40, 3)]
+    assert indexed.recommend(rows, K, allow=allowed) == exact.recommend(rows, K, allow=allowed)
+    everything = len(exact.items)
+    for answer, of_all in zip(
+        indexed.recommend(rows[:3], everything), exact.recommend(rows[:3], everything), strict=True
+    ):
+        assert answer.items == of_all.items
+        np.testing.assert_allclose(answer.scores, of_all.scores, atol=1e-6)
+    assert set(indexed.similar(barred[0], 5).items) == set(exact.similar(barred[0], 5).items)
+
+
+def test_a_search_with_an_index_needs_one(small_export):
+    with pytest.raises(s2s_serve.UserError, match="--index"):
+        s2s_serve.load(small_export.directory, search="index")

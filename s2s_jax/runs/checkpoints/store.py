@@ -26,6 +26,8 @@ from s2s_jax.writing import reason_of_failed_write
 
 # Part of the name of a directory that Orbax is still writing.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# Parts of an array are stored separately, so that a table can be read part by part.
+_CHUNK_BYTES = 2**26
 
 
 @contextlib.contextmanager
@@ -134,11 +136,13 @@ class Checkpoints:
         self.wait()
         self._saving = step
         self._one_error.enter_context(one_error())
+        parts = state.saved_parts()
+        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), parts)
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state.saved_parts()),
+                    state=ocp.args.StandardSave(parts, save_args=in_chunks),
                     progress=ocp.args.JsonSave(VERSIONS | progress),
                 ),
             )
