@@ -13,6 +13,7 @@ M items of a list.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ _PART = 2**23
 # The best items of a user are at the near side of their group, so centers are moved outwards by this
 # share of the distance between the items and the center (root of the mean square).
 _OUTWARDS = 0.5
+# The length of a list that the effort of an index is meant for.
+TUNED = 100
 
 
 def build(
@@ -121,7 +124,8 @@ class Index:
     Attributes:
       items: number of items.
       groups: number of groups, which is the highest effort.
-      effort: number of groups that a search compares with.
+      effort: number of groups that a search for up to 100 items compares with. Searches for more items
+        compare with more groups: four times the items, twice the groups.
     """
 
     def __init__(self, faiss: "ModuleType", index: Any, effort: int):
@@ -172,13 +176,15 @@ class Index:
         Args:
           users_UE: f32, the vectors of users.
           m: M, at least 1.
-          effort: number of groups to compare with; None: the attribute. It is doubled for users whose
+          effort: number of groups to compare with; None: by the attribute. It is doubled for users whose
             groups have fewer than M items, until there are enough.
 
         Returns:
           int64 `[U, M]`, numbers of items, best first; -1 at the end if there are fewer than M items.
         """
-        effort = max(min(self.effort if effort is None else effort, self.groups), 1)
+        if effort is None:
+            effort = math.ceil(self.effort * max(m / TUNED, 1) ** 0.5)
+        effort = max(min(effort, self.groups), 1)
         users_UE = np.ascontiguousarray(users_UE, np.float32)
         item_UM = self._search(users_UE, m, effort)
         while effort < self.groups:

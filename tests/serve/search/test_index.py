@@ -83,6 +83,16 @@ def test_more_groups_are_compared_until_there_are_enough_items(tmp_path):
     assert (found_UK[:, ITEMS:] == -1).all()
 
 
+def test_longer_lists_take_more_effort(tmp_path):
+    vectors_IE, users_UE = vectors("unit"), users()
+    build(vectors_IE, tmp_path / "index")
+    index = Index.open(tmp_path / "index", *vectors_IE.shape, effort=20)
+    for m, effort in ((1, 20), (100, 20), (400, 40), (900, 60)):
+        found_UM = index.search(users_UE, m)
+        assert (found_UM == index.search(users_UE, m, effort)).all()
+        assert (found_UM != index.search(users_UE, m, effort - 3)).any()
+
+
 @pytest.mark.parametrize("items", [1, 2, 7])
 def test_a_few_items(tmp_path, items):
     vectors_IE = vectors("unit", items)
