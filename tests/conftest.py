@@ -46,6 +46,12 @@ def _cache_for_one_device():
         compilation_cache.reset_cache()
 
 
+@pytest.fixture(autouse=True)
+def _no_dry_runs(monkeypatch):
+    """Trying the export at the start of every run would take a minute in all."""
+    monkeypatch.setattr("s2s_jax.jobs.train.problem_of_export", lambda settings, dense: None)
+
+
 def _load_for_one_device_only() -> None:
     """A test may compile for several devices after another test turned the cache on again."""
     from jax._src import compiler

@@ -4,6 +4,7 @@ Shapes: B batch, L positions, D width of an embedded event, E model width.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import export
 
 from s2s_jax.export.tower import Tower
+from s2s_jax.training.step.params import Tree
 
 # The platforms that can run a file.
 PLATFORMS = ("cpu", "cuda")
@@ -28,12 +30,29 @@ def to_stablehlo(tower: Tower) -> bytes:
       >>> call(events_BLD, length_B).shape  # doctest: +SKIP
       (1, 128)
     """
+    with _no_source_lines():
+        made = export.export(jax.jit(tower.users), platforms=PLATFORMS)(*_any_events(tower))
+        return bytes(made.serialize())
+
+
+def check_lowering(tower: Tower) -> None:
+    """Lowers a tower for all platforms, as `to_stablehlo` does, without its parameters.
+
+    Args:
+      tower: a tower whose parameters may be shapes.
+    """
+
+    def users(dense: Tree, events_BLD: jax.Array, length_B: jax.Array) -> jax.Array:
+        return dataclasses.replace(tower, dense=dense).users(events_BLD, length_B)
+
+    export.export(jax.jit(users), platforms=PLATFORMS)(tower.dense, *_any_events(tower))
+
+
+def _any_events(tower: Tower) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Return the shapes of `[B, L, D]` events and `[B]` lengths, for any B and L."""
     users, events_len = export.symbolic_shape("B, L", constraints=[f"L <= {tower.model.seq_len}"])
     events_BLD = jax.ShapeDtypeStruct((users, events_len, tower.width), jnp.float32)
-    length_B = jax.ShapeDtypeStruct((users,), jnp.int32)
-    with _no_source_lines():
-        made = export.export(jax.jit(tower.users), platforms=PLATFORMS)(events_BLD, length_B)
-        return bytes(made.serialize())
+    return events_BLD, jax.ShapeDtypeStruct((users,), jnp.int32)
 
 
 @contextlib.contextmanager

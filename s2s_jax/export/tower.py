@@ -48,10 +48,14 @@ class Tower:
           settings: the settings that the state was trained with.
           params: the parameters of the state; this process must have all of them.
         """
+        return cls.with_dense(settings, jax.device_get(params["dense"]))
+
+    @classmethod
+    def with_dense(cls, settings: StepSettings, dense: Tree) -> Self:
+        """Return the tower with some parameters, see `of`."""
         model = settings.model
         dtype = "float32" if model.dtype == "auto" else model.dtype
         model = dataclasses.replace(model, dtype=dtype, attention="xla", remat="none")
-        dense = jax.device_get(params["dense"])
         return cls(items=settings.items, model=model, loss=settings.loss, dense=dense)
 
     @property

@@ -48,14 +48,24 @@ def write_tower(tower: Tower, directory: Path) -> None:
         written.
     """
     check_installed()
-    size = sum(parameter.nbytes for parameter in jax.tree.leaves(tower.dense))
-    if size > _MOST_BYTES:
-        raise UserError(
-            f"model: expected at most {_MOST_BYTES / 1e9:.1f} GB of parameters without tables, which "
-            f"is what {ONNX} can hold, found {size / 1e9:.1f} GB; train a smaller model to export it"
-        )
+    check_size(tower)
     from s2s_jax.export.onnx_tower import to_onnx
 
     for name, data in ((STABLEHLO, to_stablehlo(tower)), (ONNX, to_onnx(tower))):
         with replacing(directory / name) as path:
             path.write_bytes(data)
+
+
+def check_size(tower: Tower) -> None:
+    """Checks that the files can hold a tower, whose parameters may be shapes.
+
+    Raises:
+      UserError: the parameters are too large.
+    """
+    parameters = jax.tree.leaves(tower.dense)
+    size = sum(parameter.size * parameter.dtype.itemsize for parameter in parameters)
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"model: expected at most {_MOST_BYTES / 1e9:.1f} GB of parameters without tables, which "
+            f"is what {ONNX} can hold, found {size / 1e9:.1f} GB; train a smaller model to export it"
+        )

@@ -13,7 +13,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.writing import explained, replacing
 from s2s_serve import manifest as manifests
 from s2s_serve.manifest import FileEntry, Manifest
-from s2s_serve.versions import CURRENT, sha256_of
+from s2s_serve.versions import CURRENT, current_version, sha256_of
 
 _UNFINISHED = ".unfinished-"
 
@@ -52,9 +52,16 @@ def new_version(output: Path) -> Iterator[tuple[int, Path]]:
 
 
 def next_number(output: Path) -> int:
-    """Return the number after the largest that a version has."""
+    """Return the number after the largest that a version has, or had if it was the current one.
+
+    Raises:
+      UserError: `current.json` is broken.
+    """
     names = [path.name for path in (output / "versions").glob("*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0) + 1
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if (output / CURRENT).exists():
+        numbers.append(current_version(output))
+    return max(numbers, default=0) + 1
 
 
 def finish(output: Path, path: Path, manifest: Manifest) -> Path:

@@ -27,6 +27,7 @@ from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_jax.export.dry_run import problem_of_export
 from s2s_jax.jobs.initial_items import initial_items
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
@@ -96,6 +97,7 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
             _describe(job, start, total_steps, notes)
             if start.done:
                 return False
+            _try_export(job, start)
             evaluate = _evaluation(config, mesh)
         with _make_writer(config.train, start, total_steps) as writer:
             stopped = Loop(job, start, total_steps, writer, stop, evaluate).run()
@@ -296,6 +298,14 @@ def _end_step(settings: TrainConfig, reader: Reader, step: int) -> int:
     if settings.train_epoch is not None:
         ends.append(step + reader.steps_until(settings.train_epoch))
     return min(end for end in ends if end is not None)
+
+
+def _try_export(job: Job, start: Start) -> None:
+    """Says at the start of a run if it could not be exported, while it can still be changed."""
+    if start.step == 0 and hosts.is_first():
+        problem = problem_of_export(job.settings, start.state.params["dense"])
+        if problem is not None:
+            hosts.say(f"note: s2s export will refuse this run: {problem}")
 
 
 def _describe(job: Job, start: Start, total_steps: int, notes: Sequence[str]) -> None:

@@ -96,7 +96,7 @@ def _config(log: Path, run_dir: Path) -> Config:
             TableConfig(name="gap", init_std=0.5),
             TableConfig(name="hour", init_std=0.5),
         ),
-        train=dataclasses.replace(config.train, train_steps=6),
+        train=dataclasses.replace(config.train, train_steps=6, save_steps=3),
     )
     validate(config)
     return config

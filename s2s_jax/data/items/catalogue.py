@@ -141,7 +141,7 @@ def collect_for_evaluation(
 def _collect(
     items: Items, logs: Logs, index: FileIndex, cut: Cut, part: Cut
 ) -> tuple[Catalogue, np.ndarray]:
-    _check_item_feature(items)
+    check_item_feature(items)
     counts = count_items(items, logs, index, cut, part)
     order_I = np.lexsort((counts.code_I, -counts.count_I))
     columns = features.id_columns(items.item_side)
@@ -244,8 +244,12 @@ def _shaped(ids_IC: np.ndarray, feature: FeatureConfig) -> np.ndarray:
 # ---------------------------------------------------------------------------------- settings
 
 
-def _check_item_feature(items: Items) -> None:
-    """Refuses bags and bucketized numbers, which do not identify an item."""
+def check_item_feature(items: Items) -> None:
+    """Refuses bags and bucketized numbers, which do not identify an item.
+
+    Raises:
+      UserError: the item feature has bags, or another op than id.
+    """
     feature, name = items.item, items.item.name
     number = [each.name for each in items.features].index(name)
     for key, expected in (("op", "id"), ("bag_size", 1)):
