@@ -42,6 +42,7 @@ def load(
     directory: Path,
     search: Literal["auto", "exact", "index"] = "auto",
     check: Literal["all", "sizes"] = "all",
+    threads: int | None = None,
 ) -> Served:
     """Loads the newest version of an export and asks it once, so that it is known to answer.
 
@@ -49,10 +50,11 @@ def load(
       directory: the export.
       search: see `s2s_serve.load`.
       check: see `s2s_serve.load`.
+      threads: see `s2s_serve.load`.
 
     Raises:
       UserError: there is no complete version.
     """
-    model = s2s_serve.load(directory, search=search, check=check)
+    model = s2s_serve.load(directory, search=search, check=check, threads=threads)
     model.recommend([{name: [None] for name in model.features}], k=1)
     return Served(model, Catalogue(model.items))

@@ -46,7 +46,14 @@ def run(
     with contextlib.closing(_listen(settings.host, settings.port)) as listening:
         metrics = Metrics()
         if load_version is None:
-            load_version = functools.partial(load, search=settings.search, check=settings.check)
+            # Calls at the same time share the cores.
+            cores = len(os.sched_getaffinity(0))
+            load_version = functools.partial(
+                load,
+                search=settings.search,
+                check=settings.check,
+                threads=max(cores // settings.threads, 1),
+            )
         versions = Versions(directory, metrics, settings.poll, load_version)
         batcher = Batcher(
             versions.current, metrics, settings.max_batch, settings.max_queue, settings.threads

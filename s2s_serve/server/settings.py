@@ -23,7 +23,7 @@ class Settings:
     max_batch: int = 64
     """Most histories that are joined into one call of the model. 1: requests are not joined"""
     threads: int = 1
-    """Number of calls of the model at the same time. A call uses several cores itself"""
+    """Number of calls of the model at the same time, which share the cores"""
     max_queue: int = 1000
     """Most requests that wait for the model; more are told to try again (503)"""
     timeout: float = 10.0
