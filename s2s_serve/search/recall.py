@@ -25,7 +25,7 @@ class Tuned(NamedTuple):
       recall: the recall with it.
       reached: whether that is enough.
       share: the share of the groups, and so about of the items, that a user is compared with. If it is
-        not far below 1, exact search is as fast.
+        near 1, exact search is nearly as fast.
     """
 
     effort: int
@@ -43,35 +43,38 @@ def tune(
 ) -> Tuned:
     """Finds the lowest effort that reaches a recall.
 
+    Other users have other recalls. So that these reach it too, the mean has to be above it by its
+    standard error.
+
     Args:
       index: an index of these items; its `effort` stays as it is.
       vectors_IE: f32, the vectors of the items; may be a memory map.
-      users_UE: f32, users like those who will be served, several hundred of them.
+      users_UE: f32, users like those who will be served; a thousand make the standard error small.
       k: K, see `recall`.
       wanted: the recall to reach.
     """
     worst_U = _kth_scores(vectors_IE, users_UE, k)
 
-    def recall_of(effort: int) -> float:
-        return _recall(index, vectors_IE, users_UE, worst_U, k, effort)
+    def tried(effort: int) -> tuple[float, bool]:
+        """The recall, and whether it is enough."""
+        recall_U = _recalls(index, vectors_IE, users_UE, worst_U, k, effort)
+        error = float(recall_U.std()) / len(recall_U) ** 0.5
+        return float(recall_U.mean()), float(recall_U.mean()) - error >= wanted
 
     # Few groups are enough for most indexes, so high efforts, which take long, are tried last.
-    high = 1
-    reached = recall_of(high)
-    low, best = 0, reached
-    while best < wanted and high < index.groups:
+    low, high = 0, 1
+    best, reached = tried(high)
+    while not reached and high < index.groups:
         low, high = high, min(2 * high, index.groups)
-        best = recall_of(high)
-    if best < wanted:
-        return Tuned(high, best, False, 1.0)
-    while high - low > 1:
+        best, reached = tried(high)
+    while reached and high - low > 1:
         middle = (low + high) // 2
-        found = recall_of(middle)
-        if found >= wanted:
+        found, enough = tried(middle)
+        if enough:
             high, best = middle, found
         else:
             low = middle
-    return Tuned(high, best, True, high / index.groups)
+    return Tuned(high, best, reached, high / index.groups)
 
 
 def recall(
@@ -90,7 +93,7 @@ def recall(
       effort: see `Index.search`; None: as in serving.
     """
     worst_U = _kth_scores(vectors_IE, users_UE, k)
-    return _recall(index, vectors_IE, users_UE, worst_U, k, effort)
+    return float(_recalls(index, vectors_IE, users_UE, worst_U, k, effort).mean())
 
 
 def users_like_items(vectors_IE: np.ndarray, users: int, seed: int = 0) -> np.ndarray:
@@ -120,18 +123,19 @@ def _kth_scores(vectors_IE: np.ndarray, users_UE: np.ndarray, k: int) -> np.ndar
     return score_UK[:, -1] - _ROUNDING * np.abs(score_UK).max(axis=1)
 
 
-def _recall(
+def _recalls(
     index: Index,
     vectors_IE: np.ndarray,
     users_UE: np.ndarray,
     worst_U: np.ndarray,
     k: int,
     effort: int | None,
-) -> float:
+) -> np.ndarray:
+    """Return f64 `[U]`: the recall of each user."""
     k = min(k, len(vectors_IE))
-    found_UK = index.search(users_UE, k, effort)
-    right = 0
-    for user, found_K in enumerate(found_UK):
+    recall_U = np.empty(len(users_UE))
+    for user, found_K in enumerate(index.search(users_UE, k, effort)):
         found_K = found_K[found_K >= 0]
-        right += int((vectors_IE[found_K] @ users_UE[user] >= worst_U[user]).sum())
-    return right / (len(users_UE) * k)
+        right = vectors_IE[found_K] @ users_UE[user] >= worst_U[user]
+        recall_U[user] = right.sum() / k
+    return recall_U
