@@ -79,8 +79,12 @@ def write(
             assert written == layout.nbytes, f"{name} has the size of its layout"
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, remedy: str = "export the run again") -> dict[str, np.ndarray]:
     """Maps all arrays of a file into memory; their pages are read when they are used.
+
+    Args:
+      path: the file.
+      remedy: what the user can do about a file that cannot be read.
 
     Raises:
       UserError: the file is not there, or is not in this format.
@@ -96,8 +100,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"{path}: expected arrays in the safetensors format, found none ({reason}); export the "
-            f"run again"
+            f"{path}: expected arrays in the safetensors format, found none ({reason}); {remedy}"
         ) from error
 
 
@@ -105,6 +108,8 @@ def _arrays(path: Path, header: Mapping, first: int, size: int) -> Iterator[tupl
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if entry["dtype"] not in _CODES:
+            raise ValueError(f"{name} has numbers of type {entry['dtype']}")
         layout = Layout(np.dtype(_CODES[entry["dtype"]]), tuple(entry["shape"]))
         begin, end = entry["data_offsets"]
         if end - begin != layout.nbytes or begin < 0 or first + end > size:

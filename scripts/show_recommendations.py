@@ -11,7 +11,7 @@ import pyarrow.parquet
 from rich import print
 from rich.table import Table
 
-from s2s_jax.reporting.titles import read_titles
+from s2s_jax.data.items.titles import read_titles
 
 USERS, EVENTS, ITEMS = 4, 3, 3
 

@@ -30,6 +30,7 @@ ORDER = [
     "training",
     "ranking",
     "export",
+    "pytorch",
     "reporting",
     "jobs",
     "library",
@@ -40,7 +41,7 @@ ORDER = [
 ]
 
 # The rooms that use the rest of s2s_serve too.
-SERVING = ("export", "jobs", "cli.commands")
+SERVING = ("export", "pytorch", "jobs", "cli.commands")
 
 
 def room(module: str) -> str:

@@ -8,6 +8,7 @@ COMMANDS = {
     "recommend": "Writes the top items for each row of a log.",
     "export": "Exports a checkpoint, so that it answers histories without JAX.",
     "serve": "Answers recommendations over HTTP from an export, with a page to try them.",
+    "checkpoint": "Converts a checkpoint to or from weights of the RecIS example in PyTorch.",
     "report": "Writes an HTML page about a run: its metrics and its recommendations.",
     "convert": "Converts event logs to the ORC logs that training reads.",
     "inspect": "Shows what ORC logs contain, and problems to fix in them.",

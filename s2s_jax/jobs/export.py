@@ -24,6 +24,8 @@ from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.export import index_file, item_columns, item_files, version_dir
+from s2s_jax.export.dense_file import NAME as DENSE
+from s2s_jax.export.dense_file import write_dense
 from s2s_jax.export.neighbour_file import write_neighbours
 from s2s_jax.export.table_files import write_table
 from s2s_jax.export.tower import Tower
@@ -177,7 +179,7 @@ class _WrittenTables(NamedTuple):
 
 
 def _write_tables(config: Config, saved: Saved, path: Path) -> _WrittenTables:
-    """Writes the tower and the tables."""
+    """Writes the tower, its parameters and the tables."""
     settings = StepSettings.of(config)
     reader = SavedTables(saved.run_dir, saved.step)
     mesh = make_mesh(jax.local_devices()[:1])
@@ -185,6 +187,7 @@ def _write_tables(config: Config, saved: Saved, path: Path) -> _WrittenTables:
     params: Params = {"dense": reader.dense(abstract.params["dense"]), "tables": {}}
     tower = Tower.of(settings, params)
     write_tower(tower, path)
+    write_dense(tower.dense, path / DENSE)
     specs = table_specs(config.features, config.tables, saved.capacities)
     own = {feature.table_name for feature in item_files.own_features(settings.items)}
     entries, touched = {}, {}

@@ -228,7 +228,9 @@ def _continue(
     plan.set_state(saved["growth"])
     state = job.checkpoints.restore(step, job.functions(plan).abstract)
     plan.grow_at_least(step)
-    job.reader.set_state(saved["reader"])
+    # Imported weights come without a reading position, so training starts at the beginning of the log.
+    if "reader" in saved:
+        job.reader.set_state(saved["reader"])
     meters.set_state(saved["meters"])
     hosts.say(f"continuing from the checkpoint of step {step:,}")
     clock = _continued_clock(job, step, saved, all_steps)

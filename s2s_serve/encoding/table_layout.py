@@ -18,3 +18,13 @@ def row_of_bucket(bucket: Any, segment_rows: int) -> Any:
       [0, 2, 1]
     """
     return bucket % NUM_SEGMENTS * segment_rows + bucket // NUM_SEGMENTS
+
+
+def bucket_of_row(row: Any, segment_rows: int) -> Any:
+    """Return the buckets of rows; those after the last bucket of a table stand for no bucket.
+
+    Examples:
+      >>> [bucket_of_row(row, segment_rows=2) for row in (0, 2, 1)]
+      [0, 1, 256]
+    """
+    return row % segment_rows * NUM_SEGMENTS + row // segment_rows

@@ -27,6 +27,7 @@ NEEDED = {
     "evaluate": [],
     "recommend": ["--input", "log", "--output", "out"],
     "export": ["--output", "out"],
+    "checkpoint": ["to-torch", "run", "--output", "out"],
     "report": ["run"],
     "serve": ["export"],
     "tables": ["run"],
@@ -62,13 +63,14 @@ def options_of(command: str) -> list[Argument]:
 def run(command: str, option: Argument, value: str) -> UserError:
     needed = list(NEEDED[command])
     flag = f"--{option.name}"
+    arguments = arguments_of_command(command)
     if option.positional:
-        needed = [value, *needed[1:]]
+        place = [a.name for a in arguments.values() if a.positional].index(option.name)
+        needed = [*needed[:place], value, *needed[place + 1 :]]
     elif flag in needed:
         needed[needed.index(flag) + 1] = value
     else:
         needed += [flag, value]
-    arguments = arguments_of_command(command)
     if "config" in arguments and option.name != "config" and arguments["config"].required:
         needed = ["--config", CONFIG, *needed]
     with pytest.raises(UserError) as caught:

@@ -22,7 +22,9 @@ from s2s_jax.errors import UserError
 from s2s_jax.version import __version__
 
 CONFIG = str(REPO / "configs" / "quickstart.py")
-WITH_CONFIG = ("train", "evaluate", "recommend", "catalogue", "inspect", "config", "batch")
+WITH_CONFIG = (
+    "train", "evaluate", "recommend", "export", "checkpoint", "catalogue", "inspect", "config", "batch",
+)  # fmt: skip
 SECTIONS = ("io", "model", "lr", "loss", "train", "eval")
 
 

@@ -26,6 +26,18 @@ FEATURES = {
 }
 
 
+# The names of the modules in the recorded files, and in the example.
+MODULES = {"in": "dense.proj", "ln_f": "dense.trans.final_layer_norm"}
+MODULES_OF_LAYERS = {
+    "ln1": "norm1",
+    "qkv": "attn.attn",
+    "proj": "attn.proj",
+    "ln2": "norm2",
+    "ff1": "ffn.net.0",
+    "ff2": "ffn.net.2",
+}
+
+
 def load(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / name) as arrays:
         return dict(arrays)
@@ -113,3 +125,24 @@ def params_from(golden: dict[str, np.ndarray], prefix: str, specs: dict[str, Tab
         name: table_from(specs[name], weight(f"emb.{theirs}")) for name, theirs in FEATURES.items()
     }
     return {"dense": dense, "tables": tables}
+
+
+def example_tensors(golden: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The weights `prefix/*` with the names that they have in the example's `state_dict`."""
+    tables = {f"emb.{theirs}": f"sparse.{ours}.weight" for ours, theirs in FEATURES.items()}
+    found = {}
+    for key, values in golden.items():
+        kind, _, name = key.partition("/")
+        if kind != prefix:
+            continue
+        if name in tables:
+            found[tables[name]] = values
+            continue
+        module, _, parameter = name.rpartition(".")
+        if module in MODULES:
+            module = MODULES[module]
+        else:
+            _, layer, inner = module.split(".")
+            module = f"dense.trans.layers.{layer}.{MODULES_OF_LAYERS[inner]}"
+        found[f"{module}.{parameter}"] = values
+    return found
