@@ -41,6 +41,7 @@ class FakeModel:
         self.seconds = seconds
         features = [{"column": name, "kind": "whole numbers", "op": "id"} for name in self.features]
         self.card = {"items": len(ITEMS), "item_feature": "item_id", "features": features}
+        self.card["evaluation"] = {"eval/ndcg@10": 0.123456789}
         self.calls = []
         self.threads = set()
         self.gate = threading.Event()

@@ -262,12 +262,18 @@ async function showNearest(id, title) {
   at("nearest").focus();
 }
 
+// A value of the model's card: numbers are rounded, a list of objects is a table, other objects can be opened.
 function described(value) {
-  // A list of objects is shown by the numbers of its members.
-  if (value === null || typeof value !== "object") return document.createTextNode(textOf(value));
-  if (Array.isArray(value) && value.every((each) => each === null || typeof each !== "object")) {
-    return document.createTextNode(textOf(value));
-  }
+  if (typeof value === "number" && !Number.isInteger(value)) return String(Number(value.toPrecision(4)));
+  if (value === null || typeof value !== "object") return textOf(value);
+  const isObject = (each) => each !== null && typeof each === "object";
+  if (Array.isArray(value)) return value.some(isObject) ? table(value.filter(isObject)) : textOf(value);
+  const count = Object.keys(value).length;
+  if (!count) return "";
+  return make("details", {}, make("summary", {}, count === 1 ? "1 value" : `${count} values`), definitions(value));
+}
+
+function definitions(value) {
   const list = make("dl");
   for (const [name, each] of Object.entries(value)) {
     list.append(make("dt", {}, name), make("dd", {}, described(each)));
@@ -275,11 +281,19 @@ function described(value) {
   return list;
 }
 
+function table(rows) {
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const head = make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)));
+  const body = rows.map((row) => make("tr", {}, ...names.map((name) => make("td", {}, described(row[name] ?? null)))));
+  return make("div", { class: "wide", tabindex: "0", role: "group", "aria-label": names.join(", ") },
+    make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+
 async function start() {
   model = await ask("v1/card");
   at("login").hidden = true;
   at("version").textContent = `version ${model.version}`;
-  at("card").replaceChildren(described(model.card));
+  at("card").replaceChildren(definitions(model.card));
   at("events").replaceChildren();
   addEvent();
 }

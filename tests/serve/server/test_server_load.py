@@ -2,13 +2,21 @@
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import random
+import shutil
 import time
 
 import fake_model
+import numpy as np
 import pytest
 import server_process
 from http_caller import Caller
+
+import s2s_serve
+from s2s_serve import tensor_file
+from s2s_serve.server.loading import load
 
 
 class Crowd:
@@ -44,6 +52,9 @@ class Crowd:
             try:
                 status, answer = await caller.post("/v1/recommend", body)
             except (OSError, asyncio.IncompleteReadError):
+                status = None
+            # A server that was just started again may still load its version.
+            if status in (None, 503):
                 self.lost.append((began, time.monotonic()))
                 self.left += 1
                 await asyncio.sleep(0.05)
@@ -120,3 +131,66 @@ def test_a_hundred_thousand_requests_with_changes_and_kills(tmp_path):
         f"{crowd.requests} requests, versions {len(crowd.versions)}, kills {len(away)}, "
         f"lost while away {len(crowd.lost)}"
     )
+
+
+def add_other_version(directory, number):
+    """Adds a version whose items have the vectors of other items, so that it answers differently."""
+    new = directory / "versions" / str(number)
+    shutil.copytree(directory / "versions" / "1", new)
+    file = new / "vectors.safetensors"
+    content = bytearray(file.read_bytes())
+    vectors = np.array(tensor_file.read(file)["vectors"])
+    content[-vectors.nbytes :] = np.roll(vectors, number, axis=0).tobytes()
+    file.write_bytes(content)
+    manifest = json.loads((new / "manifest.json").read_text())
+    manifest["version"] = number
+    manifest["files"]["vectors.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (new / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.slow
+def test_real_versions_are_not_mixed(small_export, tmp_path):
+    directory = tmp_path / "export"
+    shutil.copytree(small_export.directory, directory)
+    for number in (2, 3):
+        add_other_version(directory, number)
+    rows = [row for row in small_export.rows if row["item_id"]][:30]
+    expected = {}
+    for number in (1, 2, 3):
+        model = s2s_serve.load(directory, version=number)
+        expected[number] = [set(each.items) for each in model.recommend(rows, k=5)]
+    assert expected[1] != expected[2] != expected[3]
+    answered = []
+
+    async def call(port, seed):
+        draw, caller = random.Random(seed), Caller(port)
+        while len(answered) < 10_000:
+            chosen = [draw.randrange(len(rows)) for _ in range(draw.choice((1, 2, 4)))]
+            body = {"histories": [rows[n] for n in chosen], "k": 5}
+            status, answer = await caller.post("/v1/recommend", body)
+            assert status == 200
+            of_version = expected[answer["version"]]
+            for n, result in zip(chosen, answer["results"], strict=True):
+                # Joined histories may be rounded differently, which can exchange the last item.
+                assert len(of_version[n] & set(result["items"])) >= 4
+            answered.append(answer["version"])
+        caller.close()
+
+    async def change():
+        for step in range(1, 10_000):
+            await asyncio.sleep(0.3)
+            fake_model.publish(directory, 1 + step % 3)
+
+    async def crowd(port):
+        changes = asyncio.create_task(change())
+        await asyncio.gather(*(call(port, seed) for seed in range(8)))
+        changes.cancel()
+
+    with (
+        server_process.app(directory, load=load) as app,
+        server_process.in_thread(app.asgi) as address,
+    ):
+        asyncio.run(crowd(int(address.split(":")[2])))
+        changes = app.metrics.reloads.labels("loaded")._value.get()
+    assert changes > 10
+    assert set(answered) == {1, 2, 3}

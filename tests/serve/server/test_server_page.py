@@ -102,7 +102,11 @@ def test_nearest_items_unknown_events_and_the_card(browser, address):
         page.get_by_text("Movie 154").wait_for()
         card = page.locator("#card > dl > dt, #card > dl > dd").all_inner_texts()
         assert card[:5] == ["items", "100", "item_feature", "item_id", "features"]
-        assert "cate" in card[5]
+        features = "column kind op item_id whole numbers id cate whole numbers id"
+        assert " ".join(card[5].split()) == features
+        assert card[6:] == ["evaluation", "1 value"]
+        page.get_by_text("1 value").click()
+        assert page.locator("#card dl dl").inner_text().split() == ["eval/ndcg@10", "0.1235"]
 
 
 def test_a_mistake_is_shown_and_an_empty_history_is_answered(browser, address):

@@ -17,6 +17,9 @@ from fake_model import publish
 from places import REPO
 from server_process import until
 
+from s2s_serve.errors import UserError
+from s2s_serve.server.settings import Settings, token_for
+
 BODY = {"histories": [{"item_id": [120]}, {"item_id": [130]}], "k": 3}
 
 
@@ -206,15 +209,24 @@ def test_a_port_in_use_is_told(tmp_path):
     )
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost.invalid"])
-def test_a_host_that_others_reach_needs_a_token(tmp_path, host):
-    for token in (None, ""):
-        code, out, err = command(tmp_path, "--host", host, "--port", 0, token=token)
-        assert (code, out) == (2, "")
-        assert err == (
-            f"error: --host: {host} can be reached from other machines, so a token is needed; set the "
-            f"environment variable S2S_SERVE_TOKEN\n"
-        )
+def test_a_host_that_others_reach_needs_a_token(tmp_path, monkeypatch):
+    sentence = (
+        "--host: {} can be reached from other machines, so a token is needed; set the environment "
+        "variable S2S_SERVE_TOKEN"
+    )
+    code, out, err = command(tmp_path, "--host", "0.0.0.0", "--port", 0)
+    assert (code, out, err) == (2, "", f"error: {sentence.format('0.0.0.0')}\n")
+    for token in ("", "secret"):
+        monkeypatch.setenv("S2S_SERVE_TOKEN", token)
+        for host in ("0.0.0.0", "::", "192.0.2.1", "localhost.invalid"):
+            if token:
+                assert token_for(Settings(host=host)) == "secret"
+                continue
+            with pytest.raises(UserError, match=f"^{re.escape(sentence.format(host))}$"):
+                token_for(Settings(host=host))
+        # Where only this machine can call, a token may be asked for, too.
+        for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+            assert token_for(Settings(host=host)) == (token or None)
 
 
 def test_an_address_of_another_machine_is_told(tmp_path):
