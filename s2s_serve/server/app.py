@@ -131,7 +131,11 @@ class Routes:
             work = functools.partial(served.items.describe, ids)
         else:
             work = functools.partial(served.items.search, text.strip(), int(limit))
-        found = await asyncio.get_running_loop().run_in_executor(self._lookups, work)
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                found = await asyncio.get_running_loop().run_in_executor(self._lookups, work)
+        except TimeoutError:
+            raise RefusedError(503, "too many searches wait; try again", _RETRY) from None
         return _json(schema.ItemsAnswer(served.model.version, found))
 
     async def card(self, _: Request) -> Response:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` and returns the exit code: 2 for a mistake of the user, or 0."""
     _end_at_signals()
     try:
-        directory, settings = _parse(argv)
+        directory, settings = parse(argv)
         serve(directory, settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -77,7 +77,12 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists all options")
 
 
-def _parse(argv: Sequence[str]) -> tuple[Path, Settings]:
+def parse(argv: Sequence[str]) -> tuple[Path, Settings]:
+    """The export and the options that a command line names.
+
+    Raises:
+      UserError: an argument is missing, unknown or wrong.
+    """
     parser = _Parser(
         prog="python -m s2s_serve",
         description="Answers recommendations over HTTP from an export.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -13,11 +14,14 @@ import time
 import httpx
 import pytest
 import server_process
+import yaml
 from fake_model import publish
 from places import REPO
 from server_process import until
 
 from s2s_serve.errors import UserError
+from s2s_serve.server import openapi
+from s2s_serve.server.command import parse
 from s2s_serve.server.settings import Settings, token_for
 
 BODY = {"histories": [{"item_id": [120]}, {"item_id": [130]}], "k": 3}
@@ -293,3 +297,24 @@ def test_importing_the_client_needs_no_package_of_the_server():
         "import s2s_serve, s2s_serve.server.command, s2s_serve.server.settings"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(REPO)})
+
+
+def test_the_image_and_the_deployment_use_options_and_routes_that_exist():
+    serve = (REPO / "s2s_serve" / "Dockerfile").read_text()
+    words = json.loads(re.search(r"^CMD (.*)$", serve, re.MULTILINE)[1])
+    assert parse(words)[1].host == "0.0.0.0"
+    documents = yaml.safe_load_all((REPO / "launch" / "serve.yaml").read_text())
+    deployment = next(each for each in documents if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    directory, settings = parse(container["args"])
+    assert (settings.host, settings.port) == ("0.0.0.0", container["ports"][0]["containerPort"])
+    assert str(directory) == container["volumeMounts"][0]["mountPath"]
+    assert container["env"][0]["name"] == "S2S_SERVE_TOKEN"
+    # The pod is not killed before the server has given up its slowest request.
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > waits + 2 * settings.timeout
+    described = json.loads(openapi.document())["paths"]
+    for probe in ("livenessProbe", "readinessProbe"):
+        # Probes have no token.
+        assert described[container[probe]["httpGet"]["path"]]["get"]["security"] == []
