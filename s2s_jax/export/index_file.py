@@ -18,8 +18,6 @@ from s2s_serve.search.recall import recall, tune, users_like_items
 NAME = "index/items.faiss"
 # Comparing all of fewer items takes a millisecond or two.
 _FEW_ITEMS = 50_000
-# An index that compares a user with more of the items than this is not faster than comparing all.
-_LARGEST_SHARE = 0.3
 _USERS = 256
 _RECALL_AT = (10, 100)
 
@@ -37,7 +35,7 @@ def write_index(path: Path, users_UE: np.ndarray, wanted: Wanted) -> IndexEntry 
     Args:
       path: the directory of the version, with the vectors of the items.
       users_UE: f32, the vectors of some users; if there are few, vectors like those of items are used.
-      wanted: auto drops an index that would not be faster than comparing all items.
+      wanted: auto drops an index that does not find enough of the best items with any effort.
 
     Returns:
       The entry in the manifest; None if the index was dropped.
@@ -55,7 +53,7 @@ def write_index(path: Path, users_UE: np.ndarray, wanted: Wanted) -> IndexEntry 
     # A list of nearly all items is found with any effort.
     longest = max(min(_RECALL_AT[-1], len(vectors_IE) // 4), 1)
     tuned = tune(index, vectors_IE, users_UE, longest)
-    if wanted == "auto" and (not tuned.reached or tuned.share > _LARGEST_SHARE):
+    if wanted == "auto" and not tuned.reached:
         del index
         file.unlink()
         file.parent.rmdir()
