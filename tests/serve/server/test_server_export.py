@@ -174,6 +174,44 @@ def test_whatever_is_sent_never_fails(app, histories, rules, arrow):
         assert "Traceback" not in answer.text
 
 
+_ENDS = [0, -1, 2**63 - 1, -(2**63)]
+_LEAVES = [
+    pa.array(["item 1", "", None, "x" * 300]),
+    pa.array(["item 1", "12", None, "2020-01-01"], pa.large_string()),
+    pa.array([0, 1, None, 255], pa.uint8()),
+    pa.array([0, 2**64 - 1, None, 2**63], pa.uint64()),
+    pa.array(_ENDS),
+    pa.array([0.5, float("nan"), None, 1e300]),
+    pa.array([0.5, float("inf"), None, 0], pa.float32()),
+    *(pa.array(_ENDS).cast(pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
+    pa.array(_ENDS).cast(pa.timestamp("us", "UTC")),
+    pa.array([0, -(2**31), None, 2**31 - 1], pa.date32()),
+    pa.array(_ENDS).view(pa.date64()),
+]
+
+
+@pytest.mark.parametrize("leaf", _LEAVES, ids=lambda leaf: str(leaf.type))
+@pytest.mark.parametrize("bags", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_whatever_table_is_sent_never_fails(app, leaf, bags, large):
+    good = {
+        "item_id": pa.array([["item 1", "x"], ["item 2", None]]),
+        "tags": pa.array([[[1], []], [None, [2, 3]]]),
+        "timestamp": pa.array([[1, 2], [3, 4]]),
+    }
+    lists = pa.LargeListArray if large else pa.ListArray
+    entries = lists.from_arrays([0, 1, 2, 2, 4], leaf) if bags else leaf
+    odd = lists.from_arrays([0, 2, 4], entries)
+    for column in good:
+        table = pa.table({**good, column: odd})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        content = sink.getvalue().to_pybytes()
+        answer = app.ask("POST", "/v1/recommend", content=content, headers={"Content-Type": ARROW})
+        assert answer.status_code in (200, 400), (column, answer.text)
+
+
 @hypothesis.given(item=_IDS, k=st.integers(0, 50))
 @hypothesis.settings(max_examples=50, derandomize=True, database=None)
 def test_whatever_item_is_asked_never_fails(app, item, k):

@@ -43,7 +43,7 @@ def address(tmp_path_factory):
 def opened(browser, address, **options):
     """A page on which no error happens and which asks no other server."""
     context = browser.new_context(**options)
-    context.set_default_timeout(8000)
+    context.set_default_timeout(20_000)
     page, errors, asked = context.new_page(), [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     # A status of 4xx is an error of the console, too.
