@@ -287,7 +287,7 @@ def test_two_million_events_of_one_user_fit_in_two_gigabytes():
     done = subprocess.run(
         [
             sys.executable,
-            "benchmarks/serving.py",
+            "benchmarks/ranking_memory.py",
             *("--users", "2000", "--stripes", "2", "--items", "200000", "--huge", "2000000"),
         ],
         cwd=REPO,
