@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import server_process
+from fake_model import FakeModel, items_table
 from hypothesis import strategies as st
 from places import REPO
 from server_process import until
 
 import s2s_serve
+from s2s_serve.errors import UserError
 from s2s_serve.server.loading import load
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -253,6 +255,18 @@ def test_a_directory_without_an_export_is_told(tmp_path):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {tmp_path}/current.json: expected the number")
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_version_that_cannot_answer_is_refused(monkeypatch, tmp_path):
+    class Broken(FakeModel):
+        items = items_table()
+
+        def recommend(self, histories, **rules):
+            raise UserError("tower.onnx: no")
+
+    monkeypatch.setattr(s2s_serve, "load", lambda *_, **__: Broken())
+    with pytest.raises(UserError, match=r"tower.onnx: no"):
+        load(tmp_path)
 
 
 def test_a_damaged_new_version_is_refused_by_name(small_export, tmp_path):

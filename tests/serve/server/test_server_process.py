@@ -132,7 +132,7 @@ def test_an_idle_connection_does_not_keep_a_server_that_was_told_to_end(tmp_path
     publish(tmp_path, 1)
     with server_process.process(tmp_path) as (process, address):
         host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as idle, httpx.Client() as client:
+        with socket.create_connection((host, int(port)), 20) as idle, httpx.Client() as client:
             client.get(f"{address}/healthz").raise_for_status()
             began = time.monotonic()
             process.terminate()
@@ -152,7 +152,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
         for k in (1, 2):
             content = b'{"histories":[{"item_id":[1]}],"k":%d}' % k
             place = ("127.0.0.1", int(address.split(":")[2]))
-            caller = callers.enter_context(socket.create_connection(place))
+            caller = callers.enter_context(socket.create_connection(place, 20))
             caller.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         # One is answered, the other one waits.
         until(lambda: "waiting_requests 1" in httpx.get(f"{address}/metrics").text)
@@ -171,7 +171,7 @@ def test_a_body_that_does_not_come_is_given_up(tmp_path):
     with (
         server_process.app(tmp_path, timeout=0.3) as app,
         server_process.in_thread(app.asgi) as address,
-        socket.create_connection(("127.0.0.1", int(address.split(":")[2]))) as caller,
+        socket.create_connection(("127.0.0.1", int(address.split(":")[2])), 10) as caller,
     ):
         head = "POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         caller.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
