@@ -116,7 +116,7 @@ class Encoder:
         """Return f32 `[B, E]`: the vectors of some users."""
         packed_PC = blocks.positions_of(part)
         embedded = [
-            embed(self._tables[f.table_name], f, packed_PC[:, self._columns[f.name]])[0]
+            embed(self._tables[f.table_name], f, packed_PC[:, self._columns[f.name]])
             for f in self._features
         ]
         events_PD = np.concatenate(embedded, axis=1)

@@ -3,7 +3,6 @@
 Shapes: U ids, W words of an id, D width, K ids of a bag, R rows of a shard.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +72,15 @@ class Table:
         low_U, high_U = np.ascontiguousarray(ids_UW).view(np.uint32).T
         first_U, second_U = keys_of(low_U, high_U)
         key_U = first_U.astype(np.uint64) << np.uint64(32) | second_U.astype(np.uint64)
+        if len(self._keys) == 1:
+            return _places(self._keys[0], key_U)
         row_U = np.full(len(key_U), NO_ROW, np.int64)
         shard_U = np.searchsorted(self._first_keys, key_U, side="right") - 1
         for shard in np.unique(shard_U[shard_U >= 0]):
             (asked,) = np.nonzero(shard_U == shard)
-            keys_R = self._keys[shard]
-            place = np.minimum(np.searchsorted(keys_R, key_U[asked]), len(keys_R) - 1)
-            there = keys_R[place] == key_U[asked]
+            place = _places(self._keys[shard], key_U[asked])
             first_row = 0 if shard == 0 else int(self._ends[shard - 1])
-            row_U[asked[there]] = first_row + place[there]
-        row_U[(ids_UW == NO_ID).all(axis=1)] = NO_ROW
+            row_U[asked] = np.where(place >= 0, first_row + place, NO_ROW)
         return row_U
 
     def read(self, row_U: np.ndarray, present_U: np.ndarray) -> np.ndarray:
@@ -92,6 +90,12 @@ class Table:
           row_U: int64, the result of `rows_of`.
           present_U: bool, whether there is an id; otherwise the result is zeros.
         """
+        if len(self._rows) == 1 and len(self._rows[0]):
+            out_UD = self._rows[0][np.maximum(row_U, 0)]
+            none_U = row_U == NO_ROW
+            if none_U.any():
+                out_UD[none_U] = np.where(present_U[none_U, None], self._default_D, 0)
+            return out_UD
         out_UD = np.zeros((len(row_U), self._entry.emb_dim), np.float32)
         shard_U = np.searchsorted(self._ends, row_U, side="right")
         for shard in np.unique(shard_U[row_U >= 0]):
@@ -102,35 +106,32 @@ class Table:
         return out_UD
 
 
-def embed(
-    table: Table, feature: FeatureConfig, ids_PC: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings of a feature at some positions, and which positions have an unknown id.
+def embed(table: Table, feature: FeatureConfig, ids_PC: np.ndarray) -> np.ndarray:
+    """Return f32 `[P, D]`: the embeddings of a feature at some positions, zeros for an empty bag.
 
     Args:
       table: the table of the feature.
       feature: the feature.
       ids_PC: int32, the ids of the feature: `bag_size * id_words` columns, see `Block.values_PC`.
-
-    Returns:
-      f32 `[P, D]`, zeros for an empty bag; bool `[P]`, whether a position has an id without a row.
     """
     ids_UW = np.ascontiguousarray(ids_PC).reshape(-1, feature.id_words)
     present_U = (ids_UW != NO_ID).any(axis=1) if feature.grows else ids_UW[:, 0] >= 0
-    row_U = table.rows_of(ids_UW)
-    unknown_U = present_U & (row_U == NO_ROW)
-    rows_UD = table.read(row_U, present_U)
-    shape = (len(ids_PC), feature.bag_size)
-    unknown_P = unknown_U.reshape(shape).any(axis=1)
+    rows_UD = table.read(table.rows_of(ids_UW), present_U)
     if feature.bag_size == 1:
-        return rows_UD, unknown_P
-    rows_PKD = rows_UD.reshape(*shape, -1)
-    sum_PD = rows_PKD.sum(axis=1)
+        return rows_UD
+    shape = (len(ids_PC), feature.bag_size)
+    sum_PD = rows_UD.reshape(*shape, -1).sum(axis=1)
     if feature.combiner == "mean":
         sum_PD /= np.maximum(present_U.reshape(shape).sum(axis=1), 1)[:, None].astype(np.float32)
-    return sum_PD, unknown_P
+    return sum_PD
 
 
-def table_names(features: Sequence[FeatureConfig]) -> list[str]:
-    """Return the names of the tables that features use, in the order of their first use."""
-    return list(dict.fromkeys(feature.table_name for feature in features))
+def _places(keys_R: np.ndarray, key_U: np.ndarray) -> np.ndarray:
+    """Return int64 `[U]`: the place of each key among ascending keys, `NO_ROW` if it is not there.
+
+    The key of no id is not there, because it is the key of no row.
+    """
+    if not len(keys_R):
+        return np.full(len(key_U), NO_ROW, np.int64)
+    place_U = np.minimum(np.searchsorted(keys_R, key_U), len(keys_R) - 1)
+    return np.where(keys_R[place_U] == key_U, place_U, NO_ROW)

@@ -131,7 +131,7 @@ def _embedded(
     if feature.name not in items.shown:
         return np.zeros((stop - begin, feature.emb_dim), np.float32)
     ids_BC = _columns(feature, catalogue.ids[feature.name][begin:stop])
-    return embed(tables[feature.table_name], feature, ids_BC)[0]
+    return embed(tables[feature.table_name], feature, ids_BC)
 
 
 def _columns(feature: FeatureConfig, ids: np.ndarray) -> np.ndarray:
