@@ -29,9 +29,9 @@ from search import make
 
 from s2s_jax.config import Config, FeatureConfig, LossConfig, ModelConfig
 from s2s_jax.config.settings import Items
-from s2s_jax.export import index_file, version_dir
-from s2s_jax.export.tower import Tower
-from s2s_jax.export.tower_files import write_tower
+from s2s_jax.exporting import index_file, version_dir
+from s2s_jax.exporting.tower import Tower
+from s2s_jax.exporting.tower_files import write_tower
 from s2s_jax.training.step.settings import StepSettings
 
 SEQ_LEN, WIDTH, ROW_WIDTH = 200, 128, 64

@@ -1,6 +1,6 @@
 """The manifest of an export: all that is needed to use its files, and their checksums.
 
-`s2s_jax.export` writes it; `docs/reference/export_format.md` describes it for other programs.
+`s2s_jax.exporting` writes it; `docs/reference/export_format.md` describes it for other programs.
 """
 
 import dataclasses

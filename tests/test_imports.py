@@ -29,7 +29,7 @@ ORDER = [
     "training.step",
     "training",
     "ranking",
-    "export",
+    "exporting",
     "pytorch",
     "reporting",
     "jobs",
@@ -41,7 +41,7 @@ ORDER = [
 ]
 
 # The rooms that use the rest of s2s_serve too.
-SERVING = ("export", "pytorch", "jobs", "cli.commands")
+SERVING = ("exporting", "pytorch", "jobs", "cli.commands")
 
 
 def room(module: str) -> str:

@@ -23,13 +23,13 @@ from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
-from s2s_jax.export import index_file, item_columns, item_files, version_dir
-from s2s_jax.export.dense_file import NAME as DENSE
-from s2s_jax.export.dense_file import write_dense
-from s2s_jax.export.neighbour_file import write_neighbours
-from s2s_jax.export.table_files import write_table
-from s2s_jax.export.tower import Tower
-from s2s_jax.export.tower_files import check_installed, write_tower
+from s2s_jax.exporting import index_file, item_columns, item_files, version_dir
+from s2s_jax.exporting.dense_file import NAME as DENSE
+from s2s_jax.exporting.dense_file import write_dense
+from s2s_jax.exporting.neighbour_file import write_neighbours
+from s2s_jax.exporting.table_files import write_table
+from s2s_jax.exporting.tower import Tower
+from s2s_jax.exporting.tower_files import check_installed, write_tower
 from s2s_jax.ranking.neighbour_bias import make_scorer
 from s2s_jax.ranking.restored import Saved, find
 from s2s_jax.runs.checkpoints.saved_tables import SavedTables

@@ -27,7 +27,7 @@ from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import first_look
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
-from s2s_jax.export.dry_run import problem_of_export
+from s2s_jax.exporting.dry_run import problem_of_export
 from s2s_jax.jobs.initial_items import initial_items
 from s2s_jax.jobs.item_source import make_item_source
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator

@@ -64,7 +64,7 @@ def test_a_full_disk_changes_nothing(small_export, tmp_path, monkeypatch, fails)
     if fails == "a table":
         monkeypatch.setattr(tensor_file, "write", full)
     else:
-        monkeypatch.setattr("s2s_jax.export.version_dir._sync", full)
+        monkeypatch.setattr("s2s_jax.exporting.version_dir._sync", full)
     with pytest.raises(UserError, match=r"cannot be written .No space left on device"):
         export(small_export.config, Request(output=output, index="no"))
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before

@@ -16,8 +16,8 @@ import onnx
 import onnxruntime
 from flax import nnx
 
-from s2s_jax.export.onnx_graph import Graph, Value
-from s2s_jax.export.tower import Tower
+from s2s_jax.exporting.onnx_graph import Graph, Value
+from s2s_jax.exporting.tower import Tower
 from s2s_jax.model.attention import ROPE_BASE
 from s2s_jax.model.loss import NORM_EPS
 from s2s_jax.model.transformer import LAYER_NORM_EPS, CausalAttention, FeedForward

@@ -9,7 +9,7 @@ from evaluations import evaluating
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.tables import NUM_SEGMENTS, rows_of_buckets, table_specs
-from s2s_jax.export import table_files
+from s2s_jax.exporting import table_files
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.restored import find
 from s2s_jax.runs.checkpoints import store

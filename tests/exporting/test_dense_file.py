@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from test_tower import TOLERANCE, make
 
-from s2s_jax.export.dense_file import NAME, write_dense
+from s2s_jax.exporting.dense_file import NAME, write_dense
 
 
 def layer_norm(x_BLE, weights, name):

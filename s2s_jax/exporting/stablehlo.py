@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from s2s_jax.export.tower import Tower
+from s2s_jax.exporting.tower import Tower
 from s2s_jax.training.step.params import Tree
 
 # The platforms that can run a file.

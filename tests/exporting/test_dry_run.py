@@ -8,8 +8,8 @@ import small
 from jobs_of import job
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.export import tower_files
-from s2s_jax.export.dry_run import problem_of_export
+from s2s_jax.exporting import tower_files
+from s2s_jax.exporting.dry_run import problem_of_export
 from s2s_jax.jobs.train import train
 from s2s_jax.model import transformer
 from s2s_jax.training.step.functions import make_step_functions

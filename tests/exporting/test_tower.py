@@ -22,10 +22,10 @@ from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import LossConfig, ModelConfig
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.errors import UserError
-from s2s_jax.export import onnx_tower, tower_files
-from s2s_jax.export.onnx_tower import to_onnx
-from s2s_jax.export.stablehlo import to_stablehlo
-from s2s_jax.export.tower import Tower
+from s2s_jax.exporting import onnx_tower, tower_files
+from s2s_jax.exporting.onnx_tower import to_onnx
+from s2s_jax.exporting.stablehlo import to_stablehlo
+from s2s_jax.exporting.tower import Tower
 from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training.step.batches import ids_of, put_batch, unpack
 from s2s_jax.training.step.functions import make_step_functions

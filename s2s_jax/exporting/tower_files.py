@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from s2s_jax.errors import UserError
-from s2s_jax.export.stablehlo import to_stablehlo
-from s2s_jax.export.tower import Tower
+from s2s_jax.exporting.stablehlo import to_stablehlo
+from s2s_jax.exporting.tower import Tower
 from s2s_jax.writing import replacing
 
 STABLEHLO, ONNX = "tower.stablehlo", "tower.onnx"
@@ -49,7 +49,7 @@ def write_tower(tower: Tower, directory: Path) -> None:
     """
     check_installed()
     check_size(tower)
-    from s2s_jax.export.onnx_tower import to_onnx
+    from s2s_jax.exporting.onnx_tower import to_onnx
 
     for name, data in ((STABLEHLO, to_stablehlo(tower)), (ONNX, to_onnx(tower))):
         with replacing(directory / name) as path:

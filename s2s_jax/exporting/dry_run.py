@@ -4,9 +4,9 @@ import jax
 
 from s2s_jax.data.items.catalogue import check_item_feature
 from s2s_jax.errors import UserError
-from s2s_jax.export.stablehlo import check_lowering
-from s2s_jax.export.tower import Tower
-from s2s_jax.export.tower_files import check_size
+from s2s_jax.exporting.stablehlo import check_lowering
+from s2s_jax.exporting.tower import Tower
+from s2s_jax.exporting.tower_files import check_size
 from s2s_jax.training.step.params import Tree
 from s2s_jax.training.step.settings import StepSettings
 
