@@ -8,12 +8,17 @@ for answer in model.recommend([{"item_id": [17, 4, 11], ...}], k=10):
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from s2s_serve.errors import UnknownItemError, UserError
 
 if TYPE_CHECKING:
     from s2s_serve.model import Model, Recommendation, Similar, load
+
+# Unless this is set before they are imported, official builds of ONNX Runtime report to Microsoft which
+# models they run.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Model", "Recommendation", "Similar", "UnknownItemError", "UserError", "load"]
 
