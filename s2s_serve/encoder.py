@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from s2s_serve.encoding import blocks, features, plain_histories
-from s2s_serve.encoding.blocks import Block
+from s2s_serve.encoding.blocks import NO_ID, Block
 from s2s_serve.encoding.feature import FeatureConfig
 from s2s_serve.encoding.item_numbers import ItemNumbers, codes_of
 from s2s_serve.encoding.plain_histories import Histories, HistorySource
@@ -29,7 +29,9 @@ class Encoded(NamedTuple):
       users_NE: f32, the vectors of users; zeros for histories without events.
       events_N: int64, the number of events of each history.
       item_P: int32, the number of each event's item; -1 if it is not among the items of the export.
-      unknown_N: int64, the number of events whose item the model has never seen.
+      unknown_N: int64, the number of events, among those that the model sees, whose item it has never
+        seen: one without a row in its growing table or, with a bucket table, one that is not among the
+        items of the export. Events without an id do not count.
     """
 
     users_NE: np.ndarray
@@ -80,16 +82,22 @@ class Encoder:
         rows = plain_histories.to_rows(histories, self._features, self._kinds)
         source = HistorySource(rows.schema)
         whole = features.decode(rows, source, 0, self._features, lambda block: block)
-        ids_PC = whole.values_PC[:, self._columns[self._item.name]]
-        item_P = numbers.of(codes_of(ids_PC))
+        code_P = codes_of(whole.values_PC[:, self._columns[self._item.name]])
+        item_P = numbers.of(code_P)
+        newest = blocks.truncate(whole, self._shown_len, keep_newest=True)
+        unknown_N = self._unknown(whole, code_P, item_P)
+        return Encoded(self._users(newest), whole.lengths_N, item_P, unknown_N)
+
+    def _unknown(self, whole: Block, code_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:
+        """Return int64 `[N]`: how many of the events that the model sees have an unknown item."""
         unknown_P = item_P < 0
         if self._item.grows:
-            row_P = self._tables[self._item.table_name].rows_of(ids_PC)
-            unknown_P = row_P < 0
-        row = np.repeat(np.arange(len(whole.lengths_N)), whole.lengths_N)
-        unknown_N = np.bincount(row[unknown_P], minlength=len(whole.lengths_N))
-        newest = blocks.truncate(whole, self._shown_len, keep_newest=True)
-        return Encoded(self._users(newest), whole.lengths_N, item_P, unknown_N)
+            ids_PC = whole.values_PC[:, self._columns[self._item.name]]
+            unknown_P = self._tables[self._item.table_name].rows_of(ids_PC) < 0
+        row_P = np.repeat(np.arange(len(whole.lengths_N)), whole.lengths_N)
+        from_end_P = whole.begins_N[row_P] + whole.lengths_N[row_P] - np.arange(len(row_P))
+        unknown_P &= (code_P != NO_ID) & (from_end_P <= self._shown_len)
+        return np.bincount(row_P[unknown_P], minlength=len(whole.lengths_N))
 
     def _users(self, newest: Block) -> np.ndarray:
         length_N = newest.lengths_N
@@ -99,7 +107,7 @@ class Encoder:
         order = order[length_N[order] > 0]
         begin = 0
         while begin < len(order):
-            stop = begin + self._fitting(length_N[order[begin:]])
+            stop = begin + self._fitting(length_N[order[begin : begin + _MOST_POSITIONS]])
             chosen = order[begin:stop]
             users_NE[chosen] = self._together(blocks.choose(newest, chosen))
             begin = stop

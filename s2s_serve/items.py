@@ -83,9 +83,10 @@ class Items:
         """
         if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Collection):
             raise UserError(f"{called}: expected a list of ids of items, found {ids!r:.60}")
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         if not ids:
             return np.zeros(0, np.int32)
-        history = [{self._feature.column_name: list(ids)}]
+        history = [{self._feature.column_name: ids}]
         rows = plain_histories.to_rows(history, (self._feature,), self._kinds, called)
         source = HistorySource(rows.schema, called)
         block = features.decode(rows, source, 0, (self._feature,), lambda whole: whole)
@@ -100,6 +101,11 @@ class Items:
         Raises:
           UserError: there is no such column, or the values have another type.
         """
+        if not isinstance(rules, Mapping):
+            raise UserError(
+                f"where: expected allowed values by column, such as {{'genre': ['drama']}}, found "
+                f"{rules!r:.60}"
+            )
         allowed_I = np.ones(len(self), bool)
         for name, values in rules.items():
             if name not in self.columns:

@@ -3,8 +3,9 @@
 Shapes: N histories, P events, I items, K items of a list, E width.
 """
 
+import operator
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,10 @@ from s2s_serve.tables import Table
 from s2s_serve.tower import Tower
 from s2s_serve.versions import open_version
 
+# Maximum numbers of histories, and of their items with a count, that are ranked together.
+_MOST_USERS = 64
+_MOST_SCORES = 2**20
+
 
 class Recommendation(NamedTuple):
     """The recommended items for one history.
@@ -30,7 +35,8 @@ class Recommendation(NamedTuple):
       items: ids as in the log, best first; fewer than k if no more items may be recommended.
       scores: their similarities with the predicted next event, plus what counted neighbours add; the
         number of events of each item, if popularity answered.
-      unknown: number of events of the history whose item the model has never seen.
+      unknown: number of events, among the newest that the model sees, whose item it has never seen; see
+        `Encoded.unknown_N`.
       by: what answered: "model", or "popularity" if the history has no events.
     """
 
@@ -68,7 +74,7 @@ def load(
       search: how items are searched: "exact" compares all; "index" is approximate and faster; "auto"
         uses the index if there are many items.
       check: whether the contents of all files are compared with their checksums, or only their sizes.
-      threads: the number of threads of one call; None: one for each core.
+      threads: the number of threads that encode the histories of one call; None: one for each core.
 
     Raises:
       UserError: there is no such export, or it is broken or of a newer format.
@@ -77,6 +83,11 @@ def load(
         raise UserError(f"search: expected auto, exact or index, found {search!r}")
     if check not in ("all", "sizes"):
         raise UserError(f"check: expected all or sizes, found {check!r}")
+    if not isinstance(directory, str | os.PathLike):
+        raise UserError(f"directory: expected a path, found {directory!r:.60}")
+    for name, number in (("version", version), ("threads", threads)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise UserError(f"{name}: expected a whole number of at least 1, found {number!r:.60}")
     return Model(*open_version(Path(directory), version, check), search, threads)
 
 
@@ -199,20 +210,22 @@ class Model:
         Raises:
           UserError: a history, k or a rule is wrong.
         """
-        _check_k(k)
+        k = _checked(k)
+        if keep_seen is not None and not isinstance(keep_seen, bool):
+            raise UserError(f"keep_seen: expected True, False or None, found {keep_seen!r:.60}")
         allowed_I = self._allowed(exclude, allow, where)
         encoded = self._encoder.encode(histories, self._items.numbers)
         keep_seen = not self._manifest.filter_seen if keep_seen is None else keep_seen
         found: list[Recommendation | None] = [None] * len(encoded.events_N)
-        (rows,) = np.nonzero(encoded.events_N)
-        best = self._searcher.top_k(self._asked(encoded, rows, keep_seen, allowed_I), k)
-        for row, item_K, score_K in zip(rows, best.item_UK, best.score_UK, strict=True):
-            there_K = item_K >= 0
-            ids = self._items.ids.take(pa.array(item_K[there_K])).to_pylist()
-            unknown = int(encoded.unknown_N[row])
-            found[row] = Recommendation(ids, score_K[there_K].tolist(), unknown, "model")
+        for rows, part in self._parts(encoded):
+            best = self._searcher.top_k(self._asked(part, keep_seen, allowed_I), k)
+            for row, item_K, score_K in zip(rows, best.item_UK, best.score_UK, strict=True):
+                there_K = item_K >= 0
+                ids = self._items.ids.take(pa.array(item_K[there_K])).to_pylist()
+                unknown = int(encoded.unknown_N[row])
+                found[row] = Recommendation(ids, score_K[there_K].tolist(), unknown, "model")
         popular = None
-        if len(rows) < len(found):
+        if not encoded.events_N.all():
             popular = self._popular(k, allowed_I)
         return [popular if each is None else each for each in found]  # pyright: ignore
 
@@ -227,7 +240,7 @@ class Model:
           UnknownItemError: there is no such item.
           UserError: the id is of another kind, or k is below 1.
         """
-        _check_k(k)
+        k = _checked(k)
         number = int(self._items.numbers_of([item], "item")[0])
         if number < 0:
             raise UnknownItemError(
@@ -236,18 +249,40 @@ class Model:
         item_K, score_K = self._searcher.similar(number, k)
         return Similar(self._items.ids.take(pa.array(item_K)).to_pylist(), score_K.tolist())
 
-    def _asked(
-        self, encoded: Encoded, rows: np.ndarray, keep_seen: bool, allowed_I: np.ndarray | None
-    ) -> Asked:
-        """Return what is searched for the histories `rows`, which have events."""
+    def _parts(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Encoded]]:
+        """Yields the histories that have events: few at a time, so that their scores fit into memory."""
+        (rows,) = np.nonzero(encoded.events_N)
         events_U = encoded.events_N[rows]
-        user_P = np.repeat(np.arange(len(rows)), events_U)
+        scores_U = np.zeros(len(rows), np.int64)
+        if self._neighbours is not None:
+            scores_U = self._neighbours.most_scores(encoded.item_P, events_U)
+        ends_U, scored_U = np.cumsum(events_U), np.cumsum(scores_U)
+        begin = 0
+        while begin < len(rows):
+            before = scored_U[begin] - scores_U[begin]
+            fitting = int(np.searchsorted(scored_U, before + _MOST_SCORES, side="right"))
+            stop = min(max(fitting, begin + 1), begin + _MOST_USERS)
+            chosen = rows[begin:stop]
+            first = ends_U[begin] - events_U[begin]
+            part = Encoded(
+                encoded.users_NE[chosen],
+                encoded.events_N[chosen],
+                encoded.item_P[first : ends_U[min(stop, len(rows)) - 1]],
+                encoded.unknown_N[chosen],
+            )
+            yield chosen, part
+            begin = stop
+
+    def _asked(self, encoded: Encoded, keep_seen: bool, allowed_I: np.ndarray | None) -> Asked:
+        """Return what is searched for histories that have events."""
+        events_U = encoded.events_N
+        user_P = np.repeat(np.arange(len(events_U)), events_U)
         neighbours = self._neighbours
         biased = None if neighbours is None else neighbours.bias(encoded.item_P, events_U)
         known_P = encoded.item_P >= 0
         seen = np.unique(user_P[known_P] * len(self._items) + encoded.item_P[known_P])
         left_out = np.divmod(seen[: 0 if keep_seen else None], len(self._items))
-        return Asked(encoded.users_NE[rows], left_out, biased, allowed_I)
+        return Asked(encoded.users_NE, left_out, biased, allowed_I)
 
     def _allowed(
         self,
@@ -256,17 +291,17 @@ class Model:
         where: Mapping[str, Collection[Any]] | None,
     ) -> np.ndarray | None:
         """Return bool `[I]`: the items that may be recommended to anyone; None: all."""
-        if not exclude and allow is None and not where:
+        if exclude is None and allow is None and where is None:
             return None
         allowed_I = np.ones(len(self._items), bool)
-        if where:
+        if where is not None:
             allowed_I = self._items.where(where)
         if allow is not None:
             number = self._items.numbers_of(allow, "allow")
             listed_I = np.zeros(len(self._items), bool)
             listed_I[number[number >= 0]] = True
             allowed_I &= listed_I
-        if exclude:
+        if exclude is not None:
             number = self._items.numbers_of(exclude, "exclude")
             allowed_I[number[number >= 0]] = False
         return allowed_I
@@ -283,9 +318,15 @@ class Model:
         return Recommendation(ids, scores, 0, "popularity")
 
 
-def _check_k(k: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+def _checked(k: int) -> int:
+    """Return k as a Python number."""
+    try:
+        number = operator.index(k)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(k, bool):
         raise UserError(f"k: expected a whole number of at least 1, found {k!r:.60}")
+    return number
 
 
 def _main_figures(evaluation: dict[str, float]) -> dict[str, float]:

@@ -44,6 +44,16 @@ class Neighbours:
         self._items = items
         self._weight, self._temperature = weight, temperature
 
+    def most_scores(self, item_P: np.ndarray, events_U: np.ndarray) -> np.ndarray:
+        """Return int64 `[U]`: how many items of each user may have a count, at most.
+
+        Args:
+          item_P: see `bias`.
+          events_U: see `bias`.
+        """
+        item_UE = newest_items(item_P, events_U)
+        return np.where(item_UE >= 0, np.diff(self._begin)[item_UE], 0).sum(axis=1)
+
     def bias(self, item_P: np.ndarray, events_U: np.ndarray) -> tuple[Pairs, np.ndarray]:
         """Return the pairs of users and items with a count, and what it adds to their scores, f32.
 

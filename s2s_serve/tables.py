@@ -53,7 +53,12 @@ class Table:
                 f"{directory}: expected {NUM_SEGMENTS * entry.segment_rows:,} rows in "
                 f"{', '.join(entry.shards)}, found {rows:,}; export the run again"
             )
-        self._first_keys = np.array([keys[0] for keys in self._keys if len(keys)], np.uint64)
+        # An empty shard begins where the next one does, which is never searched in it.
+        last, first_keys = np.uint64(2**64 - 1), []
+        for keys in reversed(self._keys):
+            last = keys[0] if len(keys) else last
+            first_keys.append(last)
+        self._first_keys = np.array(first_keys[::-1], np.uint64)
         default = entry.default_row
         self._default_D = np.zeros(entry.emb_dim, np.float32)
         if default is not None:

@@ -7,6 +7,7 @@ that is left out or not allowed is never found, and if the index gives too few i
 Shapes: U users, E width, I items, K items of a list, M items from the index, S pairs.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,8 @@ _FEW_ITEMS = 50_000
 _MOSTLY_ALLOWED = 0.5
 # More items than needed are asked from the index, because it misses some.
 _SPARE = 16
+# Lists of up to this length are searched together.
+_FEWEST = 128
 _BLOCK = 2**18
 
 
@@ -94,22 +97,26 @@ class Searcher:
 
     def top_k(self, asked: Asked, k: int) -> Best:
         """Return the K best items that may be recommended to each user."""
+        k = min(k, len(self._vectors_IE))
         if self._index is not None and len(self._groups) == 1 and self._mostly(asked.allowed_I):
             return self._with_index(self._index, asked, k)
         return self._exact(asked, k)
 
     def similar(self, number: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the items with the largest cosines with an item, except itself, and the cosines."""
+        k = min(k, len(self._vectors_IE))
         vector_E = _unit(np.asarray(self._vectors_IE[number : number + 1]))[0]
         if self._index is not None and self._cosine:
             (found_M,) = self._index.search(vector_E[None], k + 1 + _SPARE)
             found_M = np.sort(found_M[(found_M >= 0) & (found_M != number)])
-            if len(found_M) >= min(k, len(self._vectors_IE) - 1):
+            found_M = found_M[self.ranked_I[found_M]]
+            if len(found_M) >= k:
                 return exact.best_of(found_M, self._vectors_IE[found_M] @ vector_E, k)
         cosine_I = np.empty(len(self._vectors_IE), np.float32)
         for begin in range(0, len(cosine_I), _BLOCK):
             part = _unit(np.asarray(self._vectors_IE[begin : begin + _BLOCK]))
             cosine_I[begin : begin + _BLOCK] = part @ vector_E
+        cosine_I[~self.ranked_I] = -np.inf
         cosine_I[number] = -np.inf
         return exact.best_of(np.arange(len(cosine_I)), cosine_I, k)
 
@@ -148,12 +155,11 @@ class Searcher:
             (NO_PAIRS, np.zeros(0, np.float32)) if asked.biased is None else asked.biased
         )
         of_biased, biased = _by_user(*pairs, users)
-        most = int(np.diff(of_left_out).max(initial=0))
-        wanted = k + most + _SPARE
+        wanted_U = k + np.diff(of_left_out) + _SPARE
         if allowed_I is not None:
-            wanted = int(wanted / max(float(allowed_I.mean()), 0.01))
-        found_UM = index.search(asked.users_UE, min(wanted, len(self._vectors_IE)))
-        for user, found_M in enumerate(found_UM):
+            wanted_U = (wanted_U / max(float(allowed_I.mean()), 0.01)).astype(np.int64)
+        wanted_U = np.minimum(wanted_U, len(self._vectors_IE))
+        for user, found_M in _found(index, asked.users_UE, wanted_U):
             mine = slice(of_biased[user], of_biased[user + 1])
             candidates = np.union1d(found_M[found_M >= 0], biased[mine])
             scores = self._vectors_IE[candidates] @ asked.users_UE[user]
@@ -182,6 +188,20 @@ class Searcher:
         best = self._exact(one, k)
         there = best.item_UK[0] >= 0
         return best.item_UK[0][there], best.score_UK[0][there]
+
+
+def _found(
+    index: Index, users_UE: np.ndarray, wanted_U: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each user and the items that the index finds, at least as many as wanted, -1 for none.
+
+    Users who want about as many are searched together, so that a long list does not slow others.
+    """
+    size_U = np.ceil(np.log2(np.maximum(wanted_U, _FEWEST))).astype(np.int64)
+    for size in np.unique(size_U):
+        (users,) = np.nonzero(size_U == size)
+        found_UM = index.search(users_UE[users], int(wanted_U[users].max()))
+        yield from zip(users.tolist(), found_UM, strict=True)
 
 
 def _by_user(user_S: np.ndarray, item_S: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
