@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from s2s_serve.errors import UserError
 # Raised when a reader of an earlier version could not use the files correctly.
 FORMAT = 1
 NAME = "manifest.json"
+_CHECKSUM = "checksum"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,14 +117,22 @@ class Manifest:
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:
-        """Return the text of `manifest.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Return the text of `manifest.json`, with a checksum of everything else in it."""
+        values = dataclasses.asdict(self)
+        return json.dumps(values | {_CHECKSUM: checksum_of(values)}, indent=2) + "\n"
 
     @property
     def item(self) -> FeatureConfig:
         """The feature that says which item an event is about."""
         (item,) = (f for f in self.features if f.name == self.item_feature)
         return item
+
+
+def checksum_of(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the values of a manifest, without `checksum`, as sorted compact JSON."""
+    others = {name: value for name, value in values.items() if name != _CHECKSUM}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(directory: Path) -> Manifest:
@@ -144,7 +155,11 @@ def load(directory: Path) -> Manifest:
             f"s2s_serve that belongs to the export ({raw.get('made_by')})"
         )
     try:
-        return _from_json(raw)
+        if raw[_CHECKSUM] != checksum_of(raw):
+            raise ValueError("its contents are not those of the export: its checksum differs")
+        manifest = _from_json({name: raw[name] for name in raw if name != _CHECKSUM})
+        _check(manifest)
+        return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(_broken(path, error)) from error
 
@@ -173,6 +188,40 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
         "files": {name: FileEntry(**each) for name, each in raw["files"].items()},
     }
     return Manifest(**found)
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuses values that no export has.
+
+    Raises:
+      ValueError: says which.
+    """
+    names = [feature.name for feature in manifest.features]
+    tables = {feature.table_name for feature in manifest.features}
+    wrong = {
+        "item_feature": manifest.item_feature not in names,
+        "target_features": not set(manifest.target_features) <= set(names),
+        "tables": set(manifest.tables) != tables,
+        "shown_len": not 1 <= manifest.shown_len <= manifest.seq_len,
+        "width": manifest.width < 1,
+        "items": manifest.items < 1,
+        "similarity": manifest.similarity not in ("cosine", "dot"),
+        "untrained": manifest.untrained not in ("keep", "last", "drop"),
+        "kinds": not isinstance(manifest.kinds, dict),
+    }
+    for feature in manifest.features:
+        table = manifest.tables[feature.table_name] if not wrong["tables"] else None
+        wrong[f"feature {feature.name}"] = (
+            feature.op not in ("id", "bucketize", "time_gap", "hour_of_day", "day_of_week")
+            or feature.hash_type not in (None, "murmur", "farm")
+            or feature.combiner not in ("mean", "sum")
+            or feature.time_unit not in ("s", "ms", "us", "ns")
+            or (table is not None and table.emb_dim != feature.emb_dim)
+            or (table is not None and table.grows != feature.grows)
+        )
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"{name} has a value that no export has")
 
 
 def _broken(path: Path, error: Exception) -> str:

@@ -12,9 +12,17 @@ from places import REPO
 
 import s2s_jax as s2s
 import s2s_serve
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config.settings import ShownHistory
+from s2s_jax.data.batching.histories import HistoryEncoder
 from s2s_jax.jobs.export import Request, export
+from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.restored import restore
+from s2s_serve import model as model_module
+from s2s_serve.encoding.plain_histories import HistorySource, to_rows
 
 K = 7
+BEGIN = 946_684_800
 
 # Blocks the trainer's packages, as on a machine that does not have them.
 ALONE = """
@@ -94,13 +102,54 @@ def test_a_history_with_seen_items_and_one_at_a_time(small_export, model, run):
     assert model.recommend(pa.Table.from_pylist(rows), K) == together
 
 
-def test_unknown_events_are_counted(model):
+def test_unknown_events_are_counted(model, small_export):
+    """As the trainer does: events without a row, among those that the model sees."""
     known = model.items["item"].to_pylist()[:2]
-    times = [1_000_000_000, 1_000_000_100, 1_000_000_200]
-    row = {"item_id": [known[0], "never seen", known[1]], "tags": [[], [1], []], "timestamp": times}
+    events = 20
+    items = ["never seen", known[0], None] * 6 + ["never seen", known[1]]
+    row = {"item_id": items, "tags": [[]] * events, "timestamp": list(range(BEGIN, BEGIN + events))}
+    shown = small_export.config.model.seq_len
     (answer,) = model.recommend([row], K)
-    assert answer.unknown == 1
+    assert answer.unknown == items[-shown:].count("never seen") > 0
     assert len(answer.items) == K
+
+
+def test_unknown_events_are_those_of_the_trainer(model, small_export):
+    config = small_export.config
+    restored = restore(config, make_mesh(jax.devices()[:1]), "best")
+    rows = [row for row in small_export.rows if row["item_id"]]
+    plain = to_rows(rows, config.features, restored.kinds)
+    encoder = HistoryEncoder(ShownHistory.of(config), None)
+    part = encoder.encode(plain, HistorySource(plain.schema), 0, 0, None)
+    batch = encoder.batch([part], 64)
+    mesh = make_mesh(jax.devices()[:1])
+    expected = user_vectors(restored.functions, restored.state, batch, mesh).unknown_B
+    found = [answer.unknown for answer in model.recommend(rows, 1)]
+    assert found == np.asarray(expected)[: len(rows)].tolist()
+    assert sum(found) > 0
+
+
+def test_numpy_rules_and_numbers(model, small_export):
+    rows = [row for row in small_export.rows if row["item_id"]][:3]
+    barred = ["item 3", "item 5"]
+    expected = model.recommend(rows, 4, exclude=barred, where={"price": [1, 2, 3]})
+    where = {"price": np.array([1, 2, 3])}
+    assert model.recommend(rows, np.int64(4), exclude=np.array(barred), where=where) == expected
+    with pytest.raises(s2s_serve.UserError, match="threads: expected a whole number"):
+        s2s_serve.load(small_export.directory, threads="2")
+    with pytest.raises(s2s_serve.UserError, match="directory: expected a path"):
+        s2s_serve.load(None)
+
+
+def test_few_histories_at_a_time_give_the_same_answers(small_export, model, monkeypatch):
+    rows = small_export.rows
+    expected = model.recommend(rows, K)
+    for most_users, most_scores in ((1, 2**20), (64, 1), (7, 60)):
+        monkeypatch.setattr(model_module, "_MOST_USERS", most_users)
+        monkeypatch.setattr(model_module, "_MOST_SCORES", most_scores)
+        for found, answer in zip(model.recommend(rows, K), expected, strict=True):
+            assert (found.items, found.unknown, found.by) == answer[:1] + answer[2:]
+            np.testing.assert_allclose(found.scores, answer.scores, atol=1e-6)
 
 
 def test_an_empty_history_gets_popular_items(model, small_export):
@@ -174,6 +223,9 @@ def test_what_the_model_says_of_itself(model, small_export):
     [
         ({"k": 0}, "k: expected a whole number"),
         ({"k": True}, "k: expected a whole number"),
+        ({"k": "3"}, "k: expected a whole number"),
+        ({"keep_seen": "no"}, "keep_seen: expected True, False or None"),
+        ({"where": ["genre"]}, "where: expected allowed values by column"),
         ({"histories": [{"item_id": ["a"]}]}, "row 0 has no tags"),
         ({"histories": {"item_id": []}}, "expected a list of histories"),
         ({"histories": [{"item_id": [1], "tags": [[]], "timestamp": [5]}]}, "expected text"),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import s2s_serve
+from s2s_serve import manifest
 from s2s_serve.versions import open_version
 
 
@@ -15,9 +16,11 @@ def copied(small_export, tmp_path):
     return tmp_path / "export"
 
 
-def change_manifest(directory, **changes):
-    path = directory / "versions/1/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def change_manifest(directory, number=1, **changes):
+    """Changes values as another program would, with the right checksum."""
+    path = directory / f"versions/{number}/manifest.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(values | {"checksum": manifest.checksum_of(values)}))
 
 
 def files_of(directory):
@@ -109,8 +112,8 @@ def test_versions_are_chosen_by_number(copied, tmp_path):
     shutil.copytree(copied / "versions/1", copied / "versions/2")
     with pytest.raises(s2s_serve.UserError, match="expected version 2, found 1"):
         s2s_serve.load(copied, version=2)
-    path = copied / "versions/2/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    shutil.copy(copied / "versions/1/manifest.json", copied / "versions/2/manifest.json")
+    change_manifest(copied, 2, version=2)
     assert s2s_serve.load(copied, version=2).version == 2
     assert s2s_serve.load(copied).version == 1
     (copied / "current.json").write_text('{"version": 2}')
@@ -119,3 +122,55 @@ def test_versions_are_chosen_by_number(copied, tmp_path):
         s2s_serve.load(copied, version=7)
     with pytest.raises(s2s_serve.UserError, match="s2s export --output"):
         s2s_serve.load(tmp_path / "nowhere")
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(copied):
+    path = copied / "versions/1/manifest.json"
+    data = path.read_bytes()
+    values = json.loads(data)
+    found = 0
+    for place in range(0, len(data), 37):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        try:
+            same = json.loads(changed) == values
+        except ValueError:
+            same = False
+        path.write_bytes(changed)
+        if not same:
+            found += 1
+            with pytest.raises(s2s_serve.UserError, match=r"manifest\.json|format 1 or earlier"):
+                manifest.load(path.parent)
+    assert found > 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"item_feature": "nothing"},
+        {"target_features": ["nothing"]},
+        {"shown_len": 0},
+        {"shown_len": 10**6},
+        {"similarity": "x"},
+        {"untrained": "x"},
+        {"kinds": None},
+        {"tables": {}},
+        {"items": 0},
+    ],
+)
+def test_values_that_no_export_has_are_named(copied, change):
+    change_manifest(copied, **change)
+    (name,) = change
+    with pytest.raises(s2s_serve.UserError, match=name):
+        s2s_serve.load(copied)
+
+
+@pytest.mark.parametrize(
+    "change", [{"op": "x"}, {"hash_type": "murmqr"}, {"combiner": "max"}, {"emb_dim": 7}]
+)
+def test_features_that_no_export_has_are_named(copied, change):
+    path = copied / "versions/1/manifest.json"
+    features = json.loads(path.read_text())["features"]
+    change_manifest(copied, features=[features[0] | change, *features[1:]])
+    with pytest.raises(s2s_serve.UserError, match="feature item_id"):
+        s2s_serve.load(copied)

@@ -21,6 +21,7 @@ from server_process import until
 
 import s2s_serve
 from s2s_serve.errors import UserError
+from s2s_serve.manifest import checksum_of
 from s2s_serve.server.loading import load
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -275,8 +276,9 @@ def test_a_damaged_new_version_is_refused_by_name(small_export, tmp_path):
     with server_process.app(directory, load=load) as app:
         newer = directory / "versions" / "2"
         shutil.copytree(directory / "versions" / "1", newer)
-        manifest = json.loads((newer / "manifest.json").read_text())
-        (newer / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+        manifest = json.loads((newer / "manifest.json").read_text()) | {"version": 2}
+        manifest["checksum"] = checksum_of(manifest)
+        (newer / "manifest.json").write_text(json.dumps(manifest))
         whole = (newer / "vectors.safetensors").read_bytes()
         (newer / "vectors.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         beside = directory / "current.tmp"

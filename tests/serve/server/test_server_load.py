@@ -16,6 +16,7 @@ from http_caller import Caller
 
 import s2s_serve
 from s2s_serve import tensor_file
+from s2s_serve.manifest import checksum_of
 from s2s_serve.server.loading import load
 
 
@@ -145,6 +146,7 @@ def add_other_version(directory, number):
     manifest = json.loads((new / "manifest.json").read_text())
     manifest["version"] = number
     manifest["files"]["vectors.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
+    manifest["checksum"] = checksum_of(manifest)
     (new / "manifest.json").write_text(json.dumps(manifest))
 
 
