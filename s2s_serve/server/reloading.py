@@ -1,6 +1,5 @@
 """The version that answers, and the change to a newer one while requests are answered."""
 
-import json
 import os
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from s2s_serve.errors import UserError
 from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import Metrics
+from s2s_serve.versions import current_version
 
 # A version that could not be loaded is tried again after this many seconds, and then ever more rarely.
 _FIRST_RETRY = 5.0
@@ -97,7 +97,7 @@ class Versions:
     def _try_to_change(self) -> None:
         """Changes to the newest version, or says why not and keeps the old one."""
         try:
-            if self._newest() != self.current().model.version:
+            if current_version(self._directory) != self.current().model.version:
                 self._change()
         except Exception as error:
             kept = self.current().model.version
@@ -111,15 +111,6 @@ class Versions:
             self.failure = reason
         else:
             self.failure = None
-
-    def _newest(self) -> int:
-        path = self._directory / "current.json"
-        try:
-            return json.loads(path.read_bytes())["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{path}: expected {{"version": number}}, found something else'
-            ) from error
 
     def _change(self) -> None:
         began = time.monotonic()

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import server_process
 import yaml
-from fake_model import publish
+from fake_model import publish, served
 from places import REPO
 from server_process import until
 
@@ -87,6 +87,21 @@ def test_a_broken_version_keeps_the_old_one_and_is_told(tmp_path, capsys):
     assert "current.json" in told[1]
     assert re.fullmatch(r"version 3 answers now, instead of 1; loaded in \d+\.\d s", told[2])
     assert len(told) == 4
+
+
+def test_a_version_that_is_no_number_is_told_and_never_loaded(tmp_path):
+    publish(tmp_path, 1)
+    loads = []
+
+    def counted(directory):
+        loads.append(directory)
+        return served()
+
+    with server_process.app(tmp_path, load=counted) as app:
+        publish(tmp_path, "1")
+        until(lambda: app.versions.failure or len(loads) > 1)
+        assert "current.json: expected a version of at least 1, found '1'" in app.versions.failure
+    assert len(loads) == 1
 
 
 def test_requests_before_the_first_version_are_told_to_wait(tmp_path):
