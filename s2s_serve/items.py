@@ -17,10 +17,12 @@ import pyarrow.parquet
 
 from s2s_serve import tensor_file
 from s2s_serve.encoding import features, plain_histories
+from s2s_serve.encoding.arrow import is_list
 from s2s_serve.encoding.feature import FeatureConfig
 from s2s_serve.encoding.item_numbers import ItemNumbers, codes_of
 from s2s_serve.encoding.plain_histories import HistorySource
 from s2s_serve.errors import UserError
+from s2s_serve.json_values import from_json
 from s2s_serve.manifest import Manifest
 
 NAME, VECTORS = "items.parquet", "vectors.safetensors"
@@ -96,7 +98,8 @@ class Items:
         """Return bool `[I]`: the items whose columns have one of the given values.
 
         Args:
-          rules: for each column, the allowed values; an item has to fulfil all of them.
+          rules: for each column, the allowed values; an item has to fulfil all of them. Times may be
+            text as in ISO 8601.
 
         Raises:
           UserError: there is no such column, or the values have another type.
@@ -117,15 +120,15 @@ class Items:
             if isinstance(values, str | bytes | Mapping) or not isinstance(values, Collection):
                 raise UserError(f"where: {name}: expected a list of values, found {values!r:.60}")
             column = self.columns[name]
-            of = column.flatten() if pa.types.is_list(column.type) else column
+            of = column.flatten() if is_list(column.type) else column
             try:
-                wanted = pa.array(list(values), of.type)
+                wanted = pa.array([from_json(each, of.type) for each in values], of.type)
                 found = pc.is_in(of, wanted).to_numpy(zero_copy_only=False)
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
                 raise UserError(
                     f"where: {name}: expected values of type {of.type}, found {list(values)!r:.60}"
                 ) from error
-            if pa.types.is_list(column.type):
+            if is_list(column.type):
                 owner = pc.list_parent_indices(column).to_numpy()
                 found = np.bincount(owner[found], minlength=len(self)) > 0
             allowed_I &= found

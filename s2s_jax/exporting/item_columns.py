@@ -12,6 +12,7 @@ import pyarrow.parquet
 from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.data.items.titles import read_titles
 from s2s_jax.errors import UserError
+from s2s_serve.encoding.arrow import is_list, leaves
 from s2s_serve.encoding.ids import is_text
 from s2s_serve.items import OWN_COLUMNS
 
@@ -47,7 +48,8 @@ def columns_of(path: Path, items: pa.Array) -> dict[str, pa.Array]:
       items: ids as in the log.
 
     Raises:
-      UserError: the file cannot be read, has an item twice, or has none of the items.
+      UserError: the file cannot be read, has an item twice, has none of the items, or has structs or
+        times that Python cannot hold.
     """
     try:
         with pa.OSFile(str(path)) as source:
@@ -77,7 +79,92 @@ def columns_of(path: Path, items: pa.Array) -> dict[str, pa.Array]:
             f"--item_columns: {path}: expected rows of the {len(items):,} items of the catalogue (such "
             f"as {item_text(items, 0)}), found none; the first column has to have ids as in the log"
         )
-    return {name: table[name].combine_chunks().take(place) for name in table.column_names[1:]}
+    found = {}
+    for name in table.column_names[1:]:
+        try:
+            found[name] = _plain(table[name]).take(place).combine_chunks()
+        except _UnfitError as error:
+            raise UserError(f"--item_columns: {path}: column {name}: {error}") from error
+    return found
+
+
+def check_ids(items: pa.Array, column: str) -> None:
+    """Refuses ids of items that are times which Python cannot hold, and so no answer either.
+
+    Args:
+      items: ids as in the log.
+      column: the column of the log, for messages.
+
+    Raises:
+      UserError: a time has parts of a microsecond, or is outside of the years 1 to 9999.
+    """
+    if not _fits(items):
+        wrong = next(i for i in range(len(items)) if not _fits(items.slice(i, 1)))
+        raise UserError(
+            f"{column}: expected ids of items that are times of the years 1 to 9999 in whole "
+            f"microseconds, found {item_text(items, wrong)}; write them as numbers or text in the log"
+        )
+
+
+class _UnfitError(Exception):
+    """A column that cannot be exported, with what was expected and found."""
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column with one type for text, lists and times, as `where` compares and JSON shows them."""
+    plain = _plain_type(column.type)
+    try:
+        found = column if plain == column.type else column.cast(plain)
+    except (pa.ArrowException, OverflowError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise _UnfitError(f"expected values that fit {plain}, found others ({reason})") from error
+    if not all(_fits(leaves(chunk)) for chunk in found.chunks):
+        raise _UnfitError("expected times of the years 1 to 9999, found others; leave them out")
+    return found
+
+
+def _plain_type(given: pa.DataType) -> pa.DataType:
+    kinds = pa.types
+    if kinds.is_dictionary(given):
+        return _plain_type(given.value_type)
+    if (
+        is_list(given)
+        or kinds.is_fixed_size_list(given)
+        or kinds.is_list_view(given)
+        or kinds.is_large_list_view(given)
+    ):
+        return pa.list_(_plain_type(given.value_type))
+    if kinds.is_large_string(given) or kinds.is_string_view(given):
+        return pa.string()
+    if kinds.is_large_binary(given) or kinds.is_binary_view(given):
+        return pa.binary()
+    if kinds.is_fixed_size_binary(given):
+        return pa.binary()
+    if kinds.is_nested(given):
+        raise _UnfitError(
+            f"expected numbers, text, times, or lists of these, found {str(given)[:80]}; make a column "
+            f"of each field"
+        )
+    in_nanoseconds = {
+        pa.time64("ns"): pa.time64("us"),
+        pa.duration("ns"): pa.duration("us"),
+    }
+    if kinds.is_timestamp(given) and given.unit == "ns":
+        return pa.timestamp("us", given.tz)
+    return in_nanoseconds[given] if given in in_nanoseconds else given
+
+
+def _fits(values: pa.Array) -> bool:
+    """Whether Python can hold these values; True for all but times."""
+    if not (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)):
+        return True
+    try:
+        if pa.types.is_timestamp(values.type):
+            values = values.cast(pa.timestamp("us"))
+        pc.min_max(values).as_py()
+    except (pa.ArrowException, OverflowError, ValueError):
+        return False
+    return True
 
 
 def _as_text(ids: pa.Array) -> pa.Array:
@@ -85,6 +172,9 @@ def _as_text(ids: pa.Array) -> pa.Array:
         ids = pa.concat_arrays(ids.chunks)
     if pa.types.is_dictionary(ids.type):
         ids = ids.dictionary_decode()
+    if pa.types.is_timestamp(ids.type) and _fits(ids):
+        # Units of the file and of the log may differ.
+        ids = ids.cast(pa.timestamp("us", ids.type.tz))
     return ids.cast(pa.large_string() if not is_text(ids.type) else pa.large_binary()).cast(
         pa.large_binary()
     )
