@@ -152,6 +152,7 @@ def _items(config: Config, request: Request) -> _ExportedItems:
     else:
         assert log is not None, "it has the items"
         catalogue, count_I = catalogues.collect_for_evaluation(items, logs, log, split)
+    item_columns.check_ids(catalogue.item, items.item.column_name)
     columns: dict[str, pa.Array] = {}
     if request.titles is not None:
         columns[item_columns.TITLE] = item_columns.titles_of(request.titles, catalogue.item)

@@ -18,11 +18,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from s2s_serve.errors import UnknownItemError, UserError
+from s2s_serve.json_values import to_json
 from s2s_serve.server import openapi, reading, schema, tables
 from s2s_serve.server.batching import Answer, Batcher, Call, FullError, LateError
 from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import CONTENT_TYPE, Metrics
-from s2s_serve.server.protocol import Histories, Model
+from s2s_serve.server.protocol import Histories, Id, Model
 from s2s_serve.server.reading import ARROW, JSON, RefusedError
 from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings
@@ -72,8 +73,13 @@ class Routes:
             asked = reading.from_json(body, schema.RecommendRequest)
             rules, histories = _rules_of(asked), self._checked(asked.histories)
         reading.check_rules(rules, self._settings)
+        item = self._served().items.item_type
+        exclude = reading.item_ids("exclude", rules.exclude, item)
+        allow = reading.item_ids("allow", rules.allow, item)
         key = None if kind == ARROW else b"recommend" + msgspec.json.encode(rules)
-        answer = await self._run(functools.partial(_recommend, rules), histories, key)
+        answer = await self._run(
+            functools.partial(_recommend, rules, exclude, allow), histories, key
+        )
         for each in answer.results:
             self._metrics.answers.labels(each.by).inc()
             self._metrics.unknown.inc(each.unknown)
@@ -81,7 +87,7 @@ class Routes:
             item = answer.served.items.item_type
             return _arrow(tables.recommendations(answer.results, _version(answer), item))
         results = [
-            schema.Recommendation(list(r.items), list(r.scores), r.unknown, r.by)
+            schema.Recommendation(_ids_in_json(r.items), list(r.scores), r.unknown, r.by)
             for r in answer.results
         ]
         return _json(schema.RecommendAnswer(_version(answer), results))
@@ -94,12 +100,14 @@ class Routes:
         asked = reading.from_json(body, schema.SimilarRequest)
         reading.check_k(asked.k, self._settings)
         reading.check_integers("item", [asked.item])
+        item = reading.item_id("item", asked.item, self._served().items.item_type)
         try:
-            answer = await self._run(functools.partial(_similar, asked), [{}], None)
+            answer = await self._run(functools.partial(_similar, item, asked.k), [{}], None)
         except UnknownItemError as error:
             raise RefusedError(404, str(error)) from None
         (found,) = answer.results
-        return _json(schema.SimilarAnswer(_version(answer), list(found.items), list(found.scores)))
+        items = _ids_in_json(found.items)
+        return _json(schema.SimilarAnswer(_version(answer), items, list(found.scores)))
 
     async def encode(self, request: Request) -> Response:
         """POST /v1/encode."""
@@ -123,7 +131,9 @@ class Routes:
         served = self._served()
         query = request.query_params
         limit = query["limit"] if "limit" in query else "20"
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST_FOUND:
+        # Few digits, because Python refuses to read very many.
+        is_short = limit.isascii() and limit.isdigit() and len(limit) <= len(str(_MOST_FOUND))
+        if not is_short or not 1 <= int(limit) <= _MOST_FOUND:
             raise RefusedError(400, f"limit: expected 1 to {_MOST_FOUND}, found {limit[:40]}")
         text = query["query"] if "query" in query else ""
         if "items" in query:
@@ -174,7 +184,10 @@ class Routes:
     def _checked(self, histories: list[dict[str, list[schema.Entry] | None]]) -> Histories:
         """The histories of a body in JSON, as the model reads them."""
         reading.check_histories(histories, self._settings)
-        return reading.with_times(histories, self._served().time_columns)
+        served = self._served()
+        if served.bytes_column is not None:
+            histories = reading.with_bytes(histories, served.bytes_column, served.items.item_type)
+        return reading.with_times(histories, served.time_columns)
 
     async def _run(self, call: Call, histories: Histories, key: bytes | None) -> Answer:
         try:
@@ -334,6 +347,10 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
+def _ids_in_json(ids: Sequence[Id]) -> list[int | str]:
+    return [to_json(each) for each in ids]
+
+
 def _version(answer: Answer) -> int:
     return answer.served.model.version
 
@@ -358,19 +375,25 @@ def _ids_of(text: str) -> list[int | str]:
 # ------------------------------------------------------------------------------- calls of the model
 
 
-def _recommend(rules: schema.Rules, model: Model, histories: Histories) -> Sequence:
+def _recommend(
+    rules: schema.Rules,
+    exclude: Sequence[Id] | None,
+    allow: Sequence[Id] | None,
+    model: Model,
+    histories: Histories,
+) -> Sequence:
     return model.recommend(
         histories,
         k=rules.k,
-        exclude=rules.exclude,
-        allow=rules.allow,
+        exclude=exclude,
+        allow=allow,
         where=rules.where,
         keep_seen=rules.keep_seen,
     )
 
 
-def _similar(asked: schema.SimilarRequest, model: Model, _: Histories) -> Sequence:
-    return [model.similar(asked.item, asked.k)]
+def _similar(item: Id, k: int, model: Model, _: Histories) -> Sequence:
+    return [model.similar(item, k)]
 
 
 def _encode(model: Model, histories: Histories) -> Sequence:

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s2s_serve.json_values import from_json, to_json
 from s2s_serve.server.protocol import Id
+from s2s_serve.server.schema import Id as JsonId
 
 # Items that are looked at in one go, so that frequent texts are found in the first ones.
 _BLOCK = 100_000
@@ -55,29 +57,48 @@ class Catalogue:
                 break
         return found
 
-    def describe(self, items: Sequence[Id]) -> list[dict[str, object]]:
+    def describe(self, items: Sequence[JsonId]) -> list[dict[str, object]]:
         """The columns of some items, in the order of the items; unknown ones are left out."""
-        known = [item for item in items if self._can_be(item)]
+        known = [each for item in items if (each := self._id_of(item)) is not None]
         wanted = pa.array(known, self.item_type)
         rows = self._items.filter(pc.is_in(self._items["item"], value_set=wanted))
         described = {row["item"]: row for row in _shown(rows)}
-        return [described[item] for item in known if item in described]
+        return [described[item] for item in map(to_json, known) if item in described]
 
-    def _can_be(self, item: Id) -> bool:
-        """Whether the type of ids has such an id."""
+    def _id_of(self, item: JsonId) -> Id | None:
+        """An id as in the log; None: the type of ids has no such id."""
         kind = self.item_type
-        if isinstance(item, str) or not pa.types.is_integer(kind):
-            return isinstance(item, str) and not pa.types.is_integer(kind)
-        limits = np.iinfo(kind.to_pandas_dtype())
-        return limits.min <= item <= limits.max
+        if isinstance(item, int) != pa.types.is_integer(kind):
+            return None
+        try:
+            found = from_json(item, kind)
+            pa.scalar(found, kind)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            return None
+        return found
 
     def _matches(self, block: pa.Table, text: str) -> pa.ChunkedArray:
-        ids = block["item"].cast(pa.string())
-        found = pc.starts_with(ids, pattern=text, ignore_case=True)
+        begin = text
+        if pa.types.is_temporal(self.item_type):
+            # Times begin as in ISO 8601, and may have their offset, which is UTC.
+            begin = text.replace(" ", "T").removesuffix("Z").removesuffix("+00:00")
+        found = pc.starts_with(_texts(block["item"]), pattern=begin, ignore_case=True)
         if self.title is not None:
             titles = pc.match_substring(block[self.title], pattern=text, ignore_case=True)
             found = pc.or_(found, pc.fill_null(titles, False))
         return found
+
+
+def _texts(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as text, as in JSON; times with all digits that their type has."""
+    kind = ids.type
+    if pa.types.is_timestamp(kind):
+        return pc.replace_substring(ids.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
+    try:
+        return ids.cast(pa.string())
+    except pa.ArrowInvalid:
+        # Bytes that are not UTF-8.
+        return pa.chunked_array([[to_json(each) for each in ids.to_pylist()]], pa.string())
 
 
 def _title_of(items: pa.Table) -> str | None:
@@ -93,11 +114,16 @@ def _title_of(items: pa.Table) -> str | None:
 
 
 def _shown(rows: pa.Table) -> list[dict[str, object]]:
-    return [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
+    # Ids are never cut off, since callers send them back.
+    return [
+        {name: to_json(value) if name == "item" else _plain(value) for name, value in row.items()}
+        for row in rows.to_pylist()
+    ]
 
 
 def _plain(value: object) -> object:
     """A value of a column as JSON can hold it."""
+    value = to_json(value)
     if isinstance(value, str):
         return value[:_LONGEST]
     if isinstance(value, list):

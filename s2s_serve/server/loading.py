@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 import s2s_serve
 from s2s_serve.server.catalogue import Catalogue
 from s2s_serve.server.protocol import Model
@@ -36,6 +38,13 @@ class Served:
             if each["op"] in _OPS or (each["kind"] or "").startswith(_TYPES)
         }
         return frozenset(times - {each["column"] for each in features if each["kind"] == "text"})
+
+    @functools.cached_property
+    def bytes_column(self) -> str | None:
+        """The column of a history that holds the ids of items, if these are bytes."""
+        kind = self.items.item_type
+        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return self.model.card["item_feature"] if is_bytes else None
 
 
 def load(

@@ -1,12 +1,14 @@
 """What the server needs of a model: the interface of the client, `s2s_serve.load`."""
 
+import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-Id = int | str
+# As in the log, and not as in JSON, which has neither times nor bytes.
+Id = int | str | bytes | datetime.date
 # An event has, in each column, an id, a bag of ids, or nothing.
 Entry = Id | float | None | Sequence[Id | float | None]
 History = Mapping[str, Sequence[Entry] | None]
@@ -32,8 +34,8 @@ class Recommended(Protocol):
         ...
 
     @property
-    def by(self) -> str:
-        """What ranked the items: model, neighbours or popularity."""
+    def by(self) -> Literal["model", "popularity"]:
+        """What ranked the items."""
         ...
 
 

@@ -4,13 +4,15 @@ import asyncio
 import datetime
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
+import pyarrow as pa
 from starlette.requests import ClientDisconnect, Request
 
+from s2s_serve import json_values
 from s2s_serve.server import schema, tables
-from s2s_serve.server.protocol import Histories
+from s2s_serve.server.protocol import Histories, Id
 from s2s_serve.server.settings import Settings
 
 JSON = "application/json"
@@ -145,6 +147,30 @@ def check_rules(rules: schema.Rules, settings: Settings) -> None:
         check_integers(f"where.{column[:80]}", values)
 
 
+def item_ids(place: str, ids: Sequence[schema.Id] | None, item: pa.DataType) -> list[Id] | None:
+    """Ids of items as in the log, from those in JSON.
+
+    Args:
+      place: what they are called in messages.
+      ids: the ids; None: none were given.
+      item: the type of ids of items.
+
+    Raises:
+      RefusedError: the ids are times, and one is not as in ISO 8601.
+    """
+    if ids is None:
+        return None
+    return [item_id(f"{place}[{number}]", each, item) for number, each in enumerate(ids)]
+
+
+def item_id(place: str, each: schema.Id, item: pa.DataType) -> Id:
+    """One id, see `item_ids`."""
+    try:
+        return json_values.from_json(each, item)
+    except ValueError:
+        raise _no_time(place, str(each)) from None
+
+
 def check_integers(place: str, values: Iterable[object]) -> None:
     """Refuses integers that do not fit into 64 bits."""
     for value in values:
@@ -183,7 +209,8 @@ def with_times(
     Raises:
       RefusedError: other text of such a column is not a time as in ISO 8601.
     """
-    if not any(_is_time(e) for h in histories for c in columns if c in h for e in h[c] or ()):
+    given = (e for h in histories for c in columns if c in h for e in h[c] or ())
+    if not any(_is_time(e) for each in given for e in (each if isinstance(each, list) else [each])):
         return histories
     return [
         {
@@ -196,23 +223,53 @@ def with_times(
     ]
 
 
-def _is_time(entry: object) -> bool:
+def _is_time(entry: object) -> TypeGuard[str]:
     return isinstance(entry, str) and not entry.removeprefix("-").isdigit()
 
 
 def _times(place: str, entries: Sequence | None) -> list | None:
     if entries is None:
         return None
-    found = []
-    for event, entry in enumerate(entries):
-        try:
-            found.append(datetime.datetime.fromisoformat(entry) if _is_time(entry) else entry)
-        except ValueError:
-            raise RefusedError(
-                400,
-                f"{place}[{event}]: expected a time such as 2026-01-31T12:00:00, found {entry[:40]}",
-            ) from None
-    return found
+    return [_time(f"{place}[{event}]", entry) for event, entry in enumerate(entries)]
+
+
+def _time(place: str, entry: object) -> object:
+    if isinstance(entry, list):
+        return _times(place, entry)
+    try:
+        return datetime.datetime.fromisoformat(entry) if _is_time(entry) else entry
+    except ValueError:
+        raise _no_time(place, str(entry)) from None
+
+
+def _no_time(place: str, text: str) -> RefusedError:
+    sentence = f"{place}: expected a time such as 2026-01-31T12:00:00, found {text[:40]}"
+    return RefusedError(400, sentence)
+
+
+def with_bytes(
+    histories: Sequence[Mapping[str, list | None]], column: str, item: pa.DataType
+) -> list[dict[str, list | None]]:
+    """The histories with bytes instead of text in a column.
+
+    Args:
+      histories: as they are in JSON.
+      column: the column that holds ids of items.
+      item: the type of these ids.
+    """
+
+    def read(entry: Any) -> Any:
+        if isinstance(entry, list):
+            return [read(each) for each in entry]
+        return json_values.from_json(entry, item)
+
+    return [
+        {
+            name: [read(entry) for entry in entries] if entries and name == column else entries
+            for name, entries in history.items()
+        }
+        for history in histories
+    ]
 
 
 def check_number(histories: int, settings: Settings) -> None:

@@ -1,10 +1,11 @@
 """Bodies of requests and answers; their JSON schemas are part of /openapi.json."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+# Times are text as in ISO 8601, and bytes text as `json_values.to_json` writes them.
 Id = int | str
 Entry = int | float | str | None | list[int | float | str | None]
 Value = bool | int | float | str | None
@@ -50,7 +51,10 @@ class Recommendation(msgspec.Struct):
     items: Annotated[list[Id], Meta(description="Best first")]
     scores: Annotated[list[float | None], Meta(description="One for each item")]
     unknown: Annotated[int, Meta(description="Number of events that the model has never seen")]
-    by: Annotated[str, Meta(description="What ranked: model, neighbours or popularity")]
+    by: Annotated[
+        Literal["model", "popularity"],
+        Meta(description="What ranked: popularity for a history without events"),
+    ]
 
 
 class RecommendAnswer(msgspec.Struct):

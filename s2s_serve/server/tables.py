@@ -95,6 +95,8 @@ def _is_id(kind: pa.DataType) -> bool:
         or pa.types.is_floating(kind)
         or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
         or pa.types.is_timestamp(kind)
         or pa.types.is_date(kind)
     )

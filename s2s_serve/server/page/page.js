@@ -249,7 +249,7 @@ async function recommend() {
   await showItems(at("answer"), result.items, result.scores);
   const events = result.unknown === 1 ? "1 event was" : `${result.unknown} events were`;
   const unknown = result.unknown ? ` ${events} unknown to the model.` : "";
-  const by = { model: "the model", neighbours: "the model and counted neighbours", popularity: "popularity" };
+  const by = { model: "the model", popularity: "popularity" };
   at("said").textContent = `${result.items.length} items, ranked by ${by[result.by] || result.by}.${unknown}`;
   at("version").textContent = `version ${answer.version}`;
 }

@@ -1,12 +1,15 @@
 """The routes: answers, metrics, the token, and one sentence for each mistake of a caller."""
 
 import json
+import typing
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import server_process
 from fake_model import ITEMS, publish
+
+import s2s_serve
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -104,6 +107,21 @@ def test_items_are_found_by_the_beginning_of_an_id_and_a_part_of_a_title(app):
     assert found(limit=2) == ITEMS[:2]
     assert found(query="nothing has this") == []
     assert found(items='[150, 7, 120, "150", 99999999999999999999]') == [150, 120]
+
+
+@pytest.mark.parametrize(
+    "limit", ["0", "101", "-1", "x", "", "²", "00000000199999", "000000001" + 5000 * "0"]
+)
+def test_a_wrong_limit_is_told(app, limit):
+    answer = app.ask("GET", "/v1/items", params={"limit": limit})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == f"limit: expected 1 to 100, found {limit[:40]}".strip()
+
+
+def test_what_ranks_is_described_as_the_client_answers(app):
+    fields = app.ask("GET", "/openapi.json").json()["components"]["schemas"]["Recommendation"]
+    known = typing.get_args(typing.get_type_hints(s2s_serve.Recommendation)["by"])
+    assert fields["properties"]["by"]["enum"] == sorted(known)
 
 
 def test_the_card_and_the_states(app):
