@@ -103,8 +103,10 @@ class Routes:
         item = reading.item_id("item", asked.item, self._served().items.item_type)
         try:
             answer = await self._run(functools.partial(_similar, item, asked.k), [{}], None)
-        except UnknownItemError as error:
-            raise RefusedError(404, str(error)) from None
+        except UnknownItemError:
+            # In the words of the request: the model was given a time or bytes.
+            sentence = f"item: expected an item of the export, found {asked.item!r:.60}"
+            raise RefusedError(404, sentence) from None
         (found,) = answer.results
         items = _ids_in_json(found.items)
         return _json(schema.SimilarAnswer(_version(answer), items, list(found.scores)))

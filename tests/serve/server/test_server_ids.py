@@ -160,6 +160,12 @@ def test_what_is_no_time_is_told(run):
         assert similar.json()["error"].startswith("item: expected a time such as")
 
 
+def test_an_unknown_id_is_told_as_it_was_asked(run):
+    answer = run.app.ask("POST", "/v1/similar", json={"item": "2020-01-01"})
+    assert answer.status_code == 404
+    assert answer.json()["error"] == "item: expected an item of the export, found '2020-01-01'"
+
+
 def test_times_that_no_answer_can_hold_are_refused(tmp_path):
     nanoseconds = np.datetime64(NOON, "ns") + np.arange(ITEMS) * np.timedelta64(500, "ns")
     config = trained(tmp_path, list(nanoseconds), pa.timestamp("ns"))

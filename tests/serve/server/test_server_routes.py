@@ -260,7 +260,7 @@ def test_an_unknown_item_is_404(app):
     for item in (7, -1):
         answer = post(app, "/v1/similar", {"item": item})
         assert answer.status_code == 404
-        assert answer.json()["error"] == f"item: expected an item of the catalogue, found {item!r}"
+        assert answer.json()["error"] == f"item: expected an item of the export, found {item!r}"
     assert post(app, "/v1/similar", {"item": "150"}).status_code == 400
     assert post(app, "/v1/similar", {"item": 2**64}).status_code == 400
     assert post(app, "/v1/similar", {"item": 150, "k": 51}).status_code == 400
