@@ -52,7 +52,8 @@ def run(path: Path, *command: str) -> tuple[float, float]:
 
 def enlarge(state: Path, keys: tuple[str, ...], rows: int) -> None:
     """Replaces an array of a checkpoint by one with more rows of random numbers."""
-    kvstore = {"driver": "ocdbt", "base": f"file://{state}/", "path": ".".join(keys) + "/"}
+    base = {"driver": "file", "path": f"{state}/"}
+    kvstore = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
     small = ts.open({"driver": "zarr", "kvstore": kvstore}).result()
     dtype, width = small.dtype.numpy_dtype, small.shape[1]
     large = ts.open(

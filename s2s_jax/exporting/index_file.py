@@ -16,8 +16,6 @@ from s2s_serve.search.index import Index
 from s2s_serve.search.recall import recall, tune, users_like_items
 
 NAME = "index/items.faiss"
-# Comparing all of fewer items takes a millisecond or two.
-_FEW_ITEMS = 50_000
 _USERS = 256
 _RECALL_AT = (10, 100)
 
@@ -26,7 +24,7 @@ Wanted = Literal["auto", "yes", "no"]
 
 def is_wanted(wanted: Wanted, items: int) -> bool:
     """Return whether an index is built for this number of items."""
-    return wanted == "yes" or (wanted == "auto" and items > _FEW_ITEMS)
+    return wanted == "yes" or (wanted == "auto" and items > indexes.FEW_ITEMS)
 
 
 def write_index(path: Path, users_UE: np.ndarray, wanted: Wanted) -> IndexEntry | None:

@@ -1,9 +1,14 @@
-"""Columns with more about the items of an export, such as titles and genres, from files of the user."""
+"""Columns with more about the items of an export, such as titles and genres, from files of the user.
+
+Files are read before the items are known, because finding out the items takes long.
+"""
 
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,17 +24,54 @@ from s2s_serve.items import OWN_COLUMNS
 TITLE = "title"
 
 
-def titles_of(path: Path, items: pa.Array) -> pa.Array:
-    """Return the title of each item, null for items without one.
+class Files(NamedTuple):
+    """The contents of files with more about items.
+
+    Attributes:
+      titles: the file of titles, and the title of each item by the text of its id; None: no file.
+      columns: a Parquet file, and its table, whose first column has ids; None: no file.
+    """
+
+    titles: tuple[Path, Mapping[str, str]] | None
+    columns: tuple[Path, pa.Table] | None
+
+
+def read_files(titles: Path | None, columns: Path | None) -> Files:
+    """Reads the files.
 
     Args:
-      path: see `read_titles`.
+      titles: see `read_titles`.
+      columns: a Parquet file whose first column has the ids of items, as in the log.
+
+    Raises:
+      UserError: a file cannot be read, has an item twice, or has structs or times that Python cannot
+        hold.
+    """
+    return Files(
+        None if titles is None else (titles, read_titles(titles)),
+        None if columns is None else (columns, _read_columns(columns)),
+    )
+
+
+def columns_of(files: Files, items: pa.Array) -> dict[str, pa.Array]:
+    """Return the columns of the files for each item, null for items that they do not have.
+
+    Args:
+      files: the files.
       items: ids as in the log.
 
     Raises:
-      UserError: the file cannot be read, or has none of the items.
+      UserError: a file has none of the items.
     """
-    titles = read_titles(path)
+    found: dict[str, pa.Array] = {}
+    if files.titles is not None:
+        found[TITLE] = _joined_titles(*files.titles, items)
+    if files.columns is not None:
+        found |= _joined_columns(*files.columns, items)
+    return found
+
+
+def _joined_titles(path: Path, titles: Mapping[str, str], items: pa.Array) -> pa.Array:
     texts = [item_text(items, index) for index in range(len(items))]
     found = [titles[text] if text in titles else None for text in texts]
     if all(title is None for title in found):
@@ -40,17 +82,7 @@ def titles_of(path: Path, items: pa.Array) -> pa.Array:
     return pa.array(found, pa.string())
 
 
-def columns_of(path: Path, items: pa.Array) -> dict[str, pa.Array]:
-    """Return the columns of a Parquet file for each item, null for items that it does not have.
-
-    Args:
-      path: a Parquet file whose first column has the ids of items, as in the log.
-      items: ids as in the log.
-
-    Raises:
-      UserError: the file cannot be read, has an item twice, has none of the items, or has structs or
-        times that Python cannot hold.
-    """
+def _read_columns(path: Path) -> pa.Table:
     try:
         with pa.OSFile(str(path)) as source:
             table = pyarrow.parquet.read_table(source)
@@ -73,19 +105,23 @@ def columns_of(path: Path, items: pa.Array) -> dict[str, pa.Array]:
             f"--item_columns: {path}: expected each item once in column {table.column_names[0]}, found "
             f"{len(ids) - pc.count_distinct(ids).as_py():,} more rows; remove them"
         )
+    for number, name in enumerate(table.column_names[1:], 1):
+        try:
+            table = table.set_column(number, name, _plain(table.column(number)))
+        except _UnfitError as error:
+            raise UserError(f"--item_columns: {path}: column {name}: {error}") from error
+    return table
+
+
+def _joined_columns(path: Path, table: pa.Table, items: pa.Array) -> dict[str, pa.Array]:
+    ids = _as_text(table.column(0).combine_chunks())
     place = pc.index_in(_as_text(items), value_set=ids)
     if place.null_count == len(items):
         raise UserError(
             f"--item_columns: {path}: expected rows of the {len(items):,} items of the catalogue (such "
             f"as {item_text(items, 0)}), found none; the first column has to have ids as in the log"
         )
-    found = {}
-    for name in table.column_names[1:]:
-        try:
-            found[name] = _plain(table[name]).take(place).combine_chunks()
-        except _UnfitError as error:
-            raise UserError(f"--item_columns: {path}: column {name}: {error}") from error
-    return found
+    return {name: table[name].take(place).combine_chunks() for name in table.column_names[1:]}
 
 
 def check_ids(items: pa.Array, column: str) -> None:

@@ -1,8 +1,8 @@
-"""Writes the embedding tables of a checkpoint in shards, with a few segments in memory at a time.
+"""Writes the embedding tables of a checkpoint in shards, with a part of a table in memory at a time.
 
 The rows of a growing table are sorted by the key of their id, and rows without an id are left out: the
-first bits of a key are its segment, so each segment is sorted by itself. See
-`docs/reference/export_format.md`.
+first bits of a key are its segment, so each segment is sorted by itself, and has to fit into memory:
+1/256 of the table. See `docs/reference/export_format.md`.
 
 Shapes: R rows of a part, D width, S segments.
 """
@@ -61,12 +61,12 @@ def write_table(
     reader = saved.in_parts(spec, moments=with_touched)
     row_bytes = 4 * spec.emb_dim
     bounds = _bounds(reader.rows_S * row_bytes, shard_bytes)
-    part_segments = max(_PART_BYTES // (row_bytes * spec.segment_rows), 1)
+    part_rows = max(_PART_BYTES // row_bytes, 1)
     names, touched = [], []
     for number, (begin, stop) in enumerate(itertools.pairwise(bounds)):
         name = f"tables/{spec.name}-{number:05}-of-{len(bounds) - 1:05}.safetensors"
         names.append(name)
-        touched += _write_shard(directory / name, reader, begin, stop, part_segments)
+        touched += _write_shard(directory / name, reader, begin, stop, part_rows)
     default = saved.default_row(spec) if spec.default_row else None
     entry = TableEntry(
         emb_dim=spec.emb_dim,
@@ -90,7 +90,7 @@ def _bounds(bytes_S: np.ndarray, shard_bytes: int) -> list[int]:
 
 
 def _write_shard(
-    path: Path, reader: TableParts, begin: int, stop: int, part_segments: int
+    path: Path, reader: TableParts, begin: int, stop: int, part_rows: int
 ) -> list[np.ndarray]:
     """Writes segments `begin` to `stop - 1`, and returns which of their rows were ever trained."""
     rows = int(reader.rows_S[begin:stop].sum())
@@ -99,7 +99,7 @@ def _write_shard(
     touched: list[np.ndarray] = []
 
     def values() -> Iterator[np.ndarray]:
-        for part in reader.read(begin, stop, part_segments):
+        for part in reader.read(begin, stop, part_rows):
             packed, key_R = (part, None) if part.keys_R2 is None else _sorted(part)
             keys.extend([] if key_R is None else [key_R])
             touched.extend([] if packed.touched_R is None else [packed.touched_R])

@@ -1,11 +1,15 @@
 """Makes the next version of an export: written beside the others, then renamed and named as current."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +19,30 @@ from s2s_serve import manifest as manifests
 from s2s_serve.manifest import FileEntry, Manifest
 from s2s_serve.versions import CURRENT, current_version, sha256_of
 
-_UNFINISHED = ".unfinished-"
+# The directories that this process is writing. Others with its number are of an earlier process: in a
+# container, all commands may have the same number.
+_writing: set[str] = set()
+
+
+def check_output(output: Path) -> None:
+    """Checks that versions can be written, before anything takes time.
+
+    Args:
+      output: the directory of the export; it is made.
+
+    Raises:
+      UserError: the directory cannot be used.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(
+            f"--output: expected a directory, found the file {output}; give another path"
+        )
+    versions = output / "versions"
+    with explained(versions):
+        versions.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=versions):
+            pass
+    next_number(output)
 
 
 @contextlib.contextmanager
@@ -34,21 +61,21 @@ def new_version(output: Path) -> Iterator[tuple[int, Path]]:
     Raises:
       UserError: the directory cannot be used, or a file cannot be written.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(
-            f"--output: expected a directory, found the file {output}; give another path"
-        )
+    check_output(output)
     versions = output / "versions"
     with explained(versions):
-        versions.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(versions)
         number = next_number(output)
-        path = versions / f"{_UNFINISHED}{number}{_of_this_host()}{os.getpid()}"
-        path.mkdir()
+        # `_remove_abandoned` knows these names.
+        name = f".unfinished-{number}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        path = versions / name
+        _writing.add(name)
         try:
+            path.mkdir()
             yield number, path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            _writing.discard(name)
 
 
 def next_number(output: Path) -> int:
@@ -64,8 +91,10 @@ def next_number(output: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def finish(output: Path, path: Path, manifest: Manifest) -> Path:
+def finish(output: Path, path: Path, manifest: Manifest) -> tuple[Path, Manifest]:
     """Writes the manifest, gives the directory its name, and points `current.json` to it.
+
+    If another command made a version with this number meanwhile, this one gets the next number.
 
     Args:
       output: the directory of the export.
@@ -73,29 +102,26 @@ def finish(output: Path, path: Path, manifest: Manifest) -> Path:
       manifest: the manifest.
 
     Returns:
-      The directory of the version.
+      The directory of the version, and the manifest that was written.
 
     Raises:
-      UserError: another process made this version meanwhile.
+      UserError: `current.json` is broken.
       OSError: a file cannot be written.
     """
     (path / manifests.NAME).write_text(manifest.to_json())
     for written in path.rglob("*"):
         _sync(written)
-    final = output / "versions" / str(manifest.version)
-    try:
-        path.rename(final)
-    except OSError as error:
-        if final.exists():
-            raise UserError(
-                f"{final}: another command made this version meanwhile; start this one again"
-            ) from error
-        raise
+    while not _renamed(path, final := output / "versions" / str(manifest.version)):
+        manifest = dataclasses.replace(manifest, version=next_number(output))
+        (path / manifests.NAME).write_text(manifest.to_json())
+        _sync(path / manifests.NAME)
     _sync(final.parent)
-    with replacing(output / CURRENT) as current:
-        current.write_text(json.dumps({"version": manifest.version}) + "\n")
-        _sync(current)
-    return final
+    # Another command may have made a newer version since then.
+    if not (output / CURRENT).exists() or current_version(output) < manifest.version:
+        with replacing(output / CURRENT) as current:
+            current.write_text(json.dumps({"version": manifest.version}) + "\n")
+            _sync(current)
+    return final, manifest
 
 
 def file_entries(path: Path) -> dict[str, FileEntry]:
@@ -116,23 +142,35 @@ def now() -> str:
 
 def _remove_abandoned(versions: Path) -> None:
     """Removes what killed commands of this host left behind."""
-    for path in versions.glob(f"{_UNFINISHED}*{_of_this_host()}*"):
-        process = path.name.rpartition("-")[2]
-        if process.isdecimal() and not _runs(int(process)):
+    host = re.escape(socket.gethostname())
+    pattern = re.compile(rf"\.unfinished-\d+-{host}-(\d+)-[0-9a-f]{{8}}")
+    for path in versions.iterdir():
+        found = pattern.fullmatch(path.name)
+        if found is not None and path.name not in _writing and not _runs(int(found[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _of_this_host() -> str:
-    return f"-{socket.gethostname()}-"
-
-
 def _runs(process: int) -> bool:
+    """Return whether a process other than this one runs on this host."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
         return True
+    return True
+
+
+def _renamed(path: Path, final: Path) -> bool:
+    """Gives a directory another name; returns False if that is taken."""
+    try:
+        path.rename(final)
+    except OSError:
+        if final.exists():
+            return False
+        raise
     return True
 
 

@@ -1,6 +1,7 @@
 """Exports a checkpoint for serving without JAX: see `docs/reference/export_format.md`.
 
-Tables are read from the checkpoint part by part, so memory does not depend on their size.
+Tables are read from the checkpoint part by part: 64 MB of a table, or 1/256 of a growing table if
+that is more.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs import orc
-from s2s_jax.data.logs.index import FileIndex
+from s2s_jax.data.logs.index import FileIndex, may_skip
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.exporting import index_file, item_columns, item_files, version_dir
@@ -45,6 +46,7 @@ from s2s_serve.encoder import Encoder
 from s2s_serve.encoding import features
 from s2s_serve.encoding.item_numbers import ItemNumbers
 from s2s_serve.manifest import IndexEntry, Manifest, TableEntry
+from s2s_serve.search import index as indexes
 from s2s_serve.tables import Table
 from s2s_serve.tower import Tower as ServedTower
 
@@ -95,23 +97,31 @@ def export(config: Config, request: Request) -> Exported:
       UserError: the checkpoint, the log or a file cannot be read or written, or the extra `export` is
         not installed.
     """
+    # Mistakes are found before the log is read and tables are written, which may take hours.
     check_installed()
+    if request.index == "yes":
+        indexes.check_installed()
     saved = find(config, request.checkpoint)
     config = saved.with_weight(config)
-    items = _items(config, request)
+    files = item_columns.read_files(request.titles, request.item_columns)
+    version_dir.check_output(request.output)
+    items = _items(config, request.catalogue, files)
+    with_index = index_file.is_wanted(request.index, items.size)
+    if with_index:
+        indexes.check_installed()
     with version_dir.new_version(request.output) as (number, path):
         (path / "tables").mkdir()
         written = _write_tables(config, saved, path)
         _write_items(config, path, items, written)
         index = None
-        if index_file.is_wanted(request.index, items.size):
+        if with_index:
             index = index_file.write_index(
                 path, _some_users(config, saved, path, items, written), request.index
             )
         if items.neighbours is not None:
             write_neighbours(path / served_neighbours.NAME, items.neighbours)
         manifest = _manifest(config, saved, number, path, written.entries, items, index)
-        final = version_dir.finish(request.output, path, manifest)
+        final, manifest = version_dir.finish(request.output, path, manifest)
     size = sum(entry.bytes for entry in manifest.files.values())
     return Exported(final, manifest, size)
 
@@ -139,25 +149,19 @@ class _ExportedItems(NamedTuple):
         return len(self.catalogue.item)
 
 
-def _items(config: Config, request: Request) -> _ExportedItems:
+def _items(config: Config, file: str | None, more: item_columns.Files) -> _ExportedItems:
     """Reads the items, from a file or from the log of training."""
     items, split, logs = Items.of(config), Split.of(config), Logs.of(config)
     weight = Ranking.of(config).weight
-    log = None
-    if request.catalogue is None or weight:
-        log = index_files(logs, Decoding.of(config))
-    if request.catalogue is not None:
-        catalogue = catalogues.load(request.catalogue, items, split)
+    catalogue = None if file is None else catalogues.load(file, items, split)
+    log = index_files(logs, Decoding.of(config)) if catalogue is None or weight else None
+    if catalogue is not None:
         count_I = catalogue.count_I
     else:
         assert log is not None, "it has the items"
         catalogue, count_I = catalogues.collect_for_evaluation(items, logs, log, split)
     item_columns.check_ids(catalogue.item, items.item.column_name)
-    columns: dict[str, pa.Array] = {}
-    if request.titles is not None:
-        columns[item_columns.TITLE] = item_columns.titles_of(request.titles, catalogue.item)
-    if request.item_columns is not None:
-        columns |= item_columns.columns_of(request.item_columns, catalogue.item)
+    columns = item_columns.columns_of(more, catalogue.item)
     neighbours = None
     if weight:
         assert log is not None, "neighbours are counted in it"
@@ -232,7 +236,7 @@ def _write_items(
 def _some_users(
     config: Config, saved: Saved, path: Path, items: _ExportedItems, written: _WrittenTables
 ) -> np.ndarray:
-    """Return f32 `[U, E]`: the vectors of some users of the log; none if it was not read."""
+    """Return f32 `[U, E]`: the vectors of some users of the log; none if no stripe was read."""
     width = config.model.hidden_size
     if items.log is None:
         return np.zeros((0, width), np.float32)
@@ -247,12 +251,20 @@ def _some_users(
         config.shown_len,
         width,
     )
-    file, number, _ = items.log.stripes[0]
-    rows = orc.read_stripe(file, number, features.column_names(config.features))
-    table = pa.Table.from_batches([rows.slice(0, index_file.few_rows(rows.num_rows))])
     numbers = ItemNumbers(items.catalogue.ids[of_items.item.name])
-    encoded = encoder.encode(table, numbers)
-    return encoded.users_NE[encoded.events_N > 0]
+    logs, columns = Logs.of(config), features.column_names(config.features)
+    for file, number, _ in items.log.stripes:
+        try:
+            rows = orc.read_stripe(file, number, columns)
+            table = pa.Table.from_batches([rows.slice(0, index_file.few_rows(rows.num_rows))])
+            encoded = encoder.encode(table, numbers)
+        except UserError as error:
+            if not may_skip(error, logs):
+                raise
+            # It was said when the items were collected.
+            continue
+        return encoded.users_NE[encoded.events_N > 0]
+    return np.zeros((0, width), np.float32)
 
 
 def _manifest(

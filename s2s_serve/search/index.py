@@ -35,6 +35,8 @@ _PART = 2**23
 # The best items of a user are at the near side of their group, so centers are moved outwards by this
 # share of the distance between the items and the center (root of the mean square).
 _OUTWARDS = 0.5
+# Comparing all of fewer items takes a millisecond or two.
+FEW_ITEMS = 50_000
 # The length of a list that the effort of an index is meant for.
 TUNED = 100
 
@@ -68,6 +70,7 @@ def build(
     assert items > 0, "there are items"
     groups = max(min(int(_GROUPS_PER_ROOT * items**0.5), items // 4), 1)
     sample = min(items, groups * _SAMPLE)
+    # K-means and adding compare a vector with all centers.
     work, done = _ITERATIONS * sample + items, 0
 
     def advance(compared: int) -> None:
@@ -79,19 +82,7 @@ def build(
     scale = _scale(vectors_IE)
     with _threads(faiss, threads):
         row_S = np.sort(np.random.default_rng(seed).choice(items, sample, replace=False))
-        sample_SE = vectors_IE[row_S] * scale
-        by_distance = faiss.IndexFlatL2(width)
-        means = faiss.Clustering(width, groups)
-        means.niter, means.seed = 1, seed
-        # The sample is drawn above, and any number of items may be in a group.
-        means.min_points_per_centroid, means.max_points_per_centroid = 1, sample
-        for _ in range(_ITERATIONS):
-            means.train(sample_SE, by_distance)
-            advance(sample)
-        center_GE = faiss.vector_to_array(means.centroids).reshape(groups, width)
-        centers = faiss.IndexFlatIP(width)
-        centers.add(_outwards(center_GE, sample_SE, by_distance))
-        del sample_SE
+        by_distance, centers = _centers(faiss, vectors_IE[row_S] * scale, groups, seed, advance)
         index = faiss.IndexIVFScalarQuantizer(
             centers,
             width,
@@ -116,6 +107,40 @@ def build(
                 f"{path}: expected a place for an index of about {items * (2 * width + 8):,} bytes, "
                 f"found that it cannot be written; see that the directory exists and has space"
             ) from None
+
+
+def _centers(
+    faiss: "ModuleType",
+    sample_SE: np.ndarray,
+    groups: int,
+    seed: int,
+    advance: Callable[[int], None],
+) -> tuple[Any, Any]:
+    """Divides a sample of the items into groups, with k-means.
+
+    Args:
+      faiss: the library.
+      sample_SE: f32, the vectors of the sample.
+      groups: G, the number of groups.
+      seed: seed of the first centers.
+      advance: called with the number of vectors that were compared with all centers.
+
+    Returns:
+      FAISS's indexes of the means, which finds the group of an item, and of the centers.
+    """
+    sample, width = sample_SE.shape
+    by_distance = faiss.IndexFlatL2(width)
+    means = faiss.Clustering(width, groups)
+    means.niter, means.seed = 1, seed
+    # The sample is drawn before, and any number of items may be in a group.
+    means.min_points_per_centroid, means.max_points_per_centroid = 1, sample
+    for _ in range(_ITERATIONS):
+        means.train(sample_SE, by_distance)
+        advance(sample)
+    center_GE = faiss.vector_to_array(means.centroids).reshape(groups, width)
+    centers = faiss.IndexFlatIP(width)
+    centers.add(_outwards(center_GE, sample_SE, by_distance))
+    return by_distance, centers
 
 
 class Index:
@@ -200,6 +225,15 @@ class Index:
             return np.empty((0, m), np.int64)
         settings = self._faiss.SearchParametersIVF(nprobe=effort)
         return self._index.search(users_UE, m, params=settings)[1]
+
+
+def check_installed() -> None:
+    """Checks that an index can be built and searched, before anything takes time.
+
+    Raises:
+      UserError: FAISS is not installed.
+    """
+    _faiss()
 
 
 def _faiss() -> "ModuleType":

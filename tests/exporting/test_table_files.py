@@ -71,6 +71,23 @@ def test_rows_are_those_of_the_checkpoint(run, tmp_path, monkeypatch, part_bytes
         assert total == (len(used) if spec.grows else NUM_SEGMENTS * spec.segment_rows)
 
 
+def test_parts_are_as_small_as_they_can_be(run, tmp_path, monkeypatch):
+    """One row of a bucket table, and one segment of a growing one, which has to be sorted."""
+    monkeypatch.setattr(table_files, "_PART_BYTES", 1)
+    read, most = SavedArray.read, {}
+
+    def counting(array, begin, stop):
+        if len(array.shape) == 2:
+            most[array.shape[0]] = max(most.get(array.shape[0], 0), stop - begin)
+        return read(array, begin, stop)
+
+    monkeypatch.setattr(SavedArray, "read", counting)
+    expected = {}
+    for _, spec, _, _ in written(run, tmp_path, 2**30):
+        expected[spec.rows] = spec.segment_rows if spec.grows else 1
+    assert most == expected
+
+
 def test_ids_without_a_row_and_no_ids(run, tmp_path):
     for _, spec, _, made in written(run, tmp_path, 2**30):
         table = Table(tmp_path, made.entry)

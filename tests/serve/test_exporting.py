@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ import s2s_serve
 from s2s_jax.cli.commands import catalogue as catalogue_command
 from s2s_jax.cli.commands import export as command
 from s2s_jax.errors import UserError
+from s2s_jax.exporting import version_dir
 from s2s_jax.jobs import export as jobs
 from s2s_jax.jobs.export import Request, export
 from s2s_serve import tensor_file
@@ -74,27 +77,124 @@ def test_what_killed_commands_left_is_removed(small_export, tmp_path):
     output = tmp_path / "export"
     versions = output / "versions"
     here = socket.gethostname()
-    ended = f".unfinished-1-{here}-{2**22 + 1}"
-    running = f".unfinished-1-{here}-{os.getppid()}"
-    elsewhere = ".unfinished-1-elsewhere-17"
-    for name in (ended, running, elsewhere):
+    none = 2**22 + 1
+    ended = f".unfinished-1-{here}-{none}-0123abcd"
+    # In a container, the command that was killed may have had the number of this one.
+    same_number = f".unfinished-1-{here}-{os.getpid()}-0123abcd"
+    left = [
+        f".unfinished-1-{here}-{os.getppid()}-0123abcd",
+        f".unfinished-1-elsewhere-{none}-0123abcd",
+        f".unfinished-1-gpu-{here}-{none}-0123abcd",
+        f".unfinished-1-{here}-9-{none}-0123abcd",
+    ]
+    for name in (ended, same_number, *left):
         (versions / name / "tables").mkdir(parents=True)
     export(small_export.config, Request(output=output, index="no"))
-    assert names_in(versions) == sorted(["1", running, elsewhere])
+    assert names_in(versions) == sorted(["1", *left])
 
 
-def test_two_commands_do_not_make_the_same_version(small_export, tmp_path, monkeypatch):
+def test_two_exports_of_one_process(small_export, tmp_path):
+    with version_dir.new_version(tmp_path) as (first, path):
+        with version_dir.new_version(tmp_path) as (second, other):
+            assert first == second == 1
+            assert path != other
+            assert path.is_dir()
+            assert other.is_dir()
+        assert path.is_dir()
+        assert not other.exists()
+
+
+@pytest.mark.parametrize("newest", [1, 5])
+def test_the_slower_of_two_commands_makes_the_next_version(
+    small_export, tmp_path, monkeypatch, newest
+):
+    """Meanwhile, another command makes version 1, or five others do."""
     output = tmp_path / "export"
     finish = jobs.version_dir.finish
 
     def later(output, path, manifest):
-        shutil.copytree(small_export.directory / "versions/1", output / "versions/1")
+        for version in {1, newest}:
+            shutil.copytree(small_export.directory / "versions/1", output / f"versions/{version}")
+        (output / "current.json").write_text(json.dumps({"version": newest}))
         return finish(output, path, manifest)
 
     monkeypatch.setattr(jobs.version_dir, "finish", later)
-    with pytest.raises(UserError, match="another command made this version meanwhile"):
-        export(small_export.config, Request(output=output, index="no"))
-    assert names_in(output / "versions") == ["1"]
+    done = export(small_export.config, Request(output=output, index="no"))
+    expected = newest + 1
+    assert names_in(output / "versions") == sorted({"1", str(newest), str(expected)})
+    assert done.directory == output / f"versions/{expected}"
+    assert done.manifest.version == s2s_serve.load(output).version == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"titles": "none.csv"}, "--titles: .*none.csv cannot be read"),
+        ({"item_columns": "none.parquet"}, "--item_columns: .*none.parquet cannot be read"),
+        ({"output": "file"}, "--output: expected a directory, found the file"),
+        ({"output": "file/export"}, "file/export/versions cannot be written"),
+        ({"index": "yes"}, "expected the package faiss-cpu"),
+    ],
+)
+def test_mistakes_are_found_before_the_log_is_read(
+    small_export, tmp_path, monkeypatch, request_, words
+):
+    def too_late(*_):
+        raise AssertionError("the log is read")
+
+    monkeypatch.setattr(jobs, "index_files", too_late)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    (tmp_path / "file").write_text("")
+    paths = {k: v if k == "index" else tmp_path / v for k, v in request_.items()}
+    with pytest.raises(UserError, match=words):
+        export(small_export.config, Request(**{"output": tmp_path / "export"} | paths))
+
+
+def test_faiss_is_missed_before_tables_are_written(small_export, tmp_path, monkeypatch):
+    def too_late(*_):
+        raise AssertionError("tables are written")
+
+    monkeypatch.setattr(jobs, "_write_tables", too_late)
+    monkeypatch.setattr("s2s_serve.search.index.FEW_ITEMS", 39)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="expected the package faiss-cpu"):
+        export(small_export.config, Request(output=tmp_path / "export", index="auto"))
+
+
+@pytest.mark.parametrize("bad", [1, 2, 99])
+def test_bad_stripes_are_skipped_when_the_recall_is_measured(
+    small_export, tmp_path, monkeypatch, bad
+):
+    """The first stripes cannot be read any more; with none left, users like items are used."""
+    catalogue = catalogue_file(small_export, tmp_path)
+    read, tried = jobs.orc.read_stripe, []
+
+    def failing(file, number, columns):
+        tried.append(number)
+        if number < bad:
+            raise UserError(f"stripe {number} is bad")
+        return read(file, number, columns)
+
+    users, write_index = [], jobs.index_file.write_index
+
+    def keeping(path, users_UE, wanted):
+        users.append(len(users_UE))
+        return write_index(path, users_UE, wanted)
+
+    monkeypatch.setattr(jobs.orc, "read_stripe", failing)
+    monkeypatch.setattr(jobs.index_file, "write_index", keeping)
+    # The items come from a file, so that only the users are read from the log.
+    monkeypatch.setattr(jobs, "make_scorer", lambda *_: SimpleNamespace(matrix=None))
+    request = Request(output=tmp_path / "export", catalogue=str(catalogue), index="yes")
+    with pytest.raises(UserError, match="stripe 0 is bad"):
+        export(small_export.config, request)
+    io = dataclasses.replace(small_export.config.io, on_error="skip_stripe")
+    tried.clear()
+    done = export(dataclasses.replace(small_export.config, io=io), request)
+    assert done.manifest.index is not None
+    assert tried == list(range(min(bad + 1, 3)))
+    of_stripe = [row for row in small_export.rows[20 * bad :][:20] if any(row["item_id"])]
+    assert users == [len(of_stripe)]
 
 
 def catalogue_file(small_export, tmp_path):

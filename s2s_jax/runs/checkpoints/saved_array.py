@@ -33,7 +33,9 @@ class SavedArray:
         name = ".".join(keys)
         kvstore: dict[str, Any] = {"driver": "file", "path": f"{state / name}/"}
         if metadata["use_ocdbt"]:
-            kvstore = {"driver": "ocdbt", "base": f"file://{state}/", "path": f"{name}/"}
+            # A URL would need %, ? and # of the path escaped.
+            base = {"driver": "file", "path": f"{state}/"}
+            kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         driver = "zarr3" if metadata["use_zarr3"] else "zarr"
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         spec = {"driver": driver, "kvstore": kvstore}

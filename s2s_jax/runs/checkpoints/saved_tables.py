@@ -51,10 +51,16 @@ class TableParts(NamedTuple):
     explaining: Callable[[object], contextlib.AbstractContextManager[None]]
 
     def read(self, begin: int, stop: int, at_once: int) -> Iterator[TablePart]:
-        """Yields the rows of segments `begin` to `stop - 1`, `at_once` segments at a time."""
+        """Yields the rows of segments `begin` to `stop - 1`, about `at_once` rows at a time.
+
+        The segments of a growing table are not divided.
+        """
         segment_rows = self.values.shape[0] // len(self.rows_S)
-        for first in range(begin, stop, at_once):
-            rows = first * segment_rows, min(first + at_once, stop) * segment_rows
+        if self.keys is not None:
+            at_once = max(at_once // segment_rows, 1) * segment_rows
+        last = stop * segment_rows
+        for first in range(begin * segment_rows, last, at_once):
+            rows = first, min(first + at_once, last)
             with self.explaining(None):
                 values_RD = self.values.read(*rows)
                 keys_R2 = None if self.keys is None else self.keys.read(*rows)

@@ -7,6 +7,7 @@ is complete, so an unfinished checkpoint is never seen.
 
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from s2s_jax.writing import reason_of_failed_write
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Parts of an array are stored separately, so that a table can be read part by part.
 _CHUNK_BYTES = 2**26
+# Chunks that are smaller than this share of that would be too many.
+_LEAST_SHARE = 64
 
 
 @contextlib.contextmanager
@@ -137,7 +140,7 @@ class Checkpoints:
         self._saving = step
         self._one_error.enter_context(one_error())
         parts = state.saved_parts()
-        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), parts)
+        in_chunks = jax.tree.map(_in_chunks, parts)
         with self._explained():
             self._manager.save(
                 step,
@@ -245,6 +248,38 @@ class Checkpoints:
                 f"({reason}); {left}; free space or fix the permissions there, and start the same "
                 f"command again"
             ) from error
+
+
+def _in_chunks(array: jax.Array) -> ocp.SaveArgs:
+    """Return how an array is stored: in chunks of about `_CHUNK_BYTES`.
+
+    Orbax divides the part of a device only by divisors of its shape. If a length has a large prime
+    factor, there may be none that makes chunks of this size, only tiny ones. Then chunks are larger.
+    """
+    part = array.sharding.shard_shape(array.shape)
+    size, item_bytes = _CHUNK_BYTES, array.dtype.itemsize
+    whole_bytes = math.prod(part) * item_bytes
+    while (
+        size < whole_bytes and _chunk_bytes(part, item_bytes, size) < _CHUNK_BYTES // _LEAST_SHARE
+    ):
+        size *= 2
+    return ocp.SaveArgs(chunk_byte_size=size)
+
+
+def _chunk_bytes(part: tuple[int, ...], item_bytes: int, largest: int) -> int:
+    """Return the bytes of the chunks that Orbax makes of the part of a device."""
+    shape = list(part)
+    divisors = [_divisors(length) for length in part]
+    while math.prod(shape) * item_bytes > largest and max(shape) > 1:
+        # Its longest axis is divided first.
+        axis = shape.index(max(shape))
+        shape[axis] = max(each for each in divisors[axis] if each < shape[axis])
+    return math.prod(shape) * item_bytes
+
+
+def _divisors(number: int) -> set[int]:
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return {*small, *(number // each for each in small)}
 
 
 def _no_tracebacks(record: logging.LogRecord) -> bool:

@@ -7,13 +7,17 @@ import time
 
 import jax
 import numpy as np
+import pytest
 import small
 from jobs_of import checkpoints_of
+from orbax.checkpoint._src.arrays.subchunking import choose_chunk_shape
 from saving import configured
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import FeatureConfig
 from s2s_jax.embedding.sharded import ShardedTables
+from s2s_jax.runs.checkpoints import store
+from s2s_jax.runs.checkpoints.saved_array import SavedArray, keys_of_arrays
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -126,3 +130,63 @@ def test_no_device_ever_holds_a_whole_table(tmp_path):
         state = checkpoints.restore(1, functions.abstract)
         sampler.look()
     assert 2 * table // devices <= sampler.largest <= largest
+
+
+def chunk_bytes_of(path, config, devices):
+    """The bytes of a chunk of a table and of its moments, in a checkpoint of the first state."""
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, output_dir=str(path))
+    )
+    functions = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:devices]))
+    with contextlib.closing(checkpoints_of(config)) as checkpoints:
+        checkpoints.save(1, functions.init(), {})
+    state, found = path / "checkpoints/1/state", {}
+    for keys in keys_of_arrays(state):
+        if keys[-2:] != ("tables", "item_id"):
+            continue
+        array = SavedArray(state, keys)
+        chunk = array._array.chunk_layout.read_chunk.shape
+        found[".".join(keys)] = np.prod(chunk, dtype=int) * array.dtype.itemsize
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("segment_rows", [1031, 1024])
+def test_a_prime_number_of_rows_is_not_stored_in_tiny_chunks(
+    tmp_path, monkeypatch, segment_rows, devices
+):
+    """A segment is larger than a chunk, and with a prime number of rows, it has no large parts."""
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(store, "_LEAST_SHARE", 1)
+    feature = FeatureConfig(name="item_id", emb_dim=8, hash_bucket_size=256 * segment_rows)
+    loss = dataclasses.replace(small.config().loss, target_features=("item_id",))
+    config = small.config(features=(feature,), tables=(), loss=loss)
+    found = chunk_bytes_of(tmp_path, config, devices)
+    segment_bytes = segment_rows * 8 * 4
+    expected = segment_bytes if segment_rows == 1031 else 2**14
+    assert found["params.tables.item_id"] == expected
+    assert len(found) > 1
+    assert min(found.values()) >= 2**14
+
+
+def test_the_estimate_of_chunks_is_what_orbax_chooses():
+    for part in [(256 * 1031, 128), (64 * 1031, 16), (5003, 5003), (12, 18), (2, 997, 512)]:
+        for largest in (2**14, 2**20, 2**26):
+            chosen = choose_chunk_shape(part, part, np.dtype(np.float32), largest)
+            assert store._chunk_bytes(part, 4, largest) == 4 * np.prod(chosen, dtype=int)
+    assert store._chunk_bytes((), 4, 2**14) == 4
+
+
+@pytest.mark.parametrize("name", ["x%20y", "x?y", "a#b", "x y"])
+def test_arrays_are_read_from_directories_of_any_name(tmp_path, name):
+    """Beside them are directories with the names that a URL would stand for, of other runs."""
+    values = {}
+    for seed, each in enumerate((name, {"x%20y": "x y", "x y": "x%20y"}.get(name, name[0]))):
+        config = configured(tmp_path / each)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        functions = make_step_functions(StepSettings.of(config), make_mesh(jax.devices()[:1]))
+        with contextlib.closing(checkpoints_of(config)) as checkpoints:
+            checkpoints.save(1, state := functions.init(), {})
+        values[each] = np.asarray(state.params["tables"]["behavior_id"])
+    array = SavedArray(tmp_path / name / "checkpoints/1/state", ("params", "tables", "behavior_id"))
+    np.testing.assert_array_equal(array.read(0, array.shape[0]), values[name])
