@@ -83,16 +83,7 @@ def build(
     with _threads(faiss, threads):
         row_S = np.sort(np.random.default_rng(seed).choice(items, sample, replace=False))
         by_distance, centers = _centers(faiss, vectors_IE[row_S] * scale, groups, seed, advance)
-        index = faiss.IndexIVFScalarQuantizer(
-            centers,
-            width,
-            groups,
-            faiss.ScalarQuantizer.QT_fp16,
-            faiss.METRIC_INNER_PRODUCT,
-            False,  # not the difference from the center
-        )
-        # Half precision has nothing to learn.
-        index.is_trained = True
+        index = _empty(faiss, centers)
         for part_PE in _parts(vectors_IE):
             part_PE = part_PE * scale
             group_P = by_distance.search(part_PE, 1)[1][:, 0].copy()
@@ -141,6 +132,21 @@ def _centers(
     centers = faiss.IndexFlatIP(width)
     centers.add(_outwards(center_GE, sample_SE, by_distance))
     return by_distance, centers
+
+
+def _empty(faiss: "ModuleType", centers: Any) -> Any:
+    """Return an index without items, of the groups with these centers."""
+    index = faiss.IndexIVFScalarQuantizer(
+        centers,
+        centers.d,
+        centers.ntotal,
+        faiss.ScalarQuantizer.QT_fp16,
+        faiss.METRIC_INNER_PRODUCT,
+        False,  # not the difference from the center
+    )
+    # Half precision has nothing to learn.
+    index.is_trained = True
+    return index
 
 
 class Index:
