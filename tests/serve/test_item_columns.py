@@ -11,8 +11,9 @@ import pytest
 
 import s2s_serve
 from s2s_jax.errors import UserError
-from s2s_jax.exporting.item_columns import columns_of
+from s2s_jax.exporting.item_columns import read_files
 from s2s_jax.jobs.export import Request, export
+from s2s_serve.manifest import checksum_of
 from s2s_serve.versions import sha256_of
 
 ITEMS = [f"item {n}" for n in range(40)]
@@ -100,6 +101,7 @@ def test_an_export_of_before_with_large_lists_is_filtered(small_export, tmp_path
     manifest = json.loads((version / "manifest.json").read_text())
     file = version / "items.parquet"
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    manifest["checksum"] = checksum_of(manifest)
     (version / "manifest.json").write_text(json.dumps(manifest))
     model = s2s_serve.load(tmp_path / "export")
     assert pa.types.is_large_list(model.items.schema.field("genre").type)
@@ -125,4 +127,4 @@ def test_columns_that_no_answer_can_hold_are_refused(tmp_path, values, words):
     path = tmp_path / "columns.parquet"
     pq.write_table(pa.table({"item": ["item 1", "item 2"], "more": values}), path)
     with pytest.raises(UserError, match=rf"--item_columns: .*column more: {words}"):
-        columns_of(path, pa.array(["item 2", "item 1"]))
+        read_files(None, path)
