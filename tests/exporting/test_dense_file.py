@@ -63,7 +63,7 @@ def encode(events_BLD, weights, model):
     return layer_norm(x_BLE, weights, "transformer.final_norm")
 
 
-@pytest.mark.parametrize("name", ["rope", "learned"])
+@pytest.mark.parametrize("name", ["rope", pytest.param("learned", marks=pytest.mark.slow)])
 def test_its_names_are_enough_to_compute_users(tmp_path, name):
     made = make(name)
     write_dense(made.tower.dense, tmp_path / NAME)

@@ -55,7 +55,7 @@ def trained(log, tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("split", ["test", pytest.param("validation", marks=pytest.mark.slow)])
 def test_against_numpy(trained, log, split):
     mesh = make_mesh(jax.devices()[:2])
     run = restore(trained, mesh, "newest")

@@ -135,7 +135,7 @@ def test_the_model_is_never_called_in_the_event_loop(app):
 
 def test_a_full_queue_and_a_slow_model_are_told_with_503(tmp_path):
     publish(tmp_path, 1)
-    with server_process.app(tmp_path, max_queue=2, timeout=1.0) as app:
+    with server_process.app(tmp_path, max_queue=2, timeout=2.0) as app:
 
         async def crowd():
             async with app.client() as client:
@@ -153,7 +153,7 @@ def test_a_full_queue_and_a_slow_model_are_told_with_503(tmp_path):
         assert [each.status_code for each in answers] == [503] * 5
         assert all(each.headers["retry-after"] == "1" for each in answers)
         errors = sorted(each.json()["error"] for each in answers)
-        assert errors[:3] == ["the model did not answer within 1 s; try again"] * 3
+        assert errors[:3] == ["the model did not answer within 2 s; try again"] * 3
         assert errors[3:] == ["too many requests wait; try again"] * 2
         # Those who had given up are not answered afterwards.
         assert last.json()["results"][0]["items"] == [131, 132, 133]
