@@ -127,6 +127,13 @@ class Batcher:
             raise LateError from None
         finally:
             job.left = True
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        """Removes a request from the queue, where it would keep others out."""
+        with self._changed, contextlib.suppress(ValueError):
+            self._jobs.remove(job)
+            self._metrics.waiting.set(len(self._jobs))
 
     def end(self) -> None:
         """Ends the threads after the calls that run now."""
