@@ -18,11 +18,9 @@ from s2s_serve.items import Items
 from s2s_serve.manifest import Manifest
 from s2s_serve.search import exact
 from s2s_serve.search.exact import NO_PAIRS, Best, Pairs
-from s2s_serve.search.index import Index
+from s2s_serve.search.index import FEW_ITEMS, Index
 
 Search = Literal["auto", "exact", "index"]
-# Comparing all of fewer items takes less than a millisecond or two.
-_FEW_ITEMS = 50_000
 # The index is used if at least this share of the items is allowed.
 _MOSTLY_ALLOWED = 0.5
 # More items than needed are asked from the index, because it misses some.
@@ -86,7 +84,7 @@ class Searcher:
             )
         self._index: Index | None = None
         if entry is not None and (
-            search == "index" or (search == "auto" and len(items) > _FEW_ITEMS)
+            search == "index" or (search == "auto" and len(items) > FEW_ITEMS)
         ):
             path = directory / entry.file
             self._index = Index.open(path, len(items), manifest.width, entry.effort)
