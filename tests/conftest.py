@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -44,6 +45,17 @@ def _cache_for_one_device():
     if not jax.config.jax_enable_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay():
+    """Commands that are tested in this process handle signals, which would end other tests."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
