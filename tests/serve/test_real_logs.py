@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pytest
 from places import DATA, REPO
-from test_model import ALONE, assert_answers
+from test_client import ALONE, assert_answers
 
 import s2s_jax as s2s
 import s2s_serve

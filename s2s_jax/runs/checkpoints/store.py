@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from s2s_jax.cluster import hosts
@@ -250,13 +251,14 @@ class Checkpoints:
             ) from error
 
 
-def _in_chunks(array: jax.Array) -> ocp.SaveArgs:
+def _in_chunks(array: jax.Array | np.ndarray) -> ocp.SaveArgs:
     """Return how an array is stored: in chunks of about `_CHUNK_BYTES`.
 
     Orbax divides the part of a device only by divisors of its shape. If a length has a large prime
     factor, there may be none that makes chunks of this size, only tiny ones. Then chunks are larger.
     """
-    part = array.sharding.shard_shape(array.shape)
+    is_on_devices = isinstance(array, jax.Array)
+    part = array.sharding.shard_shape(array.shape) if is_on_devices else array.shape
     size, item_bytes = _CHUNK_BYTES, array.dtype.itemsize
     whole_bytes = math.prod(part) * item_bytes
     while (
