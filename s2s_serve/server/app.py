@@ -5,7 +5,7 @@ import functools
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 
 import msgspec
@@ -51,14 +51,18 @@ class Routes:
     """The answers to requests, from the version that is loaded."""
 
     def __init__(
-        self, versions: Versions, batcher: Batcher, metrics: Metrics, settings: Settings
+        self,
+        versions: Versions,
+        batcher: Batcher,
+        lookups: Executor,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
         self._versions = versions
         self._batcher = batcher
         self._metrics = metrics
         self._settings = settings
-        # Not the threads of the model, so that a search for titles delays no recommendation.
-        self._lookups = ThreadPoolExecutor(1, "s2s-lookup")
+        self._lookups = lookups
 
     async def recommend(self, request: Request) -> Response:
         """POST /v1/recommend."""
@@ -202,18 +206,24 @@ class Routes:
 
 
 def make_app(
-    versions: Versions, batcher: Batcher, metrics: Metrics, settings: Settings, token: str | None
+    versions: Versions,
+    batcher: Batcher,
+    lookups: Executor,
+    metrics: Metrics,
+    settings: Settings,
+    token: str | None,
 ) -> ASGIApp:
     """The server as an ASGI application.
 
     Args:
       versions: gives the version that answers.
       batcher: calls it.
+      lookups: searches titles; not the threads of the model, so that it delays no recommendation.
       metrics: counts requests.
       settings: the limits.
       token: what callers must send; None: nothing.
     """
-    routes = Routes(versions, batcher, metrics, settings)
+    routes = Routes(versions, batcher, lookups, metrics, settings)
     description = openapi.document()
 
     async def described(_: Request) -> Response:

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvicorn
@@ -58,7 +59,8 @@ def run(
         batcher = Batcher(
             versions.current, metrics, settings.max_batch, settings.max_queue, settings.threads
         )
-        app = make_app(versions, batcher, metrics, settings, token)
+        lookups = ThreadPoolExecutor(1, "s2s-lookup")
+        app = make_app(versions, batcher, lookups, metrics, settings, token)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -79,6 +81,7 @@ def run(
         finally:
             versions.end()
             batcher.end()
+            lookups.shutdown(wait=False, cancel_futures=True)
 
 
 class _Server(uvicorn.Server):

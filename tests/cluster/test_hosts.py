@@ -140,6 +140,7 @@ def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     np.testing.assert_allclose(learned(moved), two, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(straight, log, tmp_path):
     config = make_job(log, tmp_path / "run")
     processes = start(config, tmp_path, 2, 2, pause=0.2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_model
 import httpx
@@ -51,7 +52,10 @@ class App:
             self.settings.max_queue,
             self.settings.threads,
         )
-        self.asgi = make_app(self.versions, self.batcher, self.metrics, self.settings, token)
+        self.lookups = ThreadPoolExecutor(1, "s2s-lookup")
+        self.asgi = make_app(
+            self.versions, self.batcher, self.lookups, self.metrics, self.settings, token
+        )
 
     @property
     def model(self):
@@ -74,6 +78,7 @@ class App:
     def end(self):
         self.versions.end()
         self.batcher.end()
+        self.lookups.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

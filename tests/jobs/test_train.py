@@ -122,7 +122,9 @@ def start(config: Config, tmp_path: Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stop_signal_saves_and_the_run_continues(straight, log, tmp_path, number):
     run_dir = tmp_path / "run"
     config = job(log, run_dir)

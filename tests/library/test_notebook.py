@@ -1,6 +1,7 @@
 """The notebook runs from its first cell to its last, offline and without data."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 from places import REPO
 
@@ -11,6 +12,7 @@ def printed(cell) -> str:
     return "".join(output["text"] for output in cell.outputs if output.output_type == "stream")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch):
     monkeypatch.delenv("MOVIELENS", raising=False)
     # One device, as a reader has it.

@@ -131,8 +131,11 @@ def assert_same(found, expected, histories, config):
         assert found.items[n] == found.scores[n] == []
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("name", ["trained", "packed"])
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("trained", 1), ("packed", 4)]
+    + [pytest.param(*other, marks=pytest.mark.slow) for other in (("trained", 4), ("packed", 1))],
+)
 def test_recommends_the_same_items_as_the_command(name, devices, request, tmp_path):
     config = request.getfixturevalue(name)
     log = request.getfixturevalue({"trained": "log", "packed": "texts"}[name])

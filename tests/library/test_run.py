@@ -72,7 +72,7 @@ def test_steps_and_the_best(trained, tmp_path):
         copy.encode([])
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("split", ["test", pytest.param("validation", marks=pytest.mark.slow)])
 def test_evaluates_as_the_command_does(trained, split, tmp_path, capsys):
     arguments = ["--config", config_file(trained, tmp_path), "--split", split]
     assert command.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
