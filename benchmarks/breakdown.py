@@ -29,7 +29,7 @@ from step_parts import Parts
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import Config, Pack, load
 from s2s_jax.config.settings import Sequences
-from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.model.linear import compute_dtype
 from s2s_jax.training.flops import peak_flops, step_flops
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions

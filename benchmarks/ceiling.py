@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import Config, load
-from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.model.linear import compute_dtype
 
 ROUNDS = 5
 # Side of the square product, and operations per round: about 0.1 s on a GPU.

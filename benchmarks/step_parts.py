@@ -17,8 +17,9 @@ from flax import nnx
 from s2s_jax.cluster.mesh import replicated
 from s2s_jax.config import Config
 from s2s_jax.embedding.sharded import ShardedTables, Stored, present
-from s2s_jax.model import transformer
+from s2s_jax.model import layers
 from s2s_jax.model.attention import causal_attention, choose
+from s2s_jax.model.linear import compute_dtype
 from s2s_jax.model.loss import Events, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step import optimizer as optimizers
@@ -33,7 +34,7 @@ def implementation(config: Config) -> str:
     model = config.model
     if model.attention != "auto":
         return model.attention
-    dtype, head_width = transformer.compute_dtype(model), model.hidden_size // model.nhead
+    dtype, head_width = compute_dtype(model), model.hidden_size // model.nhead
     return choose(jax.default_backend(), dtype, head_width)
 
 
@@ -62,7 +63,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
             return nnx.merge(graph, nnx.State(dense))(embeddings, key)
 
         # Uses all three; otherwise XLA would drop a part of their product.
-        with mock.patch.object(transformer, "causal_attention", lambda q, k, v, *_: q + k + v):
+        with mock.patch.object(layers, "causal_attention", lambda q, k, v, *_: q + k + v):
             encoded, pull = jax.vjp(forward, dense, embeddings)
             return encoded, *pull(d_encoded)
 
@@ -81,7 +82,7 @@ def jitted(config: Config, mesh: Any) -> SimpleNamespace:
 
         def mean(encoded):
             pairs = pair_up(config.loss, *encoded, events)
-            sums = softmax_loss(config.loss, pairs, dtype=transformer.compute_dtype(model))
+            sums = softmax_loss(config.loss, pairs, dtype=compute_dtype(model))
             return sums.loss / jnp.maximum(sums.pairs, 1)
 
         return jax.value_and_grad(mean)(encoded)
@@ -131,7 +132,7 @@ class Parts:
         self.of_tables = self.run.init({"dense": {}, "tables": {}})
         self.key = self.run.copy(jax.random.key(1)) if model.dropout > 0 else None
         self.needed = [self.run.find(self.stored, batch) for batch in self.batches]
-        rows, dtype = config.io.batch_size, transformer.compute_dtype(model)
+        rows, dtype = config.io.batch_size, compute_dtype(model)
         shape = (rows, model.seq_len)
         of_embeddings = {f.name: jnp.zeros((*shape, f.emb_dim)) for f in config.features}
         self.d_embeddings = self.run.copy(of_embeddings)

@@ -88,12 +88,35 @@ class ModelConfig:
     nhead: int = 8
     """Attention heads. Must divide hidden_size"""
     dim_feedforward: int = 1024
-    """Width of the feed-forward layers"""
+    """Width of the hidden layer of the feed-forward part"""
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    """The feed-forward part of a layer. gelu: linear, GELU, linear; swiglu: the hidden layer is the
+    product of a linear layer and the SiLU of another one (Shazeer, "GLU variants improve transformer",
+    2020). It has three matrices instead of two, so with two thirds of dim_feedforward it is as large as
+    gelu"""
+    norm: Literal["layer", "rms"] = "layer"
+    """The norms of the transformer. layer: layer norm; rms: RMS norm, which does not subtract the mean
+    and has no bias (Zhang & Sennrich, "Root mean square layer normalization", 2019)"""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """Where a layer has its norms. pre: x + f(norm(x)), with another norm after the last layer; post:
+    norm(x + f(x)), as in the first transformer (Vaswani et al., "Attention is all you need", 2017),
+    which needs smaller learning rates and a warm-up (Xiong et al., "On layer normalization in the
+    transformer architecture", 2020)"""
+    qk_norm: bool = False
+    """Divide queries and keys by their lengths. Their products are then cosines, and each head
+    multiplies them by a learned number, which is log2(seq_len² - seq_len) at first, instead of dividing
+    by the square root of the head's width (Henry et al., "Query-key normalization for transformers",
+    2020)"""
+    gated_residuals: bool = False
+    """Multiply what a part of a layer adds to x by sigmoid(linear(x)), so that each number of x says
+    how much it changes (Borisyuk et al., "From Features to Transformers: Redefining Ranking for
+    Scalable Impact", 2025). The linear layers begin like all others, so the gates are near 1/2 at
+    first"""
     dropout: float = 0.1
     """Dropout rate, applied after attention, after its output projection, and after the feed-forward
     layers"""
     input_norm: bool = False
-    """Apply a layer norm to events (after learned positions) before the first layer. Without it, as in
+    """Apply a norm to events (after learned positions) before the first layer. Without it, as in
     the RecIS example, the projection's bias and the first layers overwhelm freshly initialized
     embeddings, and a model of few or rare events may take long to learn anything from them"""
     input_dropout: float = 0.0
@@ -103,7 +126,7 @@ class ModelConfig:
     rely less on single events, which helps on short histories and rare items. The events are still
     targets"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type in which the dense part computes. Parameters, layer norms and the loss are always float32.
+    """Type in which the dense part computes. Parameters, norms and the loss are always float32.
     auto: float32 on CPUs, bfloat16 otherwise"""
     position: Literal["none", "learned", "rope"] = "none"
     """How the transformer knows the order of events, apart from causality. none: it does not; learned:

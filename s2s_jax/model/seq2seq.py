@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import FeatureConfig, ModelConfig
-from s2s_jax.model.transformer import Transformer, compute_dtype, linear
+from s2s_jax.model.linear import compute_dtype, linear
+from s2s_jax.model.transformer import Transformer
 
 
 class Encoded(NamedTuple):

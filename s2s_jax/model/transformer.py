@@ -1,8 +1,8 @@
-"""A causal pre-LN transformer in Flax NNX, with stacked and scanned layers.
+"""A causal transformer in Flax NNX, with stacked and scanned layers.
 
-Shapes: B batch, L positions, M = B L, E width (`hidden_size`), F feed-forward width, N heads, H head
-width. Activations stay flat, `[B*L, E]`: with three axes, XLA's CPU backend inserts a transposing copy
-before the weight gradient of every linear layer.
+Shapes: B batch, L positions, M = B L, E width (`hidden_size`). Activations stay flat, `[B*L, E]`:
+with three axes, XLA's CPU backend inserts a transposing copy before the weight gradient of every linear
+layer.
 """
 
 import jax
@@ -10,149 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import ModelConfig
-from s2s_jax.model.attention import (
-    Attention,
-    Rotation,
-    causal_attention,
-    rotate,
-    rotation,
-    sequence_positions,
-)
+from s2s_jax.model.dropout import drop_rows, dropout
+from s2s_jax.model.layers import Layer
+from s2s_jax.model.norms import make_norm
+from s2s_jax.model.positions import rotation, sequence_positions
 
-LAYER_NORM_EPS = 1e-5
 _POSITION_STD = 0.02
 # With unroll="auto", models of up to this many layers are unrolled. Each unrolled layer is compiled.
 _MAX_UNROLLED = 16
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Return the type that `config.dtype` stands for on this machine."""
-    if config.dtype == "auto":
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return jnp.dtype(config.dtype)
-
-
-def linear(size_in: int, size_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """Return a linear layer with PyTorch's initial values: uniform in ±1/sqrt(size_in)."""
-    bound = size_in**-0.5
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.Linear(size_in, size_out, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
-
-
-def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a layer norm, which is always computed in float32."""
-    return nnx.LayerNorm(size, epsilon=LAYER_NORM_EPS, dtype=jnp.float32, rngs=rngs)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales the others; does nothing without a key."""
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
-
-
-def drop_rows(x_ME: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes whole rows with probability `rate`; the others stay as they are."""
-    if rate == 0:
-        return x_ME
-    kept_M1 = jax.random.bernoulli(key, 1 - rate, (x_ME.shape[0], 1))
-    return jnp.where(kept_M1, x_ME, 0)
-
-
-class CausalAttention(nnx.Module):
-    """Multi-head attention of each position to itself and earlier positions."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = compute_dtype(config)
-        self.qkv = linear(config.hidden_size, 3 * config.hidden_size, dtype, rngs)
-        self.proj = linear(config.hidden_size, config.hidden_size, dtype, rngs)
-        self.nhead = config.nhead
-        self.dropout = config.dropout
-        self.implementation: Attention = config.attention
-
-    def __call__(
-        self,
-        x_ME: jax.Array,
-        seq_len: int,
-        keys: jax.Array | None,
-        sequence_BL: jax.Array | None = None,
-        turns: Rotation | None = None,
-    ) -> jax.Array:
-        """Attends within rows.
-
-        Args:
-          x_ME: `[B*L, E]` activations.
-          seq_len: L.
-          keys: the two random keys of dropout; None turns dropout off.
-          sequence_BL: int32; positions attend only within their sequence. None: each row is one
-            sequence.
-          turns: the rotation of queries and keys; None: no rotary positions.
-
-        Returns:
-          `[B*L, E]`.
-        """
-        qkv_ME3 = self.qkv(x_ME)
-        q, k, v = (
-            part.reshape(-1, seq_len, self.nhead, part.shape[-1] // self.nhead)
-            for part in jnp.split(qkv_ME3, 3, axis=-1)
-        )
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
-        out_BLNH = causal_attention(q, k, v, sequence_BL, self.implementation)
-        out_ME = out_BLNH.reshape(x_ME.shape)
-        out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
-        return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
-
-
-class FeedForward(nnx.Module):
-    """The feed-forward part of a layer: linear, exact GELU, linear, dropout."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = compute_dtype(config)
-        self.up = linear(config.hidden_size, config.dim_feedforward, dtype, rngs)
-        self.down = linear(config.dim_feedforward, config.hidden_size, dtype, rngs)
-        self.dropout = config.dropout
-
-    def __call__(self, x_ME: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Applies the layers to activations; without a key of dropout, nothing is dropped."""
-        x_MF = self.up(x_ME)
-        # Faster than jax.nn.gelu(approximate=False), which goes through erfc.
-        x_MF = 0.5 * x_MF * (1 + jax.lax.erf(x_MF * jnp.asarray(0.5**0.5, x_MF.dtype)))
-        return dropout(self.down(x_MF), self.dropout, key)
-
-
-class Layer(nnx.Module):
-    """A pre-LN transformer layer."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.hidden_size, rngs)
-        self.attn = CausalAttention(config, rngs)
-        self.norm2 = layer_norm(config.hidden_size, rngs)
-        self.ffn = FeedForward(config, rngs)
-        self.remat = config.remat
-        self.prevent_cse = _prevent_cse(config)
-
-    def __call__(
-        self,
-        x_ME: jax.Array,
-        seq_len: int,
-        keys: jax.Array | None,
-        sequence_BL: jax.Array | None = None,
-        turns: Rotation | None = None,
-    ) -> jax.Array:
-        """Runs the layer. The arguments are those of `CausalAttention`, with three keys of dropout."""
-
-        def attend(x_ME: jax.Array, keys: jax.Array | None) -> jax.Array:
-            return self.attn(self.norm1(x_ME), seq_len, keys, sequence_BL, turns)
-
-        if self.remat == "attention":
-            attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)
-        x_ME = x_ME + attend(x_ME, None if keys is None else keys[:2])
-        return x_ME + self.ffn(self.norm2(x_ME), None if keys is None else keys[2])
 
 
 def layers_per_iteration(config: ModelConfig) -> int:
@@ -173,22 +38,24 @@ def _prevent_cse(config: ModelConfig) -> bool:
 
 
 class Transformer(nnx.Module):
-    """`num_layers` layers, with parameters stacked along a first axis, and a final layer norm.
+    """`num_layers` layers, with parameters stacked along a first axis, and a final norm.
 
-    Before the first layer there can be learned positions (`position`), a layer norm (`input_norm`, as in
-    Devlin et al., 2019), dropout (`input_dropout`), and dropout of whole events (`event_dropout`).
+    Before the first layer there can be learned positions (`position`), a norm (`input_norm`, as in
+    Devlin et al., 2019), dropout (`input_dropout`), and dropout of whole events (`event_dropout`). With
+    post-norm, there is no final norm, because each layer ends with one.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
         def stacked_layers(rngs: nnx.Rngs) -> Layer:
-            return Layer(config, rngs)
+            return Layer(config, _prevent_cse(config), rngs)
 
         self.layers = stacked_layers(rngs)
-        self.final_norm = layer_norm(config.hidden_size, rngs)
+        if config.norm_placement == "pre":
+            self.final_norm = make_norm(config, rngs)
         if config.input_norm:
-            self.input_norm = layer_norm(config.hidden_size, rngs)
+            self.input_norm = make_norm(config, rngs)
         if config.position == "learned":
             shape = (config.seq_len, config.hidden_size)
             self.positions = nnx.Param(_POSITION_STD * jax.random.normal(rngs.params(), shape))
@@ -246,4 +113,6 @@ class Transformer(nnx.Module):
         x_ME, _ = jax.lax.scan(
             run_layer, x_ME, (stacked, keys), unroll=layers_per_iteration(config)
         )
+        if config.norm_placement == "post":
+            return x_ME.astype(jnp.float32)
         return self.final_norm(x_ME)

@@ -30,6 +30,16 @@ _OF_LAYER = {
     "ffn.net.0": (("ffn", "up"), "model.hidden_size, model.dim_feedforward"),
     "ffn.net.2": (("ffn", "down"), "model.hidden_size, model.dim_feedforward"),
 }
+# Options of the model that the example lacks: the value that stands for what it has, and what it lacks.
+_LACKS = {
+    "position": ("none", "positions"),
+    "input_norm": (False, "norm of events"),
+    "feed_forward": ("gelu", "other feed-forward part"),
+    "norm": ("layer", "other norm"),
+    "norm_placement": ("pre", "norm after the sum"),
+    "qk_norm": (False, "norm of queries and keys"),
+    "gated_residuals": (False, "gates"),
+}
 # Our names of the parameters of a linear layer or a layer norm, and those of PyTorch.
 _PARAMETERS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 # Approximate size of the part of a table that is put in order at once.
@@ -68,17 +78,13 @@ def refuse_what_it_lacks(settings: StepSettings, remedy: str) -> None:
                 f"features.{feature.name}.hash_bucket_size: expected at least 1, because tables in "
                 f"PyTorch have a fixed number of rows, found 0 (a growing table); {remedy}"
             )
-    model = settings.model
-    if model.position != "none":
-        raise UserError(
-            f"model.position: expected none, because the RecIS example has no positions, found "
-            f"{model.position}; {remedy}"
-        )
-    if model.input_norm:
-        raise UserError(
-            f"model.input_norm: expected False, because the RecIS example has no such layer norm, "
-            f"found True; {remedy}"
-        )
+    for key, (expected, lacks) in _LACKS.items():
+        found = getattr(settings.model, key)
+        if found != expected:
+            raise UserError(
+                f"model.{key}: expected {expected}, because the RecIS example has no {lacks}, found "
+                f"{found}; {remedy}"
+            )
 
 
 def dense_tensors(dense: Tree) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import jax
 
 from s2s_jax.config import ModelConfig
 from s2s_jax.config.settings import Sequences
-from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.model.linear import compute_dtype
 from s2s_jax.training.step.settings import StepSettings
 
 # From data sheets: dense operations per second of tensor cores, in bfloat16.
@@ -49,8 +49,8 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     With M positions, N pairs, C candidates per pair (S of them items of the catalogue), D concatenated
     embedding width, T embedding width of the target features, E model width, F feed-forward width, Y
     layers, B rows and L positions of a row, this is
-    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`. Padding is counted, look-ups
-    are not.
+    `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`, with more matrices in a layer
+    for some options. Padding is counted, look-ups are not.
 
     Args:
       settings: the settings of the step.
@@ -68,8 +68,7 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     width, layers = model.hidden_size, model.num_layers
     features = settings.items.features
     embedding = sum(feature.emb_dim for feature in features)
-    of_layer = 4 * width**2 + 2 * width * model.dim_feedforward
-    dense = 6 * positions * (embedding * width + layers * of_layer)
+    dense = 6 * positions * (embedding * width + layers * _weights_of_layer(model))
     attention = 0.0
     if sequences.packing is None:
         attention = attention_flops(model, rows * model.seq_len * (model.seq_len + 1) // 2)
@@ -81,6 +80,14 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     shown = sum(f.emb_dim for f in features if f.name in settings.items.shown)
     of_loss = 6 * pairs * (candidates + drawn) * width + 6 * drawn * shown * width
     return dense + attention + of_loss
+
+
+def _weights_of_layer(model: ModelConfig) -> int:
+    """Return the number of weights in the matrices of a layer."""
+    width = model.hidden_size
+    of_feed_forward = (3 if model.feed_forward == "swiglu" else 2) * width * model.dim_feedforward
+    of_gates = 2 * width**2 if model.gated_residuals else 0
+    return 4 * width**2 + of_feed_forward + of_gates
 
 
 def attention_flops(model: ModelConfig, attended: float) -> float:

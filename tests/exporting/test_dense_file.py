@@ -1,6 +1,7 @@
 """A program that knows only the names of `dense.safetensors` computes the vectors of the tower."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from test_tower import TOLERANCE, make
 from s2s_jax.exporting.dense_file import NAME, write_dense
 
 
-def layer_norm(x_BLE, weights, name):
-    centered = x_BLE - x_BLE.mean(-1, keepdims=True)
-    normal = centered / np.sqrt(np.square(centered).mean(-1, keepdims=True) + 1e-5)
-    return normal * weights[f"{name}.scale"] + weights[f"{name}.bias"]
+def norm(x_BLE, weights, name):
+    is_layer_norm = f"{name}.bias" in weights
+    if is_layer_norm:
+        x_BLE = x_BLE - x_BLE.mean(-1, keepdims=True)
+    normal_BLE = x_BLE / np.sqrt(np.square(x_BLE).mean(-1, keepdims=True) + 1e-5)
+    return normal_BLE * weights[f"{name}.scale"] + (weights[f"{name}.bias"] if is_layer_norm else 0)
 
 
 def linear(x_BLE, weights, name):
@@ -22,6 +25,14 @@ def linear(x_BLE, weights, name):
 
 def gelu(x):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def length_one(x_BNLH):
+    return x_BNLH / np.sqrt(np.square(x_BNLH).sum(-1, keepdims=True) + 1e-6)
 
 
 def turned(x_BNLH):
@@ -33,17 +44,40 @@ def turned(x_BNLH):
     return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
-def attention(x_BLE, weights, name, heads, rope):
+def attention(x_BLE, weights, name, model):
     rows, seq_len, width = x_BLE.shape
+    heads = model.nhead
     qkv = linear(x_BLE, weights, f"{name}.qkv").reshape(rows, seq_len, 3, heads, width // heads)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-    if rope:
+    scale = 1 / math.sqrt(width // heads)
+    if model.qk_norm:
+        q, k = length_one(q), length_one(k)
+        scale = weights[f"{name}.heads.qk_scale"][:, None, None]
+    if model.position == "rope":
         q, k = turned(q), turned(k)
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(width // heads)
+    scores = q @ k.swapaxes(-1, -2) * scale
     scores = np.where(np.tri(seq_len, dtype=bool), scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     out = shares / shares.sum(-1, keepdims=True) @ v
     return linear(out.transpose(0, 2, 1, 3).reshape(x_BLE.shape), weights, f"{name}.proj")
+
+
+def feed_forward(x_BLE, weights, name):
+    hidden = linear(x_BLE, weights, f"{name}.up")
+    if f"{name}.gate.kernel" in weights:
+        gate = linear(x_BLE, weights, f"{name}.gate")
+        return linear(hidden * gate * sigmoid(gate), weights, f"{name}.down")
+    return linear(gelu(hidden), weights, f"{name}.down")
+
+
+def add_part(x_BLE, weights, layer, number, pre_norm, part):
+    """Adds a part of a layer to its input, with the norm and the gate of this number."""
+    x_before = norm(x_BLE, weights, f"{layer}.norm{number}") if pre_norm else x_BLE
+    added_BLE = part(x_before)
+    if f"{layer}.gate{number}.kernel" in weights:
+        added_BLE = added_BLE * sigmoid(linear(x_BLE, weights, f"{layer}.gate{number}"))
+    x_BLE = x_BLE + added_BLE
+    return x_BLE if pre_norm else norm(x_BLE, weights, f"{layer}.norm{number}")
 
 
 def encode(events_BLD, weights, model):
@@ -51,19 +85,20 @@ def encode(events_BLD, weights, model):
     if model.position == "learned":
         x_BLE = x_BLE + weights["transformer.positions"][: x_BLE.shape[1]]
     if model.input_norm:
-        x_BLE = layer_norm(x_BLE, weights, "transformer.input_norm")
+        x_BLE = norm(x_BLE, weights, "transformer.input_norm")
+    pre_norm = model.norm_placement == "pre"
     for number in range(model.num_layers):
         layer = f"transformer.layers.{number}"
-        normal = layer_norm(x_BLE, weights, f"{layer}.norm1")
-        x_BLE = x_BLE + attention(
-            normal, weights, f"{layer}.attn", model.nhead, model.position == "rope"
-        )
-        up = linear(layer_norm(x_BLE, weights, f"{layer}.norm2"), weights, f"{layer}.ffn.up")
-        x_BLE = x_BLE + linear(gelu(up), weights, f"{layer}.ffn.down")
-    return layer_norm(x_BLE, weights, "transformer.final_norm")
+        attend = partial(attention, weights=weights, name=f"{layer}.attn", model=model)
+        x_BLE = add_part(x_BLE, weights, layer, 1, pre_norm, attend)
+        feed = partial(feed_forward, weights=weights, name=f"{layer}.ffn")
+        x_BLE = add_part(x_BLE, weights, layer, 2, pre_norm, feed)
+    return norm(x_BLE, weights, "transformer.final_norm") if pre_norm else x_BLE
 
 
-@pytest.mark.parametrize("name", ["rope", pytest.param("learned", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["rope", "modern", "post", pytest.param("learned", marks=pytest.mark.slow)]
+)
 def test_its_names_are_enough_to_compute_users(tmp_path, name):
     made = make(name)
     write_dense(made.tower.dense, tmp_path / NAME)

@@ -11,7 +11,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.exporting import tower_files
 from s2s_jax.exporting.dry_run import problem_of_export
 from s2s_jax.jobs.train import train
-from s2s_jax.model import transformer
+from s2s_jax.model import layers
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
 
@@ -56,5 +56,5 @@ def test_a_model_that_jax_cannot_lower_for_other_machines_is_named(monkeypatch):
     def only_here(*_, **__):
         raise NotImplementedError("no rule for tpu_custom_call")
 
-    monkeypatch.setattr(transformer, "causal_attention", only_here)
+    monkeypatch.setattr(layers, "causal_attention", only_here)
     assert "NotImplementedError: no rule" in problem(small.config())

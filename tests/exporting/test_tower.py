@@ -22,11 +22,11 @@ from s2s_jax.cluster.mesh import make_mesh, replicated
 from s2s_jax.config import LossConfig, ModelConfig
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.errors import UserError
-from s2s_jax.exporting import onnx_tower, tower_files
+from s2s_jax.exporting import onnx_layers, tower_files
 from s2s_jax.exporting.onnx_tower import to_onnx
 from s2s_jax.exporting.stablehlo import to_stablehlo
 from s2s_jax.exporting.tower import Tower
-from s2s_jax.model.transformer import compute_dtype
+from s2s_jax.model.linear import compute_dtype
 from s2s_jax.training.step.batches import ids_of, put_batch, unpack
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -53,6 +53,15 @@ MODELS = {
         "remat": "full",
         "nhead": 1,
     },
+    "modern": {
+        "position": "rope",
+        "norm": "rms",
+        "qk_norm": True,
+        "feed_forward": "swiglu",
+        "gated_residuals": True,
+        "unroll": 1,
+    },
+    "post": {"norm_placement": "post", "gated_residuals": True, "nhead": 2},
     "dot": {
         "input_norm": True,
         "hidden_size": 20,
@@ -260,7 +269,7 @@ def test_a_history_longer_than_learned_positions_is_refused():
 
 
 def test_onnx_that_differs_from_jax_is_not_written(monkeypatch):
-    monkeypatch.setattr(onnx_tower, "LAYER_NORM_EPS", 0.5)
+    monkeypatch.setattr(onnx_layers, "LAYER_NORM_EPS", 0.5)
     with pytest.raises(AssertionError, match="ONNX and JAX differ"):
         to_onnx(make("plain").tower)
 

@@ -227,6 +227,11 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, found, message):
         ("model.position", {"position": "rope"}),
         ("model.position", {"position": "learned"}),
         ("model.input_norm", {"input_norm": True}),
+        ("model.feed_forward", {"feed_forward": "swiglu"}),
+        ("model.norm", {"norm": "rms"}),
+        ("model.norm_placement", {"norm_placement": "post"}),
+        ("model.qk_norm", {"qk_norm": True}),
+        ("model.gated_residuals", {"gated_residuals": True}),
     ],
 )
 def test_models_that_the_example_cannot_express_are_refused_by_their_key(tmp_path, key, config):

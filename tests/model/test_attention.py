@@ -11,13 +11,8 @@ from flax import nnx
 
 from s2s_jax.config import ModelConfig, validate
 from s2s_jax.errors import UserError
-from s2s_jax.model.attention import (
-    causal_attention,
-    choose,
-    rotate,
-    rotation,
-    sequence_positions,
-)
+from s2s_jax.model.attention import causal_attention, choose
+from s2s_jax.model.positions import rotate, rotation, sequence_positions
 from s2s_jax.model.transformer import Transformer
 
 B, N, H, E = 2, 2, 4, 8

@@ -11,8 +11,8 @@ from flax import nnx
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import LossConfig
+from s2s_jax.model.dropout import drop_rows
 from s2s_jax.model.seq2seq import Seq2Seq
-from s2s_jax.model.transformer import drop_rows
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings

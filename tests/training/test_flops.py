@@ -62,6 +62,18 @@ def test_flops_against_the_count_of_xla():
     assert 0.9 < expected / cost["flops"] < 1.02
 
 
+@pytest.mark.parametrize(
+    ("changes", "matrices"),
+    [({"feed_forward": "swiglu"}, 16 * 24), ({"gated_residuals": True}, 2 * 16 * 16)],
+)
+def test_flops_of_further_matrices(changes, matrices):
+    """Two layers of width 16, with a hidden layer of 24; six operations per weight and position."""
+    config = small.config()
+    other = small.config(model=dataclasses.replace(config.model, **changes))
+    positions = config.io.batch_size * small.SEQ_LEN
+    assert flops_of(other, 1) - flops_of(config, 1) == 6 * positions * 2 * matrices
+
+
 def test_a_cpu_has_no_known_peak():
     assert peak_flops(small.config().model) is None
 

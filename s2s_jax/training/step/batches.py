@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster.mesh import batch_sharded
-from s2s_jax.model.attention import sequence_positions
+from s2s_jax.model.positions import sequence_positions
 from s2s_jax.training.step.settings import StepSettings
 from s2s_serve.encoding.blocks import NO_ID, SKIPPED
 from s2s_serve.encoding.features import id_columns

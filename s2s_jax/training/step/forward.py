@@ -14,9 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from s2s_jax.cluster.mesh import DATA_AXIS
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import ShardedTables, present
+from s2s_jax.model.linear import compute_dtype
 from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, pair_up, softmax_loss
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
-from s2s_jax.model.transformer import compute_dtype
 from s2s_jax.training.step.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
 from s2s_jax.training.step.negatives import split_ids, with_log_q
 from s2s_jax.training.step.params import Tree
