@@ -5,6 +5,7 @@ concatenated embedding width, E model width, C columns of ids.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,7 @@ class Encoder:
         self._kinds, self._item = kinds, item
         self._shown_len, self._width = shown_len, width
         self._columns = features.id_columns(self._features)
+        self._threads = ThreadPoolExecutor(tower.callers, "s2s-encoder")
 
     def encode(self, histories: Histories, numbers: ItemNumbers) -> Encoded:
         """Encodes histories.
@@ -100,25 +102,39 @@ class Encoder:
         return np.bincount(row_P[unknown_P], minlength=len(whole.lengths_N))
 
     def _users(self, newest: Block) -> np.ndarray:
-        length_N = newest.lengths_N
-        users_NE = np.zeros((len(length_N), self._width), np.float32)
+        """Return f32 `[N, E]`: the vectors of users."""
+        users_NE = np.zeros((len(newest.lengths_N), self._width), np.float32)
+        groups = self._groups(newest.lengths_N)
+        parts = [blocks.choose(newest, chosen) for chosen in groups]
+        # One group needs no other thread, which takes time to wake.
+        each = map if len(groups) == 1 else self._threads.map
+        for chosen, users_BE in zip(groups, each(self._together, parts), strict=True):
+            users_NE[chosen] = users_BE
+        return users_NE
+
+    def _groups(self, length_N: np.ndarray) -> list[np.ndarray]:
+        """Return the numbers of the users that are encoded together, enough groups for all threads."""
         # Histories of similar lengths need little padding.
         order = np.argsort(length_N, kind="stable")
         order = order[length_N[order] > 0]
-        begin = 0
+        # Each thread gets the same number of groups, so that none waits for another.
+        positions, callers = int(length_N.sum()), self._tower.callers
+        most = -(-positions // (callers * max(-(-positions // (callers * _MOST_POSITIONS)), 1)))
+        groups, begin = [], 0
         while begin < len(order):
-            stop = begin + self._fitting(length_N[order[begin : begin + _MOST_POSITIONS]])
-            chosen = order[begin:stop]
-            users_NE[chosen] = self._together(blocks.choose(newest, chosen))
-            begin = stop
-        return users_NE
+            fitting = self._fitting(length_N[order[begin:]], most)
+            groups.append(order[begin : begin + fitting])
+            begin += fitting
+        return groups
 
-    def _fitting(self, length_N: np.ndarray) -> int:
-        """Return how many of some histories, which are sorted by length, are encoded together."""
-        if self._tower.positions(1) != 1:
-            return max(_MOST_POSITIONS // self._tower.positions(1), 1)
+    def _fitting(self, length_N: np.ndarray, most: int) -> int:
+        """Return how many of some histories, sorted by length, have at most `most` positions."""
+        positions = self._tower.positions(1)
+        if positions != 1:
+            return max(most // positions, 1)
+        length_N = length_N[:most]
         positions_N = length_N * np.arange(1, len(length_N) + 1)
-        return max(int(np.searchsorted(positions_N, _MOST_POSITIONS, side="right")), 1)
+        return max(int(np.searchsorted(positions_N, most, side="right")), 1)
 
     def _together(self, part: Block) -> np.ndarray:
         """Return f32 `[B, E]`: the vectors of some users."""

@@ -101,7 +101,7 @@ class Model:
         tables = {name: Table(directory, entry) for name, entry in manifest.tables.items()}
         self._encoder = Encoder(
             tables,
-            Tower(directory, threads),
+            Tower(directory, manifest.width, threads),
             manifest.features,
             manifest.kinds,
             manifest.item,

@@ -244,7 +244,7 @@ def _some_users(
     tables = {name: Table(path, entry) for name, entry in written.entries.items()}
     encoder = Encoder(
         tables,
-        ServedTower(path, threads=None),
+        ServedTower(path, width, threads=None),
         config.features,
         saved.kinds,
         of_items.item,

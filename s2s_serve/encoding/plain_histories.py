@@ -35,6 +35,7 @@ _OF_KIND: dict[str, pa.DataType] = {
         )
     },
 }
+_BAGS = (list, tuple, np.ndarray, set, frozenset)
 _ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
@@ -175,7 +176,9 @@ def _array(lists: list[list | None], name: str, leaf: pa.DataType | None, called
       leaf: the type T, if it cannot be inferred: there are no ids, or they are times of any unit.
       called: what the histories are called in messages.
     """
-    bags = any(_is_bag(entry) for entries in lists for entry in entries or ())
+    # There are few types, and many entries.
+    types = {each for entries in lists for each in set(map(type, entries or ()))}
+    bags = any(issubclass(each, _BAGS) for each in types)
     if bags:
         lists = [None if e is None else [_as_bag(entry) for entry in e] for e in lists]
 
@@ -219,7 +222,7 @@ def _first_wrong(rows: int, read: Callable[[int], pa.Array]) -> int:
 
 
 def _is_bag(entry: Any) -> bool:
-    return isinstance(entry, list | tuple | np.ndarray | set | frozenset)
+    return isinstance(entry, _BAGS)
 
 
 def _as_bag(entry: Any) -> list | None:

@@ -90,11 +90,9 @@ def best_of(item_C: np.ndarray, score_C: np.ndarray, k: int) -> tuple[np.ndarray
       score_C: f32.
       k: K; the result is shorter if there are fewer items.
     """
-    there = score_C > -np.inf
-    item_C, score_C = item_C[there], score_C[there]
-    if len(item_C) > k:
-        kept = score_C >= np.partition(score_C, -k)[-k]
-        item_C, score_C = item_C[kept], score_C[kept]
+    least = np.partition(score_C, -k)[-k] if len(score_C) > k else -np.inf
+    (kept,) = np.nonzero(score_C >= least if least > -np.inf else score_C > -np.inf)
+    item_C, score_C = item_C[kept], score_C[kept]
     order = np.argsort(-score_C, kind="stable")[:k]
     return item_C[order], score_C[order]
 
@@ -111,13 +109,17 @@ def _better(best: Best, scores_UB: np.ndarray, begin: int) -> Best:
     place_B = np.arange(begin, begin + scores_UB.shape[1])
     for user, score_B in enumerate(scores_UB):
         item_B = place_B
+        there = best.item_UK[user] >= 0
+        if not there.any():
+            item, score = best_of(item_B, score_B, k)
+            best.item_UK[user, : len(item)], best.score_UK[user, : len(item)] = item, score
+            continue
         worst = best.score_UK[user, -1]
         if worst > -np.inf:
             (better,) = np.nonzero(score_B > worst)
             if not len(better):
                 continue
             item_B, score_B = item_B[better], score_B[better]
-        there = best.item_UK[user] >= 0
         # Earlier blocks have lower numbers, and come first among equals.
         items = np.concatenate([np.sort(best.item_UK[user][there]), item_B])
         of_items = np.argsort(best.item_UK[user][there], kind="stable")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from threadpoolctl import threadpool_limits
 
 from s2s_serve.errors import UserError
 from s2s_serve.server.app import make_app
@@ -23,6 +24,7 @@ from s2s_serve.server.loading import Served, load
 from s2s_serve.server.metrics import Metrics
 from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings, token_for
+from s2s_serve.tower import available_cores
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Idle connections are kept longer than load balancers keep theirs, so that none uses a closed one.
@@ -44,11 +46,14 @@ def run(
       UserError: the address cannot be used, a token is missing, or there is no version to serve.
     """
     token = token_for(settings)
-    with contextlib.closing(_listen(settings.host, settings.port)) as listening:
+    # Threads of NumPy's products wait for each other in a loop: where another process has a core, or a
+    # container has fewer cores than its machine, a product of 0.2 ms takes 5.
+    one_thread = threadpool_limits(1, "blas")
+    with one_thread, contextlib.closing(_listen(settings.host, settings.port)) as listening:
         metrics = Metrics()
         if load_version is None:
             # Calls at the same time share the cores.
-            cores = len(os.sched_getaffinity(0))
+            cores = available_cores()
             load_version = functools.partial(
                 load,
                 search=settings.search,

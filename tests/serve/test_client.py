@@ -102,6 +102,19 @@ def test_a_history_with_seen_items_and_one_at_a_time(small_export, model, run):
     assert model.recommend(pa.Table.from_pylist(rows), K) == together
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("users", [2, 3, 41])
+def test_each_history_gets_its_own_vector_from_any_number_of_threads(small_export, threads, users):
+    """Lengths differ, so that histories are encoded in another order than they are given."""
+    rng = np.random.default_rng(users)
+    rows = [small_export.rows[n] for n in rng.integers(0, len(small_export.rows), users)]
+    rows[-1] = {"item_id": [], "tags": [], "timestamp": []}
+    model = s2s_serve.load(small_export.directory, threads=threads)
+    expected = np.concatenate([model.encode([row]) for row in rows])
+    np.testing.assert_allclose(model.encode(rows), expected, atol=1e-6)
+    assert not expected[-1].any()
+
+
 def test_unknown_events_are_counted(model, small_export):
     """As the trainer does: events without a row, among those that the model sees."""
     known = model.items["item"].to_pylist()[:2]
