@@ -36,13 +36,10 @@ def log(tmp_path_factory):
         ({"negatives": "full"}, False),
         # "mixed" also covers in-batch negatives.
         pytest.param({"log_q": "catalogue"}, False, marks=pytest.mark.slow),
-        (
-            {
-                "negatives": "mixed",
-                "num_negatives": 40,
-                "log_q": "stream",
-            },
+        pytest.param(
+            {"negatives": "mixed", "num_negatives": 40, "log_q": "stream"},
             True,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["uniform", "mixed", "full", "in_batch", "mixed-stream"],
