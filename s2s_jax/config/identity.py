@@ -123,6 +123,8 @@ KEYS: dict[str, Concern | Free] = {
     "lr.decay.steps": _RATE,
     "lr.decay.final_ratio": _RATE,
     "lr.clip_norm": _RATE,
+    # Checkpoints have averages, and steps at which they were computed with this decay.
+    "lr.average_decay": "model",
     # Whether a user's vector resembles the next event or the previous one.
     "loss.pairing": "model",
     "loss.similarity": "model",

@@ -176,6 +176,11 @@ class LRConfig:
     fall along a straight line; cosine: they fall along half a cosine wave"""
     clip_norm: float | None = None
     """Maximum global norm of the gradient, over the dense part and the table rows. None: no clipping"""
+    average_decay: float | None = None
+    """Decay rate of a moving average of all weights, such as 0.999: each step keeps this share of the
+    average. Training goes on from the weights themselves, but evaluation, recommendation and export use
+    the average. It takes a third more memory for tables, and one more copy of the dense part. None: no
+    average"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,10 +48,12 @@ class Rows(NamedTuple):
     Attributes:
       values_RD: f32, the table.
       moments_RM: f32, moments of the optimizer, M = 2 D.
+      averages_RA: f32, averages of the rows, A = D + 1; None if there are none.
     """
 
     values_RD: jax.Array
     moments_RM: jax.Array
+    averages_RA: jax.Array | None = None
 
 
 class _Questions(NamedTuple):
@@ -237,8 +239,11 @@ class GrowingTable:
     def _with_new_rows(self, rows: Rows, rows_C: jax.Array, keys_C2: jax.Array) -> Rows:
         """Writes the rows of new ids, see `claiming.MakeRows`."""
         new_CD = self.initial_rows(keys_C2)
-        no_CM = jnp.zeros((rows_C.size, rows.moments_RM.shape[1]), rows.moments_RM.dtype)
-        return Rows(
-            rows.values_RD.at[rows_C].set(new_CD, mode="drop", unique_indices=True),
-            rows.moments_RM.at[rows_C].set(no_CM, mode="drop", unique_indices=True),
-        )
+
+        def zeros(x_R: jax.Array) -> jax.Array:
+            no_C = jnp.zeros((rows_C.size, x_R.shape[1]), x_R.dtype)
+            return x_R.at[rows_C].set(no_C, mode="drop", unique_indices=True)
+
+        values_RD = rows.values_RD.at[rows_C].set(new_CD, mode="drop", unique_indices=True)
+        others = rows.moments_RM, rows.averages_RA
+        return Rows(values_RD, *jax.tree.map(zeros, others))

@@ -59,11 +59,13 @@ class Stored(NamedTuple):
       values: f32 `[R, D]` by table.
       moments: moments of the optimizer, `[R, 2 D]` by table.
       maps: maps of growing tables.
+      averages: averages of rows, `[R, D + 1]` by table; None if there are none.
     """
 
     values: Arrays
     moments: Arrays
     maps: Maps
+    averages: Arrays | None = None
 
 
 class ShardedTables:
@@ -183,18 +185,22 @@ class ShardedTables:
     ) -> tuple[Stored, dict[str, UniqueRows | FoundRows]]:
         """The same as `_find`, but new ids of growing tables first get rows."""
         values, moments, maps = dict(stored.values), dict(stored.moments), dict(stored.maps)
+        averages = None if stored.averages is None else dict(stored.averages)
         found: dict[str, UniqueRows | FoundRows] = {}
         for name, spec in self.specs.items():
             if spec.grows:
                 table = self._growing[name]
                 unique = table.unique_keys(ids)
-                rows = Rows(values[name], moments[name])
+                of_rows = None if averages is None else averages[name]
+                rows = Rows(values[name], moments[name], of_rows)
                 maps[name], rows, row_U = table.claim(unique, maps[name], rows, step)
-                values[name], moments[name] = rows
+                values[name], moments[name] = rows.values_RD, rows.moments_RM
+                if averages is not None and rows.averages_RA is not None:
+                    averages[name] = rows.averages_RA
                 found[name] = table.found_rows(unique, row_U, ids)
             else:
                 found[name] = lookup.deduplicate(spec, ids)
-        return Stored(values, moments, maps), found
+        return Stored(values, moments, maps, averages), found
 
     def _fetch(
         self, values: Arrays, found: Mapping[str, UniqueRows | FoundRows], initial: bool

@@ -5,7 +5,7 @@ plan is saved in checkpoints, so a continued run grows tables at the same steps 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -15,6 +15,7 @@ from s2s_jax.config import FeatureConfig, TableConfig
 from s2s_jax.embedding import id_map
 from s2s_jax.embedding.tables import NUM_SEGMENTS, table_specs, usable_capacity
 from s2s_jax.training.step.optimizer import table_moments, with_table_moments
+from s2s_jax.training.step.params import Params
 from s2s_jax.training.step.state import TrainState
 
 _MAX_LOAD = 0.85
@@ -164,10 +165,15 @@ def doubled(state: TrainState, name: str, mesh: Mesh) -> TrainState:
     values, moments = state.params["tables"], table_moments(state.opt_state)
     values = values | {name: replaced(rows, values[name])}
     moments = moments | {name: replaced(rows, moments[name])}
+    averages = cast(Params, state.averages)
+    if averages:
+        of_tables = averages["tables"]
+        averages = averages | {"tables": of_tables | {name: replaced(rows, of_tables[name])}}
     return state._replace(
         params=state.params | {"tables": values},
         opt_state=with_table_moments(state.opt_state, moments),
         maps=state.maps | {name: replaced(id_map.doubled, state.maps[name])},
+        averages=averages,
     )
 
 

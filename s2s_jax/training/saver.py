@@ -45,6 +45,8 @@ class Saver:
             "clock": start.clock.get_state(),
             "catalogue": None if job.items is None else job.items.fingerprint,
         }
+        if job.settings.lr.average_decay is not None:
+            progress["average_decay"] = job.settings.lr.average_decay
         if self._writer is not None and self._writer.unwritten:
             progress["unwritten"] = self._writer.unwritten
         job.checkpoints.save(step, state, progress, start.evaluations.values)

@@ -65,7 +65,9 @@ class Table:
         moments = jnp.zeros((capacity, 2 * WIDTH))
         maps = self.tables.empty_maps()
         sharding = row_sharded(self.mesh)
-        self.stored = jax.device_put(Stored({"f": values}, {"f": moments}, maps), sharding)
+        averages = {"f": jnp.zeros((capacity, WIDTH + 1))}
+        stored = Stored({"f": values}, {"f": moments}, maps, averages)
+        self.stored = jax.device_put(stored, sharding)
 
     def _place(self, devices, capacity):
         self.devices, self.capacity = devices, capacity
@@ -104,8 +106,19 @@ class Table:
         self.stored = self._evict(self.stored, np.int32(self.step), unseen_for)
 
     def scale(self, factor):
-        values = {"f": self.stored.values["f"] * factor}
-        self.stored = self.stored._replace(values=values)
+        values_RD = self.stored.values["f"] * factor
+        averages_RA = jnp.concatenate([values_RD, jnp.ones_like(values_RD[:, :1])], axis=1)
+        self.stored = self.stored._replace(values={"f": values_RD}, averages={"f": averages_RA})
+
+    def check_averages(self):
+        """Averages are those of the same id, or empty for an id that is new since the last `scale`."""
+        stored = jax.device_get(self.stored)
+        there_R = (np.asarray(stored.maps["f"].keys_R2) != id_keys.EMPTY).any(axis=1)
+        values_RD, averages_RA = (x["f"][there_R] for x in (stored.values, stored.averages))
+        new_R = averages_RA[:, -1] == 0
+        assert not averages_RA[new_R].any()
+        np.testing.assert_array_equal(averages_RA[~new_R, :-1], values_RD[~new_R])
+        return new_R.sum()
 
     def total(self, name):
         return int(np.asarray(getattr(self.stored.maps["f"], name)).sum())
@@ -123,6 +136,7 @@ def doubling(devices):
             {"f": rows(stored.values["f"])},
             {"f": rows(stored.moments["f"])},
             {"f": id_map.doubled(stored.maps["f"])},
+            {"f": rows(stored.averages["f"])},
         )
 
     mesh = make_mesh(jax.devices()[:devices])
@@ -307,6 +321,7 @@ def test_ids_of_a_step_keep_their_rows_in_every_round():
     parts[1][200:250] = kept[:50]
     rows, _ = table.admit(np.concatenate(parts))
     np.testing.assert_allclose(rows[256 + 200 : 256 + 250], 3 * initial(kept[:50]), atol=6e-5)
+    assert table.check_averages() > 100
 
 
 def test_ids_that_find_no_place_keep_their_initial_value_and_are_counted():
@@ -326,6 +341,7 @@ def test_ids_that_find_no_place_keep_their_initial_value_and_are_counted():
     assert (row >= 0).all(), "tried again"
     expected = np.where(lost[:, None], 1, 3) * initial(ids)
     np.testing.assert_allclose(rows, expected, atol=6e-5)
+    assert table.check_averages() == lost.sum()
 
 
 def test_ids_are_admitted_after_so_many_sightings():
@@ -401,6 +417,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def counts(self):
         assert self.table.total("rows_S") == len(self.factor)
+        self.table.check_averages()
 
 
 TestMachine = Machine.TestCase

@@ -110,6 +110,7 @@ FACTORS: dict[str, tuple] = {
     "lr.decay": (Constant(), Linear(), Cosine()),
     "lr.warmup_steps": (0, 2),
     "lr.clip_norm": (None, 0.5),
+    "lr.average_decay": (None, 0.7),
     "loss.pairing": ("next", "previous"),
     "loss.similarity": ("cosine", "dot"),
     "loss.mask_padding": (True, False),

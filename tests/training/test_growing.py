@@ -16,6 +16,7 @@ from pyarrow import orc
 
 from s2s_jax.cli.commands import tables as inspect_tables
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import LRConfig
 from s2s_jax.embedding import id_keys
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.embedding.tables import rows_of_buckets, table_specs
@@ -31,7 +32,7 @@ from s2s_jax.training.step.settings import StepSettings
 
 def test_equals_a_table_with_a_row_for_each_id():
     devices, microbatches = 4, 2
-    dense = small.config()
+    dense = small.config(lr=LRConfig(dense_lr=1e-2, sparse_lr=1e-2, average_decay=0.7))
     config = small.growing(dense)
     mesh = make_mesh(jax.devices()[:devices])
     ours = make_step_functions(StepSettings.of(config), mesh)
@@ -66,6 +67,7 @@ def test_equals_a_table_with_a_row_for_each_id():
     for one, two in (
         (state.params["tables"], other.params["tables"]),
         (table_moments(state.opt_state), table_moments(other.opt_state)),
+        (state.averages["tables"], other.averages["tables"]),
     ):
         ours_ = np.asarray(one["item_id"])[where]
         np.testing.assert_allclose(ours_, np.asarray(two["item_id"])[row[used]], atol=2e-5)

@@ -169,6 +169,12 @@ def _check_lr(config: Config) -> None:
         require(0 <= getattr(lr, name) < 1, f"lr.{name}", "0 to below 1", getattr(lr, name))
     require(lr.eps > 0, "lr.eps", "more than 0", lr.eps)
     require(lr.clip_norm is None or lr.clip_norm > 0, "lr.clip_norm", "more than 0", lr.clip_norm)
+    require(
+        lr.average_decay is None or 0 < lr.average_decay < 1,
+        "lr.average_decay",
+        "None, or more than 0 and less than 1",
+        lr.average_decay,
+    )
     if not isinstance(lr.decay, Constant):
         require(
             lr.decay.final_ratio >= 0, "lr.decay.final_ratio", "at least 0", lr.decay.final_ratio

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from s2s_jax.embedding.id_map import IdMap, empty_map
+from s2s_jax.embedding.row_averages import averaged
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import of_known_format
@@ -33,11 +35,41 @@ class TablePart(NamedTuple):
     touched_R: np.ndarray | None
 
 
+class Averaging(NamedTuple):
+    """What the averages of a checkpoint depend on.
+
+    Attributes:
+      decay: `lr.average_decay` of the run.
+      step: the step of the checkpoint.
+    """
+
+    decay: float
+    step: int
+
+    def rows(self, values_RD: np.ndarray, averages_RA: np.ndarray) -> np.ndarray:
+        """Return f32 `[R, D]`: the averages of rows, see `row_averages.averaged`."""
+        of_rows = jnp.asarray(values_RD), jnp.asarray(averages_RA)
+        return np.asarray(averaged(self.decay, *of_rows, self.step))
+
+
+class SavedAverages(NamedTuple):
+    """The stored averages of a table.
+
+    Attributes:
+      of: what they depend on.
+      array: f32 `[R, D + 1]`.
+    """
+
+    of: Averaging
+    array: SavedArray
+
+
 class TableParts(NamedTuple):
     """A reader of a table, see `SavedTables.in_parts`.
 
     Attributes:
       values: the vectors.
+      averages: the averages of the vectors; None if the vectors themselves are read.
       keys: the keys of the rows' ids; None for a bucket table.
       moments: the moments of the optimizer; None if they are not read.
       rows_S: int64, the number of used rows of each segment.
@@ -45,6 +77,7 @@ class TableParts(NamedTuple):
     """
 
     values: SavedArray
+    averages: "SavedAverages | None"
     keys: SavedArray | None
     moments: SavedArray | None
     rows_S: np.ndarray
@@ -63,6 +96,9 @@ class TableParts(NamedTuple):
             rows = first, min(first + at_once, last)
             with self.explaining(None):
                 values_RD = self.values.read(*rows)
+                if self.averages is not None:
+                    stored_RA = self.averages.array.read(*rows)
+                    values_RD = self.averages.of.rows(values_RD, stored_RA)
                 keys_R2 = None if self.keys is None else self.keys.read(*rows)
                 touched_R = None
                 if self.moments is not None:
@@ -73,6 +109,8 @@ class TableParts(NamedTuple):
 
 class SavedTables:
     """The tables of a checkpoint, each read as NumPy arrays when it is needed.
+
+    All weights are averages if the run has `lr.average_decay`.
 
     Attributes:
       path: the directory of the checkpoint.
@@ -96,14 +134,23 @@ class SavedTables:
         with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             saved = checkpointer.restore(self.path / "progress")
         self.progress: dict[str, Any] = of_known_format(saved, self.path)
+        self._averaging = None
+        if "average_decay" in self.progress:
+            self._averaging = Averaging(self.progress["average_decay"], int(self.path.name))
+        self._weights = "params" if self._averaging is None else "averages"
 
     def values(self, spec: TableSpec) -> np.ndarray:
         """Returns the vectors of a table, float32 `[rows, width]`."""
-        return self._array(("params", "tables", spec.name), (spec.rows, spec.emb_dim))
+        values_RD = self._array(("params", "tables", spec.name), (spec.rows, spec.emb_dim))
+        if self._averaging is None:
+            return values_RD
+        shape = (spec.rows, spec.emb_dim + 1)
+        averages_RA = self._array(("averages", "tables", spec.name), shape)
+        return self._averaging.rows(values_RD, averages_RA)
 
     def default_row(self, spec: TableSpec) -> np.ndarray:
         """Returns the default row of a growing table that has one, float32 `[width]`."""
-        return self._array(("params", "unknown", spec.name), (spec.emb_dim,))
+        return self._array((self._weights, "unknown", spec.name), (spec.emb_dim,))
 
     def id_map(self, spec: TableSpec) -> IdMap:
         """Returns the map from ids to rows of a growing table, with None for its sketch."""
@@ -119,7 +166,7 @@ class SavedTables:
           abstract: a tree of arrays, or shapes, with the structure of the parameters.
         """
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
-        return self._restore({"params": {"dense": wanted}})["params"]["dense"]
+        return self._restore({self._weights: {"dense": wanted}})[self._weights]["dense"]
 
     def in_parts(self, spec: TableSpec, moments: bool) -> "TableParts":
         """Returns a reader of a table that does not hold the whole table in memory.
@@ -131,6 +178,10 @@ class SavedTables:
         state = self.path / "state"
         with self._explaining(None):
             values = SavedArray(state, ("params", "tables", spec.name))
+            averages = None
+            if self._averaging is not None:
+                array = SavedArray(state, ("averages", "tables", spec.name))
+                averages = SavedAverages(self._averaging, array)
             keys, rows_S = None, np.full(NUM_SEGMENTS, spec.segment_rows)
             if spec.grows:
                 keys = SavedArray(state, ("maps", spec.name, "keys_R2"))
@@ -140,7 +191,8 @@ class SavedTables:
             if moments:
                 (place,) = (k for k in keys_of_arrays(state) if k[-3:] == ending)
                 of_moments = SavedArray(state, place)
-        return TableParts(values, keys, of_moments, rows_S.astype(np.int64), self._explaining)
+        counts_S = rows_S.astype(np.int64)
+        return TableParts(values, averages, keys, of_moments, counts_S, self._explaining)
 
     def _array(self, keys: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         """Reads one float32 array of the state; `keys` is its path in the tree."""

@@ -6,20 +6,22 @@ width.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.embedding.lookup import Arrays
+from s2s_jax.embedding.row_averages import averaged
 from s2s_jax.embedding.sharded import Found, ShardedTables, with_default_rows
 from s2s_jax.model.loss import comparable
 from s2s_jax.model.seq2seq import Encoded
+from s2s_jax.training.step.averages import averaged_others
 from s2s_jax.training.step.batches import Batch, ids_of, unpack
 from s2s_jax.training.step.forward import Forward
 from s2s_jax.training.step.optimizer import table_moments
-from s2s_jax.training.step.params import default_rows
+from s2s_jax.training.step.params import Params, Tree, default_rows
 from s2s_jax.training.step.state import TrainState
 
 
@@ -40,6 +42,8 @@ class Users(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inference:
     """Functions that apply a state to batches and items, without dropout.
+
+    With `lr.average_decay`, the averages of the weights are applied, not the weights themselves.
 
     Ids without a row in a growing table do not get one; their vector is zero or the table's default row.
 
@@ -81,7 +85,8 @@ class Inference:
         found = self._look_up(state, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
         embeddings = self.tables.embed(found.rows, places, ids)
-        module = nnx.merge(self.forward.graph, nnx.State(state.params["dense"]))
+        dense, _ = self._others(state)
+        module = nnx.merge(self.forward.graph, nnx.State(dense))
         return comparable(self.forward.settings.loss, module.targets(embeddings))
 
     def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
@@ -108,12 +113,24 @@ class Inference:
 
     def _look_up(self, state: TrainState, ids: Mapping[str, jax.Array]) -> Found:
         found = self.tables.look_up(state.params["tables"], state.maps, ids)
-        rows = with_default_rows(found.rows, found.unknown, default_rows(state.params))
+        rows, decay = found.rows, self.forward.settings.lr.average_decay
+        if decay is not None:
+            tables = cast(Params, state.averages)["tables"]
+            averages = self.tables.look_up(tables, state.maps, ids).rows
+            rows = {n: averaged(decay, rows[n], averages[n], state.step) for n in rows}
+        rows = with_default_rows(rows, found.unknown, self._others(state)[1])
         return found._replace(rows=rows)
+
+    def _others(self, state: TrainState) -> tuple[Tree, Arrays]:
+        """Return the dense part and the default rows."""
+        if self.forward.settings.lr.average_decay is None:
+            return state.params["dense"], default_rows(state.params)
+        return averaged_others(cast(Params, state.averages), state.params, state.step)
 
     def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
         # Adds the axis of microbatches.
         batch = jax.tree.map(lambda x: x[None], unpack(self.forward.settings, batch))
         found = self._look_up(state, ids_of(batch))
         places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
-        return self.forward.encode(state.params["dense"], found.rows, places, batch, None), found
+        dense, _ = self._others(state)
+        return self.forward.encode(dense, found.rows, places, batch, None), found

@@ -4,8 +4,8 @@ The gradient of a table has one row for each unique row that a device used, `[U,
 extra argument `reduce` sends these rows to the devices that own them. Tables are updated in place, so no
 second array of the size of a table is ever made.
 
-Shapes: R rows and D width of a table, M = 2 D, G rows whose gradients are summed together (see
-`embedding.exchange`).
+Shapes: R rows and D width of a table, M = 2 D, A = D + 1, G rows whose gradients are summed together
+(see `embedding.exchange`).
 """
 
 import functools
@@ -18,6 +18,7 @@ import optax
 from s2s_jax.config import LRConfig
 from s2s_jax.embedding.exchange import RowGradients, Visit
 from s2s_jax.embedding.lookup import Arrays, read_rows, write_rows
+from s2s_jax.embedding.row_averages import with_new_values
 from s2s_jax.embedding.tables import NUM_SEGMENTS
 from s2s_jax.training.step.params import Params, Tree
 from s2s_jax.training.step.schedule import Clock, learning_rate
@@ -57,10 +58,13 @@ class NewTables(NamedTuple):
       values: the tables after the update.
       square_norm: f32 `[S]` (S segments of a table); their sum is the squared norm of the gradient that
         was applied.
+      averages: f32 `[R, A]` for each table, the averages after the update; empty without
+        `lr.average_decay`.
     """
 
     values: Arrays
     square_norm: jax.Array
+    averages: Arrays
 
 
 class Updates(TypedDict):
@@ -86,7 +90,8 @@ def sparse_row_adamw(
     Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019), except for the
     place of ε.
 
-    `update` takes `reduce`, and returns `NewTables` for `apply_updates`.
+    `update` takes `reduce` and, with `lr.average_decay`, the averages of the tables. It returns
+    `NewTables` for `apply_updates`.
     """
 
     def init(params: optax.Params) -> SparseRowState:
@@ -102,6 +107,7 @@ def sparse_row_adamw(
         params: optax.Params | None = None,
         *,
         reduce: Reduce | None = None,
+        averages: Arrays | None = None,
         **_: object,
     ) -> tuple[optax.Updates, optax.OptState]:
         assert reduce is not None, "pass reduce to the update"
@@ -112,44 +118,71 @@ def sparse_row_adamw(
         rate = jnp.asarray(learning_rate(state.count))
         step_size = rate * jnp.sqrt(1 - config.beta2**t) / (1 - config.beta1**t)
 
-        stepped = functools.partial(_stepped, config, rate, step_size)
+        stepped = functools.partial(_stepped, config, _Step(count, rate, step_size))
 
         def visit(
-            carry: tuple[Arrays, Arrays, jax.Array], summed: dict[str, RowGradients]
-        ) -> tuple[Arrays, Arrays, jax.Array]:
-            tables, moments, square_norm = carry
-            for name, of_rows in summed.items():
-                table_RD, moments_RM = stepped(tables[name], moments[name], of_rows)
-                tables, moments = tables | {name: table_RD}, moments | {name: moments_RM}
-            return tables, moments, _add_squares(square_norm, summed)
+            carry: tuple[dict[str, _Table], jax.Array], summed: dict[str, RowGradients]
+        ) -> tuple[dict[str, _Table], jax.Array]:
+            tables, square_norm = carry
+            new = {name: stepped(tables[name], of_rows) for name, of_rows in summed.items()}
+            return tables | new, _add_squares(square_norm, summed)
 
-        carry = values["tables"], state.moments["tables"], jnp.zeros(NUM_SEGMENTS)
-        tables, moments, square_norm = reduce(gradients["tables"], visit, carry)
+        before = {
+            name: _Table(
+                table_RD, state.moments["tables"][name], averages[name] if averages else None
+            )
+            for name, table_RD in values["tables"].items()
+        }
+        carry = before, jnp.zeros(NUM_SEGMENTS)
+        tables, square_norm = reduce(gradients["tables"], visit, carry)
+        moments = {name: table.moments_RM for name, table in tables.items()}
         state = SparseRowState(count, state.moments | {"tables": moments})
-        updated = {**gradients, "tables": NewTables(tables, square_norm)}
+        new_tables = NewTables(
+            {name: table.values_RD for name, table in tables.items()},
+            square_norm,
+            {n: table.averages_RA for n, table in tables.items() if table.averages_RA is not None},
+        )
+        updated = {**gradients, "tables": new_tables}
         return cast(optax.Updates, updated), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _stepped(
-    config: LRConfig,
-    rate: jax.Array,
-    step_size: jax.Array,
-    table_RD: jax.Array,
-    moments_RM: jax.Array,
-    gradients: RowGradients,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the table and its moments after the update, which is in place."""
+class _Step(NamedTuple):
+    """The number of a step, its learning rate, and the rate with Adam's correction of the moments."""
+
+    count: jax.Array
+    rate: jax.Array
+    size: jax.Array
+
+
+class _Table(NamedTuple):
+    """A table, the moments of its rows, and their averages."""
+
+    values_RD: jax.Array
+    moments_RM: jax.Array
+    averages_RA: jax.Array | None
+
+
+def _stepped(config: LRConfig, step: _Step, table: _Table, gradients: RowGradients) -> _Table:
+    """Return a table after the update, which is in place."""
     rows_G, g_GD = gradients
-    values_GD = read_rows(table_RD, rows_G)
-    m_GD, v_GD = jnp.split(read_rows(moments_RM, rows_G), 2, axis=-1)
+    values_GD = before_GD = read_rows(table.values_RD, rows_G)
+    m_GD, v_GD = jnp.split(read_rows(table.moments_RM, rows_G), 2, axis=-1)
     m_GD = config.beta1 * m_GD + (1 - config.beta1) * g_GD
     v_GD = config.beta2 * v_GD + (1 - config.beta2) * jnp.square(g_GD)
-    values_GD = (1 - rate * config.weight_decay) * values_GD
-    values_GD -= step_size * m_GD / (jnp.sqrt(v_GD) + config.eps)
+    values_GD = (1 - step.rate * config.weight_decay) * values_GD
+    values_GD -= step.size * m_GD / (jnp.sqrt(v_GD) + config.eps)
     new_GM = jnp.concatenate([m_GD, v_GD], axis=-1)
-    return write_rows(table_RD, rows_G, values_GD), write_rows(moments_RM, rows_G, new_GM)
+    averages_RA, decay = table.averages_RA, config.average_decay
+    if averages_RA is not None:
+        assert decay is not None, "averages are only kept with lr.average_decay"
+        averages_RA = with_new_values(decay, averages_RA, rows_G, before_GD, values_GD, step.count)
+    return _Table(
+        write_rows(table.values_RD, rows_G, values_GD),
+        write_rows(table.moments_RM, rows_G, new_GM),
+        averages_RA,
+    )
 
 
 def rows_norm(gradients: Arrays, reduce: Reduce) -> jax.Array:

@@ -16,6 +16,7 @@ from s2s_jax.cluster import mesh as meshes
 from s2s_jax.embedding.sharded import Maps, ShardedTables
 from s2s_jax.embedding.tables import TableSpec, init_table
 from s2s_jax.model.seq2seq import Seq2Seq
+from s2s_jax.training.step.averages import empty_averages
 from s2s_jax.training.step.item_stream import ItemStream, empty_stream
 from s2s_jax.training.step.params import Params
 from s2s_jax.training.step.settings import StepSettings
@@ -30,6 +31,7 @@ class TrainState(NamedTuple):
       opt_state: the state of the optimizer.
       maps: the maps from ids to rows of growing tables.
       stream: the counts of items so far; empty unless `loss.log_q` is stream.
+      averages: the averages of the parameters, see `averages`; empty without `lr.average_decay`.
     """
 
     step: jax.Array
@@ -37,10 +39,12 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     maps: Maps
     stream: ItemStream | dict[str, jax.Array]
+    averages: Params | dict[str, jax.Array]
 
     def saved_parts(self) -> dict[str, object]:
-        """Return the parts for a checkpoint; `stream` is left out if empty, as in older versions."""
-        return {name: part for name, part in self._asdict().items() if name != "stream" or part}
+        """Return the parts for a checkpoint; those of options are left out if they are empty."""
+        optional = ("stream", "averages")
+        return {name: part for name, part in self._asdict().items() if name not in optional or part}
 
     def with_saved_parts(self, parts: Mapping[str, object]) -> "TrainState":
         """Return the state with the parts of a checkpoint."""
@@ -75,6 +79,7 @@ def initial_state(
         opt_state=optimizer.init(cast(optax.Params, params)),
         maps=tables.empty_maps(),
         stream=empty_stream() if settings.loss.stream_shares else {},
+        averages={} if settings.lr.average_decay is None else empty_averages(params),
     )
 
 
@@ -83,7 +88,7 @@ def with_shardings(
 ) -> TrainState:
     """Add shardings to the shapes of a state.
 
-    Tables, their moments and their maps are sharded by rows.
+    Tables, their moments, averages and maps are sharded by rows.
 
     Args:
       state: the shapes of the state.

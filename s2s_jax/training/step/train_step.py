@@ -13,6 +13,7 @@ import optax
 
 from s2s_jax.embedding.id_map import IdMap
 from s2s_jax.embedding.sharded import Found, ShardedTables, Stored
+from s2s_jax.training.step.averages import next_averages
 from s2s_jax.training.step.batches import Batch, count_rows, ids_of, unpack
 from s2s_jax.training.step.forward import Forward
 from s2s_jax.training.step.gradients import gradients
@@ -84,13 +85,22 @@ class TrainStep:
         if isinstance(stream, ItemStream):
             item, mesh = self.forward.settings.items.item, self.forward.mesh
             stream, batch = with_stream_shares(item, mesh, stream, batch)
-        stored = Stored(state.params["tables"], table_moments(state.opt_state), state.maps)
+        averages = cast(Params, state.averages)
+        stored = Stored(
+            state.params["tables"],
+            table_moments(state.opt_state),
+            state.maps,
+            averages["tables"] if averages else None,
+        )
         stored, found = self.forward.tables.admit(stored, ids_of(batch), state.step + 1)
         state = state._replace(
             params=state.params | {"tables": stored.values},
             opt_state=with_table_moments(state.opt_state, stored.moments),
             maps=stored.maps,
             stream=stream,
+            averages=averages
+            if stored.averages is None
+            else averages | {"tables": stored.averages},
         )
         return state, found, batch
 
@@ -101,7 +111,7 @@ class TrainStep:
         reduce = functools.partial(self.tables.reduce, found.needed)
         grads["dense"] = jax.lax.with_sharding_constraint(grads["dense"], self.dense_shardings)
         dense_norm = optax.tree.norm((grads["dense"], default_rows(grads)))
-        norm = None
+        norm, averages = None, cast(Params, state.averages)
         if self.forward.settings.lr.clip_norm is not None:
             norm = jnp.hypot(dense_norm, rows_norm(grads["tables"], reduce))
         updates, opt_state = self.optimizer.update(
@@ -110,12 +120,17 @@ class TrainStep:
             cast(optax.Params, state.params),
             reduce=reduce,
             grad_norm=norm,
+            averages=averages["tables"] if averages else None,
         )
         updates = cast(Updates, updates)
         if norm is None:
             norm = jnp.sqrt(dense_norm**2 + updates["tables"].square_norm.sum())
         params = apply_updates(state.params, updates)
-        return state._replace(params=params, opt_state=opt_state), norm
+        decay = self.forward.settings.lr.average_decay
+        if decay is not None:
+            of_tables = updates["tables"].averages
+            averages = next_averages(decay, averages, params, of_tables, state.step + 1)
+        return state._replace(params=params, opt_state=opt_state, averages=averages), norm
 
 
 def _table_metrics(name: str, of_table: IdMap, capacity: int) -> Metrics:
