@@ -109,6 +109,7 @@ KEYS: dict[str, Concern | Free] = {
     "model.event_dropout": _TRAINING,
     "model.dtype": _SPEED,
     "model.position": "model",
+    "model.distance_bias": "model",
     "model.attention": _SPEED,
     "model.remat": _SPEED,
     "model.unroll": _SPEED,

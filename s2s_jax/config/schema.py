@@ -133,10 +133,15 @@ class ModelConfig:
     a trained vector for each position, counted from the start of the sequence; rope: queries and keys
     are rotated by angles that grow with the position. With learned and loss.pairing next, the vector of
     the last position is never trained, so evaluation and recommendation use only seq_len - 1 events"""
+    distance_bias: bool = False
+    """Add a learned number to the scores of attention, by head and distance, as T5 does (Raffel et al.,
+    "Exploring the limits of transfer learning with a unified text-to-text transformer", 2020). Each
+    distance below 16 has its own number; longer ones share 16 numbers in ranges that grow, the last from
+    113 on. All are 0 at first, and each layer has its own. It goes with any position"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
     """How attention is computed. blocked: plain JAX, block by block, skipping masked blocks (for
     CPUs); cudnn: fused (GPUs and bfloat16 only); xla: all scores at once. auto: blocked on CPUs, cudnn
-    on GPUs if possible, xla otherwise"""
+    on GPUs if possible (not with distance_bias), xla otherwise"""
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass recomputes instead of keeping it in memory. none: nothing; attention: the
     attention of each layer; full: each whole layer. Recomputing takes less memory and more time"""

@@ -12,6 +12,7 @@ from flax import nnx
 
 from s2s_jax.config import ModelConfig
 from s2s_jax.exporting.onnx_graph import Graph, Value
+from s2s_jax.model.distance_bias import bias_of_distances
 from s2s_jax.model.layers import CausalAttention, FeedForward, Heads, Layer
 from s2s_jax.model.norms import LAYER_NORM_EPS, LENGTH_EPS, Norm
 from s2s_jax.model.positions import ROPE_BASE
@@ -37,10 +38,13 @@ class Seen(NamedTuple):
 
     Attributes:
       seen_LL: bool `[L, L]`, whether a position (first axis) sees another (second axis).
+      distance_LL: int32 `[L, L]`, the distance from a position back to another, zero if it is later;
+        None without a bias of distances.
       turns: for rotary positions; None without them.
     """
 
     seen_LL: Value
+    distance_LL: Value | None
     turns: Turns | None
 
 
@@ -67,9 +71,15 @@ class LayerWriter:
 
     def seen(self, position_L: Value) -> Seen:
         """Return what all layers need of the positions, int32 `[L]`."""
-        query_L1 = self._graph.add("Unsqueeze", position_L, self._graph.ints(1))
-        seen_LL = self._graph.add("GreaterOrEqual", query_L1, position_L)
-        return Seen(seen_LL, self._turns(position_L) if self._model.position == "rope" else None)
+        add = self._graph.add
+        query_L1 = add("Unsqueeze", position_L, self._graph.ints(1))
+        seen_LL = add("GreaterOrEqual", query_L1, position_L)
+        distance_LL = None
+        if self._model.distance_bias:
+            difference_LL = add("Sub", query_L1, position_L)
+            distance_LL = add("Max", difference_LL, self._graph.scalar(np.int32(0)))
+        turns = self._turns(position_L) if self._model.position == "rope" else None
+        return Seen(seen_LL, distance_LL, turns)
 
     def layer(
         self, name: str, layer: Layer, x: Value, seen: Seen, choose: Callable[[Value], Value]
@@ -175,6 +185,11 @@ class LayerWriter:
         else:
             scale = self._graph.scalar(np.float32(self._head_width**-0.5))
         scores_BNLL = add("Mul", add("MatMul", q_BNLH, k_BNHL), scale)
+        if seen.distance_LL is not None:
+            table_NS = of_heads.distance_bias[...]
+            of_distances_NL = np.asarray(bias_of_distances(table_NS, self._model.seq_len))
+            bias_NL = self._graph.parameter(f"{name}.distance_bias", of_distances_NL)
+            scores_BNLL = add("Add", scores_BNLL, add("Gather", bias_NL, seen.distance_LL, axis=1))
         scores_BNLL = add("Where", seen.seen_LL, scores_BNLL, self._graph.scalar(_MASKED))
         out_BNLH = add("MatMul", add("Softmax", scores_BNLL, axis=-1), v_BNLH)
         out_BLNH = add("Transpose", out_BNLH, perm=(0, 2, 1, 3))

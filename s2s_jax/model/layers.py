@@ -12,6 +12,7 @@ from flax import nnx
 
 from s2s_jax.config import ModelConfig
 from s2s_jax.model.attention import Attention, causal_attention
+from s2s_jax.model.distance_bias import BUCKET_BEGINS, bias_of_distances
 from s2s_jax.model.dropout import dropout
 from s2s_jax.model.linear import compute_dtype, linear
 from s2s_jax.model.norms import Norm, make_norm, to_length_one
@@ -31,6 +32,9 @@ class Heads(nnx.Module):
         if config.qk_norm:
             first = math.log2(config.seq_len**2 - config.seq_len)
             self.qk_scale = nnx.Param(jnp.full((config.nhead,), first))
+        self.biased = config.distance_bias
+        if config.distance_bias:
+            self.distance_bias = nnx.Param(jnp.zeros((config.nhead, len(BUCKET_BEGINS))))
 
     def __call__(
         self,
@@ -61,7 +65,8 @@ class Heads(nnx.Module):
             q, k = (to_length_one(q) * scale_11N1).astype(q.dtype), to_length_one(k)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        out_BLNH = causal_attention(q, k, v, sequence_BL, self.implementation)
+        bias_NL = bias_of_distances(self.distance_bias[...], seq_len) if self.biased else None
+        out_BLNH = causal_attention(q, k, v, sequence_BL, self.implementation, bias_NL)
         return out_BLNH.reshape(q_ME.shape)
 
 

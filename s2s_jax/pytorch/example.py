@@ -33,6 +33,7 @@ _OF_LAYER = {
 # Options of the model that the example lacks: the value that stands for what it has, and what it lacks.
 _LACKS = {
     "position": ("none", "positions"),
+    "distance_bias": (False, "bias of distances"),
     "input_norm": (False, "norm of events"),
     "feed_forward": ("gelu", "other feed-forward part"),
     "norm": ("layer", "other norm"),

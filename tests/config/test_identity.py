@@ -90,6 +90,7 @@ CHANGED = {
     "model.gated_residuals": True,
     "model.input_norm": True,
     "model.position": "rope",
+    "model.distance_bias": True,
     "lr.average_decay": 0.9,
     "loss.pairing": "previous",
     "loss.similarity": "dot",

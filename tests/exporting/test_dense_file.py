@@ -44,6 +44,13 @@ def turned(x_BNLH):
     return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
+def t5_bias(table_NS, seq_len):
+    """The formula of the paper's code for a decoder with 32 buckets and a largest distance of 128."""
+    distance = np.maximum(np.subtract.outer(np.arange(seq_len), np.arange(seq_len)), 0)
+    far = 16 + np.floor(np.log(np.maximum(distance, 16) / 16) / np.log(128 / 16) * 16)
+    return table_NS[:, np.where(distance < 16, distance, np.minimum(far, 31)).astype(int)]
+
+
 def attention(x_BLE, weights, name, model):
     rows, seq_len, width = x_BLE.shape
     heads = model.nhead
@@ -56,6 +63,8 @@ def attention(x_BLE, weights, name, model):
     if model.position == "rope":
         q, k = turned(q), turned(k)
     scores = q @ k.swapaxes(-1, -2) * scale
+    if model.distance_bias:
+        scores = scores + t5_bias(weights[f"{name}.heads.distance_bias"], seq_len)
     scores = np.where(np.tri(seq_len, dtype=bool), scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     out = shares / shares.sum(-1, keepdims=True) @ v

@@ -59,6 +59,7 @@ MODELS = {
         "qk_norm": True,
         "feed_forward": "swiglu",
         "gated_residuals": True,
+        "distance_bias": True,
         "unroll": 1,
     },
     "post": {"norm_placement": "post", "gated_residuals": True, "nhead": 2},

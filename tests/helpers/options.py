@@ -104,6 +104,7 @@ FACTORS: dict[str, tuple] = {
     "model.gated_residuals": (False, True),
     "model.dtype": ("float32", "bfloat16"),
     "model.position": ("none", "learned", "rope"),
+    "model.distance_bias": (False, True),
     "model.attention": ("blocked", "xla"),
     "model.remat": ("none", "attention", "full"),
     "model.unroll": ("auto", 1, 2),

@@ -12,6 +12,7 @@ from flax import nnx
 from s2s_jax.config import ModelConfig, validate
 from s2s_jax.errors import UserError
 from s2s_jax.model.attention import causal_attention, choose
+from s2s_jax.model.distance_bias import bias_of_distances
 from s2s_jax.model.positions import rotate, rotation, sequence_positions
 from s2s_jax.model.transformer import Transformer
 
@@ -26,21 +27,34 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def reference(q, k, v, d_out, sequence_BL=None):
-    """Output and gradients of queries, keys and values in float64, `[B, L, N, H]`."""
+def reference(q, k, v, d_out, sequence_BL=None, bias_NL=None):
+    """Output and gradients of queries, keys and values in float64, `[B, L, N, H]`.
+
+    With a bias by distance, also the gradient of it.
+    """
     q, k, v, d_out = (np.moveaxis(x.astype(np.float64), 2, 1) for x in (q, k, v, d_out))
     seq_len, scale = q.shape[2], q.shape[-1] ** -0.5
     seen = np.tril(np.ones((seq_len, seq_len), bool))[None, None]
     if sequence_BL is not None:
         seen = seen & (sequence_BL[:, None, :, None] == sequence_BL[:, None, None, :])
-    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    scores = q @ k.swapaxes(-1, -2) * scale
+    distance_LL = np.subtract.outer(np.arange(seq_len), np.arange(seq_len))
+    if bias_NL is not None:
+        scores = scores + bias_NL[:, np.maximum(distance_LL, 0)]
+    scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     d_weights = d_out @ v.swapaxes(-1, -2)
     shared = (weights * d_weights).sum(axis=-1, keepdims=True)
-    d_scores = weights * (d_weights - shared) * scale
+    d_biased = weights * (d_weights - shared)
+    d_scores = d_biased * scale
     d_k, d_v = d_scores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ d_out
-    return [np.moveaxis(x, 1, 2) for x in (weights @ v, d_scores @ k, d_k, d_v)]
+    found = [np.moveaxis(x, 1, 2) for x in (weights @ v, d_scores @ k, d_k, d_v)]
+    if bias_NL is not None:
+        of_pairs_NLL = d_biased.sum(axis=0)
+        d_bias = [of_pairs_NLL[:, distance_LL == d].sum(axis=1) for d in range(seq_len)]
+        found.append(np.stack(d_bias, axis=1))
+    return found
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "xla"])
@@ -61,6 +75,35 @@ def test_values_and_gradients(seq_len, packed, implementation):
     expected = reference(q, k, v, d_out, sequence_BL)
     for ours, theirs in zip(value_and_gradients(q, k, v, d_out), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bias_of_distances_and_its_gradient(packed, implementation):
+    sequence_BL = SEGMENT_BL if packed else None
+    q, k, v, d_out = (draw(i, B, 130, N, H) for i in range(4))
+    bias_NL = draw(4, N, 130)
+
+    @jax.jit
+    def value_and_gradients(q, k, v, bias_NL, d_out):
+        def attend(q, k, v, bias_NL):
+            return causal_attention(q, k, v, sequence_BL, implementation, bias_NL)
+
+        out, pull = jax.vjp(attend, q, k, v, bias_NL)
+        return out, *pull(d_out)
+
+    expected = reference(q, k, v, d_out, sequence_BL, bias_NL)
+    for ours, theirs in zip(value_and_gradients(q, k, v, bias_NL, d_out), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_buckets_of_distances_are_those_of_t5():
+    """The formula of T5's code for its decoder: 32 buckets, the last from where the logarithm ends."""
+    distance = np.arange(1000)
+    far = 16 + np.floor(np.log(np.maximum(distance, 16) / 16) / np.log(128 / 16) * 16)
+    bucket = np.where(distance < 16, distance, np.minimum(far, 31))
+    table_NS = np.arange(32, dtype=np.float32)[None]
+    np.testing.assert_array_equal(bias_of_distances(table_NS, 1000)[0], bucket)
 
 
 def test_blocked_bfloat16_is_close():
@@ -85,6 +128,8 @@ def test_choice():
     for dtype, width in (("float32", 64), ("bfloat16", 20), ("bfloat16", 256)):
         assert choose("gpu", jnp.dtype(dtype), width) == "xla"
     assert choose("tpu", jnp.dtype("bfloat16"), 64) == "xla"
+    assert choose("cpu", jnp.dtype("float32"), 64, has_bias=True) == "blocked"
+    assert choose("gpu", jnp.dtype("bfloat16"), 128, has_bias=True) == "xla"
 
 
 def test_sequence_positions():
@@ -235,6 +280,7 @@ def test_auto_loops_over_many_layers_or_with_remat_only(changes, loops):
         ({"unroll": 0}, "model.unroll"),
         ({"position": "rope", "hidden_size": 12}, "model.position"),
         ({"attention": "cudnn", "dtype": "float32"}, "model.attention"),
+        ({"attention": "cudnn", "dtype": "bfloat16", "distance_bias": True}, "model.attention"),
     ],
 )
 def test_impossible_models_are_refused(changes, path):

@@ -24,6 +24,7 @@ OPTIONS = {
         "feed_forward": "swiglu",
         "gated_residuals": True,
         "position": "rope",
+        "distance_bias": True,
     },
     "post": {"norm_placement": "post", "input_norm": True},
 }
@@ -36,6 +37,12 @@ def make_transformer(**changes):
     return Transformer(dataclasses.replace(config, **changes), nnx.Rngs(0))
 
 
+def moved(params):
+    """Parameters near these. Some are zeros or alike at first, which would hide mistakes."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), params)
+
+
 def events(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -44,7 +51,8 @@ def events(*shape):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_positions_see_their_sequence_up_to_themselves(name, attention):
     """By gradients: zero from all other positions, and not zero from those that are seen."""
-    transformer = make_transformer(attention=attention, **OPTIONS[name])
+    graph, params = nnx.split(make_transformer(attention=attention, **OPTIONS[name]))
+    transformer = nnx.merge(graph, moved(params))
 
     @jax.jit
     @jax.jacobian
@@ -65,6 +73,7 @@ def test_packed_sequences_are_encoded_as_alone_and_in_bfloat16(name):
     transformer = make_transformer(**OPTIONS[name])
     rough = make_transformer(**OPTIONS[name], dtype="bfloat16", attention="xla")
     graph, params = nnx.split(transformer)
+    params = moved(params)
     x_LE, weight_LE = events(L, E), events(L, E)[::-1]
 
     def packed(graph, params, dtype):

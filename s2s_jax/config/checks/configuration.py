@@ -159,6 +159,12 @@ def _check_model(config: Config) -> None:
         "auto, blocked or xla, since cudnn does not compute in float32",
         model.attention,
     )
+    require(
+        model.attention != "cudnn" or not model.distance_bias,
+        "model.attention",
+        "auto, blocked or xla, since cudnn is not used with model.distance_bias",
+        model.attention,
+    )
 
 
 def _check_lr(config: Config) -> None:
