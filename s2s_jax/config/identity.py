@@ -138,6 +138,7 @@ KEYS: dict[str, Concern | Free] = {
     "loss.num_negatives": _OBJECTIVE,
     # But it may not change from stream to another value, or back; see `of_run`.
     "loss.log_q": _OBJECTIVE,
+    "loss.label_smoothing": _OBJECTIVE,
     "loss.item_feature": "model",
     "loss.target_features": "model",
     "train.output_dir": _PLACE,

@@ -227,6 +227,9 @@ class LossConfig:
     counts in the log that training sees; stream: frequencies are estimated from the batches so far,
     with a sketch of fixed size, so that in_batch needs no catalogue and frequencies follow a log that
     changes"""
+    label_smoothing: float = 0.0
+    """Part of the probability that the targets of the loss give evenly to all candidates of a position;
+    the position's own target gets the rest. 0: the loss is the usual cross-entropy"""
     item_feature: str = "item_id"
     """The feature that says which item an event is about"""
     target_features: tuple[str, ...] | None = ("item_id", "cate_id")

@@ -133,8 +133,12 @@ def softmax_loss(
     translation", 2015; Yi et al., "Sampling-bias-corrected neural modeling for large corpus item
     recommendations", 2019).
 
+    With `config.label_smoothing`, the targets of the cross-entropy spread a part of the probability
+    evenly over the positive and the query's negatives (Szegedy et al., "Rethinking the Inception
+    architecture for computer vision", 2016).
+
     Args:
-      config: the temperature and the kind of negatives.
+      config: the temperature, the kind of negatives and the smoothing of targets.
       pairs: the pairs of this device.
       axis: inside `jax.shard_map`, the mesh axis whose devices share their positives as candidates;
         None: only this device's positives are candidates. Sampled candidates are never shared.
@@ -172,7 +176,8 @@ def softmax_loss(
         local = _sampled_candidates(config, sampled, item_SK, dtype)
         if config.negatives != "mixed":
             queries, candidates, local = queries._replace(own_N=None), local, None
-    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local)
+    smoothing = config.label_smoothing
+    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local, smoothing)
     return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
 
 

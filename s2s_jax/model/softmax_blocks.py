@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 # Finite, so that a row without negatives never computes inf - inf.
 MASKED = -1e30
+# Above every masked logit and below all others.
+NO_LOGIT = -1e29
 # A backward rule returns this for an input without a gradient.
 NO_GRADIENT: Any = None
 # Bytes of a block's logits. Smaller blocks make the matrix products too small; larger ones make them no
@@ -74,9 +76,11 @@ class Outcome(NamedTuple):
       hit: bool, whether the positive scores above all negatives.
       shift: the largest logit.
       weight: 1 / sum of exp(logit - shift).
-      lack: 1 - probability of the positive.
+      lack: probability of the positive in the targets, minus that of the model, for a loss without
+        smoothing: 1 - probability.
+      even: what each negative has in the targets, divided by `weight`; None without smoothing.
 
-    All but `shift` are 0 for a query that does not count.
+    All but `shift` and `even` are 0 for a query that does not count.
     """
 
     loss: jax.Array
@@ -84,6 +88,19 @@ class Outcome(NamedTuple):
     shift: jax.Array
     weight: jax.Array
     lack: jax.Array
+    even: jax.Array | None
+
+
+class Spread(NamedTuple):
+    """What label smoothing needs to know about the negatives of queries.
+
+    Attributes:
+      count: f32, the number of negatives.
+      total: the sum of their logits.
+    """
+
+    count: jax.Array
+    total: jax.Array
 
 
 def alignment() -> int:
@@ -141,8 +158,16 @@ def logits_of(
     return raw_BC, logits_BC
 
 
-def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
-    """Return the outcome of queries against all candidates, and `[B, C]` exp(logit - shift)."""
+def score(
+    block: Queries, candidates: Candidates, smoothing: float = 0.0
+) -> tuple[Outcome, jax.Array]:
+    """Return the outcome of queries against all candidates, and `[B, C]` shares, see `shares_of`.
+
+    Args:
+      block: queries divided by temperature.
+      candidates: all candidates.
+      smoothing: see `outcome_of`.
+    """
     raw_BC, logits_BC = logits_of(block, candidates, 0)
     if block.own_N is None:
         both_BE = block.vectors_NE.astype(raw_BC.dtype) * block.positives_NE.astype(raw_BC.dtype)
@@ -154,22 +179,75 @@ def score(block: Queries, candidates: Candidates) -> tuple[Outcome, jax.Array]:
     top_B = logits_BC.max(axis=-1)
     shift_B = jnp.maximum(top_B, own_B)
     shares_BC = jnp.exp(logits_BC - shift_B[:, None])
-    return outcome_of(own_B, top_B, shift_B, shares_BC.sum(axis=-1), block.valid_N), shares_BC
+    spread = _spread_of(logits_BC) if smoothing > 0 else None
+    rest_B = shares_BC.sum(axis=-1)
+    outcome = outcome_of(own_B, top_B, shift_B, rest_B, block.valid_N, smoothing, spread)
+    return outcome, _without_even(shares_BC, logits_BC, outcome)
+
+
+def shares_of(logits_BC: jax.Array, outcome: Outcome) -> jax.Array:
+    """Return `[B, C]`: exp(logit - shift), minus `outcome.even` for negatives.
+
+    Multiplied by the weight, this is the gradient of the loss with respect to the logit.
+    """
+    return _without_even(jnp.exp(logits_BC - outcome.shift[:, None]), logits_BC, outcome)
+
+
+def _without_even(shares_BC: jax.Array, logits_BC: jax.Array, outcome: Outcome) -> jax.Array:
+    if outcome.even is None:
+        return shares_BC
+    return shares_BC - jnp.where(logits_BC > NO_LOGIT, outcome.even[:, None], 0)
+
+
+def _spread_of(logits_BC: jax.Array) -> Spread:
+    counts_BC = logits_BC > NO_LOGIT
+    count_B = counts_BC.sum(axis=-1, dtype=logits_BC.dtype)
+    return Spread(count_B, jnp.where(counts_BC, logits_BC, 0).sum(axis=-1))
+
+
+def add_to_spread(spread: Spread | None, logits_BC: jax.Array) -> Spread | None:
+    """Return the spread with the negatives of more candidates."""
+    if spread is None:
+        return None
+    return jax.tree.map(jnp.add, spread, _spread_of(logits_BC))
 
 
 def outcome_of(
-    own: jax.Array, top: jax.Array, shift: jax.Array, rest: jax.Array, valid: jax.Array
+    own: jax.Array,
+    top: jax.Array,
+    shift: jax.Array,
+    rest: jax.Array,
+    valid: jax.Array,
+    smoothing: float,
+    spread: Spread | None,
 ) -> Outcome:
-    """Return the outcome, given the sum `rest` of exp(logit - shift) over the negatives."""
+    """Return the outcome of queries.
+
+    Args:
+      own: the positive's logit.
+      top: the largest logit of the negatives.
+      shift: the larger of the two.
+      rest: the sum of exp(logit - shift) over the negatives.
+      valid: whether a query counts.
+      smoothing: the probability that targets spread evenly over the positive and the negatives.
+      spread: what this needs; None if it is 0.
+    """
     total = rest + jnp.exp(own - shift)
     # Where the positive leads, log1p(rest) keeps digits that log(1 + rest) would round away.
     loss = jnp.where(own >= top, jnp.log1p(rest), jnp.log(total) + shift - own)
+    lack, even = rest / total, None
+    if spread is not None:
+        each = smoothing / (spread.count + 1)
+        loss += each * (spread.count * own - spread.total)
+        lack -= each * spread.count
+        even = each * total
     return Outcome(
         loss=jnp.where(valid, loss, 0),
         hit=(own > top) & valid,
         shift=shift,
         weight=jnp.where(valid, 1 / total, 0),
-        lack=jnp.where(valid, rest / total, 0),
+        lack=jnp.where(valid, lack, 0),
+        even=even,
     )
 
 

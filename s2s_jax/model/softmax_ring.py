@@ -17,9 +17,12 @@ import jax.numpy as jnp
 
 from s2s_jax.model.softmax_blocks import (
     NO_GRADIENT,
+    NO_LOGIT,
     Candidates,
     Outcome,
     Queries,
+    Spread,
+    add_to_spread,
     cut_queries,
     join_blocks,
     logits_of,
@@ -27,11 +30,9 @@ from s2s_jax.model.softmax_blocks import (
     outcome_of,
     pick,
     query_gradients,
+    shares_of,
     sums_of,
 )
-
-# The maximum before the first logit: above every masked logit and below all others.
-_NO_LOGIT = -1e29
 
 
 class _Online(NamedTuple):
@@ -41,27 +42,31 @@ class _Online(NamedTuple):
       own: the positive's logit.
       top: the largest of the negatives' logits.
       rest: the sum of exp(logit - top) over the negatives.
+      spread: what label smoothing needs; None without smoothing.
     """
 
     own: jax.Array
     top: jax.Array
     rest: jax.Array
+    spread: Spread | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def ring_sums(
     axis: str,
+    smoothing: float,
     queries: Queries,
     candidates: Candidates,
     local: Candidates | None,
     temperature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the sums of `softmax_sums` where every device has a part of the candidates."""
-    return _ring_forward(axis, queries, candidates, local, temperature)[0]
+    return _ring_forward(axis, smoothing, queries, candidates, local, temperature)[0]
 
 
 def _ring_forward(
     axis: str,
+    smoothing: float,
     queries: Queries,
     candidates: Candidates,
     local: Candidates | None,
@@ -80,7 +85,8 @@ def _ring_forward(
         ), None
 
     own_GB = jnp.zeros_like(blocks.bias_N)
-    online = _Online(own_GB, jnp.full_like(own_GB, _NO_LOGIT), own_GB)
+    spread = Spread(own_GB, own_GB) if smoothing > 0 else None
+    online = _Online(own_GB, jnp.full_like(own_GB, NO_LOGIT), own_GB, spread)
     steps = jnp.arange(size - 1)
     (last_CE, online), _ = jax.lax.scan(one_step, (candidates.vectors_CE, online), steps)
     online = _update(online, blocks, *_at_step(candidates, last_CE, size - 1, axis))
@@ -88,12 +94,15 @@ def _ring_forward(
         online = _update(online, blocks, local, None)
     shift_GB = jnp.maximum(online.top, online.own)
     rest_GB = online.rest * jnp.exp(online.top - shift_GB)
-    outcome = outcome_of(online.own, online.top, shift_GB, rest_GB, blocks.valid_N)
+    outcome = outcome_of(
+        online.own, online.top, shift_GB, rest_GB, blocks.valid_N, smoothing, online.spread
+    )
     residuals = (queries, candidates, local, temperature, outcome)
     return sums_of(outcome.loss, outcome.hit), residuals
 
 
-def _ring_backward(axis: str, residuals: tuple, cotangents: tuple) -> tuple:
+def _ring_backward(axis: str, smoothing: float, residuals: tuple, cotangents: tuple) -> tuple:
+    del smoothing  # It is in the outcome.
     queries, candidates, local, temperature, outcome = residuals
     size, d_loss = jax.lax.axis_size(axis), cotangents[0]
     blocks = cut_queries(queries, _max_candidates(candidates, local), temperature)
@@ -145,7 +154,8 @@ def _update(
             own_B = jnp.where(here_B, pick(raw_BC, place_B) + block.bias_N, own_B)
         top_B = jnp.maximum(before.top, logits_BC.max(axis=-1))
         rest_B = jnp.exp(logits_BC - top_B[:, None]).sum(axis=-1)
-        return None, _Online(own_B, top_B, rest_B + before.rest * jnp.exp(before.top - top_B))
+        rest_B += before.rest * jnp.exp(before.top - top_B)
+        return None, _Online(own_B, top_B, rest_B, add_to_spread(before.spread, logits_BC))
 
     return jax.lax.scan(one_block, None, (online, blocks))[1]
 
@@ -166,7 +176,7 @@ def _add_gradients(
     def one_block(d_EC: jax.Array, each: tuple) -> tuple[jax.Array, jax.Array]:
         d_BE, block, outcome = each
         _, logits_BC = logits_of(block, candidates, first)
-        shares_BC = jnp.exp(logits_BC - outcome.shift[:, None])
+        shares_BC = shares_of(logits_BC, outcome)
         d_more_BE, d_more_EC = negative_gradients(shares_BC, block, candidates, outcome)
         return d_EC + d_more_EC, d_BE + d_more_BE
 

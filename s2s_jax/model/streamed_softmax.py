@@ -9,6 +9,8 @@ Shapes: N queries, C candidates, A candidates of all devices, E width, K words o
 queries each.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +35,7 @@ def softmax_sums(
     temperature: float | jax.Array,
     axis: str | None = None,
     local: Candidates | None = None,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the cross-entropy of each query's positive among itself and the query's negatives.
 
@@ -48,6 +51,8 @@ def softmax_sums(
       axis: inside `jax.shard_map`, the mesh axis round which candidates are sent; None: they are not
         sent.
       local: more candidates of this device, which are never sent; none of them is a positive.
+      smoothing: the probability that the targets of the cross-entropy spread evenly over the positive
+        and the query's negatives (label smoothing); the positive has the rest.
 
     Returns:
       Sums over the queries that count: the loss, and the number of positives above all negatives.
@@ -60,20 +65,20 @@ def softmax_sums(
         lambda x: x * one.astype(x.dtype), (candidates, local, temperature)
     )
     if axis is not None and jax.lax.axis_size(axis) > 1:
-        return ring_sums(axis, queries, candidates, local, temperature)
+        return ring_sums(axis, smoothing, queries, candidates, local, temperature)
     if local is not None:
         candidates = jax.tree.map(lambda *x: jnp.concatenate(x), candidates, local)
-    return _row_sums(queries, candidates, temperature)
+    return _row_sums(smoothing, queries, candidates, temperature)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _row_sums(
-    queries: Queries, candidates: Candidates, temperature: jax.Array
+    smoothing: float, queries: Queries, candidates: Candidates, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the sums block by block, where a device has all candidates."""
 
     def one_block(_: None, block: Queries) -> tuple[None, tuple]:
-        outcome, _shares_BC = score(block, candidates)
+        outcome, _shares_BC = score(block, candidates, smoothing)
         return None, (outcome.loss, outcome.hit)
 
     blocks = cut_queries(queries, candidates.vectors_CE.shape[0], temperature)
@@ -81,11 +86,13 @@ def _row_sums(
     return sums_of(loss_GB, hit_GB)
 
 
-def _row_forward(queries: Queries, candidates: Candidates, temperature: jax.Array) -> tuple:
+def _row_forward(
+    smoothing: float, queries: Queries, candidates: Candidates, temperature: jax.Array
+) -> tuple:
     """Computes the sums together with their gradients."""
 
     def one_block(d_EC: jax.Array, block: Queries) -> tuple[jax.Array, tuple]:
-        outcome, shares_BC = score(block, candidates)
+        outcome, shares_BC = score(block, candidates, smoothing)
         d_BE, d_block_EC = negative_gradients(shares_BC, block, candidates, outcome)
         d_BE -= outcome.lack[:, None] * block.positives_NE
         return d_EC + d_block_EC, (outcome.loss, outcome.hit, outcome.lack, d_BE)
@@ -98,7 +105,8 @@ def _row_forward(queries: Queries, candidates: Candidates, temperature: jax.Arra
     return sums_of(loss_GB, hit_GB), residuals
 
 
-def _row_backward(residuals: tuple, cotangents: tuple) -> tuple:
+def _row_backward(smoothing: float, residuals: tuple, cotangents: tuple) -> tuple:
+    del smoothing  # The residuals are gradients.
     vectors_NE, temperature, lack_N, d_NE, d_EC = residuals
     d_loss = cotangents[0]
     d_queries, d_temperature = query_gradients(vectors_NE, temperature, lack_N, d_NE, d_loss)

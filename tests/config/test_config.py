@@ -135,6 +135,7 @@ def test_overrides_are_typed():
         (["--lr.decay", "cosine", "--lr.decay.stesp", "9"], "lr.decay.stesp",
          ["did you mean lr.decay.steps?"]),
         (["--lr.decay", "cosine", "--lr.decay.steps", "x"], "lr.decay.steps", ["whole", "found x"]),
+        (["--loss.label_smoothing", "1"], "loss.label_smoothing", ["below 1"]),
         (["--lr.average_decay", "1"], "lr.average_decay", ["less than 1"]),
         (["--lr.clip_norm", "0"], "lr.clip_norm", ["more than 0"]),
         (["--eval.neighbours", "-1"], "eval.neighbours", ["auto or a finite number", "found -1"]),

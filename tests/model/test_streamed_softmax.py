@@ -38,6 +38,7 @@ class Options(NamedTuple):
     words: int = 1
     log_q: bool = False
     devices: int | None = None
+    smoothing: float = 0.0
 
 
 def make_batch(options, seed=0, padding=0.2, dtype=np.float32):
@@ -100,9 +101,14 @@ def reference(options, batch, temperature):
     top = np.where(negative, logits, -np.inf).max(axis=1)
     logits = np.where(negative | own, logits, -np.inf)
     peak = logits.max(axis=1)
-    loss = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak - positive
+    log_total = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
+    counts = negative | own
+    targets = (1 - options.smoothing) * own
+    targets = targets + options.smoothing * counts / counts.sum(axis=1, keepdims=True)
+    log_p = np.where(counts, logits, 0) - log_total[:, None]
+    loss = -(targets * log_p).sum(axis=1)
     valid = batch["valid"]
-    d_score = valid[:, None] * (np.exp(logits - (loss + positive)[:, None]) - own) / temperature
+    d_score = valid[:, None] * (np.exp(logits - log_total[:, None]) - targets) / temperature
     d_candidates = d_score.T @ unit["queries"]
     d_unit = {
         "queries": d_score @ candidates,
@@ -118,7 +124,8 @@ def reference(options, batch, temperature):
 
 
 def sums_of(options, vectors, batch, temperature, axis=None):
-    config = dataclasses.replace(LossConfig(negatives=options.negatives), temperature=temperature)
+    config = LossConfig(negatives=options.negatives, label_smoothing=options.smoothing)
+    config = dataclasses.replace(config, temperature=temperature)
     batch = batch | vectors
     pairs = Pairs(batch["queries"], batch["positives"], batch["valid"], batch.get("item"))
     sampled = None
@@ -183,6 +190,7 @@ COMBINATIONS = [
     Options("uniform", words=0),
     Options("uniform", words=2, log_q=True),
     Options("full", words=3),
+    Options("mixed", words=2, log_q=True, smoothing=0.2),
 ]
 
 
@@ -234,6 +242,7 @@ RINGS = [
     Options("mixed", words=3, log_q=True, devices=4),
     Options("mixed", words=2, devices=1),
     Options("uniform", words=3, log_q=True, devices=2),
+    Options("mixed", words=1, log_q=True, devices=4, smoothing=0.2),
 ]
 
 
@@ -249,7 +258,10 @@ def test_several_devices(options):
 
 @pytest.mark.parametrize(
     "options",
-    [Options(words=2, log_q=True), Options("mixed", words=3, log_q=True, devices=2)],
+    [
+        Options(words=2, log_q=True, smoothing=0.3),
+        Options("mixed", words=3, log_q=True, devices=2),
+    ],
     ids=str,
 )
 def test_float64(options):

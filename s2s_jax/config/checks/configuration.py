@@ -204,6 +204,12 @@ def _check_loss(config: Config) -> None:
         f"none with loss.negatives {loss.negatives}, where all candidates are equally frequent",
         loss.log_q,
     )
+    require(
+        0 <= loss.label_smoothing < 1,
+        "loss.label_smoothing",
+        "0 to below 1",
+        loss.label_smoothing,
+    )
     require(loss.temperature > 0, "loss.temperature", "more than 0", loss.temperature)
     require(
         loss.item_feature in names, "loss.item_feature", f"a feature ({listed})", loss.item_feature
