@@ -35,7 +35,8 @@ def implementation(config: Config) -> str:
     if model.attention != "auto":
         return model.attention
     dtype, head_width = compute_dtype(model), model.hidden_size // model.nhead
-    return choose(jax.default_backend(), dtype, head_width, model.distance_bias)
+    is_plain = not model.distance_bias and model.layer != "hstu"
+    return choose(jax.default_backend(), dtype, head_width, is_plain)
 
 
 def jitted(config: Config, mesh: Any) -> SimpleNamespace:

@@ -97,6 +97,7 @@ KEYS: dict[str, Concern | Free] = {
     "model.hidden_size": "model",
     "model.num_layers": "model",
     "model.nhead": "model",
+    "model.layer": "model",
     "model.dim_feedforward": "model",
     "model.feed_forward": "model",
     "model.norm": "model",

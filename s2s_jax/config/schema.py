@@ -87,6 +87,12 @@ class ModelConfig:
     """Transformer layers"""
     nhead: int = 8
     """Attention heads. Must divide hidden_size"""
+    layer: Literal["transformer", "hstu", "hstu_softmax"] = "transformer"
+    """Kind of the layers. transformer: attention, then a feed-forward part; hstu: attention that
+    weights values with the SiLU of their scores instead of a softmax, and whose output is multiplied by
+    a gate, without a feed-forward part (Zhai et al., "Actions Speak Louder than Words", 2024);
+    hstu_softmax: the same with a softmax. In the paper, HSTU has scores that depend on distances
+    (distance_bias) and on time gaps (not available), and more and smaller layers than a transformer"""
     dim_feedforward: int = 1024
     """Width of the hidden layer of the feed-forward part"""
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
@@ -114,7 +120,7 @@ class ModelConfig:
     first"""
     dropout: float = 0.1
     """Dropout rate, applied after attention, after its output projection, and after the feed-forward
-    layers"""
+    layers. In layers of HSTU, it is applied once, before the output projection"""
     input_norm: bool = False
     """Apply a norm to events (after learned positions) before the first layer. Without it, as in
     the RecIS example, the projection's bias and the first layers overwhelm freshly initialized
@@ -136,12 +142,12 @@ class ModelConfig:
     distance_bias: bool = False
     """Add a learned number to the scores of attention, by head and distance, as T5 does (Raffel et al.,
     "Exploring the limits of transfer learning with a unified text-to-text transformer", 2020). Each
-    distance below 16 has its own number; longer ones share 16 numbers in ranges that grow, the last from
-    113 on. All are 0 at first, and each layer has its own. It goes with any position"""
+    distance below 16 has its own number; longer ones share 16 numbers in ranges that grow, the last
+    from 113 on. All are 0 at first, and each layer has its own. It goes with any position"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
     """How attention is computed. blocked: plain JAX, block by block, skipping masked blocks (for
     CPUs); cudnn: fused (GPUs and bfloat16 only); xla: all scores at once. auto: blocked on CPUs, cudnn
-    on GPUs if possible (not with distance_bias), xla otherwise"""
+    on GPUs if possible (not with distance_bias or hstu), xla otherwise"""
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass recomputes instead of keeping it in memory. none: nothing; attention: the
     attention of each layer; full: each whole layer. Recomputing takes less memory and more time"""

@@ -13,6 +13,7 @@ from flax import nnx
 from s2s_jax.config import ModelConfig
 from s2s_jax.exporting.onnx_graph import Graph, Value
 from s2s_jax.model.distance_bias import bias_of_distances
+from s2s_jax.model.hstu import GatedAttention, HSTULayer
 from s2s_jax.model.layers import CausalAttention, FeedForward, Heads, Layer
 from s2s_jax.model.norms import LAYER_NORM_EPS, LENGTH_EPS, Norm
 from s2s_jax.model.positions import ROPE_BASE
@@ -82,9 +83,14 @@ class LayerWriter:
         return Seen(seen_LL, distance_LL, turns)
 
     def layer(
-        self, name: str, layer: Layer, x: Value, seen: Seen, choose: Callable[[Value], Value]
+        self,
+        name: str,
+        layer: Layer | HSTULayer,
+        x: Value,
+        seen: Seen,
+        choose: Callable[[Value], Value],
     ) -> Value:
-        """Return the result of a `Layer`.
+        """Return the result of a layer.
 
         Args:
           name: the name of its parameters.
@@ -95,6 +101,10 @@ class LayerWriter:
         """
         gated = self._model.gated_residuals
         first = _Around(f"{name}.%s1", layer.norm1, layer.gate1 if gated else None)
+        if isinstance(layer, HSTULayer):
+            before = self._before(first, x)
+            added = self._gated_attention(f"{name}.attn", layer.attn, before, seen)
+            return choose(self._sum(first, x, added))
         second = _Around(f"{name}.%s2", layer.norm2, layer.gate2 if gated else None)
         added = self._attention(f"{name}.attn", layer.attn, self._before(first, x), seen)
         x = choose(self._sum(first, x, added))
@@ -164,6 +174,18 @@ class LayerWriter:
         out_BLE = self._heads(f"{name}.heads", attention.heads, qkv_BLE, seen)
         return self.linear(f"{name}.proj", attention.proj, out_BLE)
 
+    def _gated_attention(
+        self, name: str, attention: GatedAttention, x_BLE: Value, seen: Seen
+    ) -> Value:
+        add, width = self._graph.add, self._model.hidden_size
+        uqkv_BLE = self._silu(self.linear(f"{name}.uqkv", attention.uqkv, x_BLE))
+        u_BLE, qkv_BLE = self._graph.add_several(
+            "Split", 2, uqkv_BLE, self._graph.ints(width, 3 * width), axis=2
+        )
+        out_BLE = self._heads(f"{name}.heads", attention.heads, qkv_BLE, seen)
+        out_BLE = add("Mul", u_BLE, self.norm(f"{name}.norm", attention.norm, out_BLE))
+        return self.linear(f"{name}.proj", attention.proj, out_BLE)
+
     def _heads(self, name: str, of_heads: Heads, qkv_BLE: Value, seen: Seen) -> Value:
         """Return the result of `Heads` for queries, keys and values next to each other."""
         add, heads = self._graph.add, self._model.nhead
@@ -183,17 +205,25 @@ class LayerWriter:
             scale_N = np.asarray(of_heads.qk_scale[...], np.float32)
             scale = self._graph.parameter(f"{name}.qk_scale", scale_N[:, None, None])
         else:
-            scale = self._graph.scalar(np.float32(self._head_width**-0.5))
+            softmax = of_heads.weights == "softmax"
+            scale = self._graph.scalar(np.float32(self._head_width**-0.5 if softmax else 1))
         scores_BNLL = add("Mul", add("MatMul", q_BNLH, k_BNHL), scale)
         if seen.distance_LL is not None:
             table_NS = of_heads.distance_bias[...]
             of_distances_NL = np.asarray(bias_of_distances(table_NS, self._model.seq_len))
             bias_NL = self._graph.parameter(f"{name}.distance_bias", of_distances_NL)
             scores_BNLL = add("Add", scores_BNLL, add("Gather", bias_NL, seen.distance_LL, axis=1))
-        scores_BNLL = add("Where", seen.seen_LL, scores_BNLL, self._graph.scalar(_MASKED))
-        out_BNLH = add("MatMul", add("Softmax", scores_BNLL, axis=-1), v_BNLH)
+        out_BNLH = add("MatMul", self._weights(of_heads, scores_BNLL, seen), v_BNLH)
         out_BLNH = add("Transpose", out_BNLH, perm=(0, 2, 1, 3))
         return add("Reshape", out_BLNH, self._graph.ints(0, 0, self._model.hidden_size))
+
+    def _weights(self, of_heads: Heads, scores_BNLL: Value, seen: Seen) -> Value:
+        """Return `[B, N, L, L]`: the weights of values."""
+        add, scalar = self._graph.add, self._graph.scalar
+        if of_heads.weights == "silu":
+            return add("Where", seen.seen_LL, self._silu(scores_BNLL), scalar(np.float32(0)))
+        scores_BNLL = add("Where", seen.seen_LL, scores_BNLL, scalar(_MASKED))
+        return add("Softmax", scores_BNLL, axis=-1)
 
     def _rotated(self, x_BNLH: Value, turns: Turns) -> Value:
         """Return the result of `positions.rotate`."""

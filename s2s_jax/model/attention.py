@@ -12,11 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from s2s_jax.model.blocked_attention import softmax_blocked
+from s2s_jax.model.blocked_attention import BLOCK, silu_attention, softmax_blocked
 from s2s_jax.model.distance_bias import spread
 
 _Implementation = Literal["blocked", "cudnn", "xla"]
 Attention = _Implementation | Literal["auto"]
+Weights = Literal["softmax", "silu"]
 
 # Head widths that cuDNN's fused attention supports on every GPU that has it.
 _CUDNN_WIDTH_MULTIPLE, _CUDNN_MAX_WIDTH = 8, 128
@@ -29,8 +30,9 @@ def causal_attention(
     sequence_BL: jax.Array | None = None,
     implementation: Attention = "auto",
     bias_NL: jax.Array | None = None,
+    weights: Weights = "softmax",
 ) -> jax.Array:
-    """Computes attention of each position to itself and earlier ones, with scores scaled by 1/sqrt(H).
+    """Computes attention of each position to itself and earlier ones.
 
     Args:
       q_BLNH: queries.
@@ -39,20 +41,28 @@ def causal_attention(
       sequence_BL: int32; positions with different numbers do not see each other. None: each row is one
         sequence.
       implementation: "blocked" is that of `blocked_attention`; "cudnn" and "xla" are those of
-        `jax.nn.dot_product_attention`; "auto" is what `choose` returns.
-      bias_NL: f32, what is added to the scaled scores of a head, by the distance from the query back to
-        the key. None: nothing.
+        `jax.nn.dot_product_attention`, or for "silu" all scores at once; "auto" is what `choose`
+        returns.
+      bias_NL: f32, what is added to the scores of a head, by the distance from the query back to the
+        key. None: nothing.
+      weights: how values are weighted. "softmax": by the softmax of the products of queries and keys,
+        scaled by 1/sqrt(H); "silu": by the SiLU of the products, as in HSTU.
 
     Returns:
       `[B, L, N, H]`, of the same type as the inputs.
     """
     if implementation == "auto":
         backend, head_width = jax.default_backend(), q_BLNH.shape[-1]
-        implementation = choose(backend, q_BLNH.dtype, head_width, bias_NL is not None)
+        is_plain = bias_NL is None and weights == "softmax"
+        implementation = choose(backend, q_BLNH.dtype, head_width, is_plain)
+    # With the head axis next to the batch axis, the products need no further copies.
+    q, k, v = (jnp.swapaxes(x_BLNH, 1, 2) for x_BLNH in (q_BLNH, k_BLNH, v_BLNH))
+    if weights == "silu":
+        assert implementation != "cudnn", "cuDNN has no attention without softmax"
+        block = BLOCK if implementation == "blocked" else None
+        return silu_attention(q, k, v, sequence_BL, bias_NL, block).swapaxes(1, 2)
     if implementation == "blocked":
-        # With the head axis next to the batch axis, the products need no further copies.
-        heads_first = (x.swapaxes(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
-        return softmax_blocked(*heads_first, sequence_BL, bias_NL).swapaxes(1, 2)
+        return softmax_blocked(q, k, v, sequence_BL, bias_NL).swapaxes(1, 2)
     mask_B1LL = None
     if sequence_BL is not None:
         mask_B1LL = (sequence_BL[:, :, None] == sequence_BL[:, None, :])[:, None]
@@ -72,16 +82,16 @@ def causal_attention(
 
 
 def choose(
-    backend: str, dtype: jnp.dtype, head_width: int, has_bias: bool = False
+    backend: str, dtype: jnp.dtype, head_width: int, is_plain: bool = True
 ) -> _Implementation:
     """Return the fastest implementation on `backend` for this type and head width.
 
-    With a bias it is never cuDNN, which would read the bias of all pairs of positions from memory, and
-    was not tried.
+    cuDNN is only chosen for plain attention: softmax without a bias. It has no other weights than
+    softmax, and would read the bias of all pairs of positions from memory, which was not tried.
     """
     if backend == "cpu":
         return "blocked"
     narrow = dtype in (jnp.bfloat16, jnp.float16)
     fits = head_width % _CUDNN_WIDTH_MULTIPLE == 0 and head_width <= _CUDNN_MAX_WIDTH
-    fused = backend == "gpu" and narrow and fits and not has_bias
+    fused = backend == "gpu" and narrow and fits and is_plain
     return "cudnn" if fused else "xla"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.config import ModelConfig
-from s2s_jax.model.attention import Attention, causal_attention
+from s2s_jax.model.attention import Attention, Weights, causal_attention
 from s2s_jax.model.distance_bias import BUCKET_BEGINS, bias_of_distances
 from s2s_jax.model.dropout import dropout
 from s2s_jax.model.linear import compute_dtype, linear
@@ -28,6 +28,7 @@ class Heads(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.nhead = config.nhead
         self.implementation: Attention = config.attention
+        self.weights: Weights = "silu" if config.layer == "hstu" else "softmax"
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             first = math.log2(config.seq_len**2 - config.seq_len)
@@ -60,13 +61,18 @@ class Heads(nnx.Module):
             for x_ME in (q_ME, k_ME, v_ME)
         )
         if self.qk_norm:
-            # Attention divides by sqrt(H).
-            scale_11N1 = (self.qk_scale[...] * q.shape[-1] ** 0.5)[None, None, :, None]
+            scale_N = self.qk_scale[...]
+            if self.weights == "softmax":
+                # Attention divides by sqrt(H).
+                scale_N = scale_N * q.shape[-1] ** 0.5
+            scale_11N1 = scale_N[None, None, :, None]
             q, k = (to_length_one(q) * scale_11N1).astype(q.dtype), to_length_one(k)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         bias_NL = bias_of_distances(self.distance_bias[...], seq_len) if self.biased else None
-        out_BLNH = causal_attention(q, k, v, sequence_BL, self.implementation, bias_NL)
+        out_BLNH = causal_attention(
+            q, k, v, sequence_BL, self.implementation, bias_NL, self.weights
+        )
         return out_BLNH.reshape(q_ME.shape)
 
 
@@ -157,9 +163,7 @@ class Layer(nnx.Module):
         self.ffn = FeedForward(config, rngs)
         self.gated = config.gated_residuals
         if self.gated:
-            dtype = compute_dtype(config)
-            self.gate1 = linear(config.hidden_size, config.hidden_size, dtype, rngs)
-            self.gate2 = linear(config.hidden_size, config.hidden_size, dtype, rngs)
+            self.gate1, self.gate2 = make_gate(config, rngs), make_gate(config, rngs)
         self.pre_norm = config.norm_placement == "pre"
         self.remat = config.remat
         self.prevent_cse = prevent_cse
@@ -174,25 +178,40 @@ class Layer(nnx.Module):
     ) -> jax.Array:
         """Runs the layer. The arguments are those of `CausalAttention`, with three keys of dropout."""
 
+        pre_norm = self.pre_norm
+
         def attend(x_ME: jax.Array, keys: Keys) -> jax.Array:
-            return self.attn(self._before(self.norm1, x_ME), seq_len, keys, sequence_BL, turns)
+            before_ME = self.norm1(x_ME) if pre_norm else x_ME
+            return self.attn(before_ME, seq_len, keys, sequence_BL, turns)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)
         added_ME = attend(x_ME, None if keys is None else keys[:2])
-        x_ME = self._sum(x_ME, added_ME, self.norm1, self.gate1 if self.gated else None)
-        added_ME = self.ffn(self._before(self.norm2, x_ME), None if keys is None else keys[2])
-        return self._sum(x_ME, added_ME, self.norm2, self.gate2 if self.gated else None)
+        gate = self.gate1 if self.gated else None
+        x_ME = add_part(x_ME, added_ME, gate, None if pre_norm else self.norm1)
+        before_ME = self.norm2(x_ME) if pre_norm else x_ME
+        added_ME = self.ffn(before_ME, None if keys is None else keys[2])
+        gate = self.gate2 if self.gated else None
+        return add_part(x_ME, added_ME, gate, None if pre_norm else self.norm2)
 
-    def _before(self, norm: Norm, x_ME: jax.Array) -> jax.Array:
-        """Return the input of a part of the layer."""
-        return norm(x_ME) if self.pre_norm else x_ME
 
-    def _sum(
-        self, x_ME: jax.Array, added_ME: jax.Array, norm: Norm, gate: nnx.Linear | None
-    ) -> jax.Array:
-        """Return the states after a part of the layer, whose output is `added_ME`."""
-        if gate is not None:
-            added_ME = added_ME * jax.nn.sigmoid(gate(x_ME))
-        x_ME = x_ME + added_ME
-        return x_ME if self.pre_norm else norm(x_ME).astype(x_ME.dtype)
+def make_gate(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return the linear layer of the gate of a residual."""
+    return linear(config.hidden_size, config.hidden_size, compute_dtype(config), rngs)
+
+
+def add_part(
+    x_ME: jax.Array, added_ME: jax.Array, gate: nnx.Linear | None, norm: Norm | None
+) -> jax.Array:
+    """Return the states after a part of a layer.
+
+    Args:
+      x_ME: the states before the part.
+      added_ME: the output of the part.
+      gate: its sigmoid is multiplied with the output; None: nothing is.
+      norm: the norm of the sum, with post-norm; None with pre-norm.
+    """
+    if gate is not None:
+        added_ME = added_ME * jax.nn.sigmoid(gate(x_ME))
+    x_ME = x_ME + added_ME
+    return x_ME if norm is None else norm(x_ME).astype(x_ME.dtype)

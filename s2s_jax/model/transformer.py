@@ -11,6 +11,7 @@ from flax import nnx
 
 from s2s_jax.config import ModelConfig
 from s2s_jax.model.dropout import drop_rows, dropout
+from s2s_jax.model.hstu import HSTULayer
 from s2s_jax.model.layers import Layer
 from s2s_jax.model.norms import make_norm
 from s2s_jax.model.positions import rotation, sequence_positions
@@ -48,8 +49,9 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
-        def stacked_layers(rngs: nnx.Rngs) -> Layer:
-            return Layer(config, _prevent_cse(config), rngs)
+        def stacked_layers(rngs: nnx.Rngs) -> Layer | HSTULayer:
+            kind = Layer if config.layer == "transformer" else HSTULayer
+            return kind(config, _prevent_cse(config), rngs)
 
         self.layers = stacked_layers(rngs)
         if config.norm_placement == "pre":

@@ -35,6 +35,7 @@ _LACKS = {
     "position": ("none", "positions"),
     "distance_bias": (False, "bias of distances"),
     "input_norm": (False, "norm of events"),
+    "layer": ("transformer", "other layer"),
     "feed_forward": ("gelu", "other feed-forward part"),
     "norm": ("layer", "other norm"),
     "norm_placement": ("pre", "norm after the sum"),

@@ -85,6 +85,8 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
 def _weights_of_layer(model: ModelConfig) -> int:
     """Return the number of weights in the matrices of a layer."""
     width = model.hidden_size
+    if model.layer != "transformer":
+        return (6 if model.gated_residuals else 5) * width**2
     of_feed_forward = (3 if model.feed_forward == "swiglu" else 2) * width * model.dim_feedforward
     of_gates = 2 * width**2 if model.gated_residuals else 0
     return 4 * width**2 + of_feed_forward + of_gates

@@ -82,6 +82,7 @@ CHANGED = {
     "model.hidden_size": 32,
     "model.num_layers": 3,
     "model.nhead": 2,
+    "model.layer": "hstu",
     "model.dim_feedforward": 32,
     "model.feed_forward": "swiglu",
     "model.norm": "rms",

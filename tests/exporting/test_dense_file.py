@@ -52,11 +52,26 @@ def t5_bias(table_NS, seq_len):
 
 
 def attention(x_BLE, weights, name, model):
-    rows, seq_len, width = x_BLE.shape
-    heads = model.nhead
-    qkv = linear(x_BLE, weights, f"{name}.qkv").reshape(rows, seq_len, 3, heads, width // heads)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-    scale = 1 / math.sqrt(width // heads)
+    qkv = linear(x_BLE, weights, f"{name}.qkv")
+    return linear(heads_of(qkv, weights, name, model), weights, f"{name}.proj")
+
+
+def gated_attention(x_BLE, weights, name, model):
+    """Equations 1 to 3 of the paper on HSTU."""
+    uqkv = linear(x_BLE, weights, f"{name}.uqkv")
+    uqkv = uqkv * sigmoid(uqkv)
+    width = x_BLE.shape[-1]
+    out_BLE = heads_of(uqkv[..., width:], weights, name, model)
+    out_BLE = norm(out_BLE, weights, f"{name}.norm") * uqkv[..., :width]
+    return linear(out_BLE, weights, f"{name}.proj")
+
+
+def heads_of(qkv, weights, name, model):
+    """The outputs of all heads next to each other."""
+    rows, seq_len, width = qkv.shape
+    heads, width = model.nhead, width // 3
+    q, k, v = qkv.reshape(rows, seq_len, 3, heads, width // heads).transpose(2, 0, 3, 1, 4)
+    scale = 1.0 if model.layer == "hstu" else 1 / math.sqrt(width // heads)
     if model.qk_norm:
         q, k = length_one(q), length_one(k)
         scale = weights[f"{name}.heads.qk_scale"][:, None, None]
@@ -65,10 +80,14 @@ def attention(x_BLE, weights, name, model):
     scores = q @ k.swapaxes(-1, -2) * scale
     if model.distance_bias:
         scores = scores + t5_bias(weights[f"{name}.heads.distance_bias"], seq_len)
-    scores = np.where(np.tri(seq_len, dtype=bool), scores, -np.inf)
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    out = shares / shares.sum(-1, keepdims=True) @ v
-    return linear(out.transpose(0, 2, 1, 3).reshape(x_BLE.shape), weights, f"{name}.proj")
+    seen = np.tri(seq_len, dtype=bool)
+    if model.layer == "hstu":
+        shares = seen * scores * sigmoid(scores)
+    else:
+        scores = np.where(seen, scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares = shares / shares.sum(-1, keepdims=True)
+    return (shares @ v).transpose(0, 2, 1, 3).reshape(rows, seq_len, width)
 
 
 def feed_forward(x_BLE, weights, name):
@@ -98,15 +117,23 @@ def encode(events_BLD, weights, model):
     pre_norm = model.norm_placement == "pre"
     for number in range(model.num_layers):
         layer = f"transformer.layers.{number}"
-        attend = partial(attention, weights=weights, name=f"{layer}.attn", model=model)
+        attend = attention if model.layer == "transformer" else gated_attention
+        attend = partial(attend, weights=weights, name=f"{layer}.attn", model=model)
         x_BLE = add_part(x_BLE, weights, layer, 1, pre_norm, attend)
+        if model.layer != "transformer":
+            continue
         feed = partial(feed_forward, weights=weights, name=f"{layer}.ffn")
         x_BLE = add_part(x_BLE, weights, layer, 2, pre_norm, feed)
     return norm(x_BLE, weights, "transformer.final_norm") if pre_norm else x_BLE
 
 
 @pytest.mark.parametrize(
-    "name", ["rope", "modern", "post", pytest.param("learned", marks=pytest.mark.slow)]
+    "name",
+    [
+        "rope",
+        "hstu",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "learned", "dot")),
+    ],
 )
 def test_its_names_are_enough_to_compute_users(tmp_path, name):
     made = make(name)
@@ -118,5 +145,6 @@ def test_its_names_are_enough_to_compute_users(tmp_path, name):
     for row, length in enumerate(made.length_B):
         if length:
             vector = encoded_BLE[row, length - 1]
-            expected = vector / np.linalg.norm(vector)
+            is_cosine = made.tower.loss.similarity == "cosine"
+            expected = vector / np.linalg.norm(vector) if is_cosine else vector
             np.testing.assert_allclose(made.users_BE[row], expected, atol=TOLERANCE)

@@ -97,6 +97,7 @@ FACTORS: dict[str, tuple] = {
     "model.input_dropout": (0.0, 0.3),
     "model.event_dropout": (0.0, 0.3),
     "model.input_norm": (False, True),
+    "model.layer": ("transformer", "hstu", "hstu_softmax"),
     "model.feed_forward": ("gelu", "swiglu"),
     "model.norm": ("layer", "rms"),
     "model.norm_placement": ("pre", "post"),

@@ -228,6 +228,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, found, message):
         ("model.position", {"position": "learned"}),
         ("model.input_norm", {"input_norm": True}),
         ("model.distance_bias", {"distance_bias": True}),
+        ("model.layer", {"layer": "hstu"}),
         ("model.feed_forward", {"feed_forward": "swiglu"}),
         ("model.norm", {"norm": "rms"}),
         ("model.norm_placement", {"norm_placement": "post"}),

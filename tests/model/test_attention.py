@@ -97,6 +97,47 @@ def test_a_bias_of_distances_and_its_gradient(packed, implementation):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_by_silu(packed, implementation):
+    """The sums are those of a loop; derivatives along a random direction are differences in float64."""
+    sequence_BL = SEGMENT_BL if packed else np.ones((B, 130), np.int32)
+    arguments = [draw(i, B, 130, N, H) for i in range(3)] + [draw(3, N, 130)]
+    directions = [draw(i + 4, *x.shape) for i, x in enumerate(arguments)]
+    d_out = draw(9, B, 130, N, H)
+
+    def expected(q, k, v, bias_NL):
+        out = np.zeros((B, 130, N, H))
+        for query in range(130):
+            keys = slice(0, query + 1)
+            scores_BKN = (q[:, query, None] * k[:, keys]).sum(-1) + bias_NL[:, query::-1].T
+            weights_BKN = scores_BKN / (1 + np.exp(-scores_BKN))
+            weights_BKN = weights_BKN * (sequence_BL[:, keys] == sequence_BL[:, [query]])[..., None]
+            out[:, query] = (weights_BKN[..., None] * v[:, keys]).sum(axis=1)
+        return out
+
+    @jax.jit
+    def value_and_gradients(arguments, d_out):
+        def attend(q, k, v, bias_NL):
+            packs = sequence_BL if packed else None
+            return causal_attention(q, k, v, packs, implementation, bias_NL, "silu")
+
+        out, pull = jax.vjp(attend, *arguments)
+        return out, pull(d_out)
+
+    out, gradients = value_and_gradients(arguments, d_out)
+    exact = [x.astype(np.float64) for x in arguments]
+    np.testing.assert_allclose(out, expected(*exact), rtol=1e-4, atol=1e-4)
+    for number, direction in enumerate(directions):
+        ends = []
+        for step in (-1e-5, 1e-5):
+            moved = [*exact]
+            moved[number] = exact[number] + step * direction
+            ends.append((expected(*moved) * d_out).sum())
+        slope = (ends[1] - ends[0]) / 2e-5
+        np.testing.assert_allclose((gradients[number] * direction).sum(), slope, rtol=1e-3)
+
+
 def test_buckets_of_distances_are_those_of_t5():
     """The formula of T5's code for its decoder: 32 buckets, the last from where the logarithm ends."""
     distance = np.arange(1000)
@@ -104,6 +145,26 @@ def test_buckets_of_distances_are_those_of_t5():
     bucket = np.where(distance < 16, distance, np.minimum(far, 31))
     table_NS = np.arange(32, dtype=np.float32)[None]
     np.testing.assert_array_equal(bias_of_distances(table_NS, 1000)[0], bucket)
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+def test_weights_by_silu_in_bfloat16(implementation):
+    """Sums of up to 70 products with a precision of eight bits."""
+    arguments, d_out = [draw(i, B, 70, N, H) for i in range(3)], draw(3, B, 70, N, H)
+
+    def value_and_gradients(*arguments):
+        def attend(q, k, v):
+            return causal_attention(q, k, v, None, implementation, None, "silu")
+
+        out, pull = jax.vjp(attend, *arguments)
+        return out, *pull(d_out.astype(out.dtype))
+
+    exact = value_and_gradients(*arguments)
+    rough = value_and_gradients(*(x.astype(jnp.bfloat16) for x in arguments))
+    for ours, theirs in zip(rough, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        largest = np.abs(theirs).max()
+        np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, atol=0.02 * largest)
 
 
 def test_blocked_bfloat16_is_close():
@@ -128,8 +189,8 @@ def test_choice():
     for dtype, width in (("float32", 64), ("bfloat16", 20), ("bfloat16", 256)):
         assert choose("gpu", jnp.dtype(dtype), width) == "xla"
     assert choose("tpu", jnp.dtype("bfloat16"), 64) == "xla"
-    assert choose("cpu", jnp.dtype("float32"), 64, has_bias=True) == "blocked"
-    assert choose("gpu", jnp.dtype("bfloat16"), 128, has_bias=True) == "xla"
+    assert choose("cpu", jnp.dtype("float32"), 64, is_plain=False) == "blocked"
+    assert choose("gpu", jnp.dtype("bfloat16"), 128, is_plain=False) == "xla"
 
 
 def test_sequence_positions():
@@ -281,6 +342,8 @@ def test_auto_loops_over_many_layers_or_with_remat_only(changes, loops):
         ({"position": "rope", "hidden_size": 12}, "model.position"),
         ({"attention": "cudnn", "dtype": "float32"}, "model.attention"),
         ({"attention": "cudnn", "dtype": "bfloat16", "distance_bias": True}, "model.attention"),
+        ({"attention": "cudnn", "dtype": "bfloat16", "layer": "hstu"}, "model.attention"),
+        ({"feed_forward": "swiglu", "layer": "hstu"}, "model.feed_forward"),
     ],
 )
 def test_impossible_models_are_refused(changes, path):

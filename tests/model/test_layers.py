@@ -26,8 +26,24 @@ OPTIONS = {
         "position": "rope",
         "distance_bias": True,
     },
+    "hstu": {"layer": "hstu", "distance_bias": True, "position": "rope"},
+    "hstu_softmax": {
+        "layer": "hstu_softmax",
+        "norm": "rms",
+        "norm_placement": "post",
+        "qk_norm": True,
+        "gated_residuals": True,
+    },
     "post": {"norm_placement": "post", "input_norm": True},
 }
+
+
+# The others take other paths through the same code.
+NAMES = [
+    "modern",
+    "hstu",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("hstu_softmax", "post")),
+]
 
 
 def make_transformer(**changes):
@@ -48,7 +64,7 @@ def events(*shape):
 
 
 @pytest.mark.parametrize("attention", ["blocked", pytest.param("xla", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_positions_see_their_sequence_up_to_themselves(name, attention):
     """By gradients: zero from all other positions, and not zero from those that are seen."""
     graph, params = nnx.split(make_transformer(attention=attention, **OPTIONS[name]))
@@ -67,7 +83,7 @@ def test_positions_see_their_sequence_up_to_themselves(name, attention):
     assert np.array_equal((found_LLE != 0).any(axis=-1), seen_LL)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_packed_sequences_are_encoded_as_alone_and_in_bfloat16(name):
     """Also the gradients of parameters, which are sums over all positions."""
     transformer = make_transformer(**OPTIONS[name])
@@ -102,11 +118,12 @@ def test_packed_sequences_are_encoded_as_alone_and_in_bfloat16(name):
     assert 1e-4 < np.abs(rough_LE - found[0][1]).max() < 0.15
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"remat": "attention"},
+        {"unroll": 1, "remat": "attention"},
+        pytest.param({"remat": "attention"}, marks=pytest.mark.slow),
         pytest.param({"unroll": 1}, marks=pytest.mark.slow),
         pytest.param({"unroll": 1, "remat": "full"}, marks=pytest.mark.slow),
     ],

@@ -64,7 +64,12 @@ def test_flops_against_the_count_of_xla():
 
 @pytest.mark.parametrize(
     ("changes", "matrices"),
-    [({"feed_forward": "swiglu"}, 16 * 24), ({"gated_residuals": True}, 2 * 16 * 16)],
+    [
+        ({"feed_forward": "swiglu"}, 16 * 24),
+        ({"gated_residuals": True}, 2 * 16 * 16),
+        ({"layer": "hstu"}, 5 * 16 * 16 - (4 * 16 * 16 + 2 * 16 * 24)),
+        ({"layer": "hstu_softmax", "gated_residuals": True}, 6 * 256 - (4 * 256 + 2 * 16 * 24)),
+    ],
 )
 def test_flops_of_further_matrices(changes, matrices):
     """Two layers of width 16, with a hidden layer of 24; six operations per weight and position."""

@@ -160,10 +160,16 @@ def _check_model(config: Config) -> None:
         model.attention,
     )
     require(
-        model.attention != "cudnn" or not model.distance_bias,
+        model.attention != "cudnn" or not (model.distance_bias or model.layer == "hstu"),
         "model.attention",
-        "auto, blocked or xla, since cudnn is not used with model.distance_bias",
+        "auto, blocked or xla, since cudnn is not used with model.distance_bias or model.layer hstu",
         model.attention,
+    )
+    require(
+        model.feed_forward == "gelu" or model.layer == "transformer",
+        "model.feed_forward",
+        f"gelu (the default), since layers of kind {model.layer} have no feed-forward part",
+        model.feed_forward,
     )
 
 
