@@ -13,7 +13,8 @@ MOST_SIGHTINGS = 2**10 - 1
 class TableConfig:
     """An embedding table, which one or more features use.
 
-    All keys except init and init_std are for growing tables: those of features with hash_bucket_size 0.
+    All keys except init, init_std and lr_ratio are for growing tables: those of features with
+    hash_bucket_size 0.
     """
 
     name: str
@@ -25,6 +26,8 @@ class TableConfig:
     init_std: float = 0.001
     """Standard deviation of the truncated normal that initializes the table. With init neighbours, the
     root mean square of an item's row"""
+    lr_ratio: float = 1.0
+    """Learning rate of the table, relative to lr.sparse_lr"""
     capacity: int = 65_536
     """Initial number of rows, rounded up to a power of two. It is doubled when the table is nearly
     full"""

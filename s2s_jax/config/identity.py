@@ -84,6 +84,7 @@ KEYS: dict[str, Concern | Free] = {
     "tables.name": Free("features say which table they read"),
     "tables.init": Free("only new runs begin with it"),
     "tables.init_std": Free("only new rows begin with it"),
+    "tables.lr_ratio": _RATE,
     "tables.capacity": _GROWTH,
     "tables.max_capacity": _GROWTH,
     "tables.on_full": _GROWTH,
@@ -114,7 +115,10 @@ KEYS: dict[str, Concern | Free] = {
     "model.attention": _SPEED,
     "model.remat": _SPEED,
     "model.unroll": _SPEED,
+    # Checkpoints have the state of the optimizer.
+    "lr.dense_optimizer": "model",
     "lr.dense_lr": _RATE,
+    "lr.layer_decay": _RATE,
     "lr.sparse_lr": _RATE,
     "lr.beta1": _RATE,
     "lr.beta2": _RATE,

@@ -164,12 +164,19 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LRConfig:
-    """The optimizers: AdamW for the dense part, sparse-row AdamW for the tables."""
+    """The optimizers: AdamW or Muon for the dense part, sparse-row AdamW for the tables."""
 
+    dense_optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer of the dense part. muon: Muon for its matrices, whose updates are orthogonalized, and
+    AdamW for biases, norms and learned positions. Its updates are as large as those of AdamW with the
+    same learning rate"""
     dense_lr: float = 1e-3
     """Peak learning rate of the dense part"""
+    layer_decay: float = 1.0
+    """Learning rate of each layer of the transformer, relative to that of the layer after it. What is
+    before the first layer counts as one more layer"""
     sparse_lr: float = 1e-3
-    """Peak learning rate of the tables"""
+    """Peak learning rate of the tables; see also tables.NAME.lr_ratio"""
     beta1: float = 0.9
     """Decay rate of the first moments"""
     beta2: float = 0.999

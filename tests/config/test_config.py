@@ -136,6 +136,8 @@ def test_overrides_are_typed():
          ["did you mean lr.decay.steps?"]),
         (["--lr.decay", "cosine", "--lr.decay.steps", "x"], "lr.decay.steps", ["whole", "found x"]),
         (["--loss.label_smoothing", "1"], "loss.label_smoothing", ["below 1"]),
+        (["--lr.layer_decay", "0"], "lr.layer_decay", ["more than 0"]),
+        (["--tables.item_id.lr_ratio", "-1"], "tables.item_id.lr_ratio", ["at least 0"]),
         (["--lr.average_decay", "1"], "lr.average_decay", ["less than 1"]),
         (["--lr.clip_norm", "0"], "lr.clip_norm", ["more than 0"]),
         (["--eval.neighbours", "-1"], "eval.neighbours", ["auto or a finite number", "found -1"]),

@@ -92,6 +92,7 @@ CHANGED = {
     "model.input_norm": True,
     "model.position": "rope",
     "model.distance_bias": True,
+    "lr.dense_optimizer": "muon",
     "lr.average_decay": 0.9,
     "loss.pairing": "previous",
     "loss.similarity": "dot",

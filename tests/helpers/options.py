@@ -113,6 +113,9 @@ FACTORS: dict[str, tuple] = {
     "lr.warmup_steps": (0, 2),
     "lr.clip_norm": (None, 0.5),
     "lr.average_decay": (None, 0.7),
+    "lr.dense_optimizer": ("adamw", "muon"),
+    "lr.layer_decay": (1.0, 0.5),
+    "lr_ratio": (1.0, 0.5),
     "loss.pairing": ("next", "previous"),
     "loss.similarity": ("cosine", "dot"),
     "loss.mask_padding": (True, False),
@@ -171,7 +174,7 @@ def config_of(row: Row, log: Path, run_dir: Path) -> Config:
         changes |= value[name]
     changes |= {name: x for name, x in value.items() if "." in name}
     names = dict.fromkeys(feature.table_name for feature in features)
-    of_items = value["table"] | {"init": value["first rows"]}
+    of_items = value["table"] | {"init": value["first rows"], "lr_ratio": value["lr_ratio"]}
     tables = [
         TableConfig(name=n, init_std=0.5, **of_items if n == "item_id" else {}) for n in names
     ]

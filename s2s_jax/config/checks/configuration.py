@@ -179,6 +179,7 @@ def _check_lr(config: Config) -> None:
         require(getattr(lr, name) >= 0, f"lr.{name}", "at least 0", getattr(lr, name))
     for name in ("beta1", "beta2"):
         require(0 <= getattr(lr, name) < 1, f"lr.{name}", "0 to below 1", getattr(lr, name))
+    require(0 < lr.layer_decay <= 1, "lr.layer_decay", "more than 0, up to 1", lr.layer_decay)
     require(lr.eps > 0, "lr.eps", "more than 0", lr.eps)
     require(lr.clip_norm is None or lr.clip_norm > 0, "lr.clip_norm", "more than 0", lr.clip_norm)
     require(

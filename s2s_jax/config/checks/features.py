@@ -128,6 +128,7 @@ def check_tables(config: Config) -> None:
         names.add(table.name)
         path = f"tables.{table.name}"
         require(table.init_std >= 0, f"{path}.init_std", "at least 0", table.init_std)
+        require(table.lr_ratio >= 0, f"{path}.lr_ratio", "at least 0", table.lr_ratio)
         if grows[table.name]:
             _check_growing(table, path)
         else:

@@ -62,7 +62,8 @@ def make_step_functions(
     drawn = () if settings.loss.negatives == "in_batch" else negative_features(items)
     in_training = ShardedTables((*items.features, *drawn), settings.tables, mesh, capacities, seed)
     has_default_rows = any(spec.default_row for spec in tables.specs.values())
-    optimizer = make_optimizer(settings.lr, has_default_rows, clock)
+    ratios = {table.name: table.lr_ratio for table in settings.tables}
+    optimizer = make_optimizer(settings.lr, has_default_rows, clock, ratios)
     forward = Forward(settings, model_graph(settings), in_training, mesh)
 
     def init() -> TrainState:

@@ -1,4 +1,4 @@
-"""The optimizer in Optax: AdamW for the dense part, and a sparse-row AdamW for the tables.
+"""The optimizer in Optax: AdamW or Muon for the dense part, and a sparse-row AdamW for the tables.
 
 The gradient of a table has one row for each unique row that a device used, `[U, D]` per device. The
 extra argument `reduce` sends these rows to the devices that own them. Tables are updated in place, so no
@@ -8,7 +8,7 @@ Shapes: R rows and D width of a table, M = 2 D, A = D + 1, G rows whose gradient
 (see `embedding.exchange`).
 """
 
-import functools
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar, cast
 
 import jax
@@ -20,7 +20,8 @@ from s2s_jax.embedding.exchange import RowGradients, Visit
 from s2s_jax.embedding.lookup import Arrays, read_rows, write_rows
 from s2s_jax.embedding.row_averages import with_new_values
 from s2s_jax.embedding.tables import NUM_SEGMENTS
-from s2s_jax.training.step.params import Params, Tree
+from s2s_jax.training.step.dense_optimizer import adamw, dense_optimizer
+from s2s_jax.training.step.params import Params, Tree, default_rows
 from s2s_jax.training.step.schedule import Clock, learning_rate
 
 # The parts of `Params`, and their places in the chain of `make_optimizer`, where clipping comes first.
@@ -76,7 +77,7 @@ class Updates(TypedDict):
 
 
 def sparse_row_adamw(
-    learning_rate: optax.Schedule, config: LRConfig
+    learning_rate: optax.Schedule, config: LRConfig, ratios: Mapping[str, float] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Return AdamW for the rows that a batch uses; other rows and their moments do not change.
 
@@ -88,7 +89,7 @@ def sparse_row_adamw(
 
     t counts all steps, including those that did not use the row. This is RecIS's SparseAdamW. It is also
     Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019), except for the
-    place of ε.
+    place of ε. `ratios` has the learning rate of each table relative to lr.
 
     `update` takes `reduce` and, with `lr.average_decay`, the averages of the tables. It returns
     `NewTables` for `apply_updates`.
@@ -118,13 +119,20 @@ def sparse_row_adamw(
         rate = jnp.asarray(learning_rate(state.count))
         step_size = rate * jnp.sqrt(1 - config.beta2**t) / (1 - config.beta1**t)
 
-        stepped = functools.partial(_stepped, config, _Step(count, rate, step_size))
+        steps = {
+            name: _Step(count, rate * ratio, step_size * ratio)
+            for name in values["tables"]
+            for ratio in [1.0 if ratios is None else ratios[name]]
+        }
 
         def visit(
             carry: tuple[dict[str, _Table], jax.Array], summed: dict[str, RowGradients]
         ) -> tuple[dict[str, _Table], jax.Array]:
             tables, square_norm = carry
-            new = {name: stepped(tables[name], of_rows) for name, of_rows in summed.items()}
+            new = {
+                name: _stepped(config, steps[name], tables[name], of_rows)
+                for name, of_rows in summed.items()
+            }
             return tables | new, _add_squares(square_norm, summed)
 
         before = {
@@ -226,27 +234,22 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 
 
 def make_optimizer(
-    config: LRConfig, default_rows: bool = False, clock: Clock | None = None
+    config: LRConfig,
+    has_default_rows: bool = False,
+    clock: Clock | None = None,
+    ratios: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the complete optimizer: clipping by the global norm, then AdamW and sparse-row AdamW.
+    """Return the complete optimizer: clipping by the global norm, then those of the parts.
 
     Default rows have the learning rate of tables, since the model uses them like other rows. Nearly
     every batch uses them, so plain AdamW is enough.
 
     Args:
-      config: the learning rates and the settings of AdamW.
-      default_rows: whether tables have default rows.
+      config: the learning rates and the settings of the optimizers.
+      has_default_rows: whether tables have default rows.
       clock: the clock that learning rates follow, or None; see `schedule.learning_rate`.
+      ratios: the learning rate of each table relative to `lr.sparse_lr`; None: 1 for all.
     """
-
-    def adamw(peak: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate(config, peak, clock),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
 
     def only(
         part: Part, transformation: optax.GradientTransformation
@@ -256,14 +259,32 @@ def make_optimizer(
 
         return optax.masked(transformation, mask)
 
-    sparse = sparse_row_adamw(learning_rate(config, config.sparse_lr, clock), config)
+    of_dense = learning_rate(config, config.dense_lr, clock)
+    of_tables = learning_rate(config, config.sparse_lr, clock)
+    sparse = sparse_row_adamw(of_tables, config, ratios)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = clip_by_norm(config.clip_norm)
-    parts = [clip, only("dense", adamw(config.dense_lr)), only("tables", sparse)]
-    if default_rows:
-        parts.append(only("unknown", adamw(config.sparse_lr)))
+    parts = [clip, only("dense", dense_optimizer(config, of_dense)), only("tables", sparse)]
+    if has_default_rows:
+        parts.append(only("unknown", _with_ratios(ratios, adamw(config, of_tables))))
     return optax.chain(*parts)
+
+
+def _with_ratios(
+    ratios: Mapping[str, float] | None, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return a transformation that scales the updates of default rows by the ratio of their table."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = transformation.update(updates, state, params)
+        rows = default_rows(cast(Params, updates))
+        scaled = rows if ratios is None else {n: x * ratios[n] for n, x in rows.items()}
+        return cast(optax.Updates, cast(dict, updates) | {"unknown": scaled}), state
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
