@@ -84,8 +84,8 @@ def check(row: options.Row, logs: Path, directory: Path) -> None:
 
 
 def serves(config: Config, directory: Path) -> None:
-    """The export answers as `recommend` did."""
-    export(config, Request(output=directory / "export", checkpoint="newest", index="no"))
+    """The export answers as `recommend` did, from the same checkpoint, the best."""
+    export(config, Request(output=directory / "export", index="no"))
     model = s2s_serve.load(directory / "export")
     expected = pq.read_table(directory / "recs.parquet").to_pylist()
     files = index_files(Logs.of(config), Decoding.of(config)).files
