@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "signals",
     "writing",
+    "storage",
     "config",
     "data.logs",
     "data.encoding",

@@ -21,7 +21,14 @@ import tyro
 
 from s2s_jax.cli.arguments import Argument, arguments_of
 from s2s_jax.cli.command_list import COMMANDS
-from s2s_jax.config import Config, FeatureConfig, load, load_file, refuse_addresses
+from s2s_jax.config import (
+    READ_FROM_STORES,
+    Config,
+    FeatureConfig,
+    load,
+    load_file,
+    refuse_addresses,
+)
 from s2s_jax.config.help import for_help, texts
 from s2s_jax.errors import UserError
 
@@ -205,7 +212,8 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
                 f"{argument.place}: expected {argument.kind_text}, found nothing; give {example}"
             )
     for name, values in given.items():
-        refuse_addresses(known[name].place, values)
+        place = known[name].place
+        refuse_addresses(place, values, of_stores=place not in READ_FROM_STORES)
     # Positional arguments come first: a flag with many values would take them as its own.
     names = sorted(given, key=lambda name: not known[name].positional)
     in_order = [word for name in names for word in _words(known[name], given[name])]

@@ -25,9 +25,9 @@ class IOConfig:
     """The logs to read, and how they become batches."""
 
     data_paths: str = ""
-    """ORC files and directories, separated by commas. Directories are searched recursively, following
-    links, for files that end in .orc or, if there are none, for all files. Names that start with . or _
-    are skipped"""
+    """ORC files and directories, separated by commas: paths, or addresses in stores (s3://, gs://,
+    hdfs://). Directories are searched recursively, following links, for files that end in .orc or, if
+    there are none, for all files. Names that start with . or _ are skipped"""
     batch_size: int = 16
     """Rows (users, unless io.sequences is pack) per device in one forward pass. An optimizer step uses
     batch_size x devices x train.gradient_accumulation_steps rows"""

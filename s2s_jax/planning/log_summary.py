@@ -8,7 +8,6 @@ Shapes: N rows of a stripe.
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from s2s_jax.data.logs import files, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.planning.column_summary import ColumnSummary, ColumnTally, Entries, entries_of
+from s2s_jax.storage.address import StorePath, place_of
 from s2s_serve.encoding import arrow
 
 # Logs with more events are sampled. So many are read in about half a minute: 12 million took 9 s.
@@ -285,4 +285,5 @@ def _checked_item(item: ColumnSummary, paths: str) -> ColumnSummary:
 
 def absolute(names: Sequence[str]) -> list[str]:
     """Paths that stay right in any working directory."""
-    return [str(Path(name).expanduser().absolute()) for name in names]
+    places = [place_of(name) for name in names]
+    return [str(place if isinstance(place, StorePath) else place.absolute()) for place in places]

@@ -3,7 +3,6 @@
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +14,8 @@ class Source(Protocol):
     """A source of rows: an `orc.OrcFile`, or rows in memory."""
 
     @property
-    def path(self) -> Path | str:
-        """The file, or another name for the source in messages."""
+    def path(self) -> object:
+        """The file, or another name for the source; its text appears in messages."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """Refuses addresses such as `s3://bucket/log` wherever a path is expected.
 
-Only files of this machine are read and written. If an address were used as a path, it would become a
-directory named `s3:`, and a run would train into it.
+Logs are also read from some stores; everything else is on this machine. If an address were used as a
+path, it would become a directory named `s3:`, and a run would train into it.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from s2s_jax.config.plain import Dataclass
 from s2s_jax.errors import UserError
+from s2s_jax.storage.address import SCHEMES, is_address
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
 # pathlib shortens an address to `gs:/bucket`. With these names, it cannot be meant as a directory `gs:`.
@@ -19,14 +20,17 @@ _WELL_KNOWN = re.compile(
     r"file|https?|ftps?|sftp|scp|ssh|smb|nfs|hf|memory|jdbc|odps",
     re.IGNORECASE,
 )
+# Keys and options whose files are also read from stores.
+READ_FROM_STORES = ("io.data_paths", "--input", "FILE_OR_DIR …")
 
 
-def refuse_addresses(name: str, value: object) -> None:
+def refuse_addresses(name: str, value: object, of_stores: bool = True) -> None:
     """Refuses addresses in the value of an option or a key; accepts anything else.
 
     Args:
       name: name of the option or key.
       value: a text, which may list several paths separated by commas; a path; or several of these.
+      of_stores: whether addresses of stores that logs are read from are refused, too.
 
     Raises:
       UserError: names the option or key, and says what to do.
@@ -34,11 +38,13 @@ def refuse_addresses(name: str, value: object) -> None:
     if isinstance(value, str | PurePath):
         for piece in str(value).split(","):
             found = _ADDRESS.fullmatch(piece.strip())
+            if not of_stores and is_address(piece.strip()):
+                continue
             if found and not _is_local(found[1], found[2]):
-                raise UserError(f"{name}: {_remedy(found[1], found[2])}")
+                raise UserError(f"{name}: {_remedy(found[1], found[2], of_stores)}")
     elif isinstance(value, Iterable):
         for each in value:
-            refuse_addresses(name, each)
+            refuse_addresses(name, each, of_stores)
 
 
 def refuse_addresses_in(settings: Dataclass, prefix: str, positional: Container[str] = ()) -> None:
@@ -54,7 +60,7 @@ def refuse_addresses_in(settings: Dataclass, prefix: str, positional: Container[
     """
     for field in dataclasses.fields(settings):
         name = field.name if field.name in positional else prefix + field.name
-        refuse_addresses(name, getattr(settings, field.name))
+        refuse_addresses(name, getattr(settings, field.name), name not in READ_FROM_STORES)
 
 
 def _is_local(scheme: str, rest: str) -> bool:
@@ -64,13 +70,14 @@ def _is_local(scheme: str, rest: str) -> bool:
     return Path(f"{scheme}:").is_dir()
 
 
-def _remedy(scheme: str, rest: str) -> str:
+def _remedy(scheme: str, rest: str, of_stores: bool) -> str:
     path = rest.lstrip("/")
     address = f"{scheme}:{rest}" if rest.startswith("//") else f"{scheme}:/{rest}"
     if scheme.lower() == "file":
         local = path.removeprefix("localhost/")
         return f"expected a path, found the address {address}; give /{local}"
+    or_address = "" if of_stores else f" or an address of {', '.join(SCHEMES)}"
     return (
-        f"expected a path of this machine, found the address {address}; mount the store and give the "
-        f"path, or copy files to and from a local disk"
+        f"expected a path of this machine{or_address}, found the address {address}; mount the store and "
+        f"give the path, or copy files to and from a local disk"
     )

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from s2s_jax.config import refuse_addresses_in
+from s2s_jax.config import refuse_addresses, refuse_addresses_in
 from s2s_jax.data.conversion import merging, times
 from s2s_jax.data.conversion.grouping import Grouping
 from s2s_jax.data.conversion.reading import movielens, sources, sql, text_files
@@ -150,6 +150,7 @@ def convert(settings: Settings) -> Converted:
       UserError: a setting is impossible, a source cannot be read, or the directory cannot be written
         or contains other ORC files. No file is then created or replaced.
     """
+    refuse_addresses("FILE_OR_DIR …", settings.paths)
     refuse_addresses_in(settings, "--", positional=("paths",))
     _check_numbers(settings)
     chosen = None if settings.format == "auto" else settings.format

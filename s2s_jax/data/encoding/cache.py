@@ -110,7 +110,8 @@ class StripeCache:
 
     def _path(self, file: OrcFile, stripe: int) -> Path:
         # Part files may have the same footer, and the same name in other directories.
-        place = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
+        path = file.path.resolve() if isinstance(file.path, Path) else str(file.path)
+        place = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         return self._dir / f"{place}-{stripe}.arrow"
 
     def _metadata(self, file: OrcFile, stripe: int) -> dict[bytes, bytes]:
@@ -122,4 +123,6 @@ class StripeCache:
             "modified_ns": file.modified_ns,
             "stripe": stripe,
         }
+        if file.version:
+            source["version"] = file.version
         return {_METADATA: json.dumps(source | self._made_for).encode()}

@@ -1,6 +1,8 @@
 """Indexes the files of a job from their footers, and refuses files that the features cannot read."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding, Logs
@@ -9,7 +11,11 @@ from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.data.logs.index import FileIndex, Skipped, may_skip
 from s2s_jax.errors import UserError
+from s2s_jax.storage.address import Place, StorePath
 from s2s_serve.encoding import features
+
+# Footers of files in stores that are read at the same time.
+_FOOTERS = 16
 
 
 def index_files(logs: Logs, decoding: Decoding) -> FileIndex:
@@ -26,9 +32,9 @@ def index_files(logs: Logs, decoding: Decoding) -> FileIndex:
     """
     files, skipped = [], []
     found = find(split_names(logs.paths))
-    for path in found.files:
+    for path, read in _reads(found.files):
         try:
-            file = orc.read_footer(path)
+            file = read()
         except UserError as error:
             if not may_skip(error, logs):
                 raise
@@ -45,6 +51,18 @@ def index_files(logs: Logs, decoding: Decoding) -> FileIndex:
     kinds = features.entry_kinds(files[0], decoding.features)
     check_kinds(files, kinds, f"as in {files[0].path}", decoding.features)
     return FileIndex(tuple(files), tuple(skipped), tuple(found.notes()))
+
+
+def _reads(paths: Sequence[Place]) -> Iterator[tuple[Place, Callable[[], orc.OrcFile]]]:
+    """Yields paths with functions that give their footers; those of stores are read at the same time."""
+    with ThreadPoolExecutor(_FOOTERS) as pool:
+        later = [
+            pool.submit(orc.read_footer, path).result
+            if isinstance(path, StorePath)
+            else functools.partial(orc.read_footer, path)
+            for path in paths
+        ]
+        yield from zip(paths, later, strict=True)
 
 
 def check_kinds(

@@ -7,7 +7,6 @@ use. Holds one stripe in memory at a time.
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
@@ -27,6 +26,7 @@ from s2s_jax.data.inspection.log_facts import LogFacts
 from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.data.logs import files, orc
 from s2s_jax.errors import UserError
+from s2s_jax.storage.address import Place
 from s2s_serve.encoding import features
 from s2s_serve.encoding.arrow import is_list
 
@@ -110,7 +110,7 @@ class _Report:
         self._encrypted: set[tuple[str, pa.DataType]] = set()
         self._shape = LogShape()
         self._first_rows: list[tuple[int, list[tuple[str, str]]]] = []
-        self._first_file: Path | None = None
+        self._first_file: Place | None = None
 
     @property
     def failed(self) -> bool:
@@ -120,7 +120,7 @@ class _Report:
     def has_users(self) -> bool:
         return self._facts.has_users
 
-    def add_file(self, path: Path) -> None:
+    def add_file(self, path: Place) -> None:
         self._file_count += 1
         try:
             file = orc.read_footer(path)
@@ -142,7 +142,7 @@ class _Report:
             f"{len(file.stripe_rows):,}",
             share(unreadable, len(file.stripe_rows)),
             f"{file.size:,}",
-            _compression(path),
+            file.compression,
         )
 
     def _add_stripes(self, file: orc.OrcFile) -> int:
@@ -211,7 +211,7 @@ class _Report:
 
     def _keep_first_rows(
         self,
-        path: Path,
+        path: Place,
         first_row: int,
         rows: int,
         arrays: dict[tuple[str, pa.DataType], pa.Array],
@@ -271,14 +271,6 @@ def _table(*headers: str, numbers: tuple[int, ...] = ()) -> Table:
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
     return table
-
-
-def _compression(path: Path) -> str:
-    try:
-        with pa.OSFile(str(path)) as source:
-            return str(pyarrow.orc.ORCFile(source).compression).lower()
-    except (pa.ArrowException, OSError, ValueError):
-        return "-"
 
 
 def _show(array: pa.Array, row: int) -> str:

@@ -6,7 +6,6 @@ Shapes: N rows of a stripe.
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from s2s_jax.config import Config
 from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching import stripes
 from s2s_jax.data.inspection import columns
+from s2s_jax.storage.address import Place
 from s2s_serve.encoding import arrow
 
 _BAR = "▇"
@@ -44,7 +44,7 @@ class LogShape:
         if rows:
             self._stripe_rows.append(rows)
 
-    def add(self, path: Path, first_row: int, arrays: Mapping[str, pa.Array]) -> None:
+    def add(self, path: Place, first_row: int, arrays: Mapping[str, pa.Array]) -> None:
         """Counts the rows of a stripe.
 
         Args:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from s2s_jax.config import refuse_addresses
 from s2s_jax.errors import UserError
+from s2s_jax.storage import file_systems
+from s2s_jax.storage.address import Place, StorePath, place_of
 
 # The first bytes of every ORC file.
 _MAGIC = b"ORC"
@@ -19,12 +21,14 @@ class Found(NamedTuple):
 
     Attributes:
       files: the files to read, in order.
+      empty: those of 0 bytes.
       left_out: ORC files below the directories that are not read because of their names.
       circles: linked directories that are not followed because they lead back to a parent directory.
     """
 
-    files: list[Path]
-    left_out: list[Path]
+    files: list[Place]
+    empty: list[Place]
+    left_out: list[Place]
     circles: list[Path]
 
     def notes(self) -> list[str]:
@@ -41,14 +45,13 @@ class Found(NamedTuple):
                 f"{_count(self.circles, 'linked directory')} not followed, as it leads back to a "
                 f"directory that it is in"
             )
-        empty = [path for path in self.files if path.exists() and path.stat().st_size == 0]
-        if empty:
-            others = "" if len(empty) == 1 else f" and {len(empty) - 1:,} others"
-            notes.append(f"{empty[0]}{others}: 0 bytes, read as a file without rows")
+        if self.empty:
+            others = "" if len(self.empty) == 1 else f" and {len(self.empty) - 1:,} others"
+            notes.append(f"{self.empty[0]}{others}: 0 bytes, read as a file without rows")
         return notes
 
 
-def _count(paths: Sequence[Path], noun: str) -> str:
+def _count(paths: Sequence[Place], noun: str) -> str:
     if len(paths) == 1:
         return f"1 {noun} ({paths[0]}) is"
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
@@ -64,31 +67,35 @@ def find(names: Sequence[str]) -> Found:
     `.ipynb_checkpoints`).
 
     Args:
-      names: the paths of files and directories.
+      names: the paths, or the addresses in stores, of files and directories.
 
     Raises:
       UserError: `names` is empty, a path does not exist or cannot be accessed, a directory is empty, or
         a file is named twice.
+      MachineError: a store cannot be reached.
     """
     if not names:
         raise UserError("io.data_paths: expected ORC files or directories, found none")
-    refuse_addresses("io.data_paths", names)
-    found = Found([], [], [])
+    refuse_addresses("io.data_paths", names, of_stores=False)
+    found = Found([], [], [], [])
     for name in names:
-        path = Path(name).expanduser()
+        path = place_of(name)
+        if isinstance(path, StorePath):
+            _add_from_store(path, found)
+            continue
         try:
             _add(path, found)
         except OSError as error:
             raise UserError(f"io.data_paths: {path} cannot be accessed ({error})") from error
-    resolved: dict[str, Path] = {}
+    resolved: dict[str, Place] = {}
     for path in found.files:
-        first = resolved.setdefault(os.path.realpath(path), path)
+        first = resolved.setdefault(_real(path), path)
         if first is not path:
             also = "" if first == path else f" (also as {first})"
             raise UserError(
                 f"io.data_paths: {path} is named twice{also}; its rows would count double"
             )
-    left_out = [path for path in found.left_out if os.path.realpath(path) not in resolved]
+    left_out = [path for path in found.left_out if _real(path) not in resolved]
     return found._replace(left_out=left_out)
 
 
@@ -117,14 +124,21 @@ def split_names(data_paths: str) -> list[str]:
     return [name for name in names if name]
 
 
-def find_files(data_paths: str) -> list[Path]:
+def find_files(data_paths: str) -> list[Place]:
     """The ORC files in a comma-separated list of files and directories; see `find`."""
     return find(split_names(data_paths)).files
 
 
+def _real(path: Place) -> str:
+    return str(path) if isinstance(path, StorePath) else os.path.realpath(path)
+
+
 def _exists(name: str) -> bool:
+    path = place_of(name)
+    if isinstance(path, StorePath):
+        return True
     try:
-        return Path(name).expanduser().exists()
+        return path.exists()
     except OSError:
         # Opening the file later will report the reason.
         return True
@@ -133,6 +147,7 @@ def _exists(name: str) -> bool:
 def _add(path: Path, found: Found) -> None:
     if path.is_file():
         found.files.append(path)
+        found.empty.extend([path] if path.stat().st_size == 0 else [])
         return
     if not path.is_dir():
         comma = " (paths are separated by commas)" if "," in str(path) else ""
@@ -145,9 +160,27 @@ def _add(path: Path, found: Found) -> None:
     if not chosen:
         raise UserError(f"io.data_paths: directory {path} holds no ORC files")
     found.files.extend(chosen)
+    # A broken link is refused when it is read.
+    found.empty.extend(p for p in chosen if p.exists() and p.stat().st_size == 0)
     found.left_out.extend(file for file in hidden if file.suffix == ".orc")
     if named:
         found.left_out.extend(f for f in inside if f.suffix != ".orc" and _is_orc(f))
+
+
+def _add_from_store(path: StorePath, found: Found) -> None:
+    listed = file_systems.files_below(path)
+    if listed is None:
+        raise UserError(f"io.data_paths: {path} does not exist")
+    if [each.path for each in listed] != [path]:
+        shown = [each for each in listed if not _is_hidden(each.path.parts_below(path))]
+        named = [each for each in shown if each.path.suffix == ".orc"]
+        hidden = [each.path for each in listed if each.path.suffix == ".orc" and each not in shown]
+        found.left_out.extend(hidden)
+        listed = named or shown
+        if not listed:
+            raise UserError(f"io.data_paths: directory {path} holds no ORC files")
+    found.files.extend(each.path for each in listed)
+    found.empty.extend(each.path for each in listed if each.size == 0)
 
 
 def walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
@@ -180,7 +213,11 @@ def walk(directory: Path, circles: list[Path]) -> Iterator[Path]:
 
 
 def _hidden(path: Path, below: Path) -> bool:
-    return any(part[0] in "._" for part in path.relative_to(below).parts)
+    return _is_hidden(path.relative_to(below).parts)
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part[:1] in (".", "_") for part in parts)
 
 
 def _is_orc(path: Path) -> bool:

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from s2s_jax.config.settings import Logs
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
+from s2s_jax.storage.address import Place
 
 
 class Skipped(NamedTuple):
@@ -106,7 +106,7 @@ def may_skip(error: UserError, logs: Logs) -> bool:
     return logs.skip_unreadable and not isinstance(error, MachineError)
 
 
-def files_not_in(before: FileIndex, now: FileIndex) -> list[Path]:
+def files_not_in(before: FileIndex, now: FileIndex) -> list[Place]:
     """The files of `now` that are not in `before`."""
     known = {id(file) for file in before.files}
     return [file.path for file in now.files if id(file) not in known]

@@ -1,17 +1,21 @@
 """Reads ORC files stripe by stripe as Arrow record batches; errors name file, stripe and column."""
 
 import bisect
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.orc
 
+from s2s_jax.data.logs.source import Source, open_source
 from s2s_jax.errors import MachineError, UserError
+from s2s_jax.storage.address import Place, StorePath
+from s2s_jax.storage.file_systems import unreachable
+from s2s_jax.storage.ranges import StoreError
 
 # What pyarrow raises for broken files. ORC has no checksums, so damaged uncompressed data may go
 # unnoticed.
@@ -54,10 +58,13 @@ class OrcFile:
         nulls, or hashes of the values) instead of the original values.
       sample: hash of bytes from all over the file, or of the whole file if it is small. It is the same
         for copies of the file.
-      modified_ns: time of the last modification, in nanoseconds since 1970.
+      modified_ns: time of the last modification, in nanoseconds since 1970; 0 in a store.
+      version: what a store says that changes with every change of the file; "" if nothing.
+      stripe_ranges: the first byte of each stripe, and the one after its last.
+      compression: how its bytes are compressed, in the words of pyarrow.
     """
 
-    path: Path
+    path: Place
     size: int
     schema: pa.Schema
     stripe_rows: tuple[int, ...]
@@ -66,6 +73,9 @@ class OrcFile:
     encrypted: frozenset[str] = frozenset()
     sample: str = ""
     modified_ns: int = 0
+    version: str = ""
+    stripe_ranges: tuple[tuple[int, int], ...] = ()
+    compression: str = "-"
 
     @property
     def rows(self) -> int:
@@ -73,7 +83,7 @@ class OrcFile:
         return sum(self.stripe_rows)
 
 
-def read_footer(path: Path) -> OrcFile:
+def read_footer(path: Place) -> OrcFile:
     """Reads the footer of `path`.
 
     A file of 0 bytes counts as a file without rows: Hive and others write such files for tasks without
@@ -84,21 +94,22 @@ def read_footer(path: Path) -> OrcFile:
       MachineError: it cannot be read on this machine.
     """
     with _open(path) as source:
-        status = path.stat()
-        if source.size() == 0:
+        if source.size == 0:
             return OrcFile(path, 0, pa.schema([]), (), hashlib.sha256(b"").hexdigest()[:16])
         try:
-            reader = pyarrow.orc.ORCFile(source)
+            reader = pyarrow.orc.ORCFile(source.file)
             schema = reader.schema
             # Decodes the names now, since pyarrow does so only on first use.
             _ = schema.names, str(schema)
             tail = reader.reader.serialized_file_tail()
             footer = _last_bytes(tail, 2)
             stripe_rows = tuple(_stripe_rows(footer))
+            stripe_ranges = tuple(_stripe_ranges(footer))
             positions = _positions(footer, schema)
             numbers = _encrypted_columns(footer)
             encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
+            compression = str(reader.compression).lower()
             sample = _sample(source)
         except _READ_ERRORS as error:
             _raise_if_machine_error(error, f"{path} cannot be read")
@@ -111,26 +122,30 @@ def read_footer(path: Path) -> OrcFile:
     fingerprint = hashlib.sha256(tail).hexdigest()[:16]
     return OrcFile(
         path,
-        status.st_size,
+        source.size,
         schema,
         stripe_rows,
         fingerprint,
         positions,
         encrypted,
         sample,
-        status.st_mtime_ns,
+        source.modified_ns,
+        source.version,
+        stripe_ranges,
+        compression,
     )
 
 
-def _sample(source: pa.OSFile) -> str:
+def _sample(source: Source) -> str:
     """Hash of bytes at the start, in between and at the end; of the whole file if it is small."""
+    size, chunk = source.size, _SAMPLE_BYTES // _SAMPLES
+    ranges = [(0, size)]
+    if size > _SAMPLE_BYTES:
+        begins = [(size - chunk) * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
+        ranges = [(begin, begin + chunk) for begin in begins]
     digest = hashlib.sha256()
-    size, chunk = source.size(), _SAMPLE_BYTES // _SAMPLES
-    if size <= _SAMPLE_BYTES:
-        digest.update(source.read_at(size, 0))
-    else:
-        for number in range(_SAMPLES):
-            digest.update(source.read_at(chunk, (size - chunk) * number // (_SAMPLES - 1)))
+    for data in source.read(ranges):
+        digest.update(data)
     return digest.hexdigest()[:16]
 
 
@@ -146,10 +161,16 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
       UserError: the stripe cannot be read, or has changed since its footer was read.
       MachineError: it cannot be read on this machine.
     """
-    # OSFile instead of a memory map: if a mapped file shrinks, the process is killed.
-    with _open(file.path) as source:
+    # Of a file with many other columns, only the ranges that are read are requested.
+    whole = 2 * len(columns) >= len(file.schema)
+    with _open(file.path, file.stripe_ranges[stripe] if whole else None) as source:
+        if source.version != file.version:
+            raise UserError(
+                f"{file.path}: it has changed since its footer was read; do not change files while they "
+                f"are read"
+            )
         try:
-            batch = pyarrow.orc.ORCFile(source).read_stripe(stripe, columns=list(columns))
+            batch = pyarrow.orc.ORCFile(source.file).read_stripe(stripe, columns=list(columns))
         except _READ_ERRORS as error:
             _raise_if_machine_error(error, f"{file.path}: stripe {stripe} cannot be read")
             raise UserError(
@@ -170,17 +191,24 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
     return batch
 
 
-def _open(path: Path) -> pa.OSFile:
-    try:
-        return pa.OSFile(str(path))
-    except _READ_ERRORS as error:
-        _raise_if_machine_error(error, f"{path}: cannot be opened")
-        raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
+@contextlib.contextmanager
+def _open(path: Place, ahead: tuple[int, int] | None = None) -> Iterator[Source]:
+    with contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(open_source(path, ahead))
+        except _READ_ERRORS as error:
+            _raise_if_machine_error(error, f"{path}: cannot be opened")
+            if isinstance(path, StorePath) and not isinstance(error, FileNotFoundError):
+                raise unreachable(str(path), error) from error
+            raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
+        yield source
 
 
 def _raise_if_machine_error(error: BaseException, what: str) -> None:
-    """Raises `MachineError` if the cause is this machine and not the file."""
+    """Raises `MachineError` if the cause is this machine, or a store, and not the file."""
     reason = _reason(error)
+    if isinstance(error, StoreError):
+        raise unreachable(what, error) from error
     zone = re.search(r"Time zone file (\S*?)([A-Z][\w+-]*(?:/[\w+-]+)*) does not exist", reason)
     if zone is not None:
         raise MachineError(
@@ -212,10 +240,17 @@ def _reason(error: BaseException) -> str:
 #   FileTail: 2 footer
 #   Footer: 3 stripes, 4 types, 7 statistics (of each type), 10 encryption
 #   ColumnStatistics: 1 numberOfValues
-#   StripeInformation: 5 numberOfRows
+#   StripeInformation: 1 offset, 2 indexLength, 3 dataLength, 4 footerLength, 5 numberOfRows
 #   Type: 2 subtypes (those of the first type, the root, are the types of the columns)
 #   Encryption: 3 variants
 #   EncryptionVariant: 1 root (this type and all types inside it are encrypted)
+
+
+def _stripe_ranges(footer: bytes) -> Iterator[tuple[int, int]]:
+    for number, stripe in _fields(footer):
+        if number == 3 and isinstance(stripe, bytes):
+            begin, *lengths = (_last_number(stripe, field) for field in (1, 2, 3, 4))
+            yield begin, begin + sum(lengths)
 
 
 def _stripe_rows(footer: bytes) -> Iterator[int]:

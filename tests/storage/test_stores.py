@@ -1,0 +1,200 @@
+"""Logs in stores: found, read and trained on like those on a disk, from a real S3 server."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.orc
+import pytest
+import small
+import stores
+from jobs_of import job, learned
+
+from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.logs import orc
+from s2s_jax.data.logs.files import find, split_names
+from s2s_jax.errors import MachineError, UserError
+from s2s_jax.jobs.train import train
+from s2s_jax.storage import file_systems
+from s2s_jax.storage.address import StorePath, place_of
+
+
+@pytest.fixture(scope="module")
+def server():
+    with stores.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    """What this process reads from; faults can be turned on."""
+    made = stores.Proxy(server)
+    stores.use(made.endpoint, monkeypatch)
+    yield made
+    made.close()
+    file_systems._connected.cache_clear()
+
+
+def write(path: Path, columns: dict, stripe_rows: int = 1000, compression: str = "zstd") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    # A stripe ends with each write.
+    with pyarrow.orc.ORCWriter(
+        str(path), compression=compression, stripe_size=1, batch_size=2**20
+    ) as writer:
+        for begin in range(0, len(table), stripe_rows):
+            writer.write(table.slice(begin, stripe_rows))
+
+
+def some_columns(rows: int, seed: int, names: int = 3) -> dict:
+    rng = np.random.default_rng(seed)
+    lists = [rng.integers(0, 10**9, rng.integers(0, 30)).tolist() for _ in range(rows)]
+    return {f"column_{n}": lists for n in range(names)}
+
+
+def test_files_are_found_as_on_a_disk(tmp_path, server, proxy):
+    names = ["a/part-1.orc", "a/part-0.orc", "b.orc", "_temporary/x.orc", ".hidden.orc", "_SUCCESS"]
+    for name in (*names, "a/notes.txt", "empty.orc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"" if name == "empty.orc" else b"ORC")
+    stores.upload(server, tmp_path, "found")
+    here, there = find([str(tmp_path)]), find([f"s3://{stores.BUCKET}/found/"])
+
+    def below(paths, top: str) -> list[str]:
+        return [str(path).removeprefix(top) for path in paths]
+
+    top, bucket = str(tmp_path), f"s3://{stores.BUCKET}/found"
+    assert below(there.files, bucket) == below(here.files, top)
+    assert len(there.files) == 4
+    assert below(there.empty, bucket) == below(here.empty, top) == ["/empty.orc"]
+    # A name that does not end in .orc is only looked into on a disk.
+    assert set(below(there.left_out, bucket)) <= set(below(here.left_out, top))
+    assert find([f"{bucket}/b.orc"]).files == [place_of(f"{bucket}/b.orc")]
+    assert split_names(f"{bucket}/a,{top}/b.orc") == [f"{bucket}/a", f"{top}/b.orc"]
+    with pytest.raises(UserError, match="does not exist"):
+        find([f"{bucket}/none"])
+    with pytest.raises(UserError, match="named twice"):
+        find([bucket, f"{bucket}/b.orc"])
+
+
+@pytest.mark.parametrize("compression", ["zstd", "uncompressed", "snappy"])
+@pytest.mark.parametrize("columns", [1, 9])
+def test_stripes_are_those_of_a_disk(tmp_path, server, proxy, compression, columns):
+    write(tmp_path / "log" / "a.orc", some_columns(3000, columns, columns), compression=compression)
+    key = f"stripes-{compression}-{columns}"
+    stores.upload(server, tmp_path / "log", key)
+    here = orc.read_footer(tmp_path / "log" / "a.orc")
+    there = orc.read_footer(place_of(f"s3://{stores.BUCKET}/{key}/a.orc"))
+    same = ("size", "schema", "stripe_rows", "positions", "fingerprint", "sample", "stripe_ranges")
+    for name in same:
+        assert getattr(here, name) == getattr(there, name), name
+    assert there.version
+    assert len(here.stripe_rows) > 1
+    wanted = [f"column_{n}" for n in range(0, columns, 4)]
+    for stripe in range(len(here.stripe_rows)):
+        read = orc.read_stripe(there, stripe, wanted)
+        assert read.equals(orc.read_stripe(here, stripe, wanted))
+
+
+def test_a_stripe_takes_few_requests(tmp_path, server, proxy):
+    """ORC's reader alone would ask for 128 KB at a time."""
+    noise = np.random.default_rng(0).integers(0, 2**62, 400_000)
+    lists = pa.ListArray.from_arrays(np.arange(0, 400_001, 100, np.int32), pa.array(noise))
+    write(tmp_path / "log" / "a.orc", {"item_id": lists}, 10_000)
+    stores.upload(server, tmp_path / "log", "large")
+    file = orc.read_footer(place_of(f"s3://{stores.BUCKET}/large/a.orc"))
+    assert file.size > 2**21
+    before = proxy.requests
+    assert orc.read_stripe(file, 0, ["item_id"]).num_rows == file.rows
+    assert proxy.requests - before == 2
+
+
+def test_a_file_that_changes_or_disappears_is_noticed(tmp_path, server, proxy):
+    path = tmp_path / "log" / "a.orc"
+    write(path, some_columns(50, 1))
+    stores.upload(server, path.parent, "changing")
+    file = orc.read_footer(place_of(f"s3://{stores.BUCKET}/changing/a.orc"))
+    write(path, some_columns(50, 2))
+    stores.upload(server, path.parent, "changing")
+    with pytest.raises(UserError, match="has changed since its footer was read"):
+        orc.read_stripe(file, 0, ["column_0"])
+    stores.file_system(server).delete_file(f"{stores.BUCKET}/changing/a.orc")
+    with pytest.raises(UserError, match="cannot be opened"):
+        orc.read_stripe(file, 0, ["column_0"])
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_its_files(
+    tmp_path, server, proxy, monkeypatch
+):
+    """So nothing is skipped, whatever `io.on_error` says."""
+    monkeypatch.setattr(file_systems, "_ATTEMPTS", 2)
+    write(tmp_path / "log" / "a.orc", some_columns(50, 1))
+    stores.upload(server, tmp_path / "log", "away")
+    file = orc.read_footer(place_of(f"s3://{stores.BUCKET}/away/a.orc"))
+    proxy.failing, proxy.kinds = 1.0, ("503", "cut")
+    for work in (
+        lambda: orc.read_stripe(file, 0, ["column_0"]),
+        lambda: orc.read_footer(file.path),
+        lambda: find([f"s3://{stores.BUCKET}/away"]),
+    ):
+        with pytest.raises(MachineError, match=r"s3://logs/away.*credentials") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory, server):
+    """A log on a disk and in the store."""
+    directory = tmp_path_factory.mktemp("log")
+    small.write_log(directory, 90)
+    stores.upload(server, directory, "train")
+    return directory
+
+
+def test_a_run_is_the_same_from_a_store_that_fails_now_and_then(
+    log, server, proxy, tmp_path, capfd
+):
+    """It begins on a disk, and continues from the store; nothing tells the credentials."""
+    mesh = make_mesh(jax.devices()[:1])
+    steps = {"train_steps": 12, "log_steps": 1, "save_steps": 6}
+    straight = job(log, tmp_path / "straight", **steps)
+    train(straight, mesh)
+    proxy.failing, proxy.delay = 0.2, 0.01
+    address = f"s3://{stores.BUCKET}/train"
+    train(job(log, tmp_path / "moved", **steps | {"train_steps": 6}), mesh)
+    train(job(address, tmp_path / "moved", **steps), mesh)
+    train(job(address, tmp_path / "store", **steps), mesh)
+    assert proxy.faults > 3
+    for other in ("moved", "store"):
+        assert learned(tmp_path / other) == learned(tmp_path / "straight")
+    told = "".join(capfd.readouterr())
+    for secret in (stores.KEY, stores.SECRET):
+        assert secret not in told
+        for directory, _, names in os.walk(tmp_path):
+            for name in names:
+                assert secret.encode() not in (Path(directory) / name).read_bytes()
+    config = json.loads((tmp_path / "store" / "config.json").read_text())
+    assert config["io"]["data_paths"] == address
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("s3://b/k/x.orc", StorePath("s3", "b", "k/x.orc")),
+        ("S3://b", StorePath("s3", "b", "")),
+        ("hdfs://node:8020/logs/", StorePath("hdfs", "node:8020", "logs")),
+        ("hdfs:///logs", StorePath("hdfs", "", "logs")),
+        ("file:///a%20b/c", Path("/a b/c")),
+        ("s3/b", Path("s3/b")),
+    ],
+)
+def test_places(text, place):
+    assert place_of(text) == place
+
+
+def test_an_address_reads_back():
+    for text in ("s3://b/k", "hdfs:///logs/a", "gs://b"):
+        assert str(place_of(text)) == text
