@@ -131,6 +131,8 @@ KEYS: dict[str, Concern | Free] = {
     "lr.clip_norm": _RATE,
     # Checkpoints have averages, and steps at which they were computed with this decay.
     "lr.average_decay": "model",
+    "loss.objective": _OBJECTIVE,
+    "loss.calibration": _OBJECTIVE,
     # Whether a user's vector resembles the next event or the previous one.
     "loss.pairing": "model",
     "loss.similarity": "model",

@@ -203,8 +203,16 @@ class LRConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Softmax over similarities between predictions and the events of the batch."""
+    """How predictions are compared with the event that follows and with negatives."""
 
+    objective: Literal["softmax", "gbce"] = "softmax"
+    """What is minimized. softmax: the cross-entropy of the target among all candidates; gbce: the binary
+    cross-entropy of the target and of each negative (Petrov and Macdonald, 2023), for negatives that are
+    uniform or full"""
+    calibration: float = 0.75
+    """With gbce, from 0 to 1, how much the weight of the target is lowered because only a part of all
+    items are negatives. 0: not at all, which is the binary cross-entropy of SASRec; 1: so that
+    probabilities are as small as if all items were negatives"""
     pairing: Literal["next", "previous"] = "next"
     """The event that the prediction at a position is compared with. next: the event after it; previous:
     the event before it, as in the RecIS example, although attention has already seen it"""

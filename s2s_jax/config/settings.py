@@ -307,14 +307,14 @@ class Negatives:
       number: the number of items that each device samples per step.
       seed: the seed of the sampling.
       item_shares: whether the correction takes the shares of items from the catalogue.
-      corrects: whether there is a correction, from the catalogue or from the batches so far.
+      uniform_share: whether the loss needs the share of an item in uniform draws.
     """
 
     kind: Literal["in_batch", "mixed", "uniform", "full"]
     number: int
     seed: int
     item_shares: bool
-    corrects: bool
+    uniform_share: bool
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -324,7 +324,7 @@ class Negatives:
             number=config.loss.num_negatives,
             seed=config.train.seed,
             item_shares=config.loss.catalogue_shares,
-            corrects=config.loss.corrects,
+            uniform_share=config.loss.corrects or config.loss.objective == "gbce",
         )
 
 

@@ -1,4 +1,4 @@
-"""The softmax loss over similarities between predictions and events.
+"""The loss over similarities between predictions and events.
 
 Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C candidates (the
 positives of one device, or of all devices), E model width, K ids of a bag.
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from s2s_jax.config import LossConfig
+from s2s_jax.model.binary_loss import binary_sums
 from s2s_jax.model.softmax_blocks import MASKED, Candidates, Queries, alignment, sum_type
 from s2s_jax.model.streamed_softmax import softmax_sums
 
@@ -150,6 +151,56 @@ def softmax_loss(
     Returns:
       Sums over this device's pairs.
     """
+    operands = _operands(config, pairs, axis, sampled, log_q_N, dtype)
+    queries, candidates, local, axis = operands
+    smoothing = config.label_smoothing
+    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local, smoothing)
+    return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+
+
+def binary_loss(
+    config: LossConfig,
+    pairs: Pairs,
+    sampled: Sampled,
+    weight: jax.Array,
+    dtype: jnp.dtype | None = None,
+) -> LossSums:
+    """Return the calibrated binary cross-entropy of each query's positive and negatives (gBCE).
+
+    Args:
+      config: the temperature; negatives must be uniform or full.
+      pairs: the pairs of this device.
+      sampled: the negatives of all queries.
+      weight: see `binary_loss.positive_weight`.
+      dtype: see `softmax_loss`.
+
+    Returns:
+      Sums over this device's pairs.
+    """
+    assert config.negatives in ("uniform", "full"), "positives of other pairs are no candidates"
+    queries, candidates, _, _ = _operands(config, pairs, None, sampled, None, dtype)
+    loss, hits = binary_sums(queries, candidates, config.temperature, weight)
+    return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+
+
+class _Operands(NamedTuple):
+    """The arguments of `softmax_sums`."""
+
+    queries: Queries
+    candidates: Candidates
+    local: Candidates | None
+    axis: str | None
+
+
+def _operands(
+    config: LossConfig,
+    pairs: Pairs,
+    axis: str | None,
+    sampled: Sampled | None,
+    log_q_N: jax.Array | None,
+    dtype: jnp.dtype | None,
+) -> _Operands:
+    """Return the vectors that are compared, see `softmax_loss`."""
     _check_sampled(config, sampled)
     pairs, log_q_N = _padded((pairs, log_q_N))  # The added pairs are invalid.
     dtype = pairs.queries_NE.dtype if dtype is None else dtype
@@ -176,9 +227,7 @@ def softmax_loss(
         local = _sampled_candidates(config, sampled, item_SK, dtype)
         if config.negatives != "mixed":
             queries, candidates, local = queries._replace(own_N=None), local, None
-    smoothing = config.label_smoothing
-    loss, hits = softmax_sums(queries, candidates, config.temperature, axis, local, smoothing)
-    return LossSums(loss=loss, hits=hits, pairs=pairs.valid_N.sum(dtype=jnp.float32))
+    return _Operands(queries, candidates, local, axis)
 
 
 def _check_sampled(config: LossConfig, sampled: Sampled | None) -> None:

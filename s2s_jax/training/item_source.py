@@ -85,7 +85,7 @@ class ItemSource:
         arrays = {f"ids/{PREFIX}{n}": ids[chosen][:, None] for n, ids in self._ids.items()}
         if self._negatives.item_shares:
             arrays[NEGATIVES_SHARE] = self._share_I[chosen]
-        if self._negatives.corrects:
+        if self._negatives.uniform_share:
             arrays[UNIFORM_SHARE] = np.full(self._mesh.size, 1 / self.items, np.float32)
         sharding = batch_sharded(self._mesh)
         with jax.transfer_guard("allow"):

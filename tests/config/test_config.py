@@ -135,6 +135,8 @@ def test_overrides_are_typed():
         (["--lr.decay", "cosine", "--lr.decay.stesp", "9"], "lr.decay.stesp",
          ["did you mean lr.decay.steps?"]),
         (["--lr.decay", "cosine", "--lr.decay.steps", "x"], "lr.decay.steps", ["whole", "found x"]),
+        (["--loss.objective", "gbce"], "loss.objective", ["softmax", "in_batch", "uniform"]),
+        (["--loss.calibration", "2"], "loss.calibration", ["0 to 1"]),
         (["--loss.label_smoothing", "1"], "loss.label_smoothing", ["below 1"]),
         (["--lr.layer_decay", "0"], "lr.layer_decay", ["more than 0"]),
         (["--tables.item_id.lr_ratio", "-1"], "tables.item_id.lr_ratio", ["at least 0"]),

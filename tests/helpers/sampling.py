@@ -78,5 +78,15 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
         if config.loss.log_q != "none":
             often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
             logits -= np.log(often + len(items) / len(known))
-        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
+        losses.append(_of_pair(config.loss, logits, len(items) / (len(known) - 1)))
+    return np.mean(losses)
+
+
+def _of_pair(config, logits, rate):
+    """The loss of a target, whose logit is the first, if this share of the other items is drawn."""
+    if config.objective == "softmax":
+        return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0]
+    rate = min(rate, 1)
+    power = rate * (config.calibration * (1 - 1 / rate) + 1 / rate)
+    losses = [power * np.log1p(np.exp(-logits[0])), *np.log1p(np.exp(logits[1:]))]
     return np.mean(losses)

@@ -12,7 +12,7 @@ from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import ByTime, Constant, Crop, LastEvents, Pack
 from s2s_jax.config.old import keys as old_keys
 from s2s_jax.config.plain import Dataclass
-from s2s_jax.config.schema import Config, EvalConfig
+from s2s_jax.config.schema import Config, EvalConfig, LossConfig
 from s2s_jax.config.times import meant_instead, seconds_of
 from s2s_jax.errors import UserError
 
@@ -211,6 +211,7 @@ def _check_loss(config: Config) -> None:
         f"none with loss.negatives {loss.negatives}, where all candidates are equally frequent",
         loss.log_q,
     )
+    _check_objective(loss)
     require(
         0 <= loss.label_smoothing < 1,
         "loss.label_smoothing",
@@ -246,6 +247,25 @@ def _check_loss(config: Config) -> None:
             "target away",
             feature.of_next,
         )
+
+
+def _check_objective(loss: LossConfig) -> None:
+    require(0 <= loss.calibration <= 1, "loss.calibration", "0 to 1", loss.calibration)
+    if loss.objective == "softmax":
+        return
+    require(
+        loss.negatives in ("uniform", "full"),
+        "loss.objective",
+        f"softmax with loss.negatives {loss.negatives}, because gbce needs negatives that are all "
+        f"equally frequent (uniform or full)",
+        loss.objective,
+    )
+    require(
+        loss.label_smoothing == 0,
+        "loss.label_smoothing",
+        "0 with loss.objective gbce, which has no softmax to smooth",
+        loss.label_smoothing,
+    )
 
 
 def _check_initial_items(config: Config) -> None:

@@ -14,10 +14,25 @@ from jax.sharding import Mesh, PartitionSpec
 from s2s_jax.cluster.mesh import DATA_AXIS
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import ShardedTables, present
+from s2s_jax.model.binary_loss import positive_weight
 from s2s_jax.model.linear import compute_dtype
-from s2s_jax.model.loss import Events, LossSums, Pairs, Sampled, pair_up, softmax_loss
+from s2s_jax.model.loss import (
+    Events,
+    LossSums,
+    Pairs,
+    Sampled,
+    binary_loss,
+    pair_up,
+    softmax_loss,
+)
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
-from s2s_jax.training.step.batches import ITEM_SHARE, SEQUENCE, Batch, ids_of
+from s2s_jax.training.step.batches import (
+    ITEM_SHARE,
+    SEQUENCE,
+    UNIFORM_SHARE,
+    Batch,
+    ids_of,
+)
 from s2s_jax.training.step.negatives import split_ids, with_log_q
 from s2s_jax.training.step.params import Tree
 from s2s_jax.training.step.settings import StepSettings
@@ -108,15 +123,23 @@ class Forward:
         config = self.settings.loss
         events, drawn = split_ids(ids_of(batch))
         pairs = self._pairs(encoded, events, batch)
-        scope = DATA_AXIS if config.negative_scope == "global" else None
         sampled = None
         if negatives_CE is not None:
             item_CK = drawn[config.item_feature].reshape(len(negatives_CE), -1)
             sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
+        return jax.lax.psum(self._sums(pairs, sampled, batch), DATA_AXIS)
+
+    def _sums(self, pairs: Pairs, sampled: Sampled | None, batch: Batch) -> LossSums:
+        """Return the sums of the pairs of a device."""
+        config, dtype = self.settings.loss, compute_dtype(self.settings.model)
+        if config.objective == "gbce":
+            assert sampled is not None, "negatives are sampled"
+            share = batch[UNIFORM_SHARE].reshape(())
+            weight = positive_weight(config.calibration, len(sampled.vectors_CE), share)
+            return binary_loss(config, pairs, sampled, weight, dtype)
+        scope = DATA_AXIS if config.negative_scope == "global" else None
         sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
-        dtype = compute_dtype(self.settings.model)
-        sums = softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
-        return jax.lax.psum(sums, DATA_AXIS)
+        return softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
 
     def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
         """Return the pairs of a device, with all its microbatches concatenated."""

@@ -31,9 +31,10 @@ def log(tmp_path_factory):
 @pytest.mark.parametrize(
     ("loss", "grows"),
     [
-        ({"negatives": "uniform", "num_negatives": 40}, False),
+        ({"negatives": "uniform", "num_negatives": 40, "objective": "gbce"}, False),
         ({"negatives": "mixed", "num_negatives": 40, "log_q": "catalogue"}, True),
         ({"negatives": "full"}, False),
+        pytest.param({"negatives": "uniform", "num_negatives": 40}, False, marks=pytest.mark.slow),
         # "mixed" also covers in-batch negatives.
         pytest.param({"log_q": "catalogue"}, False, marks=pytest.mark.slow),
         pytest.param(
@@ -42,7 +43,7 @@ def log(tmp_path_factory):
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["uniform", "mixed", "full", "in_batch", "mixed-stream"],
+    ids=["gbce", "mixed", "full", "uniform", "in_batch", "mixed-stream"],
 )
 def test_a_step_against_numpy(log, tmp_path, loss, grows):
     config = configured(log, tmp_path, grows, **loss)
