@@ -135,6 +135,8 @@ KEYS: dict[str, Concern | Free] = {
     "loss.calibration": _OBJECTIVE,
     # Whether a user's vector resembles the next event or the previous one.
     "loss.pairing": "model",
+    "loss.next_events": _OBJECTIVE,
+    "loss.later_weight": _OBJECTIVE,
     "loss.similarity": "model",
     "loss.temperature": _OBJECTIVE,
     "loss.mask_padding": _OBJECTIVE,

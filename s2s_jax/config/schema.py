@@ -216,6 +216,13 @@ class LossConfig:
     pairing: Literal["next", "previous"] = "next"
     """The event that the prediction at a position is compared with. next: the event after it; previous:
     the event before it, as in the RecIS example, although attention has already seen it"""
+    next_events: int = 1
+    """Number of events after a position that its prediction is compared with, each by itself. More
+    than 1 trains predictions of what a user will do soon, not only next. hit_rate is that of the next
+    event"""
+    later_weight: float = 0.5
+    """With next_events above 1, the weight of each further event, relative to that of the event before
+    it"""
     similarity: Literal["cosine", "dot"] = "cosine"
     """How predictions and events are compared in the loss, in evaluation and in recommendation. cosine:
     by the cosine of their vectors; dot: by the dot product, whose size lets frequent items score higher

@@ -4,6 +4,7 @@ Shapes: B batch, L positions, N = B (L - 1) pairs of a query and its positive, C
 positives of one device, or of all devices), E model width, K ids of a bag.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,39 @@ class LossSums(NamedTuple):
     loss: jax.Array
     hits: jax.Array
     pairs: jax.Array
+
+
+class LossTotal(NamedTuple):
+    """The sums over the pairs of all distances.
+
+    Attributes:
+      loss: f32 scalar, sum of the cross-entropies, each times the weight of its pair.
+      weight: f32 scalar, sum of the weights.
+      next: the sums over the pairs of neighbours.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    next: LossSums
+
+    @property
+    def mean(self) -> jax.Array:
+        """The weighted mean of the loss; 0 without pairs."""
+        return self.loss / jnp.maximum(self.weight, 1)
+
+
+def weighted(config: LossConfig, by_distance: Sequence[LossSums]) -> LossTotal:
+    """Return the sums of all distances together.
+
+    Args:
+      config: the weight of later events.
+      by_distance: the sums for the distances 1, 2, …
+    """
+    loss, weight = by_distance[0].loss, by_distance[0].pairs
+    for number, sums in enumerate(by_distance[1:], 1):
+        loss += config.later_weight**number * sums.loss
+        weight += config.later_weight**number * sums.pairs
+    return LossTotal(loss, weight, by_distance[0])
 
 
 class Pairs(NamedTuple):
@@ -72,7 +106,11 @@ class Events(NamedTuple):
 
 
 def pair_up(
-    config: LossConfig, preds_ME: jax.Array, targets_ME: jax.Array, events: Events
+    config: LossConfig,
+    preds_ME: jax.Array,
+    targets_ME: jax.Array,
+    events: Events,
+    distance: int = 1,
 ) -> Pairs:
     """Pairs each position's prediction with the event that it is scored against.
 
@@ -81,15 +119,16 @@ def pair_up(
       preds_ME: f32 `[B*L, E]`.
       targets_ME: f32 `[B*L, E]`.
       events: the events at these positions.
+      distance: from a position to the event that it is scored against; N is then `B (L - distance)`.
     """
     length_B, item_BLK, present_BL, sequence_BL, share_BL = events
     batch, seq_len, _ = item_BLK.shape
-    earlier, later = slice(None, -1), slice(1, None)
+    earlier, later = slice(None, -distance), slice(distance, None)
     query, positive = (earlier, later) if config.pairing == "next" else (later, earlier)
 
     def cut(x_ME: jax.Array, positions: slice) -> jax.Array:
         x_BLE = x_ME.reshape(batch, seq_len, -1)
-        return x_BLE[:, positions].reshape(batch * (seq_len - 1), -1)
+        return x_BLE[:, positions].reshape(batch * (seq_len - distance), -1)
 
     real_BL = jnp.arange(seq_len)[None] < length_B[:, None]
     valid_BL = real_BL[:, query] & real_BL[:, positive] & present_BL[:, positive]

@@ -50,7 +50,7 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     embedding width, T embedding width of the target features, E model width, F feed-forward width, Y
     layers, B rows and L positions of a row, this is
     `6 M (D E + Y (4 E² + 2 E F)) + 6 B Y E L (L + 1) + 6 N C E + 6 S T E`, with more matrices in a layer
-    for some options. Padding is counted, look-ups are not.
+    for some options, and `6 N C E` for each of `loss.next_events`. Padding is counted, look-ups are not.
 
     Args:
       settings: the settings of the step.
@@ -64,7 +64,7 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     """
     model, loss = settings.model, settings.loss
     rows = sequences.rows * settings.microbatches
-    positions, pairs = rows * model.seq_len, rows * (model.seq_len - 1)
+    positions = rows * model.seq_len
     width, layers = model.hidden_size, model.num_layers
     features = settings.items.features
     embedding = sum(feature.emb_dim for feature in features)
@@ -72,13 +72,16 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
     attention = 0.0
     if sequences.packing is None:
         attention = attention_flops(model, rows * model.seq_len * (model.seq_len + 1) // 2)
-    candidates = drawn = 0
+    sharing = drawn = 0
     if loss.negatives in ("in_batch", "mixed"):
-        candidates = pairs * (devices if loss.negative_scope == "global" else 1)
+        sharing = devices if loss.negative_scope == "global" else 1
     if loss.negatives != "in_batch":
         drawn = items if loss.negatives == "full" else min(loss.num_negatives, items)
     shown = sum(f.emb_dim for f in features if f.name in settings.items.shown)
-    of_loss = 6 * pairs * (candidates + drawn) * width + 6 * drawn * shown * width
+    of_loss = 6 * drawn * shown * width
+    for distance in range(1, loss.next_events + 1):
+        pairs = rows * (model.seq_len - distance)
+        of_loss += 6 * pairs * (pairs * sharing + drawn) * width
     return dense + attention + of_loss
 
 

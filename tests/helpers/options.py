@@ -124,6 +124,7 @@ FACTORS: dict[str, tuple] = {
     "loss.negatives": ("in_batch", "mixed", "uniform", "full"),
     "loss.num_negatives": (7, 4096),
     "loss.label_smoothing": (0.0, 0.1),
+    "loss.next_events": (1, 3),
     "loss.objective": ("softmax", "gbce"),
     "loss.target_features": (("item_id", "tags"), None, ("item_id",)),
     "train.gradient_accumulation_steps": (1, 2),

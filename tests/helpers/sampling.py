@@ -56,20 +56,23 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     preds, targets = unit(encoded.preds_ME), unit(encoded.targets_ME)
-    pairs = [(b, p) for b in range(len(length)) for p in range(max(length[b], 1) - 1)]
     p_of = dict(zip(known, catalogue.count_I / catalogue.count_I.sum(), strict=True))
     if config.loss.log_q == "stream":
         p_of = stream_shares(batches)
-    losses = []
-    for b, p in pairs:
-        target = int(item[b, p + 1])
-        logits = [preds[b, p] @ targets[b, p + 1]]
+    losses, weights = [], []
+    queries = [(b, p) for b in range(len(length)) for p in range(length[b])]
+    for d, b, p in ((d, b, p) for d in range(1, config.loss.next_events + 1) for b, p in queries):
+        pairs = [(c, r) for c, r in queries if r + d < length[c]]
+        if (b, p) not in pairs:
+            continue
+        target = int(item[b, p + d])
+        logits = [preds[b, p] @ targets[b, p + d]]
         q = [target]
         if config.loss.negatives in ("in_batch", "mixed"):
             for c, r in pairs:
-                if item[c, r + 1] != target:
-                    logits.append(preds[b, p] @ targets[c, r + 1])
-                    q.append(int(item[c, r + 1]))
+                if item[c, r + d] != target:
+                    logits.append(preds[b, p] @ targets[c, r + d])
+                    q.append(int(item[c, r + d]))
         for i in items:
             if known[i] != target:
                 logits.append(preds[b, p] @ vectors[i])
@@ -79,7 +82,8 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
             often = np.array([len(pairs) * max(p_of.get(i, 0), 2**-30) for i in q])
             logits -= np.log(often + len(items) / len(known))
         losses.append(_of_pair(config.loss, logits, len(items) / (len(known) - 1)))
-    return np.mean(losses)
+        weights.append(config.loss.later_weight ** (d - 1))
+    return np.average(losses, weights=weights)
 
 
 def _of_pair(config, logits, rate):

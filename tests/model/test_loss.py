@@ -97,6 +97,27 @@ def test_dot_products_against_the_definition(mask_same_item):
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("distance", [1, 2, 5])
+def test_pairs_of_a_distance_stay_in_their_sequence(distance):
+    preds, targets, length, items = make_batch(0)
+    sequence = np.array([[0, 0, 0, 1, 1, 1, 1], [2, 2, 3, 3, 9, 9, 9], [9] * L], np.int32)
+    events = Events(jnp.asarray(length), items, items[..., 0] >= 0, jnp.asarray(sequence))
+    flat = preds.reshape(B * L, E), targets.reshape(B * L, E)
+    pairs = pair_up(LossConfig(), *flat, events, distance)
+    expected = [
+        (preds[b, p], targets[b, p + distance])
+        for b in range(B)
+        for p in range(L - distance)
+        if p + distance < length[b]
+        and sequence[b, p] == sequence[b, p + distance]
+        and items[b, p + distance, 0] >= 0
+    ]
+    valid = np.asarray(pairs.valid_N)
+    assert valid.size == B * (L - distance)
+    found = np.stack([pairs.queries_NE[valid], pairs.positives_NE[valid]], axis=1)
+    np.testing.assert_array_equal(found, np.reshape(expected, (-1, 2, E)))
+
+
 def test_ties_count_against_the_positive():
     same = np.ones((B, L, E), np.float32)
     _, _, length, _ = make_batch(0)

@@ -15,6 +15,8 @@ from s2s_jax.config import LRConfig
 
 # The mean size of AdamW's updates, relative to its learning rate.
 _ADAMW_RMS = 0.2
+# Matrices that are stored as one: queries, keys and values, in HSTU together with the gates.
+_TOGETHER = {"qkv": 3, "uqkv": 4}
 _LAYERS = ("transformer", "layers")
 # Parts of the model before the first layer.
 _BEFORE_LAYERS = (("proj",), ("transformer", "input_norm"), ("transformer", "positions"))
@@ -82,7 +84,7 @@ def _axes(params: optax.Params) -> optax.Params:
 
 
 def _input_axis(path: tuple) -> int:
-    return -3 if _holds_three(path) else -2
+    return -2 if _matrices_in(path) == 1 else -3
 
 
 def _like_adamw(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -96,18 +98,21 @@ def _like_adamw(updates: optax.Updates, params: optax.Params | None) -> optax.Up
     return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
-def _holds_three(path: tuple) -> bool:
-    return _names(path)[-2:] == ("qkv", "kernel")
+def _matrices_in(path: tuple) -> int:
+    """Return how many matrices are stored as one, side by side."""
+    of_layer, kind = _names(path)[-2:]
+    return _TOGETHER[of_layer] if kind == "kernel" and of_layer in _TOGETHER else 1
 
 
 def _of_single_matrices(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Return a transformation that sees `[Y, E, 3, E]` for queries, keys and values."""
+    """Return a transformation that sees `[Y, E, 3, E]` for queries, keys and values stored as one."""
 
     def split(params: optax.Params) -> optax.Params:
         def of_array(path: tuple, x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:-1], 3, -1) if _holds_three(path) else x
+            number = _matrices_in(path)
+            return x if number == 1 else x.reshape(*x.shape[:-1], number, -1)
 
         return jax.tree_util.tree_map_with_path(of_array, params)
 

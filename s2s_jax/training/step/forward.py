@@ -19,11 +19,13 @@ from s2s_jax.model.linear import compute_dtype
 from s2s_jax.model.loss import (
     Events,
     LossSums,
+    LossTotal,
     Pairs,
     Sampled,
     binary_loss,
     pair_up,
     softmax_loss,
+    weighted,
 )
 from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training.step.batches import (
@@ -100,7 +102,7 @@ class Forward:
         _, embeddings = split_ids(self.tables.embed(rows, places, ids))
         return nnx.merge(self.graph, nnx.State(dense)).targets(embeddings)
 
-    def loss(self, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch) -> LossSums:
+    def loss(self, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch) -> LossTotal:
         """Return the loss sums of all microbatches together.
 
         Args:
@@ -119,15 +121,18 @@ class Forward:
 
     def _loss_on_device(
         self, encoded: Encoded, batch: Batch, negatives_CE: jax.Array | None
-    ) -> LossSums:
+    ) -> LossTotal:
         config = self.settings.loss
         events, drawn = split_ids(ids_of(batch))
-        pairs = self._pairs(encoded, events, batch)
         sampled = None
         if negatives_CE is not None:
             item_CK = drawn[config.item_feature].reshape(len(negatives_CE), -1)
             sampled = Sampled(negatives_CE, item_CK if config.mask_same_item else None, None)
-        return jax.lax.psum(self._sums(pairs, sampled, batch), DATA_AXIS)
+        by_distance = [
+            self._sums(self._pairs(encoded, events, batch, distance), sampled, batch)
+            for distance in range(1, config.next_events + 1)
+        ]
+        return jax.lax.psum(weighted(config, by_distance), DATA_AXIS)
 
     def _sums(self, pairs: Pairs, sampled: Sampled | None, batch: Batch) -> LossSums:
         """Return the sums of the pairs of a device."""
@@ -141,7 +146,9 @@ class Forward:
         sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
         return softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)
 
-    def _pairs(self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch) -> Pairs:
+    def _pairs(
+        self, encoded: Encoded, events: Mapping[str, jax.Array], batch: Batch, distance: int
+    ) -> Pairs:
         """Return the pairs of a device, with all its microbatches concatenated."""
         feature = self.settings.items.item
         ids = events[feature.name]
@@ -155,4 +162,4 @@ class Forward:
         if self.settings.loss.corrects:
             share_BL = batch[ITEM_SHARE].reshape(there_BLK.shape[:2])
         known = Events(length_B, item_BLK, there_BLK[..., 0], sequence_BL, share_BL)
-        return pair_up(self.settings.loss, preds_ME, targets_ME, known)
+        return pair_up(self.settings.loss, preds_ME, targets_ME, known, distance)

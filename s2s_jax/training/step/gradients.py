@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import Found, with_default_rows
-from s2s_jax.model.loss import LossSums
+from s2s_jax.model.loss import LossTotal
 from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step.batches import Batch
 from s2s_jax.training.step.forward import Forward
@@ -22,7 +22,7 @@ from s2s_jax.training.step.params import Params, Tree, default_rows
 
 def gradients(
     forward: Forward, params: Params, found: Found, batch: Batch, key: jax.Array | None
-) -> tuple[LossSums, Params]:
+) -> tuple[LossTotal, Params]:
     """Return the loss sums of all microbatches together, and the gradients of the mean loss.
 
     Args:
@@ -55,10 +55,10 @@ def gradients(
 
 def _of_one_microbatch(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
-) -> tuple[LossSums, Tree, Arrays]:
+) -> tuple[LossTotal, Tree, Arrays]:
     """Return the sums, and the gradients of `dense` and of the rows in `found`."""
 
-    def objective(dense: Tree, rows: Arrays) -> tuple[jax.Array, LossSums]:
+    def objective(dense: Tree, rows: Arrays) -> tuple[jax.Array, LossTotal]:
         encoded = forward.encode(dense, rows, *_microbatch(found.places, batch, key, 0))
         negatives_CE = forward.negatives(dense, rows, found.places, batch)
         encoded = jax.tree.map(lambda x: x[None], encoded)
@@ -71,7 +71,7 @@ def _of_one_microbatch(
 
 def _of_microbatches(
     forward: Forward, dense: Tree, found: Found, batch: Batch, key: jax.Array | None
-) -> tuple[LossSums, Tree, Arrays]:
+) -> tuple[LossTotal, Tree, Arrays]:
     """Return the same as `_of_one_microbatch`, with the memory of a single microbatch."""
     rows, places = found.rows, found.places
     numbers = jnp.arange(batch["length"].shape[0])
@@ -104,9 +104,9 @@ def _of_microbatches(
 
 def _mean_loss(
     forward: Forward, encoded: Encoded, negatives_CE: jax.Array | None, batch: Batch
-) -> tuple[jax.Array, LossSums]:
+) -> tuple[jax.Array, LossTotal]:
     sums = forward.loss(encoded, negatives_CE, batch)
-    return sums.loss / jnp.maximum(sums.pairs, 1), sums
+    return sums.mean, sums
 
 
 def _microbatch(

@@ -61,11 +61,10 @@ class TrainStep:
         state, found, batch = self._admit(state, batch)
         sums, grads = gradients(self.forward, state.params, found, batch, key)
         state, norm = self._update(state, found, grads)
-        pairs = jnp.maximum(sums.pairs, 1)
         metrics = {
-            "loss": sums.loss / pairs,
-            "hit_rate": sums.hits / pairs,
-            "pairs": sums.pairs,
+            "loss": sums.mean,
+            "hit_rate": sums.next.hits / jnp.maximum(sums.next.pairs, 1),
+            "pairs": sums.next.pairs,
             "grad_norm": norm,
             **count_rows(sent),
         }

@@ -33,6 +33,7 @@ def weights(seed):
 
     layers = {
         "attn": {"qkv": linear(E, 3 * E, Y), "proj": linear(E, E, Y)},
+        "hstu": {"uqkv": linear(E, 4 * E, Y)},
         "ffn": {"up": linear(E, F, Y), "down": linear(F, E, Y)},
         "norm1": {"scale": rng.normal(size=(Y, E)).astype(np.float32)},
     }
@@ -77,7 +78,7 @@ def adamw(gradients):
 def expected(path, value, gradients, config):
     """An array after all steps."""
     if path[-1] == "kernel" and config.dense_optimizer == "muon":
-        parts = 3 if "qkv" in path else 1
+        parts = {"qkv": 3, "uqkv": 4}.get(path[-2], 1)
         stacked = [g.reshape(-1, *g.shape[-2:]) for g in gradients]
         directions = np.zeros((STEPS, *stacked[0].shape))
         for layer in range(stacked[0].shape[0]):

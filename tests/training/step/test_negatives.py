@@ -32,7 +32,16 @@ def log(tmp_path_factory):
     ("loss", "grows"),
     [
         ({"negatives": "uniform", "num_negatives": 40, "objective": "gbce"}, False),
-        ({"negatives": "mixed", "num_negatives": 40, "log_q": "catalogue"}, True),
+        (
+            {
+                "negatives": "mixed",
+                "num_negatives": 40,
+                "log_q": "catalogue",
+                "next_events": 3,
+                "later_weight": 0.3,
+            },
+            True,
+        ),
         ({"negatives": "full"}, False),
         pytest.param({"negatives": "uniform", "num_negatives": 40}, False, marks=pytest.mark.slow),
         # "mixed" also covers in-batch negatives.
