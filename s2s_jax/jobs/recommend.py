@@ -33,6 +33,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs.stripe_recommender import StripeRecommender, UserColumn
 from s2s_jax.ranking.answers import Answerer, By, ByCounts, ByModel
 from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.encode import UserEncoder, shapes_for
 from s2s_jax.ranking.neighbour_bias import bias_of, make_scorer
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
@@ -306,7 +307,9 @@ def _answerer(
     counts = None
     if scorer is not None and request.short_history > 0:
         counts = ByCounts(scorer, candidates.counts_of_ranked(items.count_I), ranking.filter_seen)
-    return Answerer(ByModel(run, candidates, mesh), counts, request.short_history)
+    shapes = shapes_for(config.model.seq_len, config.eval.batch_size, mesh)
+    encoder = UserEncoder(run.functions, run.state, shapes, mesh)
+    return Answerer(ByModel(encoder, candidates), counts, request.short_history)
 
 
 def _reader(

@@ -19,6 +19,7 @@ from s2s_jax.data.items.catalogue import collect
 from s2s_jax.data.items.titles import read_titles
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.candidates import make_candidates
+from s2s_jax.ranking.encode import UserEncoder, shapes_for
 from s2s_jax.ranking.neighbour_bias import count_bias
 from s2s_jax.ranking.restored import restore
 from s2s_jax.reporting.record import read_record
@@ -95,7 +96,9 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     ranking = Ranking.of(config)
     neighbours = count_bias(ranking, split, logs, Decoding.of(config), catalogue)
     candidates = make_candidates(run.functions, run.state, catalogue, ranking, mesh, neighbours)
-    examples = ExampleUsers(run, candidates, catalogue.item, split, mesh)
+    shapes = shapes_for(config.model.seq_len, users_of_stripe, mesh)
+    encoder = UserEncoder(run.functions, run.state, shapes, mesh)
+    examples = ExampleUsers(encoder, candidates, catalogue.item, split)
     targets = held_out.targets(split, "test") if split.holds_out else None
     shown: list[ShownUser] = []
     for stripe, batch in spread_over_log(reader, users, targets):

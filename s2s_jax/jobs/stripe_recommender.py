@@ -13,7 +13,7 @@ import pyarrow as pa
 from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
-from s2s_jax.ranking.answers import ANSWERED_BY, Answerer
+from s2s_jax.ranking.answers import ANSWERED_BY, Answerer, Answers
 
 
 class UserColumn(NamedTuple):
@@ -69,8 +69,9 @@ class StripeRecommender:
         left = list(stripes)
         # A batch may have users of several stripes. A stripe is complete when a later one has begun.
         begun: list[_Part] = []
-        for batch in self._reader.read_all(tuple(left), None):
-            begun += self._one_batch(batch)
+        read = self._reader.read_all(tuple(left), None)
+        for batch, answers in self._answerer.answers(read, self._top_k):
+            begun += self._one_batch(batch, answers)
             while left and left[0] < begun[-1].stripe:
                 yield left[0], *self._table(left[0], begun)
                 begun = [part for part in begun if part.stripe > left[0]]
@@ -98,9 +99,8 @@ class StripeRecommender:
         counts: Counter[str] = sum((part.counts for part in mine), Counter())
         return pa.table(columns), counts
 
-    def _one_batch(self, batch: Histories) -> list["_Part"]:
-        """Recommends items to the users of a batch; there is one part for each stripe."""
-        answers = self._answerer.answers(batch, self._top_k)
+    def _one_batch(self, batch: Histories, answers: Answers) -> list["_Part"]:
+        """The items for the users of a batch; there is one part for each stripe."""
         best = answers.lists
         there_UK, by_U = best.index_UK >= 0, answers.by_U[: batch.users]
         trained_I = self._answerer.trained_I
@@ -109,7 +109,7 @@ class StripeRecommender:
             "users": np.ones(batch.users, np.int64),
             "not_in_catalogue": (batch.events_U - batch.known_events())[: batch.users],
             "without_row": answers.unknown_U[: batch.users],
-            "shown": batch.arrays["length"][: batch.users] * (by_U == 0),
+            "shown": batch.shown_U[: batch.users] * (by_U == 0),
             "untrained": (there_UK & untrained_UK).sum(axis=1),
             **{f"by_{name}": by_U == number for number, name in enumerate(ANSWERED_BY)},
         }

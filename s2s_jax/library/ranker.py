@@ -13,12 +13,13 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from s2s_jax.config.settings import ShownHistory
+from s2s_jax.data.batching.encoding_shapes import stretches
 from s2s_jax.data.batching.histories import Histories, HistoryEncoder
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.items.neighbours import Scorer
 from s2s_jax.ranking.answers import Answerer, By, ByCounts, ByModel
 from s2s_jax.ranking.candidates import Candidates
-from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.encode import UserEncoder, shapes_for
 from s2s_jax.ranking.restored import Restored
 from s2s_serve.encoding import plain_histories
 from s2s_serve.encoding.item_numbers import ItemNumbers
@@ -54,9 +55,11 @@ class Ranker:
           batch_size: the maximum number of users per device in a batch.
           mesh: the devices on which the checkpoint was restored.
         """
-        self._run, self._shown, self._width, self._mesh = run, shown, width, mesh
+        self._kinds, self._shown, self._width = run.kinds, shown, width
         sizes = [*(size for size in _SIZES if size < batch_size), batch_size]
         self._sizes = [size * mesh.size for size in sizes]
+        shapes = shapes_for(shown.seq_len, batch_size, mesh)
+        self._encoder = UserEncoder(run.functions, run.state, shapes, mesh)
         self._numbers: ItemNumbers | None = None
         self._catalogue: Catalogue | None = None
         self._candidates: Candidates | None = None
@@ -99,9 +102,9 @@ class Ranker:
         """f32 `[N, E]`: vectors to compare with items' vectors; zeros for histories without events."""
         rows = self._rows(histories)
         vectors_NE = np.zeros((rows.num_rows, self._width), np.float32)
-        for batch in self._batches(rows, with_empty=False):
-            users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-            vectors_NE[batch.row_U] = np.asarray(users_UE)[: batch.users]
+        for stretch in stretches(self._batches(rows, with_empty=False), self._encoder.shapes):
+            for batch, encoded in zip(stretch, self._encoder.encode(stretch), strict=True):
+                vectors_NE[batch.row_U] = encoded.users_UE[: batch.users]
         return vectors_NE
 
     def recommend(
@@ -128,8 +131,9 @@ class Ranker:
         found = Recommendations(
             [[] for _ in range(rows.num_rows)], [[] for _ in range(rows.num_rows)]
         )
-        for batch in self._batches(rows, with_empty=short_history > 0):
-            best = answerer.answers(batch, k).lists
+        batches = self._batches(rows, with_empty=short_history > 0)
+        for batch, answers in answerer.answers(batches, k):
+            best = answers.lists
             there_UK = best.index_UK[: batch.users] >= 0
             items = self._catalogue.item.take(pa.array(best.index_UK[: batch.users][there_UK]))
             listed, begin = items.to_pylist(), 0
@@ -145,7 +149,7 @@ class Ranker:
         if by == "model":
             assert self._candidates is not None, "`set_candidates` was called"
             candidates = self._candidates.filtering(not keep_seen)
-            model = ByModel(self._run, candidates, self._mesh)
+            model = ByModel(self._encoder, candidates)
         if by == "neighbours" or short_history > 0:
             assert self._counted is not None, "`set_counts` was called"
             scorer, count_I = self._counted
@@ -155,7 +159,7 @@ class Ranker:
         return Answerer(model, counts, short_history)
 
     def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:
-        return plain_histories.to_rows(histories, self._shown.items.features, self._run.kinds)
+        return plain_histories.to_rows(histories, self._shown.items.features, self._kinds)
 
     def _batches(self, rows: pa.RecordBatch, with_empty: bool) -> Iterator[Histories]:
         """The histories, only those with events unless `with_empty`; `row_U` are their numbers."""

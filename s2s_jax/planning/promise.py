@@ -8,16 +8,17 @@ from typing import NamedTuple
 from s2s_jax.errors import UserError
 from s2s_jax.planning.rules import EVALUATIONS, USUAL_MINUTES, Plan
 
-# Evaluations together take at most this share of a run. In a short run, this would be so few users that
-# the best checkpoint, and the weight of neighbours, would be chosen by chance. So evaluations may take
-# so many seconds if the budget has room for them.
-EVALUATION_SHARE = 0.1
+# Evaluations together take at most this share of a run, a twentieth of the time of its steps. In a short
+# run, this would be so few users that the best checkpoint, and the weight of neighbours, would be chosen
+# by chance. So evaluations may take so many seconds if the budget has room for them.
+EVALUATION_SHARE = 0.05 / 1.05
 EVALUATION_SECONDS = 120.0
 # The first steps of a run meet many new ids, and wait for the first batches.
 UNSETTLED_STEPS = 10
 # The share of the trial's evaluations that is taken not to depend on the number of users: encoding all
-# items. On 2 cores, 2,048 users of a log with 9,700 items took 1.8 s, of which the items took 1 s.
-_FIXED = 0.5
+# items, and the last batch of each length. With 11,200 items, 2,048 users took 1.4 s of CPU time, 8,192
+# took 5.2 s and 20,000 took 13 s: 0.16 s and 0.64 ms a user.
+_FIXED = 0.1
 # Fewer users would say little about which checkpoint is best.
 LEAST_USERS = 512
 # A whole run needs more memory than its beginning. Two trials took 1.9 GB, and their runs of 3 minutes,

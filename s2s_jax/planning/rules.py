@@ -49,7 +49,7 @@ MOST_BAG = 32
 # A column in which an id occurs less often than this on average is like a number of the event.
 LEAST_REPEATS = 1.5
 
-# Evaluation pads every history to seq_len, so short logs get short sequences. On MovieLens-1M, 400
+# Rows are packed, so sequences that are longer than most rows gain nothing. On MovieLens-1M, 400
 # positions were no better than 200 (docs/howto/better_models.md), so CPUs stop there.
 SEQ_LENS = (16, 32, 64, 128, 200, 512, 1024)
 MOST_SEQ_LEN = {"cpu": 200, "gpu": 512}

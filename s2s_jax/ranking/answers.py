@@ -3,16 +3,16 @@
 Shapes: U users of a batch, V users of a part, I items, K items of a list.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
+from s2s_jax.data.batching.encoding_shapes import stretches
 from s2s_jax.data.batching.histories import Histories
 from s2s_jax.data.items.neighbours import Neighbours, Scorer
 from s2s_jax.ranking.candidates import Candidates, Lists
-from s2s_jax.ranking.encode import user_vectors
-from s2s_jax.ranking.restored import Restored
+from s2s_jax.ranking.encode import Encoded, UserEncoder
 
 # What may answer a history.
 By = Literal["model", "neighbours"]
@@ -38,16 +38,20 @@ class Answers(NamedTuple):
 class ByModel:
     """Answers with the items that the model ranks first."""
 
-    def __init__(self, run: Restored, candidates: Candidates, mesh: Mesh):
-        """Prepares answering with a restored checkpoint and the items to rank, on a mesh."""
-        self._run, self._mesh = run, mesh
-        self.candidates = candidates
+    def __init__(self, encoder: UserEncoder, candidates: Candidates):
+        """Prepares answering.
 
-    def answers(self, batch: Histories, k: int) -> Answers:
-        """Return the answers for all users."""
-        users_UE, unknown_U = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
+        Args:
+          encoder: encodes the users.
+          candidates: the items to rank.
+        """
+        self.encoder, self.candidates = encoder, candidates
+
+    def answers(self, batch: Histories, encoded: Encoded, k: int) -> Answers:
+        """Return the answers for all users of a batch that was encoded."""
         by_U = np.full(len(batch.events_U), _MODEL, np.int8)
-        return Answers(self.candidates.top_k(users_UE, k, batch), by_U, np.asarray(unknown_U))
+        best = self.candidates.top_k(encoded.users_UE, k, batch)
+        return Answers(best, by_U, encoded.unknown_U)
 
 
 class ByCounts:
@@ -114,16 +118,30 @@ class Answerer:
         """Whether an item was ever trained; None without a model."""
         return None if self._model is None else self._model.candidates.trained_I
 
-    def answers(self, batch: Histories, k: int) -> Answers:
-        """Return the K best items that may be recommended to each user."""
+    def answers(self, batches: Iterable[Histories], k: int) -> Iterator[tuple[Histories, Answers]]:
+        """Yields batches with the K best items that may be recommended to each user.
+
+        Args:
+          batches: batches of users, which are read ahead of their answers.
+          k: K.
+        """
         if self._model is None:
             assert self._counts is not None, "something must answer"
-            return self._counts.answers(batch, k)
+            for batch in batches:
+                yield batch, self._counts.answers(batch, k)
+            return
+        encoder = self._model.encoder
+        for stretch in stretches(batches, encoder.shapes):
+            for batch, encoded in zip(stretch, encoder.encode(stretch, self._short), strict=True):
+                yield batch, self._by_model(self._model, batch, encoded, k)
+
+    def _by_model(self, model: ByModel, batch: Histories, encoded: Encoded, k: int) -> Answers:
+        """Return the answers by the model, but those to short histories by counts."""
         real_U = np.arange(len(batch.events_U)) < batch.users
         short_U = (batch.events_U < self._short) & real_U
         if self._counts is not None and short_U.sum() == batch.users:
             return self._counts.answers(batch, k)
-        answers = self._model.answers(batch, k)
+        answers = model.answers(batch, encoded, k)
         if self._counts is None or not short_U.any():
             return answers
         return self._counts.instead(answers, batch, short_U)

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -109,7 +108,7 @@ class Candidates:
         """Return the items that are not recommended to each user of a batch; None if there are none."""
         return batch.seen if self._filter_seen else None
 
-    def top_k(self, users_UE: jax.Array, k: int, batch: Histories) -> Lists:
+    def top_k(self, users_UE: np.ndarray, k: int, batch: Histories) -> Lists:
         """Return the K best items that may be recommended to each user."""
         parts = [
             self.top_k_by_weight(of_part_UE, k, part, bias)[0]
@@ -117,7 +116,7 @@ class Candidates:
         ]
         return Lists(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
-    def ranks(self, users_UE: jax.Array, batch: Histories) -> np.ndarray:
+    def ranks(self, users_UE: np.ndarray, batch: Histories) -> np.ndarray:
         """Return the int64 `[U]` ranks of the targets among these items, from 0.
 
         Items with the same score as the target rank before it. The rank is `MISSED` if the target cannot
@@ -127,8 +126,8 @@ class Candidates:
         return np.concatenate([self.ranks_by_weight(*part)[0] for part in parts])
 
     def _parts(
-        self, users_UE: jax.Array, batch: Histories
-    ) -> Iterator[tuple[jax.Array, Histories, Bias]]:
+        self, users_UE: np.ndarray, batch: Histories
+    ) -> Iterator[tuple[np.ndarray, Histories, Bias]]:
         """Yields parts of a batch with what is added to their scores."""
         if self._neighbours is None:
             yield users_UE, batch, no_bias()
@@ -137,7 +136,7 @@ class Candidates:
                 yield of_part_UE, part, self._neighbours.of(scores)
 
     def top_k_by_weight(
-        self, users_UE: jax.Array, k: int, batch: Histories, bias: Bias
+        self, users_UE: np.ndarray, k: int, batch: Histories, bias: Bias
     ) -> list[Lists]:
         """Return the K best items that may be recommended to each user, for each weight of a bias."""
         found: list[Lists] = []
@@ -151,7 +150,7 @@ class Candidates:
                 break
         return found
 
-    def ranks_by_weight(self, users_UE: jax.Array, batch: Histories, bias: Bias) -> np.ndarray:
+    def ranks_by_weight(self, users_UE: np.ndarray, batch: Histories, bias: Bias) -> np.ndarray:
         """Return int64 `[W, U]`: the ranks of the targets, see `ranks`, for each weight of a bias."""
         rank_WU = np.full((len(bias.bias_WS), len(batch.target_U)), MISSED)
         found_U = self.can_be_found(batch)

@@ -13,28 +13,27 @@ Shapes: U users, I items, E width, W weights of counted neighbours.
 """
 
 import dataclasses
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
 from s2s_jax.config.settings import Decoding, Logs, Ranking, ShownHistory, Split
+from s2s_jax.data.batching.encoding_shapes import stretches
 from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.encoding import held_out
-from s2s_jax.data.encoding.held_out import SplitPart, Targets
+from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import collect_for_evaluation
 from s2s_jax.data.items.neighbours import Scorer, count_neighbours
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.baselines import Neighbours, Popularity
 from s2s_jax.ranking.candidates import Candidates, make_candidates
-from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.encode import Encoded, UserEncoder, shapes_for
 from s2s_jax.ranking.neighbour_bias import WEIGHTS, NeighbourBias, scored_parts
 from s2s_jax.ranking.ranked_items import no_bias
 from s2s_jax.ranking.tally import COVERAGE_CUTOFFS, Evaluation, Ranked, Tally
@@ -154,13 +153,14 @@ class Evaluator:
         )
         grows = ranking.items.item.grows
         tally = Tally(self.catalogue, self._count_I, candidates.trained_I, grows, self._weights)
-        batches = in_lockstep(
-            self._batches(targets), lambda item: zlib.crc32(item[0].row_U.tobytes())
-        )
-        for batch, users in batches:
-            users_UE, unknown_U = user_vectors(functions, state, batch, self._mesh)
-            for ranked in self._ranked(rankings, batch, users, users_UE, np.asarray(unknown_U)):
-                tally.add(ranked)
+        shapes = shapes_for(self._settings.shown.seq_len, self._settings.batch_users, self._mesh)
+        encoder = UserEncoder(functions, state, shapes, self._mesh)
+        read = self._reader.read_all(range(self._reader.stripes), targets, self._max_users)
+        for stretch in in_lockstep(stretches(read, shapes), _fact):
+            pairs = zip(stretch, encoder.encode(stretch), strict=True)
+            for batch, encoded in in_lockstep(pairs, lambda pair: _fact(pair[:1])):
+                for ranked in self._ranked(rankings, batch, encoded):
+                    tally.add(ranked)
         if not tally.users:
             raise UserError(
                 f"io.data_paths: expected a row of {self._settings.logs.paths} with a history and a "
@@ -170,38 +170,26 @@ class Evaluator:
             )
         return tally.result(self._settings.metric)
 
-    def _ranked(
-        self,
-        rankings: "_Rankings",
-        batch: Histories,
-        users: int,
-        users_UE: jax.Array,
-        unknown_U: np.ndarray,
-    ) -> Iterator[Ranked]:
+    def _ranked(self, rankings: _Rankings, batch: Histories, encoded: Encoded) -> Iterator[Ranked]:
         """Yields the users of a batch, ranked; in several parts if they have very many scores."""
         candidates, begin = rankings.candidates, 0
-        for of_part_UE, part, scores in scored_parts(self._scorer, users_UE, batch):
+        for of_part_UE, part, scores in scored_parts(self._scorer, encoded.users_UE, batch):
             stop = begin + len(part.events_U)
             bias = no_bias() if self._bias is None else self._bias.of(scores)
             lists = candidates.top_k_by_weight(of_part_UE, max(COVERAGE_CUTOFFS), part, bias)
             yield Ranked(
                 part,
-                max(min(users, stop) - begin, 0),
                 rank_WU=candidates.ranks_by_weight(of_part_UE, part, bias),
                 baselines={
                     "popularity": rankings.popularity.ranks(part),
                     "neighbours": rankings.neighbours.ranks(part, scores),
                 },
                 best_WUK=np.stack([of_weight.index_UK for of_weight in lists]),
-                unknown_U=unknown_U[begin:stop],
+                unknown_U=encoded.unknown_U[begin:stop],
             )
             begin = stop
 
-    def _batches(self, targets: Targets) -> Iterator[tuple[Histories, int]]:
-        """Yields batches, each with the number of its users that are evaluated."""
-        left = sys.maxsize if self._max_users is None else self._max_users
-        for batch in self._reader.read_all(range(self._reader.stripes), targets):
-            yield batch, min(batch.users, left)
-            left -= batch.users
-            if left <= 0:
-                return
+
+def _fact(batches: Sequence[Histories]) -> int:
+    """Return a number that depends on the users of some batches."""
+    return zlib.crc32(b"".join(batch.row_U.tobytes() for batch in batches))

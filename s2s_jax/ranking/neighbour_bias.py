@@ -15,7 +15,6 @@ Shapes: U users, E width, I items, S pairs of a user and an item, W weights.
 
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
 from s2s_jax.config.settings import Decoding, Items, Logs, Ranking, Split
@@ -63,8 +62,8 @@ class NeighbourBias:
 
 
 def scored_parts(
-    scorer: Scorer, users_UE: jax.Array, batch: Histories
-) -> Iterator[tuple[jax.Array, Histories, Scores]]:
+    scorer: Scorer, users_UE: np.ndarray, batch: Histories
+) -> Iterator[tuple[np.ndarray, Histories, Scores]]:
     """Yields parts of a batch with few enough scores for memory, in order; usually the whole batch.
 
     Args:

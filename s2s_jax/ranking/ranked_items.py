@@ -18,8 +18,9 @@ from s2s_jax.ranking.scores import Biases, Pairs, pad_rows
 
 # Approximate number of items that each device scores at once.
 _BLOCK_ITEMS = 2**14
-# Seen pairs are padded to a power of two, and to at least this, so that few programs are compiled.
-_MIN_PAIRS = 1024
+# Pairs are padded to one of these numbers or, if there are more, to a power of two, so that few programs
+# are compiled.
+_FEW_PAIRS = (2**10, 2**12, 2**14, 2**16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,4 +137,6 @@ def padded(
 
 
 def _padded_size(pairs: int) -> int:
-    return max(_MIN_PAIRS, 2 ** int(pairs - 1).bit_length()) if pairs else 0
+    if not pairs:
+        return 0
+    return next((size for size in _FEW_PAIRS if pairs <= size), 2 ** int(pairs - 1).bit_length())

@@ -57,7 +57,6 @@ class Ranked(NamedTuple):
 
     Attributes:
       batch: the histories and the targets.
-      users: how many users at the beginning of the batch are evaluated.
       rank_WU: int64 ranks of the targets by the model, from 0.
       baselines: int64 `[U]` ranks of the targets by each baseline, by its name.
       best_WUK: int32, the model's best items of each user; -1 where a list ends early.
@@ -65,7 +64,6 @@ class Ranked(NamedTuple):
     """
 
     batch: Histories
-    users: int
     rank_WU: np.ndarray
     baselines: Mapping[str, np.ndarray]
     best_WUK: np.ndarray
@@ -116,9 +114,9 @@ class Tally:
     def add(self, ranked: Ranked) -> None:
         """Adds the users of a batch."""
         batch = ranked.batch
-        chosen = np.flatnonzero(batch.target_U[: ranked.users] >= 0)
+        chosen = np.flatnonzero(batch.target_U[: batch.users] >= 0)
         self.users += len(chosen)
-        self.unknown_targets += ranked.users - len(chosen)
+        self.unknown_targets += batch.users - len(chosen)
         for coverage, best_UK in zip(self._coverage, ranked.best_WUK, strict=True):
             coverage.add(best_UK[chosen])
         self._ranks.append(ranked.rank_WU[:, chosen])
@@ -127,7 +125,7 @@ class Tally:
         self._events.append(batch.events_U[chosen])
         self._targets.append(batch.target_U[chosen])
         self._returning += int(returns(batch)[chosen].sum())
-        self._shown_events += int(batch.arrays["length"][chosen].sum())
+        self._shown_events += int(batch.shown_U[chosen].sum())
         self._unknown_events += int(ranked.unknown_U[chosen].sum())
 
     def result(self, metric: str) -> Evaluation:

@@ -11,16 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jax.sharding import Mesh
 
 from s2s_jax.config.settings import Split
 from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.encoding.held_out import Targets
 from s2s_jax.data.items.catalogue import item_text
 from s2s_jax.ranking.candidates import Candidates, returns
-from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.encode import UserEncoder
 from s2s_jax.ranking.ranking_metrics import MISSED
-from s2s_jax.ranking.restored import Restored
 
 _EVENTS = 10
 _TOP_K = 10
@@ -114,20 +112,17 @@ def spread_over_log(
 class ExampleUsers:
     """Shows users of a batch: their last events, and the items recommended to them."""
 
-    def __init__(
-        self, run: Restored, candidates: Candidates, item: pa.Array, split: Split, mesh: Mesh
-    ):
+    def __init__(self, encoder: UserEncoder, candidates: Candidates, item: pa.Array, split: Split):
         """Prepares recommending.
 
         Args:
-          run: the restored checkpoint.
+          encoder: encodes the users with a restored checkpoint.
           candidates: the items to rank.
           item: the ids of these items, as stored in the log.
           split: the events that are held out.
-          mesh: the devices.
         """
-        self._run, self._candidates, self._item = run, candidates, item
-        self._split, self._mesh = split, mesh
+        self._encoder, self._candidates, self._item = encoder, candidates, item
+        self._split = split
 
     def show(self, batch: Histories, users: int, file: str) -> list[ShownUser]:
         """Return the first users of a batch.
@@ -137,9 +132,9 @@ class ExampleUsers:
           users: the number of users to show.
           file: the name of their file.
         """
-        users_UE, _ = user_vectors(self._run.functions, self._run.state, batch, self._mesh)
-        index_UK, score_UK = self._candidates.top_k(users_UE, _TOP_K, batch)
-        rank_U = self._candidates.ranks(users_UE, batch)
+        (encoded,) = self._encoder.encode([batch])
+        index_UK, score_UK = self._candidates.top_k(encoded.users_UE, _TOP_K, batch)
+        rank_U = self._candidates.ranks(encoded.users_UE, batch)
         again_U = returns(batch) & (rank_U == MISSED)
         shown = []
         for n in range(users):

@@ -124,8 +124,11 @@ def make(name: str) -> Made:
     ids = ids_of(unpack(settings, batch))
     # The ids of one place of each history, as items.
     item_ids = {feature: of_feature[:, :, :1] for feature, of_feature in ids.items()}
-    users_BE = np.array(functions.user_vectors(state, batch).vectors_BE)
-    length_B = np.asarray(batch["length"])[0]
+    length_B = batch["length"][0]
+    ids_MC = batch["ids"].reshape(-1, batch["ids"].shape[-1])
+    seq_len = batch["ids"].shape[2]
+    users_BE = np.array(functions.user_vectors(state, ids_MC, length_B, seq_len).vectors_BE)
+    length_B = np.asarray(length_B)
     users_BE[length_B == 0] = 0
     return Made(
         Tower.of(settings, state.params),

@@ -232,9 +232,7 @@ def test_batches_are_filled_over_stripes(trained, monkeypatch):
         assert items == [numbers.of(np.array(row)).tolist() for row in rows]
         stripes = np.concatenate([b.stripe_U for b in batches])
         assert np.bincount(stripes).tolist() == [16, 16, 16]
-        ids = [
-            b.arrays["ids"][n, : b.arrays["length"][n], 0] for b in batches for n in range(b.users)
-        ]
+        ids = [b.shown_of(n)[:, 0] for b in batches for n in range(b.users)]
         assert [x.tolist() for x in ids] == [row[-small.SEQ_LEN :] for row in rows]
         for batch in batches:
             expected = {(n, i) for n in range(batch.users) for i in batch.items_of(n)}

@@ -167,7 +167,8 @@ def test_the_loss_compares_the_vectors_of_users_and_items(similarity):
         return x / np.linalg.norm(x, axis=1, keepdims=True) if similarity == "cosine" else x
 
     last = np.maximum(sent["length"] - 1, 0)
-    users = functions.user_vectors(state, batch).vectors_BE
+    ids_MC = batch["ids"].reshape(8 * L, -1)
+    users = functions.user_vectors(state, ids_MC, batch["length"][0], L).vectors_BE
     np.testing.assert_allclose(users, expected(encoded.preds_ME, last), rtol=1e-5, atol=1e-6)
     ids = {}
     for feature in config.features:

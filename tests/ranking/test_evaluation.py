@@ -246,18 +246,16 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
     for split, left_out in (("test", 1), ("validation", 2), (None, 0)):
         targets = None if split is None else of_config.targets(config, split)
         batches = [b for stripe in range(reader.stripes) for b in reader.read(stripe, targets)]
-        found = [
-            (b.arrays["ids"][n], b.arrays["length"][n]) for b in batches for n in range(b.users)
-        ]
+        found = [b.shown_of(n) for b in batches for n in range(b.users)]
         rows = [row for row in rows_of(log) if len(row["item_id"]) > left_out]
-        for row, (ids, length) in zip(rows, found, strict=True):
+        for row, ids in zip(rows, found, strict=True):
             end = len(row["item_id"]) - left_out
             first = max(end - config.model.seq_len, 0)
             own = [b for (b,) in row["behavior_id"]]
-            assert ids[:length, place["behavior_id"]].ravel().tolist() == own[first:end]
+            assert ids[:, place["behavior_id"]].ravel().tolist() == own[first:end]
             # The last event of a row has none.
             following = [*own, -1][first + 1 : end + 1]
-            assert ids[:length, place["asked"]].ravel().tolist() == following
+            assert ids[:, place["asked"]].ravel().tolist() == following
 
 
 @pytest.mark.parametrize("sequences", [Truncate(), Pack(rows=8)], ids=lambda made: made.kind)
@@ -281,9 +279,7 @@ def test_every_learned_position_that_is_shown_was_trained(log, sequences):
     (trained,) = np.nonzero((before != after).any(axis=1))
     numbers = of_config.numbers(of_config.collect(config), config)
     histories = of_config.history_reader(config, of_config.index(config), numbers, USERS)
-    lengths = [
-        b.arrays["length"] for n in range(histories.stripes) for b in histories.read(n, None)
-    ]
+    lengths = [b.shown_U for n in range(histories.stripes) for b in histories.read(n, None)]
     assert np.concatenate(lengths).max() == len(trained) == config.model.seq_len - 1
 
 
@@ -305,8 +301,8 @@ def test_histories_end_before_the_target(log):
                 row = [i for (i,) in expected[number]["item_id"]]
                 history = row[: len(row) - left_out]
                 newest = history[-config.model.seq_len :]
-                assert batch.arrays["ids"][n, : len(newest), 0].tolist() == newest
-                assert batch.arrays["length"][n] == len(newest)
+                assert batch.shown_of(n)[:, 0].tolist() == newest
+                assert batch.shown_U[n] == len(newest)
                 assert [items[i] for i in batch.items_of(n)] == history
                 assert batch.known_events()[n] == len(history)
                 seen = batch.seen.item_T[batch.seen.user_T == n]
@@ -316,7 +312,7 @@ def test_histories_end_before_the_target(log):
                 assert batch.target_U[n] == target
                 number += 1
             assert (batch.target_U[batch.users :] == -1).all()
-            assert (batch.arrays["length"][batch.users :] == 0).all()
+            assert (batch.shown_U[batch.users :] == 0).all()
 
 
 def test_lines_of_evaluations_and_the_best_checkpoint(trained):

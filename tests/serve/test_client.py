@@ -16,7 +16,7 @@ from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config.settings import ShownHistory
 from s2s_jax.data.batching.histories import HistoryEncoder
 from s2s_jax.jobs.export import Request, export
-from s2s_jax.ranking.encode import user_vectors
+from s2s_jax.ranking.encode import UserEncoder, shapes_for
 from s2s_jax.ranking.restored import restore
 from s2s_serve import model as model_module
 from s2s_serve.encoding.plain_histories import HistorySource, to_rows
@@ -136,7 +136,9 @@ def test_unknown_events_are_those_of_the_trainer(model, small_export):
     part = encoder.encode(plain, HistorySource(plain.schema), 0, 0, None)
     batch = encoder.batch([part], 64)
     mesh = make_mesh(jax.devices()[:1])
-    expected = user_vectors(restored.functions, restored.state, batch, mesh).unknown_B
+    shapes = shapes_for(config.model.seq_len, 64, mesh)
+    (encoded,) = UserEncoder(restored.functions, restored.state, shapes, mesh).encode([batch])
+    expected = encoded.unknown_U
     found = [answer.unknown for answer in model.recommend(rows, 1)]
     assert found == np.asarray(expected)[: len(rows)].tolist()
     assert sum(found) > 0

@@ -3,8 +3,7 @@
 Whole rows are read in the order of the files: the model sees the newest events, and the ranking gets
 all of them.
 
-Shapes: N rows of a stripe, P positions, U users of a batch, L positions of a sequence, I items of a
-catalogue.
+Shapes: N rows of a stripe, P positions, U users of a batch, C columns of ids.
 """
 
 import sys
@@ -36,7 +35,7 @@ class Histories(NamedTuple):
     """A batch of users of the log; places beyond the users are padding.
 
     Attributes:
-      arrays: `length` and `ids`, see `blocks.to_dense`, of the newest events before the target.
+      newest: the newest events of each user's history, which the model sees; without padding.
       users: number of users.
       stripe_U: int32, stripe of each user.
       row_U: int64, row of each user in the file.
@@ -48,7 +47,7 @@ class Histories(NamedTuple):
       seen: distinct items of the histories; users are numbered in the order of the batch.
     """
 
-    arrays: dict[str, np.ndarray]
+    newest: Block
     users: int
     stripe_U: np.ndarray
     row_U: np.ndarray
@@ -62,13 +61,25 @@ class Histories(NamedTuple):
         begin = int(self.events_U[:user].sum())
         return self.item_P[begin : begin + int(self.events_U[user])]
 
+    @property
+    def shown_U(self) -> np.ndarray:
+        """int32 `[U]`: the number of events that the model sees of each user; 0 for padding."""
+        shown_U = np.zeros(len(self.events_U), np.int32)
+        shown_U[: self.users] = self.newest.lengths_N
+        return shown_U
+
+    def shown_of(self, user: int) -> np.ndarray:
+        """int32 `[P, C]`: the ids of the events that the model sees of one user."""
+        begin = self.newest.begins_N[user]
+        return self.newest.values_PC[begin : begin + self.newest.lengths_N[user]]
+
     def part(self, of: slice) -> "Histories":
         """Users `of.start` to `of.stop - 1`, padding included."""
         begin, stop = of.start, of.stop
         ends = blocks.starts(self.events_U[:stop])
         seen_of = slice(*np.searchsorted(self.seen.user_T, [begin, stop]))
         return Histories(
-            {name: x[of] for name, x in self.arrays.items()},
+            blocks.choose(self.newest, of),
             max(min(self.users, stop) - begin, 0),
             self.stripe_U[of],
             self.row_U[of],
@@ -141,7 +152,7 @@ class HistoryEncoder:
         """
         items = shown.items
         self._decoding = Decoding.of_whole_rows(items.features)
-        self._seq_len, self._shown_len = shown.seq_len, shown.shown_len
+        self._shown_len = shown.shown_len
         self._numbers, self._with_empty = numbers, with_empty
         self._item = features.id_columns(items.features)[items.item.name]
 
@@ -201,13 +212,11 @@ class HistoryEncoder:
         def padded(x_N: np.ndarray, fill: int) -> np.ndarray:
             return np.concatenate([x_N, np.full(users - len(x_N), fill, x_N.dtype)])
 
-        newest = [part.newest for part in parts]
-        arrays = blocks.to_dense(newest, users, self._seq_len)
         events = np.concatenate([part.events_N for part in parts])
         item_P = np.concatenate([part.item_P for part in parts])
         stripe = [np.full(len(part.row_N), part.stripe, np.int32) for part in parts]
         return Histories(
-            arrays,
+            blocks.concatenate([_trimmed(part.newest) for part in parts]),
             len(events),
             np.concatenate(stripe),
             np.concatenate([part.row_N for part in parts]),
@@ -255,7 +264,9 @@ class HistoryReader:
         """Yields the users of one stripe; see `read_all`."""
         return self.read_all([stripe], targets)
 
-    def read_all(self, stripes: Iterable[int], targets: Targets | None) -> Iterator[Histories]:
+    def read_all(
+        self, stripes: Iterable[int], targets: Targets | None, most_users: int | None = None
+    ) -> Iterator[Histories]:
         """Yields the users of some stripes that have a history and a target, in the order of the log.
 
         A batch may have users of several stripes. It has fewer than U users only at the end, or if the
@@ -264,18 +275,23 @@ class HistoryReader:
         Args:
           stripes: numbers of the stripes in the index, ascending.
           targets: defines the targets; None: there are no targets, and histories are whole rows.
+          most_users: ends after so many users; None: yields all.
 
         Raises:
           UserError: a stripe cannot be read, and may not be skipped.
         """
         waiting: list[Rows] = []
         users = positions = 0
+        left = sys.maxsize if most_users is None else most_users
         for stripe in stripes:
+            if not left:
+                break
             rows = self._read(stripe, targets)
             if rows is None:
                 continue
             ends = blocks.starts(rows.events_N)
-            begin, total = 0, len(rows.row_N)
+            begin, total = 0, min(len(rows.row_N), left)
+            left -= total
             while begin < total:
                 room = ends[begin] + _MOST_POSITIONS - positions
                 fitting = int(np.searchsorted(ends, room, side="right")) - 1
@@ -302,3 +318,12 @@ class HistoryReader:
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             return None
+
+
+def _trimmed(block: Block) -> Block:
+    """Part of a packed block, without the positions of the other rows."""
+    if not len(block.begins_N):
+        return Block(block.values_PC[:0], block.begins_N, block.lengths_N)
+    begin = block.begins_N[0]
+    end = block.begins_N[-1] + block.lengths_N[-1]
+    return Block(block.values_PC[begin:end], block.begins_N - begin, block.lengths_N)

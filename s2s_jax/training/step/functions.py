@@ -28,7 +28,8 @@ class StepFunctions(NamedTuple):
       abstract: the shapes, types and shardings of the state, for restoring a checkpoint.
       train_step: `(state, batch) -> (state, metrics)`, jitted; it donates the old state.
       predict: `(state, batch) -> Encoded`, jitted, see `Inference.predict`.
-      user_vectors: `(state, batch) -> Users`, jitted, see `Inference.user_vectors`.
+      user_vectors: `(state, ids_MC, length_B, seq_len) -> Users`, see `Inference.events` and
+        `Inference.users`.
       item_vectors: `(state, ids) -> f32 [B, E]`, jitted, see `Inference.item_vectors`.
       items_trained: `(state, ids) -> bool [B]`, jitted, see `Inference.items_trained`.
     """
@@ -37,7 +38,7 @@ class StepFunctions(NamedTuple):
     abstract: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     predict: Callable[[TrainState, Batch], Encoded]
-    user_vectors: Callable[[TrainState, Batch], Users]
+    user_vectors: Callable[[TrainState, jax.Array, jax.Array, int], Users]
     item_vectors: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
     items_trained: Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
 
@@ -74,6 +75,14 @@ def make_step_functions(
     everywhere = meshes.replicated(mesh)
     step = TrainStep(forward, tables, optimizer, shardings.params["dense"])
     inference = Inference(forward, tables)
+    dense, events = jax.jit(inference.dense), jax.jit(inference.events)
+    users = jax.jit(inference.users, static_argnames="seq_len", out_shardings=everywhere)
+
+    def user_vectors(
+        state: TrainState, ids_MC: jax.Array, length_B: jax.Array, seq_len: int
+    ) -> Users:
+        return users(dense(state), events(state, ids_MC), length_B, seq_len=seq_len)
+
     return StepFunctions(
         init=jax.jit(init, out_shardings=shardings),
         abstract=abstract,
@@ -81,7 +90,7 @@ def make_step_functions(
             step.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
         ),
         predict=jax.jit(inference.predict),
-        user_vectors=jax.jit(inference.user_vectors, out_shardings=everywhere),
+        user_vectors=user_vectors,
         item_vectors=jax.jit(inference.item_vectors, out_shardings=everywhere),
         items_trained=jax.jit(inference.items_trained, out_shardings=everywhere),
     )

@@ -1,7 +1,11 @@
 """The vectors of users and items, computed without training.
 
-Shapes: B rows of a batch, L positions, K ids of a bag, U unique rows, D table width, M = B L, E model
-width.
+Encoding users takes two programs. The first looks up the events. It takes long to compile, but has the
+same shape for histories of all lengths. The second applies the model. Its layers are scanned, so that it
+compiles fast for each length.
+
+Shapes: B rows of a batch, L positions, K ids of a bag, C columns of ids, U unique rows, D table width,
+n devices, P positions of a device, M = n P or B L, E model width.
 """
 
 import dataclasses
@@ -19,7 +23,7 @@ from s2s_jax.model.loss import comparable
 from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step.averages import averaged_others
 from s2s_jax.training.step.batches import Batch, ids_of, unpack
-from s2s_jax.training.step.forward import Forward
+from s2s_jax.training.step.forward import Forward, model_graph
 from s2s_jax.training.step.optimizer import table_moments
 from s2s_jax.training.step.params import Params, Tree, default_rows
 from s2s_jax.training.step.state import TrainState
@@ -37,6 +41,18 @@ class Users(NamedTuple):
 
     vectors_BE: jax.Array
     unknown_B: jax.Array
+
+
+class EmbeddedEvents(NamedTuple):
+    """Events that were looked up.
+
+    Attributes:
+      embeddings: f32 `[M, D]` of each feature.
+      unknown_M: bool, whether the item of an event has no row in its growing table.
+    """
+
+    embeddings: Arrays
+    unknown_M: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,22 +73,62 @@ class Inference:
 
     def predict(self, state: TrainState, batch: Batch) -> Encoded:
         """Encode a batch from `batches.put_batch`, without its axis of microbatches."""
-        return self._encode(state, batch)[0]
+        # Adds the axis of microbatches.
+        batch = jax.tree.map(lambda x: x[None], unpack(self.forward.settings, batch))
+        found = self._look_up(state, ids_of(batch))
+        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
+        return self.forward.encode(self.dense(state), found.rows, places, batch, None)
 
-    def user_vectors(self, state: TrainState, batch: Batch) -> Users:
-        """Return the vectors of users from one microbatch `[1, B, …]` of their histories."""
+    def dense(self, state: TrainState) -> Tree:
+        """Return the parameters of the dense part that are applied."""
+        return self._others(state)[0]
+
+    def events(self, state: TrainState, ids_MC: jax.Array) -> EmbeddedEvents:
+        """Look up events.
+
+        Args:
+          state: the trained state.
+          ids_MC: int32, the ids of all features of n P events; sharded over the devices.
+        """
         settings = self.forward.settings
         item = settings.items.item
-        batch = jax.tree.map(lambda x: x[0], dict(batch))
-        (preds_ME, _), found = self._encode(state, batch)
-        length_B = batch["length"]
-        preds_BLE = preds_ME.reshape(length_B.size, -1, preds_ME.shape[-1])
+        # A microbatch of rows of one position.
+        one = {"length": jnp.ones(ids_MC.shape[0], jnp.int32), "ids": ids_MC[:, None]}
+        batch = unpack(settings, jax.tree.map(lambda x: x[None], one))
+        found = self._look_up(state, ids_of(batch))
+        places, ids = jax.tree.map(lambda x: x[0], (found.places, ids_of(batch)))
+        embeddings = self.tables.embed(found.rows, places, ids)
+        unknown_M = jnp.zeros(ids_MC.shape[0], bool)
+        if item.grows:
+            unknown_M = self.tables.without_row(found, item.name)[0].any(axis=(1, 2))
+        return EmbeddedEvents({name: x[:, 0] for name, x in embeddings.items()}, unknown_M)
+
+    def users(
+        self, dense: Tree, events: EmbeddedEvents, length_B: jax.Array, seq_len: int
+    ) -> Users:
+        """Return the vectors of users.
+
+        Args:
+          dense: the parameters of the model.
+          events: the events of their histories, padded to L positions. Each device has those of its
+            users, B / n times L, and may have others after them, which are ignored.
+          length_B: int32, number of events of each user.
+          seq_len: L.
+        """
+        settings, devices = self.forward.settings, self.forward.mesh.size
+        used = length_B.size // devices * seq_len
+
+        def rows(x_M: jax.Array) -> jax.Array:
+            of_device = x_M.reshape(devices, -1, *x_M.shape[1:])[:, :used]
+            return of_device.reshape(length_B.size, seq_len, *x_M.shape[1:])
+
+        scanned = dataclasses.replace(settings, model=dataclasses.replace(settings.model, unroll=1))
+        module = nnx.merge(model_graph(scanned), nnx.State(dense))
+        preds_ME = module(jax.tree.map(rows, events.embeddings)).preds_ME
+        preds_BLE = preds_ME.reshape(length_B.size, seq_len, -1)
         last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
         last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0]
-        unknown_B = jnp.zeros_like(length_B)
-        if item.grows:
-            unknown_BLK = self.tables.without_row(found, item.name)[0]
-            unknown_B = unknown_BLK.any(axis=-1).sum(axis=-1, dtype=jnp.int32)
+        unknown_B = rows(events.unknown_M).sum(axis=1, dtype=jnp.int32)
         return Users(comparable(settings.loss, last_BE), unknown_B)
 
     def item_vectors(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
@@ -85,8 +141,7 @@ class Inference:
         found = self._look_up(state, ids)
         places, ids = jax.tree.map(lambda x: x[0], (found.places, dict(ids)))
         embeddings = self.tables.embed(found.rows, places, ids)
-        dense, _ = self._others(state)
-        module = nnx.merge(self.forward.graph, nnx.State(dense))
+        module = nnx.merge(self.forward.graph, nnx.State(self.dense(state)))
         return comparable(self.forward.settings.loss, module.targets(embeddings))
 
     def items_trained(self, state: TrainState, ids: Mapping[str, jax.Array]) -> jax.Array:
@@ -126,11 +181,3 @@ class Inference:
         if self.forward.settings.lr.average_decay is None:
             return state.params["dense"], default_rows(state.params)
         return averaged_others(cast(Params, state.averages), state.params, state.step)
-
-    def _encode(self, state: TrainState, batch: Batch) -> tuple[Encoded, Found]:
-        # Adds the axis of microbatches.
-        batch = jax.tree.map(lambda x: x[None], unpack(self.forward.settings, batch))
-        found = self._look_up(state, ids_of(batch))
-        places, batch = jax.tree.map(lambda x: x[0], (found.places, batch))
-        dense, _ = self._others(state)
-        return self.forward.encode(dense, found.rows, places, batch, None), found

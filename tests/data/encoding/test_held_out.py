@@ -256,8 +256,8 @@ def test_histories_end_at_the_split_and_targets_follow(tmp_path, kind, split):
     assert {number < 0 for _, _, number in expected} == {True, False}
     for (batch, n), (row, begin, number) in zip(found, expected, strict=True):
         newest = row["event"][:begin][-5:]
-        assert batch.arrays["ids"][n, : len(newest), 0].tolist() == newest
-        assert batch.arrays["length"][n] == len(newest)
+        assert batch.shown_of(n)[:, 0].tolist() == newest
+        assert batch.shown_U[n] == len(newest)
         assert batch.events_U[n] == begin
         assert batch.target_U[n] == number
         seen = [items.index(i) for i in (row["item_id"] or ())[:begin] if i in items]
