@@ -1,18 +1,28 @@
 """How fast is ranking in blocks, compared with one dense product, and does its memory stay constant?
 
     python benchmarks/ranking.py [--items 10000 1000000] [--large] [--devices 1] [--width 64]
+    python benchmarks/ranking.py --users 20000 [--items 12000] [--events 9]
 
 Alternates between `top_k`, `ranks` (both leave out 200 seen items per user) and a NumPy
 product of users and all items followed by `argpartition` (no seen items, unsorted; as many users as fit
 into 1 GiB of scores). Prints medians in users/s, and the memory that XLA allocates for `top_k` in
 addition to the vectors. --large adds 10^7 items: 2.5 GB of vectors (5 GB with --width 128), held twice,
 since NumPy has them too.
+
+--users instead measures the whole path from a log to a file of recommendations (`s2s recommend`): a
+synthetic log of so many users with --events events each on average, and a model of the sizes of
+configs/ml1m.py (200 positions). It is measured with histories encoded at about their own lengths, and
+with all histories padded to 200 positions, as in earlier versions. Then it measures what reading,
+encoding and searching take alone, with all programs compiled.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,9 +88,102 @@ def measure(items: int, arguments: argparse.Namespace) -> None:
     )
 
 
+def trained(directory: Path, arguments: argparse.Namespace) -> Any:
+    """Makes a log, trains two steps on it, and returns the configuration."""
+    from s2s_jax.config import load_file
+    from s2s_jax.data.logs.synthesize import Settings, synthesize
+    from s2s_jax.jobs.train import train
+
+    synthesize(
+        Settings(
+            output=directory / "log",
+            users=arguments.users,
+            items=arguments.items[0],
+            mean_length=arguments.events,
+        )
+    )
+    config = load_file(Path(__file__).parents[1] / "configs" / "ml1m.py")
+    run = {"output_dir": str(directory / "run"), "train_epoch": None, "train_steps": 2}
+    config = dataclasses.replace(
+        config,
+        io=dataclasses.replace(config.io, data_paths=str(directory / "log")),
+        lr=dataclasses.replace(config.lr, warmup_steps=0),
+        eval=dataclasses.replace(config.eval, every_steps=None),
+        train=dataclasses.replace(config.train, **run),
+    )
+    train(config)
+    return config
+
+
+def whole_path(arguments: argparse.Namespace) -> None:
+    from s2s_jax.data.batching.encoding_shapes import Shapes
+    from s2s_jax.jobs import recommend as job
+
+    by_length = job.shapes_for
+
+    def padded_shapes(seq_len: int, batch_users: int, mesh: Any) -> Shapes:
+        return Shapes((seq_len,), batch_users * seq_len, mesh.size)
+
+    with tempfile.TemporaryDirectory() as name:
+        config = trained(Path(name), arguments)
+        request = job.Request(
+            input=config.io.data_paths,
+            output=Path(name) / "recs.parquet",
+            top_k=arguments.top_k,
+            checkpoint="newest",
+        )
+        seconds = {}
+        for way, shapes in (("own lengths", by_length), ("padded", padded_shapes)):
+            job.shapes_for = shapes
+            begin, used = time.perf_counter(), time.process_time()
+            job.recommend(config, request)
+            seconds[way] = time.perf_counter() - begin
+            print(
+                f"{way:>12}: {arguments.users / seconds[way]:8.1f} users/s with start and compiling, "
+                f"{seconds[way]:.1f} s, {time.process_time() - used:.1f} s of CPU time",
+                flush=True,
+            )
+        print(f"{seconds['padded'] / seconds['own lengths']:.1f} times as fast")
+        job.shapes_for = by_length
+        parts(config, request)
+
+
+def parts(config: Any, request: Any) -> None:
+    """Prints how fast reading, encoding and searching are alone, each measured when all is compiled."""
+    from s2s_jax.cluster.mesh import make_mesh
+    from s2s_jax.config.settings import Logs
+    from s2s_jax.data.batching.encoding_shapes import stretches
+    from s2s_jax.jobs import recommend as job
+
+    mesh = make_mesh()
+    config, model = job._restored(config, request, mesh)
+    log = job._log_of_items(config, request)
+    items = job._items(config, request, log)
+    answerer = job._answerer(config, dataclasses.replace(request, keep_seen=False), model, items)
+    reader = job._reader(config, request, Logs.of(config), log, items, mesh.size)
+    encoder, candidates = answerer._model.encoder, answerer._model.candidates
+    for _ in range(2):
+        marks = [time.perf_counter()]
+        batches = list(reader.read_all(range(reader.stripes), None))
+        marks.append(time.perf_counter())
+        together = list(stretches(batches, encoder.shapes))
+        encoded = [one for stretch in together for one in encoder.encode(stretch)]
+        marks.append(time.perf_counter())
+        for batch, of_batch in zip(batches, encoded, strict=True):
+            candidates.top_k(of_batch.users_UE, request.top_k, batch)
+        marks.append(time.perf_counter())
+    users = sum(batch.users for batch in batches)
+    for what, begin, end in zip(
+        ("reading", "encoding", "searching"), marks, marks[1:], strict=False
+    ):
+        print(f"{what:>12}: {users / (end - begin):8.1f} users/s alone")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**6])
+    parser.add_argument("--items", type=int, nargs="+")
+    parser.add_argument("--users", type=int)
+    parser.add_argument("--events", type=float, default=9)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--width", type=int, default=64)
@@ -100,7 +203,11 @@ def main() -> None:
         f"{len(jax.devices())} x {device.platform} {device.device_kind}, "
         f"blocks of {arguments.block_items:,} items"
     )
-    for items in arguments.items + [10**7] * arguments.large:
+    if arguments.users is not None:
+        arguments.items = arguments.items or [12_000]
+        whole_path(arguments)
+        return
+    for items in (arguments.items or [10**4, 10**6]) + [10**7] * arguments.large:
         measure(items, arguments)
 
 

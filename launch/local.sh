@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Starts one job of N processes on this machine. Each process gets one GPU or, without GPUs, CPU devices:
 #   launch/local.sh 2 --config configs/base.py --io.data_paths /path/to/log
+# It trains, or recommends:
+#   launch/local.sh 2 recommend --config configs/base.py --input /path/to/log --output /path/to/directory
 # Relative paths start from the current directory. Environment variables:
 #   CUDA_VISIBLE_DEVICES  the GPUs to use
 #   DEVICES=2             the number of CPU devices per process
 #   PYTHON                the Python interpreter
 #   RESTARTS=3            restarts the job at most this many times if it exits with 75 although this script was not
 #                         stopped, for example after a process was killed
-#   PATIENCE=60           when a process has failed, the others must exit within this many seconds
+#   PATIENCE=60           when a process of training has failed, the others must exit within this many seconds
 set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -17,13 +19,19 @@ fail() {
 }
 
 processes=${1:-}
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES --config FILE [--section.key value ...]"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES [recommend] --config FILE [--section.key value ...]"
 shift
+command=train
+if [[ ${1:-} == train || ${1:-} == recommend ]]; then
+  command=$1
+  shift
+fi
 python=${PYTHON:-$([[ -x $home/.venv/bin/python ]] && echo "$home/.venv/bin/python" || echo python)}
 command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to an interpreter that has s2s_jax installed"
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 restarts=${RESTARTS:-0}
-patience=${PATIENCE:-60}
+# Processes that recommend do not need each other, so the others go on.
+patience=${PATIENCE:-$([[ $command == recommend ]] && echo 1000000 || echo 60)}
 [[ $restarts =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a whole number, found $restarts"
 [[ $patience =~ ^[0-9]+$ ]] || fail "PATIENCE: expected a whole number of seconds, found $patience"
 
@@ -83,7 +91,7 @@ start() {
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
     export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
   fi
-  exec "$python" -m s2s_jax.train "$@"
+  exec "$python" -m "s2s_jax.$command" "$@"
 }
 
 # Ranks exit codes, to find the worst. A mistake (2), a loss that is not finite (3) or a crash (1) ranks above

@@ -341,7 +341,8 @@ class EvalConfig:
     auto: each evaluation during training chooses the best of 0, 0.25, 0.5, 1, 2 and 4 by eval.metric,
     and the checkpoint is evaluated, and recommends, with the chosen weight"""
     batch_size: int = 256
-    """Users per device that are encoded and ranked together"""
+    """Users per device that are ranked together. A device encodes at most as many positions at a time as
+    batch_size histories of model.seq_len events have"""
     max_users: int | None = None
     """Maximum number of users to evaluate during training: the first ones of the log. None: all"""
     every_steps: int | Literal["auto"] | None = None

@@ -2,8 +2,9 @@
 
 A row is the history of a user. The items come from the catalogue, by default from the items of
 `io.data_paths`. The items of each stripe are written to a file in `OUTPUT.parts`, and these files are
-joined at the end. So an interrupted job continues with the next stripe, if weights, configuration,
-catalogue and logs are the same.
+joined at the end; or the output is a directory of parts, to which several processes write. So an
+interrupted job continues with the next stripe, if weights, configuration, catalogue and logs are the
+same.
 
 Shapes: U users, K items of a list.
 """
@@ -30,11 +31,13 @@ from s2s_jax.data.items import catalogue as catalogues
 from s2s_jax.data.items.catalogue import Catalogue
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_jax.jobs.rows_left import RowsLeft
 from s2s_jax.jobs.stripe_recommender import StripeRecommender, UserColumn
 from s2s_jax.ranking.answers import Answerer, By, ByCounts, ByModel
 from s2s_jax.ranking.candidates import make_candidates
 from s2s_jax.ranking.encode import UserEncoder, shapes_for
 from s2s_jax.ranking.neighbour_bias import bias_of, make_scorer
+from s2s_jax.ranking.part_directory import ALONE, PartDirectory, Share
 from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 from s2s_serve.encoding import features
@@ -47,7 +50,8 @@ class Request:
 
     Attributes:
       input: ORC files and directories of the log with the histories, separated by commas.
-      output: the Parquet file to write.
+      output: the Parquet file to write; or a directory, if its name does not end in .parquet, if it is
+        there, or if there are several processes.
       top_k: the number of items for each row.
       user_column: the column of the log with user ids; None: rows are identified by file and number.
       catalogue: the file of `s2s catalogue` with the items; None: the items of `io.data_paths`.
@@ -57,6 +61,7 @@ class Request:
       by: what ranks the items: the model, or counted neighbours, which need no checkpoint.
       short_history: histories of fewer events are answered by counted neighbours, and rows without
         events by popularity; 0: rows without events are left out.
+      share: which process of a job this is, each of which recommends for a share of the log.
     """
 
     input: str
@@ -68,6 +73,13 @@ class Request:
     keep_seen: bool | None = None
     by: By = "model"
     short_history: int = 0
+    share: Share = ALONE
+
+    @property
+    def writes_directory(self) -> bool:
+        """Whether the output is a directory."""
+        several = self.share.hosts > 1
+        return several or self.output.suffix != ".parquet" or self.output.is_dir()
 
 
 class Recommended(NamedTuple):
@@ -83,7 +95,8 @@ class Recommended(NamedTuple):
       counts: the number of "users" with recommendations; the numbers of events of their histories: all
         that the model was "shown", those "without_row" in a growing table, and those that are
         "not_in_catalogue"; how often "untrained" items are recommended; and the numbers of users who
-        are answered "by_model", "by_neighbours" and "by_popularity".
+        are answered "by_model", "by_neighbours" and "by_popularity". None if other processes have not
+        finished their shares.
       warnings: warnings about the users of the log, a sentence each.
     """
 
@@ -92,7 +105,7 @@ class Recommended(NamedTuple):
     items: int
     untrained_items: int
     sharing: str | None
-    counts: Counter[str]
+    counts: Counter[str] | None
     warnings: list[str]
 
 
@@ -119,7 +132,7 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
     users = None if request.user_column is None else _user_column(index, request.user_column)
     items = _items(config, request, log)
     made_for = _made_for(config, request, model, index, items, users)
-    with contextlib.closing(Parts(request.output, made_for)) as parts:
+    with contextlib.closing(_parts(request, made_for, index)) as parts:
         answerer = _answerer(config, request, model, items)
         recommender = StripeRecommender(
             answerer,
@@ -130,16 +143,18 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
             request.top_k,
             tells_by=request.short_history > 0,
         )
-        missing = [n for n in range(len(index.stripes)) if n not in parts]
+        missing = parts.missing(len(index.stripes))
+        left = RowsLeft(sum(index.stripe_rows[n] for n in missing), _name(request.share))
         for stripe, table, counts in recommender.recommend(missing):
             parts.write(stripe, table, counts)
+            left.add(index.stripe_rows[stripe])
         counts = parts.join()
-    if not counts["users"]:
-        request.output.unlink()
-        raise UserError(
-            f"--input: no row of {request.input} has a history that can be read (messages above list "
-            f"what was skipped); give other files"
-        )
+        if counts is not None and not counts["users"]:
+            parts.discard()
+            raise UserError(
+                f"--input: no row of {request.input} has a history that can be read (messages above "
+                f"list what was skipped); give other files"
+            )
     trained_I = answerer.trained_I
     return Recommended(
         step=None if model is None else model.run.step,
@@ -151,6 +166,19 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
         # Reads the column of all rows, which is small compared with the histories.
         warnings=user_rows.warnings_of_log(index, request.user_column, most=None),
     )
+
+
+def _parts(
+    request: Request, made_for: Mapping[str, Any], index: FileIndex
+) -> Parts | PartDirectory:
+    if request.writes_directory:
+        return PartDirectory(request.output, made_for, index.stripe_rows, request.share)
+    return Parts(request.output, made_for)
+
+
+def _name(share: Share) -> str:
+    """The name of this process in messages."""
+    return f"host {share.host} of {share.hosts}" if share.hosts > 1 else ""
 
 
 def _check(request: Request) -> None:
@@ -342,8 +370,8 @@ def _made_for(
     """Everything that the parts depend on, as JSON; if it changes, all parts are computed again."""
     counted_in = items.counted_in
     return {
-        # The version of the parts' format.
-        "version": 5,
+        # The version of the parts' format, and of the shapes in which users are encoded.
+        "version": 6,
         "checkpoint": None if model is None else [model.run.step, model.run.fingerprint],
         "configuration": identity.of_run(config),
         "catalogue": items.catalogue.fingerprint(),

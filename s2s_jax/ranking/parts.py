@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
 
-# The metadata key of a part's counts.
-_COUNTS = b"s2s_jax.counts"
+# The key of a part's counts in its metadata.
+COUNTS = b"s2s_jax.counts"
 _NOTE = "made_for.json"
 _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
 
@@ -61,6 +61,14 @@ class Parts:
         except OSError as error:
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
 
+    def missing(self, stripes: int) -> list[int]:
+        """Return the numbers of the parts that are not done.
+
+        Args:
+          stripes: the number of stripes.
+        """
+        return [number for number in range(stripes) if number not in self]
+
     def __contains__(self, number: int) -> bool:
         return self._path(number).exists()
 
@@ -71,11 +79,15 @@ class Parts:
           UserError: the part cannot be written.
         """
         # Both are in one file, so that an interruption cannot save one without the other.
-        table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
+        table = table.replace_schema_metadata({COUNTS: json.dumps(counts)})
         try:
             _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
         except OSError as error:
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
+
+    def discard(self) -> None:
+        """Removes the output file; for recommendations without a row."""
+        self._output.unlink()
 
     def join(self) -> Counter[str]:
         """Joins the parts into the output file, one part at a time in memory, and removes them.
@@ -95,7 +107,7 @@ class Parts:
             with pq.ParquetWriter(str(unfinished), schema) as writer:
                 for path in paths:
                     table = pq.read_table(path)
-                    counts.update(json.loads(table.schema.metadata[_COUNTS]))
+                    counts.update(json.loads(table.schema.metadata[COUNTS]))
                     writer.write_table(table.replace_schema_metadata())
             unfinished.replace(self._output)
             if self._remove():

@@ -12,23 +12,27 @@ from pathlib import Path
 
 from s2s_jax import signals
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
+from s2s_jax.cluster.separate import take_place
 from s2s_jax.config import Config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.recommend import Recommended, Request, recommend
 from s2s_jax.ranking.answers import By
+from s2s_jax.ranking.part_directory import ALONE, Share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
     """Ranks the items of a catalogue for each row of a log; the events of the row are the history. If a
     command was interrupted, start it again to continue: finished parts are kept as long as the weights,
-    the configuration, the catalogue and the logs are the same.
+    the configuration, the catalogue and the logs are the same. Several processes, started as for
+    training, share the log.
     """
 
     input: str
     """Logs with the histories: ORC files and directories, separated by commas"""
     output: Path
-    """Parquet file to write"""
+    """Parquet file to write. A directory of Parquet files if it is one, if its name does not end in
+    .parquet, or if the job has several processes, each of which recommends for a share of the log"""
     top_k: int = 100
     """Number of items to recommend for each row"""
     user_column: str | None = None
@@ -53,11 +57,14 @@ def main(argv: list[str]) -> int:
     Raises:
       UserError: the command line, the configuration or the data is wrong.
     """
+    # First, before JAX uses a device.
+    place = take_place()
+    share = ALONE if place is None else Share(place.host, place.hosts)
     with signals.StopSignals() as stop:
         try:
             with stop.at_once():
                 # In another thread, because Python handles no signals in this one during compilation.
-                stop.unless_stopped(lambda: _recommend(argv))
+                stop.unless_stopped(lambda: _recommend(argv, share))
         except Stopped as signal_name:
             print(
                 f"stopped by {signal_name}; finished parts are kept; start the same command again to "
@@ -69,7 +76,7 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _recommend(argv: list[str]) -> None:
+def _recommend(argv: list[str], share: Share) -> None:
     given = parse_with_config(Arguments, argv, "recommend", {"out": "output"})
     if given is None:
         return
@@ -84,24 +91,36 @@ def _recommend(argv: list[str]) -> None:
         keep_seen=arguments.keep_seen,
         by=arguments.by,
         short_history=arguments.short_history,
+        share=share,
     )
     done = recommend(config, request)
+    if done.counts is None:
+        print(
+            f"host {share.host} of {share.hosts} has done its share of {request.output}; others are "
+            f"still at work"
+        )
+        return
+    _print_done(config, request, done, done.counts)
+
+
+def _print_done(config: Config, request: Request, done: Recommended, counts: Counter[str]) -> None:
+    """Prints a summary of what was written."""
     source = f"by neighbours counted in {config.io.data_paths}"
     if done.step is not None:
         weight = f", with neighbours of weight {done.neighbours:g}" if done.neighbours else ""
         source = f"from the checkpoint of step {done.step}{weight}"
     print(
-        f"wrote up to {request.top_k} items for each of {done.counts['users']:,} users to "
+        f"wrote up to {request.top_k} items for each of {counts['users']:,} users to "
         f"{request.output}, {source}"
     )
     if request.short_history:
         print(
-            f"{done.counts['by_neighbours']:,} users are answered by neighbours"
+            f"{counts['by_neighbours']:,} users are answered by neighbours"
             f"{'' if done.step is None else f' (fewer than {request.short_history:,} events)'}, "
-            f"{done.counts['by_popularity']:,} without events by popularity"
+            f"{counts['by_popularity']:,} without events by popularity"
         )
-    _print_unknown(config, done.counts)
-    _print_untrained(config, done)
+    _print_unknown(config, counts)
+    _print_untrained(config, done, counts)
     if done.sharing is not None:
         print(f"{done.sharing}; a recommendation of such an item may mean any of them")
     for warning in done.warnings:
@@ -123,7 +142,7 @@ def _print_unknown(config: Config, counts: Counter[str]) -> None:
         )
 
 
-def _print_untrained(config: Config, done: Recommended) -> None:
+def _print_untrained(config: Config, done: Recommended, counts: Counter[str]) -> None:
     """Prints how many items were never trained, and how often they are recommended."""
     if not done.untrained_items:
         return
@@ -131,7 +150,7 @@ def _print_untrained(config: Config, done: Recommended) -> None:
         how = "they are left out (eval.untrained drop)"
     else:
         how = (
-            f"{done.counts['untrained']:,} times they are recommended (eval.untrained "
+            f"{counts['untrained']:,} times they are recommended (eval.untrained "
             f"{config.eval.untrained}; last ranks them after all others, drop leaves them out)"
         )
     print(

@@ -1,0 +1,252 @@
+"""A directory of recommendations that several processes write, each its share of the parts.
+
+A part is a Parquet file with the rows of some consecutive stripes. Which stripes a part has depends only
+on the log, so any number of processes can continue what others began. They do not talk to each other: a
+note in the directory says what the parts are made for, and whoever finds all parts there writes the
+manifest and then an empty file, `_SUCCESS`. Readers of Parquet ignore files whose names begin with _.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2s_jax.errors import UserError
+from s2s_jax.ranking.parts import COUNTS
+
+_NOTE, _MANIFEST, _SUCCESS = "_made_for.json", "_manifest.json", "_SUCCESS"
+# The parts of a log have at most about this many rows, and there are at least about so many parts, so
+# that many processes can share them.
+_PART_ROWS, _PARTS = 2**15, 256
+
+
+class Share(NamedTuple):
+    """Which of the processes of a job this one is.
+
+    Attributes:
+      host: the number of this process.
+      hosts: the number of processes.
+    """
+
+    host: int
+    hosts: int
+
+
+# The share of the only process of a job.
+ALONE = Share(0, 1)
+
+
+def divide(stripe_rows: Sequence[int]) -> list[range]:
+    """Divides the stripes of a log into parts.
+
+    Args:
+      stripe_rows: the number of rows of each stripe.
+
+    Returns:
+      The stripes of each part.
+
+    Examples:
+      >>> divide([3, 3, 3])
+      [range(0, 1), range(1, 2), range(2, 3)]
+    """
+    least = min(max(sum(stripe_rows) // _PARTS, 1), _PART_ROWS)
+    parts, begin, rows = [], 0, 0
+    for stripe, more in enumerate(stripe_rows):
+        rows += more
+        if rows >= least or stripe == len(stripe_rows) - 1:
+            parts.append(range(begin, stripe + 1))
+            begin, rows = stripe + 1, 0
+    return parts
+
+
+class PartDirectory:
+    """The recommendations in a directory, and this process's share of them."""
+
+    def __init__(
+        self,
+        directory: Path,
+        made_for: Mapping[str, Any],
+        stripe_rows: Sequence[int],
+        share: Share,
+    ):
+        """Opens or makes the directory.
+
+        Args:
+          directory: the output.
+          made_for: everything that the parts depend on, as JSON.
+          stripe_rows: the number of rows of each stripe of the log.
+          share: which process this is. It makes the parts whose number modulo the number of processes is
+            its own number.
+
+        Raises:
+          UserError: the directory cannot be written, has other files, or its parts were made for
+            something else; or another process does the same share.
+        """
+        self._dir, self._share = directory, share
+        self._made_for = json.loads(json.dumps(made_for))
+        self._parts = divide(stripe_rows)
+        self._part_of = {stripe: n for n, part in enumerate(self._parts) for stripe in part}
+        # The tables of the part that is being made, and their counts.
+        self._tables: list[pa.Table] = []
+        self._counts: Counter[str] = Counter()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._unlock = weakref.finalize(self, os.close, self._lock())
+            self._agree()
+        except OSError as error:
+            raise UserError(f"--output: {directory} cannot be written: {error}") from error
+
+    def missing(self, stripes: int) -> list[int]:
+        """Return the stripes of this process's share that are not done, ascending.
+
+        Args:
+          stripes: the number of stripes of the log.
+        """
+        assert stripes == len(self._part_of), "the directory was opened for this log"
+        mine = range(self._share.host, len(self._parts), self._share.hosts)
+        return [stripe for n in mine if not self._path(n).exists() for stripe in self._parts[n]]
+
+    def write(self, stripe: int, table: pa.Table, counts: Mapping[str, int]) -> None:
+        """Adds a stripe, in the order of `missing`, and writes its part when it is complete.
+
+        Raises:
+          UserError: the part cannot be written.
+        """
+        self._tables.append(table)
+        self._counts.update(counts)
+        number = self._part_of[stripe]
+        if stripe != self._parts[number][-1]:
+            return
+        whole = pa.concat_tables(self._tables).unify_dictionaries()
+        whole = whole.replace_schema_metadata({COUNTS: json.dumps(self._counts)})
+        self._tables, self._counts = [], Counter()
+        self._replace(self._path(number), lambda path: pq.write_table(whole, str(path)))
+
+    def join(self) -> Counter[str] | None:
+        """Completes the directory if all parts are there.
+
+        Returns:
+          The sums of the parts' counts; None if other processes have not finished.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
+        paths = [self._path(number) for number in range(len(self._parts))]
+        if not all(path.exists() for path in paths):
+            return None
+        total: Counter[str] = Counter()
+        parts = []
+        for path, stripes in zip(paths, self._parts, strict=True):
+            metadata = pq.read_metadata(path)
+            total.update(json.loads(metadata.metadata[COUNTS]))
+            parts.append(
+                {
+                    "file": path.name,
+                    "rows": metadata.num_rows,
+                    "stripes": [stripes.start, stripes.stop],
+                }
+            )
+        if not total["users"]:
+            return total
+        manifest = {
+            "rows": sum(part["rows"] for part in parts),
+            "counts": total,
+            "parts": parts,
+            "made_for": self._made_for,
+        }
+        text = json.dumps(manifest, indent=1)
+        # Two processes may find all parts at the same time; they write the same.
+        self._replace(self._dir / _MANIFEST, lambda path: path.write_text(text))
+        self._replace(self._dir / _SUCCESS, lambda path: path.touch())
+        for leftover in self._dir.glob("_unfinished-*"):
+            leftover.unlink(missing_ok=True)
+        return total
+
+    def discard(self) -> None:
+        """Removes what was written; for recommendations without a row."""
+        for path in [*self._dir.glob("part-*.parquet"), self._dir / _NOTE, self._lock_path()]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._dir.rmdir()
+
+    def close(self) -> None:
+        """Releases the share."""
+        self._lock_path().unlink(missing_ok=True)
+        self._unlock()
+
+    def _lock_path(self) -> Path:
+        return self._dir / f"_lock-{self._share.host}-of-{self._share.hosts}"
+
+    def _path(self, number: int) -> Path:
+        return self._dir / f"part-{number:06}.parquet"
+
+    def _agree(self) -> None:
+        """Writes what the parts are made for, or compares it with what others have written."""
+        note = self._dir / _NOTE
+        if not note.exists():
+            foreign = [path.name for path in self._dir.iterdir() if path.name[0] not in "_."]
+            if foreign:
+                raise UserError(
+                    f"--output: {self._dir} has other files (found {foreign[0]}); give a new directory"
+                )
+            unfinished = self._unfinished()
+            unfinished.write_text(json.dumps(self._made_for))
+            # Unlike a rename, this fails if another process was faster.
+            try:
+                os.link(unfinished, note)
+            except FileExistsError:
+                pass
+            except OSError:
+                # Some network file systems have no links.
+                unfinished.replace(note)
+            unfinished.unlink(missing_ok=True)
+        try:
+            before = json.loads(note.read_text())
+        except ValueError:
+            before = None
+        if before == self._made_for:
+            return
+        before = before if isinstance(before, dict) else {}
+        now = self._made_for
+        changed = [key for key in now if key not in before or before[key] != now[key]]
+        raise UserError(
+            f"--output: the parts in {self._dir} are made with another {', '.join(changed)}; give all "
+            f"processes the same, or give another --output"
+        )
+
+    def _unfinished(self) -> Path:
+        return self._dir / f"_unfinished-{self._share.host}-of-{self._share.hosts}"
+
+    def _replace(self, path: Path, write: Callable[[Path], Any]) -> None:
+        """Writes a temporary file and moves it to `path`, so that no one reads a partial file."""
+        unfinished = self._unfinished()
+        try:
+            write(unfinished)
+            unfinished.replace(path)
+        except OSError as error:
+            raise UserError(f"--output: {path} cannot be written: {error}") from error
+
+    def _lock(self) -> int:
+        """Locks this process's share, and returns a file descriptor that holds the lock."""
+        host, hosts = self._share
+        file = os.open(self._lock_path(), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(file)
+            raise UserError(
+                f"--output: another process is host {host} of {hosts} and writes {self._dir}; wait for "
+                f"it or give another --output"
+            ) from error
+        except OSError:
+            print(f"{self._dir} cannot be locked", file=sys.stderr, flush=True)
+        return file
