@@ -328,7 +328,7 @@ run_command(command.main)
 def test_evaluate_and_recommend_end_at_once(straight, log, tmp_path, command, name):
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(straight))
     program = COMMAND.format(command=command, name=name)
-    out = tmp_path / "out"
+    out = tmp_path / "out.parquet"
     arguments = {
         "evaluate": ["--out", str(out), "--split", "validation"],
         "recommend": ["--input", str(log), "--output", str(out)],
