@@ -59,7 +59,11 @@ class Ranker:
         sizes = [*(size for size in _SIZES if size < batch_size), batch_size]
         self._sizes = [size * mesh.size for size in sizes]
         shapes = shapes_for(shown.seq_len, batch_size, mesh)
-        self._encoder = UserEncoder(run.functions, run.state, shapes, mesh)
+        self._many = UserEncoder(run.functions, run.state, shapes, mesh)
+        # Batches of few histories are smaller, because most of a large one would be padding.
+        positions = min(shapes.positions, sizes[0] * shown.seq_len)
+        small = shapes._replace(positions=positions)
+        self._few = UserEncoder(run.functions, run.state, small, mesh)
         self._numbers: ItemNumbers | None = None
         self._catalogue: Catalogue | None = None
         self._candidates: Candidates | None = None
@@ -102,8 +106,9 @@ class Ranker:
         """f32 `[N, E]`: vectors to compare with items' vectors; zeros for histories without events."""
         rows = self._rows(histories)
         vectors_NE = np.zeros((rows.num_rows, self._width), np.float32)
-        for stretch in stretches(self._batches(rows, with_empty=False), self._encoder.shapes):
-            for batch, encoded in zip(stretch, self._encoder.encode(stretch), strict=True):
+        encoder = self._encoder_of(rows)
+        for stretch in stretches(self._batches(rows, with_empty=False), encoder.shapes):
+            for batch, encoded in zip(stretch, encoder.encode(stretch), strict=True):
                 vectors_NE[batch.row_U] = encoded.users_UE[: batch.users]
         return vectors_NE
 
@@ -126,8 +131,8 @@ class Ranker:
             by popularity, which needs `set_counts`; 0: those without events have no items.
         """
         assert self._catalogue is not None, "`set_items` was called"
-        answerer = self._answerer(keep_seen, by, short_history)
         rows = self._rows(histories)
+        answerer = self._answerer(self._encoder_of(rows), keep_seen, by, short_history)
         found = Recommendations(
             [[] for _ in range(rows.num_rows)], [[] for _ in range(rows.num_rows)]
         )
@@ -144,12 +149,17 @@ class Ranker:
                 begin += count
         return found
 
-    def _answerer(self, keep_seen: bool, by: By, short_history: int) -> Answerer:
+    def _encoder_of(self, rows: pa.RecordBatch) -> UserEncoder:
+        return self._few if rows.num_rows <= self._sizes[0] else self._many
+
+    def _answerer(
+        self, encoder: UserEncoder, keep_seen: bool, by: By, short_history: int
+    ) -> Answerer:
         model, counts = None, None
         if by == "model":
             assert self._candidates is not None, "`set_candidates` was called"
             candidates = self._candidates.filtering(not keep_seen)
-            model = ByModel(self._encoder, candidates)
+            model = ByModel(encoder, candidates)
         if by == "neighbours" or short_history > 0:
             assert self._counted is not None, "`set_counts` was called"
             scorer, count_I = self._counted
