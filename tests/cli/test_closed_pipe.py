@@ -81,7 +81,8 @@ def words_of(command: str, directory: Path, output: Path) -> list[str]:
     "command", ["evaluate", "recommend", "report", "catalogue", "convert", "synthesize"]
 )
 def test_the_file_is_there(command, trained, tmp_path, monkeypatch):
-    output = tmp_path / "output"
+    # Recommendations are a directory unless their name says that they are a file.
+    output = tmp_path / ("output.parquet" if command == "recommend" else "output")
     with closed_stdout(monkeypatch), pytest.raises(BrokenPipeError):
         front.main(words_of(command, trained, output))
     files = sorted(output.iterdir()) if output.is_dir() else [output]

@@ -133,8 +133,11 @@ def assert_same(found, expected, histories, config):
 
 @pytest.mark.parametrize(
     ("name", "devices"),
-    [("trained", 1), ("packed", 4)]
-    + [pytest.param(*other, marks=pytest.mark.slow) for other in (("trained", 4), ("packed", 1))],
+    [("trained", 1)]
+    + [
+        pytest.param(*other, marks=pytest.mark.slow)
+        for other in (("trained", 4), ("packed", 1), ("packed", 4))
+    ],
 )
 def test_recommends_the_same_items_as_the_command(name, devices, request, tmp_path):
     config = request.getfixturevalue(name)

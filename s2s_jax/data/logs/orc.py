@@ -109,7 +109,7 @@ def read_footer(path: Place) -> OrcFile:
             numbers = _encrypted_columns(footer)
             encrypted = frozenset(n for i, n in enumerate(schema.names) if i in numbers)
             nrows, nstripes = reader.nrows, reader.nstripes
-            compression = str(reader.compression).lower()
+            compression = _compression(reader)
             sample = _sample(source)
         except _READ_ERRORS as error:
             _raise_if_machine_error(error, f"{path} cannot be read")
@@ -134,6 +134,14 @@ def read_footer(path: Place) -> OrcFile:
         stripe_ranges,
         compression,
     )
+
+
+def _compression(reader: pyarrow.orc.ORCFile) -> str:
+    try:
+        return str(reader.compression).lower()
+    except pa.ArrowException:
+        # A kind that pyarrow has no name for, though it can read it.
+        return "-"
 
 
 def _sample(source: Source) -> str:

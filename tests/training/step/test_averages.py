@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.cluster.mesh import make_mesh, row_sharded
 from s2s_jax.training.step.batches import put_batch
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
@@ -48,8 +48,12 @@ def trained(decay, devices):
 
 def outputs(functions, state, devices):
     """The vectors of users and of all items."""
-    config, mesh = small.config(), make_mesh(jax.devices()[:devices])
-    users = functions.user_vectors(state, batch(config, 99, mesh)).vectors_BE
+    histories = small.batch(small.config(), ROWS, 99)
+    rows = row_sharded(make_mesh(jax.devices()[:devices]))
+    ids_BLC = histories["ids"]
+    ids_MC = jax.device_put(ids_BLC.reshape(-1, ids_BLC.shape[-1]), rows)
+    length_B = jax.device_put(histories["length"], rows)
+    users = functions.user_vectors(state, ids_MC, length_B, ids_BLC.shape[1]).vectors_BE
     ids = {
         "item_id": ITEMS.reshape(1, -1, 1, 1).astype(np.int32),
         "behavior_id": np.full((1, ITEMS.size, 1, 1), -1, np.int32),

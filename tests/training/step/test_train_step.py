@@ -102,6 +102,7 @@ def test_fsdp_changes_only_the_sharding_of_the_dense_part(devices, microbatches)
         assert shapes == {(layers, size_in // devices, size_out)}
 
 
+@pytest.mark.slow
 def test_local_negatives_come_from_the_same_device():
     """Two devices with the same rows give the same as one alone; with global scope they do not."""
     half = small.batch(CLIPPED, ROWS, 0)
