@@ -104,9 +104,9 @@ def test_what_is_said_with_the_promise(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "mine" / "config.json").touch()
     assert front.main(["init", log, "--output", "mine.py", "--budget_minutes", "3"]) == 0
     shown = capsys.readouterr().out
-    # 180 seconds without 35 to start, compile and end, and without nearly 8 for the two evaluations (a few
-    # rows are too short for them) that fit into 8.6 seconds, a twentieth of the time of the steps: 137,
-    # and so 130 steps, which are a multiple of ten.
+    # 180 seconds without 35 to start, compile and end, and without nearly 8 for the two evaluations that
+    # fit into 8.6 seconds (a few rows are too short for them): 137, and so 130 steps, which are a
+    # multiple of ten.
     assert load("mine.py").train.train_steps == 130
     assert "Training takes about 2.9 minutes" in shown
     assert "Other programs used the machine" in shown
