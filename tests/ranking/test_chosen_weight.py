@@ -86,6 +86,7 @@ def test_an_evaluation_is_that_of_its_best_weight(trained):
     assert alone["ndcg@10"] < line["eval/ndcg@10"]
 
 
+@pytest.mark.slow
 def test_commands_use_the_weight_of_their_checkpoint(trained, log, tmp_path, capsys, monkeypatch):
     for job in ("evaluate", "recommend", "report"):
         monkeypatch.setattr(f"s2s_jax.jobs.{job}.make_mesh", one_device)

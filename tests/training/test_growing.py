@@ -135,6 +135,7 @@ def test_a_run_stopped_around_growth_continues_exactly(straight, log, tmp_path, 
     assert_same_run(straight, config)
 
 
+@pytest.mark.slow
 def test_a_grown_table_continues_on_other_devices_with_a_larger_capacity(
     straight, log, tmp_path, capsys
 ):
