@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts one job of N processes on this machine. Each process gets one GPU or, without GPUs, CPU devices:
 #   launch/local.sh 2 --config configs/base.py --io.data_paths /path/to/log
-# It trains, or recommends:
+# It trains, evaluates or recommends:
+#   launch/local.sh 2 evaluate --config configs/base.py --io.data_paths /path/to/log
 #   launch/local.sh 2 recommend --config configs/base.py --input /path/to/log --output /path/to/directory
 # Relative paths start from the current directory. Environment variables:
 #   CUDA_VISIBLE_DEVICES  the GPUs to use
@@ -9,7 +10,8 @@
 #   PYTHON                the Python interpreter
 #   RESTARTS=3            restarts the job at most this many times if it exits with 75 although this script was not
 #                         stopped, for example after a process was killed
-#   PATIENCE=60           when a process of training has failed, the others must exit within this many seconds
+#   PATIENCE=60           when a process has failed, the others must exit within this many seconds, unless they
+#                         recommend, which each does without the others
 set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -19,10 +21,10 @@ fail() {
 }
 
 processes=${1:-}
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES [recommend] --config FILE [--section.key value ...]"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "usage: launch/local.sh PROCESSES [train|evaluate|recommend] --config FILE [--section.key value ...]"
 shift
 command=train
-if [[ ${1:-} == train || ${1:-} == recommend ]]; then
+if [[ ${1:-} =~ ^(train|evaluate|recommend)$ ]]; then
   command=$1
   shift
 fi

@@ -4,7 +4,8 @@
 # Checks which of some fake GPUs tasks use, and submits jobs of two tasks, one per node, on CPU devices. One job
 # gets the signal of a time limit, saves, is queued again, continues and ends. One finds a damaged file during
 # training, another a mistake in its arguments, and both end with 2 and are not queued again. One reaches its
-# real time limit, is queued again, is then cancelled and stays so. The daemons run in separate namespaces, so
+# real time limit, is queued again, is then cancelled and stays so. One evaluates, and one recommends, is stopped,
+# queued again and ends. The daemons run in separate namespaces, so
 # they always end with this script, and nothing else on this machine changes. KEEP=DIR keeps logs and runs
 # there. Exits with 77 if SLURM is not available.
 set -euo pipefail
@@ -152,7 +153,8 @@ def get_config():
     model = dataclasses.replace(base.model, num_layers=1)
     return dataclasses.replace(base, io=io, model=model)
 EOF
-# Submits a job, with options of sbatch before -- and arguments after it; prints the number of the job.
+# Submits a job, with options of sbatch before --, and after it the command and its arguments; prints the number of the
+# job.
 submit() {
   local options=()
   while [[ $1 != -- ]]; do
@@ -161,7 +163,7 @@ submit() {
   done
   shift
   sbatch --parsable --nodes 2 --ntasks-per-node 1 --cpus-per-task 1 --output "$work/%j.out" "${options[@]}" \
-    "$home/launch/slurm.sbatch" --config mine.py "$@"
+    "$home/launch/slurm.sbatch" "$@" --config mine.py
 }
 says() { grep -q -- "$2" "$work/$1.out" 2>/dev/null; }
 is() { [[ $(squeue --noheader --jobs "$1" --states all --format %T 2>/dev/null) == "$2" ]]; }
@@ -181,6 +183,23 @@ echo "   $(grep -m1 "continuing" "$work/$job.out")"
 wait_until 240 is "$job" COMPLETED
 expect "the job" "$(ended "$job")" "ExitCode=0:0 JobState=COMPLETED Restarts=1"
 [[ -d "my run/checkpoints/150" ]] || expect "the last checkpoint" "$(ls "my run/checkpoints")" 150
+
+echo "== a job of two tasks that evaluates this run"
+job=$(submit -- evaluate --train.output_dir "my run")
+wait_until 240 is "$job" COMPLETED
+echo "   $(grep -m1 "ndcg@10" "$work/$job.out")"
+[[ -f "my run/evaluation_test_150.json" ]] || expect "the evaluation" none "a file"
+
+echo "== a job of two tasks that recommends, and is stopped"
+job=$(submit -- recommend --train.output_dir "my run" --input "a log" --output recs)
+wait_until 240 test -f recs/_made_for.json
+scancel --batch --signal=TERM "$job"
+wait_until 120 says "$job" "queued again to continue"
+echo "   $(grep -m1 "queued again" "$work/$job.out")"
+wait_until 240 is "$job" COMPLETED
+[[ -f recs/_SUCCESS ]] || expect "the recommendations" "$(ls recs)" "a file _SUCCESS"
+echo "   $(grep -m1 "wrote up to" "$work/$job.out")"
+expect "the job" "$(ended "$job")" "ExitCode=0:0 JobState=COMPLETED Restarts=1"
 
 echo "== a job with a damaged log, which one of its tasks finds"
 cp -r "a log" "bad log"

@@ -68,6 +68,11 @@ def divide(stripe_rows: Sequence[int]) -> list[range]:
     return parts
 
 
+def parts_in(directory: Path) -> int:
+    """The number of finished parts in a directory, which need not exist."""
+    return sum(1 for _ in directory.glob("part-*.parquet"))
+
+
 class PartDirectory:
     """The recommendations in a directory, and this process's share of them."""
 

@@ -28,6 +28,15 @@ _NOTE = "made_for.json"
 _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
 
 
+def parts_of(output: Path) -> int:
+    """The number of finished parts of an output file, which need not exist."""
+    return sum(1 for _ in _directory(output).glob("*.parquet"))
+
+
+def _directory(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
 class Parts:
     """The finished parts of one output file."""
 
@@ -43,7 +52,7 @@ class Parts:
             is writing parts there.
         """
         self._output = output
-        self._dir = output.with_name(output.name + ".parts")
+        self._dir = _directory(output)
         now = json.loads(json.dumps(made_for))
         try:
             self._dir.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,10 @@ from s2s_jax.data.logs.files import find
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
 
-EVERY = sorted([*COMMANDS, "newest_step"])
+EVERY = sorted(COMMANDS)
 # Required arguments of each command; their values are never used.
 NEEDED = {
     "train": [],
-    "newest_step": [],
     "evaluate": [],
     "recommend": ["--input", "log", "--output", "out"],
     "export": ["--output", "out"],
@@ -43,8 +42,7 @@ CONFIG = str(REPO / "configs/quickstart.py")
 
 
 def module_of(command: str) -> ModuleType:
-    room = "s2s_jax.cli.commands" if command in COMMANDS else "s2s_jax.cli"
-    return importlib.import_module(f"{room}.{command}")
+    return importlib.import_module(f"s2s_jax.cli.commands.{command}")
 
 
 def arguments_of_command(command: str) -> dict[str, Argument]:

@@ -17,7 +17,7 @@ from s2s_jax.errors import EXIT_NOT_FINITE, EXIT_USER_ERROR
 
 # Replaces the interpreter: runs `-c`, otherwise records its start and behaves as instructed.
 STAND_IN = f"""#!/usr/bin/env bash
-if [[ $1 == -c || $2 == s2s_jax.cli.newest_step ]]; then exec {sys.executable} "$@"; fi
+if [[ $1 == -c || $2 == s2s_jax.progress ]]; then exec {sys.executable} "$@"; fi
 # The trap comes before the note, because tests send the signal once they see the note.
 if [[ -n ${{WAIT:-}} ]]; then trap 'kill $! 2>/dev/null; exit 75' TERM; fi
 echo "$S2S_JAX_HOST of $S2S_JAX_NUM_HOSTS: $*" >>"$NOTES"
@@ -96,6 +96,15 @@ def test_starts_again_only_what_can_go_on(launch, codes, restarts, code, starts)
     assert process.returncode == code, output
     expected = [f"{host} of 2: {ARGUMENTS}" for host in (0, 1) for _ in range(starts)]
     assert started() == expected
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "recommend"])
+def test_starts_the_command_that_is_named_first(launch, command):
+    start, started = launch
+    process = start("2", command, "--config", "a.py", CODES="0")
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert started() == [f"{host} of 2: -m s2s_jax.{command} --config a.py" for host in (0, 1)]
 
 
 def test_who_made_a_mistake_is_not_waited_with(launch):
@@ -226,8 +235,8 @@ def submit(tmp_path, stand_in):
         f"def get_config():\n    return load_file({str(REPO / 'configs/quickstart.py')!r})\n"
     )
 
-    def start(*more, **environment):
-        arguments = ("--config", "a.py", "--train.output_dir", "my run", *more)
+    def start(*more, command=(), **environment):
+        arguments = (*command, "--config", "a.py", "--train.output_dir", "my run", *more)
         env = os.environ | {
             "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
             "PYTHON": str(stand_in),
@@ -295,6 +304,23 @@ def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
     assert "; queued again" in run(CODES=codes, SLURM_JOB_ID="8")
 
 
+def test_slurm_recommends_as_long_as_there_are_more_parts(submit, tmp_path):
+    start, stands = submit
+    # A start ended without a new part; those of earlier starts are no progress.
+    (stands / ".s2s_jax-7.starts").write_text("1")
+    (stands / "recs").mkdir()
+    (stands / "recs" / "part-000000.parquet").touch()
+    more = ("--input", "a log", "--output", "recs")
+    for said in ("saved: 1 finished parts; queued again", "not queued again"):
+        process = start(*more, command=("recommend",), CODES="75 75")
+        _, output = process.communicate(timeout=60)
+        assert process.returncode == 75, output
+        assert said in output
+    assert not list(stands.glob(".s2s_jax*"))
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert {note.split(": ")[1].split()[1] for note in notes} == {"s2s_jax.recommend"}
+
+
 def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, tmp_path):
     start, _ = submit
     for state, expected in (("RUNNING", ["scontrol requeue 7"]), ("COMPLETING", [])):
@@ -317,6 +343,7 @@ def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, t
     ("more", "environment", "words"),
     [
         (("--train.steps", "5"), {}, "train.steps: no such key"),
+        (("--input", "a log"), {}, "--input: no such option"),
         ((), {"PYTHON": "/no/python"}, "no /no/python"),
         ((), {"COMMAND": "/elsewhere/slurm.sbatch"}, "S2S_JAX_HOME"),
     ],

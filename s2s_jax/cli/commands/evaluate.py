@@ -30,6 +30,8 @@ from s2s_jax.jobs.evaluate import Evaluated, Intervals, evaluate
 from s2s_jax.ranking.tally import BASELINES, below_neighbours
 from s2s_jax.writing import replacing
 
+# The current names of arguments that had another name in earlier versions.
+OLD_NAMES = {"out": "output"}
 _SHOWN = ("hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "ndcg@50", "mrr")
 _SLICED = ("hr@10", "ndcg@10")
 _UNTRAINED = {"keep": "ranked like others", "last": "ranked last", "drop": "left out, and missed"}
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> None:
-    given = parse_with_config(Arguments, argv, "evaluate", {"out": "output"})
+    given = parse_with_config(Arguments, argv, "evaluate", OLD_NAMES)
     if given is None:
         return
     arguments, config = given

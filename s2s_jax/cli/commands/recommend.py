@@ -19,6 +19,9 @@ from s2s_jax.jobs.recommend import Recommended, Request, recommend
 from s2s_jax.ranking.answers import By
 from s2s_jax.ranking.part_directory import ALONE, Share
 
+# The current names of arguments that had another name in earlier versions.
+OLD_NAMES = {"out": "output"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(WithConfig):
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 
 def _recommend(argv: list[str], share: Share) -> None:
-    given = parse_with_config(Arguments, argv, "recommend", {"out": "output"})
+    given = parse_with_config(Arguments, argv, "recommend", OLD_NAMES)
     if given is None:
         return
     arguments, config = given
