@@ -145,13 +145,14 @@ export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLA
 PYTHONPATH=$home "$python" -m s2s_jax synthesize --output "a log" --users 400 >/dev/null
 cat >mine.py <<EOF
 import dataclasses
-from s2s_jax.config import load_file
+from s2s_jax.config import LastEvents, load_file
 
 def get_config():
     base = load_file("$home/configs/quickstart.py")
     io = dataclasses.replace(base.io, data_paths="a log", batch_size=4)
     model = dataclasses.replace(base.model, num_layers=1)
-    return dataclasses.replace(base, io=io, model=model)
+    held_out = dataclasses.replace(base.eval, split=LastEvents())
+    return dataclasses.replace(base, io=io, model=model, eval=held_out)
 EOF
 # Submits a job, with options of sbatch before --, and after it the command and its arguments; prints the number of the
 # job.
