@@ -9,7 +9,7 @@ from s2s_jax.runs.metrics_file import read_lines
 
 # The key of the weight of counted neighbours that an evaluation chose, with `eval.neighbours` auto.
 NEIGHBOURS_WEIGHT = "eval/neighbours_weight"
-# The number of evaluations in a run with `eval.every_steps` auto.
+# The largest number of evaluations in a run with `eval.every_steps` auto.
 _EVALUATIONS = 10
 
 
@@ -61,7 +61,8 @@ class Evaluations:
         """
         every = self._settings.every_steps
         if every == "auto":
-            every = max(last_step // _EVALUATIONS, 1)
+            # Rounded up, so that no more evaluations fit into a run.
+            every = -(-last_step // _EVALUATIONS)
         at_step = every is not None and (step % every == 0 or step == last_step)
         return at_step and step > 0 and step not in self.values
 
