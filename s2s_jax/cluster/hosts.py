@@ -6,6 +6,7 @@ checkpoints.
 """
 
 import itertools
+import pickle
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from s2s_jax.errors import Stopped, UserError
 from s2s_jax.signals import Stop
 
 T = TypeVar("T")
+# Bytes that are sent together; each device of a host holds them twice.
+_SENT_BYTES = 2**26
 
 
 def is_first() -> bool:
@@ -64,6 +67,28 @@ def check_same(facts: Mapping[str, str]) -> None:
                 f"{name}: host {differs[0]} does not see the same as host 0; start all hosts with the "
                 f"same configuration and the same files"
             )
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return what host 0 makes, on all processes, which all must call it at the same point.
+
+    So that something that takes long, such as counting a log, is done once, and cannot differ between
+    processes.
+
+    Args:
+      make: a function whose result can be pickled. Only host 0 calls it.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made = [make()] if is_first() else []
+    packed = np.frombuffer(pickle.dumps(made), np.uint8)
+    # JAX has no numbers above 2^32 here.
+    whole, rest = _sent(np.array(divmod(len(packed), _SENT_BYTES), np.uint32)).tolist()
+    parts = []
+    for size in [_SENT_BYTES] * whole + [rest] * (rest > 0):
+        mine = packed[_SENT_BYTES * len(parts) :][:size]
+        parts.append(_sent(mine if is_first() else np.zeros(size, np.uint8)))
+    return (made or pickle.loads(np.concatenate(parts).tobytes()))[0]
 
 
 def any_stop_requested(requested: bool) -> bool:
@@ -112,6 +137,12 @@ def in_lockstep(
         if item is None:
             return
         yield item
+
+
+def _sent(x: np.ndarray) -> np.ndarray:
+    """The array of host 0, on all processes; arrays of the others have its shape and type."""
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.broadcast_one_to_all(x))
 
 
 def _of_all(*facts: int) -> np.ndarray:

@@ -3,9 +3,7 @@
 Shapes: I items, D width of the item table.
 """
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
@@ -36,19 +34,19 @@ def initial_items(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
     table = config.table(item.table_name)
     if table.init != "neighbours":
         return None
-    index = index_files(logs, Decoding.of(config))
     split = Split.of(config)
-    catalogue = items_of_training(items, split, logs, index, config.loss.catalogue)
-    hosts.check_same({"the items of io.data_paths": catalogue.fingerprint()})
-    ids = catalogue.ids[item.name]
-    neighbours_II = count_neighbours(
-        items, logs, index, training_cut(split), ItemNumbers(ids), len(ids)
-    )
-    vectors_ID = item_vectors(neighbours_II, item.emb_dim, config.train.seed)
-    if jax.process_count() > 1:
-        # Rounding differs between kinds of CPUs, and may turn the factors.
-        with jax.transfer_guard("allow"):
-            vectors_ID = np.asarray(multihost_utils.broadcast_one_to_all(vectors_ID))
+
+    def count() -> tuple[np.ndarray, np.ndarray]:
+        index = index_files(logs, Decoding.of(config))
+        catalogue = items_of_training(items, split, logs, index, config.loss.catalogue)
+        ids = catalogue.ids[item.name]
+        neighbours_II = count_neighbours(
+            items, logs, index, training_cut(split), ItemNumbers(ids), len(ids)
+        )
+        return ids, item_vectors(neighbours_II, item.emb_dim, config.train.seed)
+
+    # Besides, rounding differs between kinds of CPUs, and may turn the factors.
+    ids, vectors_ID = hosts.from_first(count)
     known_I = vectors_ID.any(axis=1)
     # Rare items of a huge catalogue have no vectors.
     first = ids[: len(vectors_ID)]

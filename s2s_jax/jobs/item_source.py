@@ -2,6 +2,7 @@
 
 from jax.sharding import Mesh
 
+from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
 from s2s_jax.config.settings import Items, Logs, Negatives, Split
 from s2s_jax.data.items.catalogue import items_of_training
@@ -24,5 +25,7 @@ def make_item_source(config: Config, logs: Logs, index: FileIndex, mesh: Mesh) -
     if not config.loss.needs_catalogue:
         return None
     items = Items.of(config)
-    catalogue = items_of_training(items, Split.of(config), logs, index, config.loss.catalogue)
+    catalogue = hosts.from_first(
+        lambda: items_of_training(items, Split.of(config), logs, index, config.loss.catalogue)
+    )
     return ItemSource(items, Negatives.of(config), catalogue, mesh)

@@ -126,12 +126,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
     notes = [*packing_notes(reading, index), *first_look(Assumptions.of(config), index)]
     reading = with_packing(reading, index)
     items = make_item_source(config, reading.logs, index, mesh)
-    hosts.check_same(
-        {
-            "io.sequences.rows": str(reading.sequences.packing),
-            "the items of io.data_paths": "" if items is None else items.fingerprint,
-        }
-    )
+    hosts.check_same({"io.sequences.rows": str(reading.sequences.packing)})
     reader = _make_reader(config.train, reading, index, items, mesh)
     settings = StepSettings.of(config)
     return Job(settings, config.train, config.eval, mesh, reader, checkpoints, items), notes
@@ -179,7 +174,6 @@ def _evaluation(config: Config, mesh: Mesh) -> Evaluate | None:
     if config.eval.every_steps is None:
         return None
     evaluator = Evaluator(EvaluationSettings.of(config), mesh, config.eval.max_users)
-    hosts.check_same({"the items of io.data_paths": evaluator.catalogue.fingerprint()})
 
     def evaluate(
         functions: StepFunctions, state: TrainState, in_lockstep: hosts.InLockstep

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import scipy.sparse
 from jax.sharding import Mesh
 
 from s2s_jax.cluster import hosts
@@ -28,7 +29,7 @@ from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import index_files
-from s2s_jax.data.items.catalogue import collect_for_evaluation
+from s2s_jax.data.items.catalogue import Catalogue, collect_for_evaluation
 from s2s_jax.data.items.neighbours import Scorer, count_neighbours
 from s2s_jax.errors import UserError
 from s2s_jax.ranking.baselines import Neighbours, Popularity
@@ -111,10 +112,16 @@ class Evaluator:
         self._max_users = max_users
         items, logs, split = settings.ranking.items, settings.logs, settings.split
         index = index_files(logs, settings.decoding)
-        self.catalogue, self._count_I = collect_for_evaluation(items, logs, index, split)
+
+        def count() -> tuple[Catalogue, np.ndarray, scipy.sparse.csr_matrix]:
+            catalogue, count_I = collect_for_evaluation(items, logs, index, split)
+            numbers = ItemNumbers(catalogue.ids[items.item.name])
+            cut = held_out.training_cut(split)
+            total = len(catalogue.item)
+            return catalogue, count_I, count_neighbours(items, logs, index, cut, numbers, total)
+
+        self.catalogue, self._count_I, counts_II = hosts.from_first(count)
         numbers = ItemNumbers(self.catalogue.ids[items.item.name])
-        cut = held_out.training_cut(split)
-        counts_II = count_neighbours(items, logs, index, cut, numbers, len(self.catalogue.item))
         given = settings.ranking.neighbours
         self._weights = WEIGHTS if given == "auto" else (given,)
         self._scorer = Scorer(counts_II)

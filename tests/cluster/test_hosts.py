@@ -231,6 +231,34 @@ def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):
         list(hosts.in_lockstep([1, 2], lambda item: item))
 
 
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250])
+def test_what_one_host_makes_arrives_at_the_others_in_parts(monkeypatch, size):
+    """What is sent is written down for host 0, and read by host 1."""
+    sent = []
+    made = {"text": "é" * size, "numbers": np.arange(size), "none": None}
+
+    def as_host(number, send):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+        monkeypatch.setattr(hosts, "_sent", send)
+
+    monkeypatch.setattr(hosts, "_SENT_BYTES", 100)
+    as_host(0, lambda x: sent.append(x) or x)
+    assert hosts.from_first(lambda: made) is made
+    assert all(x.size <= 100 for x in sent)
+
+    def receive(x):
+        of_first = sent.pop(0)
+        assert (x.shape, x.dtype) == (of_first.shape, of_first.dtype)
+        return of_first
+
+    as_host(1, receive)
+    received = hosts.from_first(lambda: pytest.fail("only host 0 counts"))
+    assert not sent
+    assert received["text"] == made["text"]
+    np.testing.assert_array_equal(received["numbers"], made["numbers"])
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
