@@ -3,20 +3,13 @@
 import errno
 import sys
 
+from s2s_serve.errors import MachineError as MachineError
 from s2s_serve.errors import UserError as UserError
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75
-
-
-class MachineError(UserError):
-    """Data could not be read because of this machine, not because of the data.
-
-    Examples are too little memory, a missing permission, too many open files or missing time zones.
-    Other files would fail in the same way, so nothing is skipped, whatever `io.on_error` says.
-    """
 
 
 class NotFiniteError(Exception):

@@ -5,12 +5,11 @@ command would refuse. Prints a number that grows as the job goes on, a tab, and 
 interrupted.
 """
 
-from pathlib import Path
-
 from s2s_jax.cli.exit import run_command
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.runs.place import place_of_run
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +31,7 @@ def _of_train(argv: list[str]) -> tuple[int, str] | None:
     given = parse_with_config(WithConfig, argv, "train")
     if given is None:
         return None
-    step = max(complete_steps(Path(given[1].train.output_dir)), default=-1)
+    step = max(complete_steps(place_of_run(given[1].train.output_dir)), default=-1)
     return step, "no checkpoint" if step < 0 else f"step {step:,}"
 
 

@@ -5,11 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.scratch import Scratch
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Place) -> Iterator[None]:
     """Turns a failure to write `path`, such as a full disk, into a `UserError`.
 
     Raises:
@@ -21,7 +24,7 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(cannot_write(path, error)) from error
 
 
-def cannot_write(path: Path, error: BaseException) -> str:
+def cannot_write(path: Place, error: BaseException) -> str:
     """The message for a path that cannot be written."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
     return (
@@ -31,12 +34,23 @@ def cannot_write(path: Path, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, next to `path`; the finished file then replaces `path`.
+def replacing(path: Place) -> Iterator[Path]:
+    """A temporary path to write to; the finished file then replaces `path`.
+
+    It is next to `path` or, if that is in a store, in a temporary directory of this machine.
 
     Raises:
       UserError: the file cannot be written; an existing file at `path` stays unchanged.
     """
+    if isinstance(path, StorePath):
+        scratch = Scratch()
+        try:
+            with explained(path):
+                yield scratch.path / path.name
+                file_systems.upload(scratch.path / path.name, path)
+        finally:
+            scratch.remove()
+        return
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         with explained(path):
@@ -48,10 +62,26 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def append_text(path: Place, text: str) -> None:
+    """Appends to a small file; in a store, the whole file is written again.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    with explained(path):
+        if isinstance(path, StorePath):
+            path.write_text((path.read_text() if path.exists() else "") + text)
+        else:
+            with path.open("a") as file:
+                file.write(text)
+
+
 def reason_of_failed_write(error: BaseException) -> str | None:
     """The operating system's reason for a failed write; None if the error is of another kind."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, MachineError):
+            return str(cause)
         if isinstance(cause, OSError) and cause.errno is not None:
             return cause.strerror
         # TensorStore gives the reason only as text.

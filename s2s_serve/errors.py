@@ -11,3 +11,11 @@ class UserError(Exception):
 
 class UnknownItemError(UserError):
     """There is no such item."""
+
+
+class MachineError(UserError):
+    """Data could not be read because of this machine, not because of the data.
+
+    Examples are too little memory, a missing permission, too many open files or missing time zones.
+    Other files would fail in the same way, so nothing is skipped, whatever `io.on_error` says.
+    """

@@ -19,9 +19,11 @@ from s2s_serve.items import Items
 from s2s_serve.manifest import Manifest
 from s2s_serve.neighbours import Neighbours
 from s2s_serve.search.searcher import Asked, Search, Searcher
+from s2s_serve.storage.address import StorePath, place_of
+from s2s_serve.storage.scratch import Scratch
 from s2s_serve.tables import Table
 from s2s_serve.tower import Tower
-from s2s_serve.versions import open_version
+from s2s_serve.versions import copied, current_version, open_version
 
 # Maximum numbers of histories, and of their items with a count, that are ranked together.
 _MOST_USERS = 64
@@ -59,7 +61,7 @@ class Similar(NamedTuple):
 
 
 def load(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | StorePath,
     *,
     version: int | None = None,
     search: Search = "auto",
@@ -69,7 +71,8 @@ def load(
     """Loads an export.
 
     Args:
-      directory: the directory of the export, which `s2s export --output` made.
+      directory: the directory of the export, which `s2s export --output` made. From an address such as
+        `s3://bucket/shop`, the version is copied to a temporary directory as long as the model exists.
       version: the number of a version; None: the newest, which `current.json` names.
       search: how items are searched: "exact" compares all; "index" is approximate and faster; "auto"
         uses the index if there are many items.
@@ -83,12 +86,20 @@ def load(
         raise UserError(f"search: expected auto, exact or index, found {search!r}")
     if check not in ("all", "sizes"):
         raise UserError(f"check: expected all or sizes, found {check!r}")
-    if not isinstance(directory, str | os.PathLike):
+    if not isinstance(directory, str | os.PathLike | StorePath):
         raise UserError(f"directory: expected a path, found {directory!r:.60}")
     for name, number in (("version", version), ("threads", threads)):
         if number is not None and (not isinstance(number, int) or number < 1):
             raise UserError(f"{name}: expected a whole number of at least 1, found {number!r:.60}")
-    return Model(*open_version(Path(directory), version, check), search, threads)
+    place, copy = place_of(directory), None
+    if isinstance(place, StorePath):
+        version = current_version(place) if version is None else version
+        copy = copied(place, version)
+        place = copy.path
+    model = Model(*open_version(place, version, check), search, threads)
+    # Its files are needed as long as the model.
+    model._copy = copy
+    return model
 
 
 class Model:
@@ -96,6 +107,7 @@ class Model:
 
     def __init__(self, directory: Path, manifest: Manifest, search: Search, threads: int | None):
         """Opens the files of a version, which `open_version` has checked."""
+        self._copy: Scratch | None = None
         self._manifest = manifest
         self._items = Items(directory, manifest)
         tables = {name: Table(directory, entry) for name, entry in manifest.tables.items()}

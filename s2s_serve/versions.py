@@ -8,12 +8,15 @@ from typing import Literal
 from s2s_serve import manifest as manifests
 from s2s_serve.errors import UserError
 from s2s_serve.manifest import Manifest
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.scratch import Scratch
 
 CURRENT = "current.json"
 _PART = 2**22
 
 
-def current_version(directory: Path) -> int:
+def current_version(directory: Place) -> int:
     """Return the number in `current.json`.
 
     Raises:
@@ -34,6 +37,30 @@ def current_version(directory: Path) -> int:
             f"directory in {directory / 'versions'}"
         )
     return version
+
+
+def copied(directory: StorePath, version: int) -> Scratch:
+    """Copies a version from a store to a temporary directory: an export with this version alone.
+
+    Raises:
+      UserError: there is no such version, or the disk is full.
+    """
+    scratch = Scratch()
+    there, here = directory / "versions" / str(version), scratch.path / "versions" / str(version)
+    here.mkdir(parents=True)
+    try:
+        file_systems.download(there / manifests.NAME, here / manifests.NAME)
+        names = manifests.load(here).files
+        for name in names:
+            _check_name(here, name)
+        file_systems.copy_all([(here / name, there / name) for name in names], to_store=False)
+    except OSError as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(
+            f"{there}: expected a version of an export that can be copied to {scratch.path}, found none "
+            f"({reason}); export the run again, or set TMPDIR to a directory with more space"
+        ) from error
+    return scratch
 
 
 def open_version(
@@ -69,7 +96,7 @@ def open_version(
     return path, manifest
 
 
-def _check_file(path: Path, name: str, manifest: Manifest, check: Literal["all", "sizes"]) -> None:
+def _check_name(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     inside = parts and parts[0] != "/" and ".." not in parts and "\\" not in name
     if not inside or not (path / name).resolve().is_relative_to(path.resolve()):
@@ -77,6 +104,10 @@ def _check_file(path: Path, name: str, manifest: Manifest, check: Literal["all",
             f"{path / manifests.NAME}: expected files of the export, found {name!r}, which leaves its "
             f"directory; do not use this export"
         )
+
+
+def _check_file(path: Path, name: str, manifest: Manifest, check: Literal["all", "sizes"]) -> None:
+    _check_name(path, name)
     expected, file = manifest.files[name], path / name
     try:
         size = file.stat().st_size

@@ -4,11 +4,24 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from s2s_jax.config.checks.values import spell
+from s2s_serve.storage.address import Place, StorePath, place_of
+
+# The type of options whose files may also be in stores.
+PlaceOption = Annotated[
+    Place,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: place_of(words[0]),
+        is_instance=lambda value: isinstance(value, Path | StorePath),
+        str_from_instance=lambda place: [str(place)],
+    ),
+]
 
 
 class Argument(NamedTuple):
@@ -21,6 +34,7 @@ class Argument(NamedTuple):
       positional: whether the argument is given without a flag.
       required: whether the argument must be given.
       shown: the placeholder for a value in help.
+      may_be_in_store: whether the argument is a path of this machine or an address of a store.
     """
 
     name: str
@@ -29,6 +43,7 @@ class Argument(NamedTuple):
     positional: bool
     required: bool
     shown: str
+    may_be_in_store: bool
 
     @property
     def takes_many(self) -> bool:
@@ -61,20 +76,29 @@ def arguments_of(cls: type) -> dict[str, Argument]:
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         annotations = hint.__metadata__ if hasattr(hint, "__metadata__") else ()
-        metavars = [each.metavar for each in annotations if getattr(each, "metavar", None)]
+        kinds = _kinds(typing.get_type_hints(cls)[field.name])
+        own = [each for each in annotations if each not in typing.get_args(PlaceOption)]
+        metavars = [each.metavar for each in own if getattr(each, "metavar", None)]
         found[field.name] = Argument(
             name=field.name,
             hint=hint,
-            kind=_without_none(typing.get_type_hints(cls)[field.name]),
+            kind=_only(kinds),
             positional=tyro.conf.Positional in annotations,
             required=field.default is dataclasses.MISSING,
             shown=metavars[0] if metavars else field.name.upper(),
+            may_be_in_store=StorePath in kinds,
         )
     return found
 
 
-def _without_none(hint: Any) -> Any:
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows, apart from None."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (kind,) = (each for each in typing.get_args(hint) if each is not type(None))
-        return kind
-    return hint
+        return tuple(each for each in typing.get_args(hint) if each is not type(None))
+    return (hint,)
+
+
+def _only(kinds: tuple[Any, ...]) -> Any:
+    """The type of a value; of a `Place`, that of a path."""
+    (kind,) = (each for each in kinds if each is not StorePath)
+    return kind

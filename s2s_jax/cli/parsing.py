@@ -22,7 +22,7 @@ import tyro
 from s2s_jax.cli.arguments import Argument, arguments_of
 from s2s_jax.cli.command_list import COMMANDS
 from s2s_jax.config import (
-    READ_FROM_STORES,
+    IN_STORES,
     Config,
     FeatureConfig,
     load,
@@ -213,7 +213,8 @@ def _read(cls: type[S], command: str, words: _Words) -> S:
             )
     for name, values in given.items():
         place = known[name].place
-        refuse_addresses(place, values, of_stores=place not in READ_FROM_STORES)
+        in_store = known[name].may_be_in_store or place in IN_STORES
+        refuse_addresses(place, values, of_stores=not in_store)
     # Positional arguments come first: a flag with many values would take them as its own.
     names = sorted(given, key=lambda name: not known[name].positional)
     in_order = [word for name in names for word in _words(known[name], given[name])]

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from s2s_jax.cluster.place import COORDINATOR as COORDINATOR
@@ -25,6 +26,8 @@ from s2s_jax.signals import Stop
 T = TypeVar("T")
 # Bytes that are sent together; each device of a host holds them twice.
 _SENT_BYTES = 2**26
+# Milliseconds that processes wait for each other in the background.
+_MEETING_MS = 3_600_000
 
 
 def is_first() -> bool:
@@ -46,6 +49,18 @@ def wait_for_all(what: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def meet_in_background(what: str) -> None:
+    """Waits until every process has called this function, without devices: for threads beside training.
+
+    Args:
+      what: the name of the point in the program, which no other call has.
+    """
+    if jax.process_count() > 1:
+        client = distributed.global_state.client
+        assert client is not None, "it connects the processes"
+        client.wait_at_barrier(f"s2s_jax/{what}", _MEETING_MS)
 
 
 def check_same(facts: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """All settings: typed, documented and validated. See `loading` for config files and overrides."""
 
-from s2s_jax.config.checks.addresses import READ_FROM_STORES, refuse_addresses, refuse_addresses_in
+from s2s_jax.config.checks.addresses import IN_STORES, refuse_addresses, refuse_addresses_in
 from s2s_jax.config.checks.configuration import validate
 from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import (
@@ -25,7 +25,7 @@ from s2s_jax.config.schema import (
 )
 
 __all__ = [
-    "READ_FROM_STORES",
+    "IN_STORES",
     "ByTime",
     "Config",
     "Constant",

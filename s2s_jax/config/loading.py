@@ -23,6 +23,7 @@ from s2s_jax.config.overrides import override, suggest
 from s2s_jax.config.plain import from_plain
 from s2s_jax.config.schema import Config
 from s2s_jax.errors import UserError
+from s2s_serve.storage.address import Place
 
 
 def load_file(path: str | Path) -> Config:
@@ -80,7 +81,7 @@ def read(path: str | Path, overrides: list[str] | None = None) -> Config:
     return override(config, overrides) if overrides else config
 
 
-def load_json(path: Path) -> Config:
+def load_json(path: Place) -> Config:
     """The configuration that a run wrote to its `config.json`.
 
     Raises:

@@ -291,7 +291,8 @@ class TrainConfig:
 
     output_dir: str = "runs/default"
     """Directory of the run: config.json, metrics.jsonl, checkpoints/, tensorboard/. If it has
-    checkpoints, training continues from the newest one"""
+    checkpoints, training continues from the newest one. May be an address in a store, such as
+    s3://bucket/run"""
     train_steps: int | None = None
     """Total number of optimizer steps. None: as many as train_epoch needs"""
     train_epoch: int | None = None

@@ -7,7 +7,6 @@ Files are read before the items are known, because finding out the items takes l
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,6 +19,8 @@ from s2s_jax.errors import UserError
 from s2s_serve.encoding.arrow import is_list, leaves
 from s2s_serve.encoding.ids import is_text
 from s2s_serve.items import OWN_COLUMNS
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place
 
 TITLE = "title"
 
@@ -32,11 +33,11 @@ class Files(NamedTuple):
       columns: a Parquet file, and its table, whose first column has ids; None: no file.
     """
 
-    titles: tuple[Path, Mapping[str, str]] | None
-    columns: tuple[Path, pa.Table] | None
+    titles: tuple[Place, Mapping[str, str]] | None
+    columns: tuple[Place, pa.Table] | None
 
 
-def read_files(titles: Path | None, columns: Path | None) -> Files:
+def read_files(titles: Place | None, columns: Place | None) -> Files:
     """Reads the files.
 
     Args:
@@ -71,7 +72,7 @@ def columns_of(files: Files, items: pa.Array) -> dict[str, pa.Array]:
     return found
 
 
-def _joined_titles(path: Path, titles: Mapping[str, str], items: pa.Array) -> pa.Array:
+def _joined_titles(path: Place, titles: Mapping[str, str], items: pa.Array) -> pa.Array:
     texts = [item_text(items, index) for index in range(len(items))]
     found = [titles[text] if text in titles else None for text in texts]
     if all(title is None for title in found):
@@ -82,9 +83,9 @@ def _joined_titles(path: Path, titles: Mapping[str, str], items: pa.Array) -> pa
     return pa.array(found, pa.string())
 
 
-def _read_columns(path: Path) -> pa.Table:
+def _read_columns(path: Place) -> pa.Table:
     try:
-        with pa.OSFile(str(path)) as source:
+        with file_systems.opened(path) as source:
             table = pyarrow.parquet.read_table(source)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -113,7 +114,7 @@ def _read_columns(path: Path) -> pa.Table:
     return table
 
 
-def _joined_columns(path: Path, table: pa.Table, items: pa.Array) -> dict[str, pa.Array]:
+def _joined_columns(path: Place, table: pa.Table, items: pa.Array) -> dict[str, pa.Array]:
     ids = _as_text(table.column(0).combine_chunks())
     place = pc.index_in(_as_text(items), value_set=ids)
     if place.null_count == len(items):

@@ -1,4 +1,8 @@
-"""Makes the next version of an export: written beside the others, then renamed and named as current."""
+"""Makes the next version of an export: written beside the others, then renamed and named as current.
+
+In a store, its files are copied from a temporary directory. Its manifest is the last one, and a version
+without it does not count.
+"""
 
 import contextlib
 import dataclasses
@@ -14,17 +18,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from s2s_jax.errors import UserError
+from s2s_jax.storage import lock
 from s2s_jax.writing import explained, replacing
 from s2s_serve import manifest as manifests
 from s2s_serve.manifest import FileEntry, Manifest
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.scratch import Scratch
 from s2s_serve.versions import CURRENT, current_version, sha256_of
 
 # The directories that this process is writing. Others with its number are of an earlier process: in a
 # container, all commands may have the same number.
 _writing: set[str] = set()
+# A file that is written to a store to see whether that is allowed.
+_TRIED = ".tried"
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Place) -> None:
     """Checks that versions can be written, before anything takes time.
 
     Args:
@@ -38,6 +48,11 @@ def check_output(output: Path) -> None:
             f"--output: expected a directory, found the file {output}; give another path"
         )
     versions = output / "versions"
+    if isinstance(versions, StorePath):
+        (versions / _TRIED).write_text("")
+        (versions / _TRIED).unlink(missing_ok=True)
+        next_number(output)
+        return
     with explained(versions):
         versions.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=versions):
@@ -46,7 +61,7 @@ def check_output(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_version(output: Path) -> Iterator[tuple[int, Path]]:
+def new_version(output: Place) -> Iterator[tuple[int, Path]]:
     """Makes a directory for the files of the next version.
 
     The caller has to call `finish` in the end. Otherwise, and if anything fails, the directory is
@@ -62,6 +77,10 @@ def new_version(output: Path) -> Iterator[tuple[int, Path]]:
       UserError: the directory cannot be used, or a file cannot be written.
     """
     check_output(output)
+    if isinstance(output, StorePath):
+        with _new_version_in_store(output) as found:
+            yield found
+        return
     versions = output / "versions"
     with explained(versions):
         _remove_abandoned(versions)
@@ -78,7 +97,27 @@ def new_version(output: Path) -> Iterator[tuple[int, Path]]:
             _writing.discard(name)
 
 
-def next_number(output: Path) -> int:
+@contextlib.contextmanager
+def _new_version_in_store(output: StorePath) -> Iterator[tuple[int, Path]]:
+    versions = output / "versions"
+    in_use = f"--output: another command writes a version in {output}; wait for it"
+    with lock.held(versions / ".lock", in_use):
+        for path in versions.iterdir():
+            # What killed commands left behind.
+            if path.name.isdecimal() and not (path / manifests.NAME).exists():
+                file_systems.remove_below(path)
+        scratch = Scratch()
+        try:
+            number = next_number(output)
+            path = scratch.path / str(number)
+            with explained(path):
+                path.mkdir()
+                yield number, path
+        finally:
+            scratch.remove()
+
+
+def next_number(output: Place) -> int:
     """Return the number after the largest that a version has, or had if it was the current one.
 
     Raises:
@@ -91,7 +130,7 @@ def next_number(output: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def finish(output: Path, path: Path, manifest: Manifest) -> tuple[Path, Manifest]:
+def finish(output: Place, path: Path, manifest: Manifest) -> tuple[Place, Manifest]:
     """Writes the manifest, gives the directory its name, and points `current.json` to it.
 
     If another command made a version with this number meanwhile, this one gets the next number.
@@ -111,11 +150,12 @@ def finish(output: Path, path: Path, manifest: Manifest) -> tuple[Path, Manifest
     (path / manifests.NAME).write_text(manifest.to_json())
     for written in path.rglob("*"):
         _sync(written)
-    while not _renamed(path, final := output / "versions" / str(manifest.version)):
+    while not _published(path, final := output / "versions" / str(manifest.version)):
         manifest = dataclasses.replace(manifest, version=next_number(output))
         (path / manifests.NAME).write_text(manifest.to_json())
         _sync(path / manifests.NAME)
-    _sync(final.parent)
+    if isinstance(final, Path):
+        _sync(final.parent)
     # Another command may have made a newer version since then.
     if not (output / CURRENT).exists() or current_version(output) < manifest.version:
         with replacing(output / CURRENT) as current:
@@ -163,8 +203,17 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _renamed(path: Path, final: Path) -> bool:
-    """Gives a directory another name; returns False if that is taken."""
+def _published(path: Path, final: Place) -> bool:
+    """Gives a directory its final name, or copies its files there; returns False if that is taken."""
+    if isinstance(final, StorePath):
+        if (final / manifests.NAME).exists():
+            return False
+        files = [each for each in path.rglob("*") if each.is_file() and each.name != manifests.NAME]
+        names = (each.relative_to(path).as_posix() for each in files)
+        copies = zip(files, map(final.__truediv__, names), strict=True)
+        file_systems.copy_all(copies, to_store=True)
+        file_systems.upload(path / manifests.NAME, final / manifests.NAME)
+        return True
     try:
         path.rename(final)
     except OSError:

@@ -47,6 +47,7 @@ from s2s_serve.encoding import features
 from s2s_serve.encoding.item_numbers import ItemNumbers
 from s2s_serve.manifest import IndexEntry, Manifest, TableEntry
 from s2s_serve.search import index as indexes
+from s2s_serve.storage.address import Place
 from s2s_serve.tables import Table
 from s2s_serve.tower import Tower as ServedTower
 
@@ -64,11 +65,11 @@ class Request:
       index: whether an index is built: yes, no, or auto: if there are many items.
     """
 
-    output: Path
+    output: Place
     checkpoint: str = "best"
     catalogue: str | None = None
-    titles: Path | None = None
-    item_columns: Path | None = None
+    titles: Place | None = None
+    item_columns: Place | None = None
     index: index_file.Wanted = "auto"
 
 
@@ -81,7 +82,7 @@ class Exported(NamedTuple):
       bytes: the size of all files.
     """
 
-    directory: Path
+    directory: Place
     manifest: Manifest
     bytes: int
 

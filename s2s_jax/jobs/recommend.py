@@ -14,7 +14,6 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +41,7 @@ from s2s_jax.ranking.parts import Parts
 from s2s_jax.ranking.restored import Restored, restore
 from s2s_serve.encoding import features
 from s2s_serve.encoding.item_numbers import ItemNumbers
+from s2s_serve.storage.address import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Request:
     """
 
     input: str
-    output: Path
+    output: Place
     top_k: int = 100
     user_column: str | None = None
     catalogue: str | None = None

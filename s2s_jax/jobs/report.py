@@ -26,11 +26,12 @@ from s2s_jax.reporting.record import read_record
 from s2s_jax.reporting.report_page import make_page
 from s2s_jax.reporting.shown_users import ExampleUsers, Shown, ShownUser, spread_over_log
 from s2s_serve.encoding.item_numbers import ItemNumbers
+from s2s_serve.storage.address import Place, StorePath, place_of
 
 
 def report(
-    run_dir: Path, output: Path | None = None, users: int = 5, titles: Path | None = None
-) -> Path:
+    run_dir: Place, output: Place | None = None, users: int = 5, titles: Place | None = None
+) -> Place:
     """Writes the report of a run.
 
     Args:
@@ -54,7 +55,7 @@ def report(
     return output
 
 
-def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
+def _shown(config: Config, run_dir: Place, users: int) -> Shown | str:
     """Users to show, or the reason why there are none, which is also printed.
 
     A failure here does not stop the report, because the rest of it needs no checkpoints and logs.
@@ -65,14 +66,15 @@ def _shown(config: Config, run_dir: Path, users: int) -> Shown | str:
         return show_users(config, run_dir, users)
     except UserError as error:
         reason = str(error)
-        paths = [Path(name.strip()).expanduser() for name in config.io.data_paths.split(",")]
-        if reason.startswith("io.data_paths") and not all(path.is_absolute() for path in paths):
+        paths = [place_of(name.strip()) for name in config.io.data_paths.split(",")]
+        relative = any(isinstance(path, Path) and not path.is_absolute() for path in paths)
+        if reason.startswith("io.data_paths") and relative:
             reason += "; relative paths start from the directory in which this command is started"
         print(f"no users are shown: {reason}", file=sys.stderr, flush=True)
         return reason
 
 
-def show_users(config: Config, run_dir: Path, users: int) -> Shown:
+def show_users(config: Config, run_dir: Place, users: int) -> Shown:
     """Restores the best checkpoint, or the newest if none was evaluated, and recommends items.
 
     Args:
@@ -109,7 +111,10 @@ def show_users(config: Config, run_dir: Path, users: int) -> Shown:
     return Shown(run.step, len(catalogue.item), catalogue.collisions, shown)
 
 
-def _write(out: Path, page: str) -> None:
+def _write(out: Place, page: str) -> None:
+    if isinstance(out, StorePath):
+        out.write_text(page)
+        return
     if out.is_dir():
         raise UserError(
             f"--output: {out} is a directory; give a file such as {out / 'report.html'}"

@@ -7,7 +7,6 @@ from the newest checkpoint of the run directory, if there is one.
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +34,7 @@ from s2s_jax.ranking.tally import below_neighbours
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.place import StillOurs, place_of_run
 from s2s_jax.runs.run_dir import locked, write_config
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
@@ -52,6 +52,7 @@ from s2s_jax.training.step.schedule import Clock, Position, check_decay, clock_o
 from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
 from s2s_jax.training.validator import Evaluate
+from s2s_serve.storage.address import Place
 
 
 def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) -> bool:
@@ -73,16 +74,21 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
       NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good step.
       Stopped: a stop was requested before there was anything new to save.
     """
-    run_dir = Path(config.train.output_dir)
+    run_dir = place_of_run(config.train.output_dir)
+    stop = Stop() if stop is None else stop
     with ending_together():
         mesh = make_mesh() if mesh is None else mesh
         with (
-            locked(run_dir),
-            contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
+            locked(run_dir, stop.check) as still_ours,
+            contextlib.closing(_checkpoints(run_dir, config.train, still_ours)) as checkpoints,
             # Once more, inside: closing checkpoints waits for the other processes.
             ending_together(),
         ):
-            return _run(config, mesh, checkpoints, Stop() if stop is None else stop)
+            return _run(config, mesh, checkpoints, stop)
+
+
+def _checkpoints(run_dir: Place, settings: TrainConfig, still_ours: StillOurs) -> Checkpoints:
+    return Checkpoints(run_dir, settings.max_to_keep, still_ours=still_ours)
 
 
 def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bool:
@@ -93,13 +99,13 @@ def _run(config: Config, mesh: Mesh, checkpoints: Checkpoints, stop: Stop) -> bo
         with stop.at_once():
             start = _start_or_continue(config, job, stop)
             total_steps = start.clock.end_step
-            write_config(Path(config.train.output_dir), config)
+            write_config(place_of_run(config.train.output_dir), config)
             _describe(job, start, total_steps, notes)
             if start.done:
                 return False
             _try_export(job, start)
             evaluate = _evaluation(config, mesh)
-        with _make_writer(config.train, start, total_steps) as writer:
+        with _make_writer(job, start, total_steps) as writer:
             stopped = Loop(job, start, total_steps, writer, stop, evaluate).run()
     if not stopped and start.evaluations.best_line is not None:
         settings = config.eval
@@ -118,7 +124,7 @@ def _prepare(config: Config, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Job,
       The job, and notes for the user, a sentence each.
     """
     if checkpoints.newest_step is not None:
-        check_config(Path(config.train.output_dir), config)
+        check_config(place_of_run(config.train.output_dir), config)
     reading = Reading.of(config)
     index = index_files(reading.logs, reading.decoding)
     # This comes before long work, and before work in which hosts wait for each other.
@@ -152,17 +158,18 @@ def _make_reader(
 
 
 def _make_writer(
-    settings: TrainConfig, start: Start, total_steps: int
+    job: Job, start: Start, total_steps: int
 ) -> contextlib.AbstractContextManager[Writer | None]:
     """A writer of metrics in the first process, None in the others."""
     if not hosts.is_first():
         return contextlib.nullcontext()
     return Writer(
-        Path(settings.output_dir),
+        place_of_run(job.train.output_dir),
         start.step,
         total_steps,
-        settings.tensorboard,
+        job.train.tensorboard,
         start.unwritten,
+        job.checkpoints.still_ours,
     )
 
 
@@ -230,7 +237,7 @@ def _continue(
     clock = _continued_clock(job, step, saved, all_steps)
     # Lines that could not be written to metrics.jsonl, for example because the disk was full.
     unwritten = saved["unwritten"] if "unwritten" in saved else []
-    lines = [*read_lines(Path(job.train.output_dir)), *unwritten]
+    lines = [*read_lines(place_of_run(job.train.output_dir)), *unwritten]
     before = [line for line in lines if line["step"] <= step]
     evaluations = Evaluations(job.eval, before)
     return Start(step, state, meters, plan, evaluations, clock, unwritten)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +21,10 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.files import complete_steps
 from s2s_jax.runs.checkpoints.one_error import restore_hooks
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.training.evaluations import best_step
 from s2s_serve.encoding.plain_histories import Histories
+from s2s_serve.storage.address import Place, StorePath
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -73,17 +74,17 @@ class Run:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | StorePath,
         *,
         checkpoint: str | int = "best",
         data_paths: str | None = None,
-        catalogue: str | os.PathLike[str] | None = None,
+        catalogue: str | os.PathLike[str] | StorePath | None = None,
         devices: Sequence[Any] | None = None,
     ):
         """Opens a run.
 
         Args:
-          directory: `train.output_dir` of the run, or a copy of it.
+          directory: `train.output_dir` of the run, or a copy of it; may be an address in a store.
           checkpoint: the checkpoint to use: `"best"` (by `eval.metric`; the newest if none was
             evaluated), `"newest"` or a step.
           data_paths: paths of the log, if it has moved since training; relative paths start from the
@@ -95,7 +96,7 @@ class Run:
         Raises:
           UserError: the directory has no run that this version can read.
         """
-        self._directory = Path(directory)
+        self._directory = place_of_run(directory)
         config = load_json(self._directory / "config.json")
         train = dataclasses.replace(config.train, output_dir=str(directory))
         paths = config.io.data_paths if data_paths is None else data_paths
@@ -109,7 +110,7 @@ class Run:
         return f"Run({str(self._directory)!r})"
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> Place:
         """The run directory."""
         return self._directory
 
@@ -241,7 +242,7 @@ class Run:
         """The items to rank, and int64 `[I]`: the number of their events in training."""
         items, split = Items.of(self._config), Split.of(self._config)
         if self._catalogue is not None:
-            catalogue = catalogues.load(Path(self._catalogue), items, split)
+            catalogue = catalogues.load(self._catalogue, items, split)
             return catalogue, catalogue.count_I
         return catalogues.collect_for_evaluation(items, *self._log, split)
 

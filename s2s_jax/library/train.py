@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,7 +54,7 @@ def train(config: Config, *, devices: Sequence[Any] | None = None) -> Run:
     stop = Stop()
     with restore_hooks():
         _interruptible(lambda: jobs.train(config, make_mesh(devices), stop), stop)
-    return Run(Path(config.train.output_dir), devices=devices)
+    return Run(config.train.output_dir, devices=devices)
 
 
 def _interruptible(work: Callable[[], object], stop: Stop) -> None:

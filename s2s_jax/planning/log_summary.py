@@ -18,8 +18,8 @@ from s2s_jax.data.logs import files, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.planning.column_summary import ColumnSummary, ColumnTally, Entries, entries_of
-from s2s_jax.storage.address import StorePath, place_of
 from s2s_serve.encoding import arrow
+from s2s_serve.storage.address import StorePath, place_of
 
 # Logs with more events are sampled. So many are read in about half a minute: 12 million took 9 s.
 _MOST_EVENTS = 30_000_000

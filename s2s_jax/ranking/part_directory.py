@@ -7,11 +7,8 @@ manifest and then an empty file, `_SUCCESS`. Readers of Parquet ignore files who
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
-from s2s_jax.ranking.parts import COUNTS
+from s2s_jax.ranking.parts import COUNTS, locked
+from s2s_jax.writing import replacing
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
 
 _NOTE, _MANIFEST, _SUCCESS = "_made_for.json", "_manifest.json", "_SUCCESS"
 # The parts of a log have at most about this many rows, and there are at least about so many parts, so
@@ -68,7 +68,7 @@ def divide(stripe_rows: Sequence[int]) -> list[range]:
     return parts
 
 
-def parts_in(directory: Path) -> int:
+def parts_in(directory: Place) -> int:
     """The number of finished parts in a directory, which need not exist."""
     return sum(1 for _ in directory.glob("part-*.parquet"))
 
@@ -78,7 +78,7 @@ class PartDirectory:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         made_for: Mapping[str, Any],
         stripe_rows: Sequence[int],
         share: Share,
@@ -103,11 +103,21 @@ class PartDirectory:
         # The tables of the part that is being made, and their counts.
         self._tables: list[pa.Table] = []
         self._counts: Counter[str] = Counter()
+        host, hosts = share
+        in_use = (
+            f"--output: another process is host {host} of {hosts} and writes {directory}; wait for "
+            f"it or give another --output"
+        )
+        self._held = contextlib.ExitStack()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, os.close, self._lock())
+            path = directory / f"_lock-{host}-of-{hosts}"
+            self._held.enter_context(locked(path, in_use))
             self._agree()
-        except OSError as error:
+        except BaseException as error:
+            self._held.close()
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"--output: {directory} cannot be written: {error}") from error
 
     def missing(self, stripes: int) -> list[int]:
@@ -118,7 +128,8 @@ class PartDirectory:
         """
         assert stripes == len(self._part_of), "the directory was opened for this log"
         mine = range(self._share.host, len(self._parts), self._share.hosts)
-        return [stripe for n in mine if not self._path(n).exists() for stripe in self._parts[n]]
+        there = set(self._dir.glob("part-*.parquet"))
+        return [stripe for n in mine if self._path(n) not in there for stripe in self._parts[n]]
 
     def write(self, stripe: int, table: pa.Table, counts: Mapping[str, int]) -> None:
         """Adds a stripe, in the order of `missing`, and writes its part when it is complete.
@@ -146,12 +157,13 @@ class PartDirectory:
           UserError: the directory cannot be written.
         """
         paths = [self._path(number) for number in range(len(self._parts))]
-        if not all(path.exists() for path in paths):
+        if not set(paths) <= set(self._dir.glob("part-*.parquet")):
             return None
         total: Counter[str] = Counter()
         parts = []
         for path, stripes in zip(paths, self._parts, strict=True):
-            metadata = pq.read_metadata(path)
+            with file_systems.opened(path) as file:
+                metadata = pq.read_metadata(file)
             total.update(json.loads(metadata.metadata[COUNTS]))
             parts.append(
                 {
@@ -178,20 +190,18 @@ class PartDirectory:
 
     def discard(self) -> None:
         """Removes what was written; for recommendations without a row."""
-        for path in [*self._dir.glob("part-*.parquet"), self._dir / _NOTE, self._lock_path()]:
+        for path in [*self._dir.glob("part-*.parquet"), self._dir / _NOTE]:
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._dir.rmdir()
+        self._held.close()
+        if isinstance(self._dir, Path):
+            with contextlib.suppress(OSError):
+                self._dir.rmdir()
 
     def close(self) -> None:
         """Releases the share."""
-        self._lock_path().unlink(missing_ok=True)
-        self._unlock()
+        self._held.close()
 
-    def _lock_path(self) -> Path:
-        return self._dir / f"_lock-{self._share.host}-of-{self._share.hosts}"
-
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> Place:
         return self._dir / f"part-{number:06}.parquet"
 
     def _agree(self) -> None:
@@ -203,17 +213,7 @@ class PartDirectory:
                 raise UserError(
                     f"--output: {self._dir} has other files (found {foreign[0]}); give a new directory"
                 )
-            unfinished = self._unfinished()
-            unfinished.write_text(json.dumps(self._made_for))
-            # Unlike a rename, this fails if another process was faster.
-            try:
-                os.link(unfinished, note)
-            except FileExistsError:
-                pass
-            except OSError:
-                # Some network file systems have no links.
-                unfinished.replace(note)
-            unfinished.unlink(missing_ok=True)
+            self._write_note(note)
         try:
             before = json.loads(note.read_text())
         except ValueError:
@@ -228,30 +228,36 @@ class PartDirectory:
             f"processes the same, or give another --output"
         )
 
-    def _unfinished(self) -> Path:
-        return self._dir / f"_unfinished-{self._share.host}-of-{self._share.hosts}"
+    def _write_note(self, note: Place) -> None:
+        text = json.dumps(self._made_for)
+        if isinstance(note, StorePath):
+            # A process that began at the same moment may write its own after it; `_agree` reads it back.
+            note.write_text(text)
+            return
+        unfinished = self._unfinished(note)
+        unfinished.write_text(text)
+        # Unlike a rename, this fails if another process was faster.
+        try:
+            os.link(unfinished, note)
+        except FileExistsError:
+            pass
+        except OSError:
+            # Some network file systems have no links.
+            unfinished.replace(note)
+        unfinished.unlink(missing_ok=True)
 
-    def _replace(self, path: Path, write: Callable[[Path], Any]) -> None:
+    def _unfinished(self, path: Path) -> Path:
+        return path.with_name(f"_unfinished-{self._share.host}-of-{self._share.hosts}")
+
+    def _replace(self, path: Place, write: Callable[[Path], Any]) -> None:
         """Writes a temporary file and moves it to `path`, so that no one reads a partial file."""
-        unfinished = self._unfinished()
+        if isinstance(path, StorePath):
+            with replacing(path) as copied:
+                write(copied)
+            return
+        unfinished = self._unfinished(path)
         try:
             write(unfinished)
             unfinished.replace(path)
         except OSError as error:
             raise UserError(f"--output: {path} cannot be written: {error}") from error
-
-    def _lock(self) -> int:
-        """Locks this process's share, and returns a file descriptor that holds the lock."""
-        host, hosts = self._share
-        file = os.open(self._lock_path(), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(file)
-            raise UserError(
-                f"--output: another process is host {host} of {hosts} and writes {self._dir}; wait for "
-                f"it or give another --output"
-            ) from error
-        except OSError:
-            print(f"{self._dir} cannot be locked", file=sys.stderr, flush=True)
-        return file

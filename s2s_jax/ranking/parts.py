@@ -11,9 +11,8 @@ import json
 import os
 import re
 import sys
-import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
+from s2s_jax.storage import lock
+from s2s_jax.writing import replacing
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
 
 # The key of a part's counts in its metadata.
 COUNTS = b"s2s_jax.counts"
-_NOTE = "made_for.json"
+_NOTE, _LOCK = "made_for.json", ".lock"
 _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
 
 
-def parts_of(output: Path) -> int:
+def parts_of(output: Place) -> int:
     """The number of finished parts of an output file, which need not exist."""
     return sum(1 for _ in _directory(output).glob("*.parquet"))
 
 
-def _directory(output: Path) -> Path:
+def _directory(output: Place) -> Place:
     return output.with_name(output.name + ".parts")
+
+
+@contextlib.contextmanager
+def locked(path: Place, in_use: str) -> Iterator[None]:
+    """Holds a lock of an output, and removes its file in the end; on a disk, it may be a directory.
+
+    Args:
+      path: the file of the lock.
+      in_use: the message if another process holds it.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if isinstance(path, StorePath):
+        with lock.held(path, in_use):
+            yield
+        return
+    is_file = not path.is_dir()
+    held = os.open(path, os.O_RDWR | os.O_CREAT if is_file else os.O_RDONLY, 0o644)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(in_use) from error
+        except OSError:
+            # Some network file systems have no locks.
+            print(f"{path} cannot be locked", file=sys.stderr, flush=True)
+        yield
+        if is_file:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(held)
 
 
 class Parts:
     """The finished parts of one output file."""
 
-    def __init__(self, output: Path, made_for: Mapping[str, Any]):
+    def __init__(self, output: Place, made_for: Mapping[str, Any]):
         """Opens the directory of the parts, and removes parts that were made for something else.
 
         Args:
@@ -54,9 +89,16 @@ class Parts:
         self._output = output
         self._dir = _directory(output)
         now = json.loads(json.dumps(made_for))
+        self._held = contextlib.ExitStack()
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, os.close, self._lock())
+            in_store = isinstance(self._dir, StorePath)
+            in_use = (
+                f"--output: another process is writing {output}; wait for it or give another "
+                f"--output"
+            )
+            # On a disk, the directory itself is locked.
+            self._held.enter_context(locked(self._dir / _LOCK if in_store else self._dir, in_use))
             before = self._made_for()
             if before is not None and before != now:
                 changed = [key for key in now if key not in before or before[key] != now[key]]
@@ -67,7 +109,10 @@ class Parts:
                 )
                 self._remove()
             _replace(self._dir / _NOTE, lambda path: path.write_text(json.dumps(now)))
-        except OSError as error:
+        except BaseException as error:
+            self._held.close()
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
 
     def missing(self, stripes: int) -> list[int]:
@@ -76,7 +121,8 @@ class Parts:
         Args:
           stripes: the number of stripes.
         """
-        return [number for number in range(stripes) if number not in self]
+        there = set(self._dir.glob("*.parquet"))
+        return [number for number in range(stripes) if self._path(number) not in there]
 
     def __contains__(self, number: int) -> bool:
         return self._path(number).exists()
@@ -107,32 +153,34 @@ class Parts:
         Raises:
           UserError: the output cannot be written.
         """
-        unfinished = self._output.with_name(f".{self._output.name}.tmp")
         counts: Counter[str] = Counter()
         paths = sorted(self._dir.glob("*.parquet"))
         assert paths, "a log has stripes"
-        schema = pq.read_schema(paths[0]).remove_metadata()
         try:
-            with pq.ParquetWriter(str(unfinished), schema) as writer:
+            with replacing(self._output) as unfinished, contextlib.ExitStack() as until_written:
+                writer = None
                 for path in paths:
-                    table = pq.read_table(path)
+                    with file_systems.opened(path) as file:
+                        table = pq.read_table(file)
                     counts.update(json.loads(table.schema.metadata[COUNTS]))
-                    writer.write_table(table.replace_schema_metadata())
-            unfinished.replace(self._output)
-            if self._remove():
+                    table = table.replace_schema_metadata()
+                    if writer is None:
+                        writer = until_written.enter_context(
+                            pq.ParquetWriter(str(unfinished), table.schema)
+                        )
+                    writer.write_table(table)
+            if self._remove() and isinstance(self._dir, Path):
                 self._dir.rmdir()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
             raise UserError(f"--output: {self._output} cannot be written: {error}") from error
         return counts
 
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> Place:
         return self._dir / f"{number:08}.parquet"
 
     def _made_for(self) -> dict[str, Any] | None:
         """Return what the existing parts were made for; None if there are no parts."""
-        names = [path.name for path in self._dir.iterdir()]
+        names = [path.name for path in self._dir.iterdir() if path.name != _LOCK]
         if not names:
             return None
         foreign = [name for name in names if not _OURS.fullmatch(name)]
@@ -148,24 +196,9 @@ class Parts:
             made_for = None
         return made_for if isinstance(made_for, dict) else {}
 
-    def _lock(self) -> int:
-        """Locks the directory, and returns a file descriptor that holds the lock until it is closed."""
-        directory = os.open(self._dir, os.O_RDONLY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(directory)
-            raise UserError(
-                f"--output: another process is writing {self._output}; wait for it or give another "
-                f"--output"
-            ) from error
-        except OSError:
-            pass  # Some network file systems have no locks.
-        return directory
-
     def close(self) -> None:
         """Releases the lock."""
-        self._unlock()
+        self._held.close()
 
     def _remove(self) -> bool:
         """Removes the parts, and returns whether the directory is now empty."""
@@ -173,13 +206,17 @@ class Parts:
         for path in self._dir.iterdir():
             if _OURS.fullmatch(path.name):
                 path.unlink()
-            else:
+            elif path.name != _LOCK:
                 others = True
         return not others
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Place, write: Any) -> None:
     """Writes a temporary file and moves it to `path`, so that no one reads a partial file."""
+    if isinstance(path, StorePath):
+        with replacing(path) as copied:
+            write(copied)
+        return
     unfinished = path.with_suffix(".tmp")
     write(unfinished)
     unfinished.replace(path)

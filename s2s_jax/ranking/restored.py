@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -13,11 +12,13 @@ from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.training.evaluations import chosen_step, chosen_weight
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import StepFunctions, make_step_functions
 from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.storage.address import Place
 
 
 class Saved(NamedTuple):
@@ -37,7 +38,7 @@ class Saved(NamedTuple):
     capacities: dict[str, int]
     kinds: dict[str, str]
     chosen_weight: float | None
-    run_dir: Path
+    run_dir: Place
 
     def with_weight(self, config: Config) -> Config:
         """Return a configuration with the weight of this checkpoint, if `eval.neighbours` is auto.
@@ -91,7 +92,7 @@ class Restored(NamedTuple):
         return self.saved.with_weight(config)
 
 
-def find(config: Config, checkpoint: str = "best", run_dir: Path | None = None) -> Saved:
+def find(config: Config, checkpoint: str = "best", run_dir: Place | None = None) -> Saved:
     """Finds a checkpoint of a run, without restoring it.
 
     Args:
@@ -108,7 +109,7 @@ def find(config: Config, checkpoint: str = "best", run_dir: Path | None = None) 
 
 
 def restore(
-    config: Config, mesh: Mesh, checkpoint: str = "best", run_dir: Path | None = None
+    config: Config, mesh: Mesh, checkpoint: str = "best", run_dir: Place | None = None
 ) -> Restored:
     """Restores a checkpoint of a run.
 
@@ -129,9 +130,9 @@ def restore(
 
 
 @contextlib.contextmanager
-def _opened(config: Config, run_dir: Path | None) -> Iterator[tuple[Checkpoints, Path]]:
+def _opened(config: Config, run_dir: Place | None) -> Iterator[tuple[Checkpoints, Place]]:
     """Opens the checkpoints of a run."""
-    run_dir = Path(config.train.output_dir) if run_dir is None else run_dir
+    run_dir = place_of_run(config.train.output_dir) if run_dir is None else run_dir
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(
             f"train.output_dir: expected the directory of a run, found no checkpoints in {run_dir}; "
@@ -146,7 +147,7 @@ def _opened(config: Config, run_dir: Path | None) -> Iterator[tuple[Checkpoints,
         checkpoints.close()
 
 
-def _find(config: Config, checkpoint: str, checkpoints: Checkpoints, run_dir: Path) -> Saved:
+def _find(config: Config, checkpoint: str, checkpoints: Checkpoints, run_dir: Place) -> Saved:
     step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
     plan = GrowthPlan(config.features, config.tables)
     progress = checkpoints.progress(step)

@@ -4,7 +4,6 @@ Shapes: P lines.
 """
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,8 @@ from s2s_jax.reporting.charts import Series
 from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.training.evaluations import Evaluations
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
 
 Line = dict[str, float]
 
@@ -52,7 +53,7 @@ class Record(NamedTuple):
       others: the names of the other evaluation files, including unreadable ones.
     """
 
-    run_dir: Path
+    run_dir: Place
     metric: str
     training: list[Line]
     evaluations: list[Line]
@@ -61,7 +62,7 @@ class Record(NamedTuple):
     others: list[str]
 
 
-def read_record(run_dir: Path, settings: EvalConfig) -> Record:
+def read_record(run_dir: Place, settings: EvalConfig) -> Record:
     """Reads the record of a run; missing files leave their attributes empty.
 
     Args:
@@ -113,12 +114,11 @@ def _numbers(line: dict[str, Any]) -> Line:
     return {key: value for key, value in line.items() if type(value) in (int, float)}
 
 
-def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
+def _saved(run_dir: Place) -> tuple[list[SavedEvaluation], list[str]]:
     """`Record.saved` and `Record.others`."""
     newest: dict[str, SavedEvaluation] = {}
     others = []
-    paths = sorted(run_dir.glob("evaluation_*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
-    for path in reversed(paths):
+    for path in sorted(run_dir.glob("evaluation_*.json"), key=_age, reverse=True):
         try:
             found = _parse(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -133,7 +133,15 @@ def _saved(run_dir: Path) -> tuple[list[SavedEvaluation], list[str]]:
     return [newest[split] for split in sorted(newest)], sorted(others)
 
 
-def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
+def _age(path: Place) -> tuple[int, str]:
+    """What sorts files by the time of their last change."""
+    changed = (
+        file_systems.changed_ns(path) if isinstance(path, StorePath) else path.stat().st_mtime_ns
+    )
+    return changed, path.name
+
+
+def _is_of_another_run(run_dir: Place, found: SavedEvaluation) -> bool:
     """Whether the run now has another checkpoint for this step, for example after a new training."""
     there = (run_dir / "checkpoints" / str(found.step)).is_dir()
     if not there or found.checkpoint is None:
@@ -141,7 +149,7 @@ def _is_of_another_run(run_dir: Path, found: SavedEvaluation) -> bool:
     return found.checkpoint != checkpoint_fingerprint(run_dir, found.step)
 
 
-def _parse(path: Path) -> SavedEvaluation:
+def _parse(path: Place) -> SavedEvaluation:
     content = json.loads(path.read_text())
     intervals = {
         str(name): (float(low), float(high))

@@ -4,10 +4,10 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from s2s_jax.data.logs.index import Skipped
-from s2s_jax.writing import explained
+from s2s_jax.writing import append_text
+from s2s_serve.storage.address import Place
 
 
 class SkipLog:
@@ -16,7 +16,7 @@ class SkipLog:
     With several hosts, each has its own file: `skipped.jsonl`, `skipped.1.jsonl` …
     """
 
-    def __init__(self, run_dir: Path, skipped_files: Sequence[Skipped], host: int = 0):
+    def __init__(self, run_dir: Place, skipped_files: Sequence[Skipped], host: int = 0):
         """Opens the file of a run directory and lists `skipped_files`."""
         self._path = run_dir / (f"skipped.{host}.jsonl" if host else "skipped.jsonl")
         self._known = set()
@@ -36,6 +36,5 @@ class SkipLog:
         for one in skipped:
             if (one.file, one.stripe) not in self._known:
                 print(f"skipped: {one.reason}", file=sys.stderr, flush=True)
-                with explained(self._path), self._path.open("a") as file:
-                    file.write(json.dumps(one._asdict()) + "\n")
+                append_text(self._path, json.dumps(one._asdict()) + "\n")
                 self._known.add((one.file, one.stripe))

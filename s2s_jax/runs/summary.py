@@ -1,14 +1,13 @@
 """A table of a run's metrics, for the terminal."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_serve.storage.address import Place
 
 
-def print_summary(run_dir: Path, console: Console, rows: int = 6) -> None:
+def print_summary(run_dir: Place, console: Console, rows: int = 6) -> None:
     """Prints a table of some lines of metrics.jsonl, including the first and the last."""
     lines = [line for line in read_lines(run_dir) if "loss" in line]
     if not lines:

@@ -3,12 +3,14 @@
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Self
 
+from s2s_jax.errors import MachineError, UserError
 from s2s_jax.runs.metrics_file import Line, MetricsFile
+from s2s_jax.runs.place import StillOurs
 from s2s_jax.runs.progress_bar import ProgressBar
 from s2s_jax.runs.tensorboard import EventFile
+from s2s_serve.storage.address import Place
 
 
 class Writer:
@@ -16,11 +18,12 @@ class Writer:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Place,
         step: int,
         total_steps: int,
         tensorboard: bool,
         unwritten: Sequence[Line] = (),
+        still_ours: StillOurs = lambda: None,
     ):
         """Opens the files of a run that is at `step`; removes lines of later steps.
 
@@ -30,11 +33,12 @@ class Writer:
           total_steps: the step at which the run ends.
           tensorboard: whether to write event files too.
           unwritten: lines up to `step` that could not be written before.
+          still_ours: see `run_dir.locked`.
 
         Raises:
           UserError: metrics.jsonl cannot be written.
         """
-        self._file = MetricsFile(run_dir, step, unwritten)
+        self._file = MetricsFile(run_dir, step, unwritten, still_ours)
         self._tensorboard: EventFile | None = None
         if tensorboard:
             with self._or_without_tensorboard():
@@ -45,16 +49,23 @@ class Writer:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._bar.stop()
-        self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        # An error that ends the run says more than one from writing its last lines.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(UserError):
+            self._file.close()
 
     @property
     def unwritten(self) -> list[Line]:
-        """Lines that could not be written to metrics.jsonl."""
+        """Lines that are not in metrics.jsonl; see `MetricsFile.unwritten`."""
         return self._file.unwritten
+
+    def flush(self) -> None:
+        """Writes the lines that are not in metrics.jsonl, if that is possible now."""
+        with contextlib.suppress(UserError):
+            self._file.flush()
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`."""
@@ -79,13 +90,14 @@ class Writer:
     def _or_without_tensorboard(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, MachineError) as error:
             if self._tensorboard is not None:
                 self._tensorboard.close()
                 self._tensorboard = None
+            reason = getattr(error, "strerror", None) or error
             print(
-                f"TensorBoard's files cannot be written ({error.strerror or error}); the run continues "
-                f"without them, and metrics.jsonl has the same numbers",
+                f"TensorBoard's files cannot be written ({reason}); the run continues without them, and "
+                f"metrics.jsonl has the same numbers",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,1 +1,1 @@
-"""Files of object stores and HDFS: their addresses, and reading them in ranges."""
+"""Files in object stores and HDFS: reading them in large ranges."""

@@ -1,11 +1,11 @@
 """The evaluations of a run: when they are due, which checkpoint is best, and when to stop early."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from s2s_jax.config import EvalConfig
 from s2s_jax.errors import UserError
 from s2s_jax.runs.metrics_file import read_lines
+from s2s_serve.storage.address import Place
 
 # The key of the weight of counted neighbours that an evaluation chose, with `eval.neighbours` auto.
 NEIGHBOURS_WEIGHT = "eval/neighbours_weight"
@@ -73,7 +73,7 @@ class Evaluations:
         return patience is not None and self._since_best >= patience
 
 
-def best_step(run_dir: Path, settings: EvalConfig, steps: Sequence[int]) -> int | None:
+def best_step(run_dir: Place, settings: EvalConfig, steps: Sequence[int]) -> int | None:
     """Return the step with the best evaluation in metrics.jsonl, or None if none was evaluated."""
     lines = [line for line in read_lines(run_dir) if line["step"] in steps]
     return Evaluations(settings, lines).best_step
@@ -97,7 +97,7 @@ def chosen_weight(lines: Sequence[dict[str, float]], step: int) -> float | None:
     return None if newest is None else newest[NEIGHBOURS_WEIGHT]
 
 
-def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Path, settings: EvalConfig) -> int:
+def chosen_step(checkpoint: str, steps: Sequence[int], run_dir: Place, settings: EvalConfig) -> int:
     """Return the step of the checkpoint that `--checkpoint` names.
 
     Args:

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax
 from s2s_jax.cluster import hosts
 from s2s_jax.data.batching.dataset import HostBatch
 from s2s_jax.errors import UserError
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.runs.skip_log import SkipLog
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
@@ -49,7 +49,7 @@ class Loop:
           evaluate: the function that ranks the validation events; None if `eval.every_steps` is None.
         """
         settings, reader = job.train, job.reader
-        run_dir = Path(settings.output_dir)
+        run_dir = place_of_run(settings.output_dir)
         self._job, self._total_steps = job, total_steps
         self._step, self._state, self._place = start.step, start.state, reader.place
         self._plan, self._clock, self._meters = start.plan, start.clock, start.meters

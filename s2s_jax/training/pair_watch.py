@@ -1,6 +1,6 @@
 """Notices runs that have nothing to learn from."""
 
-from pathlib import Path
+from s2s_serve.storage.address import Place
 
 
 class PairWatch:
@@ -16,7 +16,7 @@ class PairWatch:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Place,
         packing: int | None,
         step: int,
         steps_per_epoch: int,

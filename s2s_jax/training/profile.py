@@ -5,7 +5,11 @@ from pathlib import Path
 import jax
 
 from s2s_jax.cluster import hosts
+from s2s_jax.errors import MachineError
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.scratch import Scratch
 
 
 class Profile:
@@ -14,7 +18,7 @@ class Profile:
     If a run starts or ends between them, it traces only its own steps.
     """
 
-    def __init__(self, run_dir: Path, steps: tuple[int, int] | None):
+    def __init__(self, run_dir: Place, steps: tuple[int, int] | None):
         """Prepare the trace; nothing is written yet.
 
         Args:
@@ -22,7 +26,9 @@ class Profile:
           steps: the first and the last step to trace; None means no step.
         """
         self._steps = steps
-        self._dir = str(run_dir / "profile")
+        self._dir = run_dir / "profile"
+        # Traces for a store are written to a temporary directory, and then copied.
+        self._scratch = Scratch() if steps and isinstance(run_dir, StorePath) else None
         self._running = False
 
     def before(self, step: int) -> None:
@@ -31,7 +37,7 @@ class Profile:
             return
         if self._steps[0] <= step <= self._steps[1]:
             try:
-                jax.profiler.start_trace(self._dir)
+                jax.profiler.start_trace(str(self._written))
             except (OSError, RuntimeError) as error:
                 hosts.say(f"the profile cannot be written to {self._dir} ({error})")
                 self._steps = None
@@ -51,5 +57,18 @@ class Profile:
         self._running = False
         try:
             jax.profiler.stop_trace()
-        except (OSError, RuntimeError) as error:
+            if isinstance(self._dir, StorePath):
+                files = [path for path in self._written.rglob("*") if path.is_file()]
+                below = (path.relative_to(self._written).as_posix() for path in files)
+                copies = zip(files, map(self._dir.__truediv__, below), strict=True)
+                file_systems.copy_all(copies, to_store=True)
+        except (OSError, RuntimeError, MachineError) as error:
             hosts.say(f"the profile cannot be written to {self._dir} ({error})")
+
+    @property
+    def _written(self) -> Path:
+        """The directory of this machine that JAX writes to."""
+        if self._scratch is not None:
+            return self._scratch.path / "profile"
+        assert isinstance(self._dir, Path)
+        return self._dir

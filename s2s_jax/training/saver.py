@@ -47,7 +47,9 @@ class Saver:
         }
         if job.settings.lr.average_decay is not None:
             progress["average_decay"] = job.settings.lr.average_decay
-        if self._writer is not None and self._writer.unwritten:
-            progress["unwritten"] = self._writer.unwritten
+        if self._writer is not None:
+            self._writer.flush()
+            if self._writer.unwritten:
+                progress["unwritten"] = self._writer.unwritten
         job.checkpoints.save(step, state, progress, start.evaluations.values)
         self._saved_step = step

@@ -11,17 +11,17 @@ import textwrap
 import threading
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from s2s_serve.errors import UserError
 from s2s_serve.server.settings import Settings, check
+from s2s_serve.storage.address import Place, place_of
 
 _USER_ERROR = 2
 
 
-def serve(directory: Path, settings: Settings) -> None:
+def serve(directory: Place, settings: Settings) -> None:
     """Serves an export until SIGTERM or SIGINT.
 
     Args:
@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists all options")
 
 
-def parse(argv: Sequence[str]) -> tuple[Path, Settings]:
+def parse(argv: Sequence[str]) -> tuple[Place, Settings]:
     """The export and the options that a command line names.
 
     Raises:
@@ -89,7 +89,7 @@ def parse(argv: Sequence[str]) -> tuple[Path, Settings]:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the export")
+    parser.add_argument("directory", metavar="DIR", type=place_of, help="the export")
     hints, texts = typing.get_type_hints(Settings), _texts()
     for field in dataclasses.fields(Settings):
         choices = typing.get_args(hints[field.name])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ import pyarrow as pa
 import s2s_serve
 from s2s_serve.server.catalogue import Catalogue
 from s2s_serve.server.protocol import Model
+from s2s_serve.storage.address import Place
 
 # What reads times, and the beginnings of the names of Arrow's types of times.
 _OPS = ("time_gap", "hour_of_day", "day_of_week")
@@ -48,7 +48,7 @@ class Served:
 
 
 def load(
-    directory: Path,
+    directory: Place,
     search: Literal["auto", "exact", "index"] = "auto",
     check: Literal["all", "sizes"] = "all",
     threads: int | None = None,

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
-from s2s_serve.errors import UserError
+from s2s_serve.errors import MachineError, UserError
 from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import Metrics
-from s2s_serve.versions import current_version
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.versions import CURRENT, current_version
 
 # A version that could not be loaded is tried again after this many seconds, and then ever more rarely.
 _FIRST_RETRY = 5.0
@@ -23,10 +23,10 @@ class Versions:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         metrics: Metrics,
         poll: float,
-        load: Callable[[Path], Served],
+        load: Callable[[Place], Served],
     ) -> None:
         """Prepares; `start` begins.
 
@@ -86,11 +86,14 @@ class Versions:
             seen, tried = found, time.monotonic()
             self._try_to_change()
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> bytes | tuple[int, int, int] | None:
         """What changes when current.json is replaced; None: it cannot be read."""
+        current = self._directory / CURRENT
         try:
-            found = os.stat(self._directory / "current.json")
-        except OSError:
+            if isinstance(current, StorePath):
+                return current.read_bytes()
+            found = os.stat(current)
+        except (OSError, MachineError):
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 

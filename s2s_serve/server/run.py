@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -24,6 +23,7 @@ from s2s_serve.server.loading import Served, load
 from s2s_serve.server.metrics import Metrics
 from s2s_serve.server.reloading import Versions
 from s2s_serve.server.settings import Settings, token_for
+from s2s_serve.storage.address import Place
 from s2s_serve.tower import available_cores
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -33,7 +33,7 @@ _BACKLOG = 2048
 
 
 def run(
-    directory: Path, settings: Settings, load_version: Callable[[Path], Served] | None = None
+    directory: Place, settings: Settings, load_version: Callable[[Place], Served] | None = None
 ) -> None:
     """Serves an export until SIGTERM or SIGINT, and then finishes the requests in flight.
 
@@ -101,7 +101,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    server: _Server, versions: Versions, listening: socket.socket, directory: Path
+    server: _Server, versions: Versions, listening: socket.socket, directory: Place
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -126,7 +126,7 @@ async def _serve(
 
 
 async def _announce(
-    versions: Versions, listening: socket.socket, directory: Path, server: _Server
+    versions: Versions, listening: socket.socket, directory: Place, server: _Server
 ) -> None:
     """Prints the address when the first version can answer; ends the server if it cannot."""
     try:

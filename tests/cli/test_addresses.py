@@ -1,4 +1,7 @@
-"""Every command refuses addresses of other stores by name, for every option and key."""
+"""Every command refuses addresses of unknown stores by name, for every option and key.
+
+Those of known ones are refused, too, where a file must be on this machine.
+"""
 
 import dataclasses
 import importlib
@@ -14,7 +17,7 @@ from places import REPO
 from s2s_jax import config as configs
 from s2s_jax.cli.arguments import Argument, arguments_of
 from s2s_jax.cli.command_list import COMMANDS
-from s2s_jax.config import READ_FROM_STORES, Config, FeatureConfig, refuse_addresses, validate
+from s2s_jax.config import IN_STORES, Config, FeatureConfig, refuse_addresses, validate
 from s2s_jax.data.logs.files import find
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.train import train
@@ -86,14 +89,42 @@ def test_every_option_of_every_command_refuses_them(command, tmp_path, monkeypat
     options = options_of(command)
     assert options
     for option in options:
-        # Logs are read from some stores, except by convert.
-        reads = option.place in READ_FROM_STORES and command != "convert"
-        address = "abfss://bucket/a" if reads else "gs://bucket/a"
+        # convert reads no log from a store.
+        known = option.may_be_in_store or (option.place in IN_STORES and command != "convert")
+        address = "abfss://bucket/a" if known else "gs://bucket/a"
         message = str(run(command, option, address))
         assert message.startswith(f"{option.place}: "), message
         assert address in message
         assert "mount" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_may_be_in_a_store():
+    """What the documentation promises; `--output` of other commands, for example, is not among it."""
+    found = {
+        f"{command} {option.place}"
+        for command in EVERY
+        for option in options_of(command)
+        if option.may_be_in_store or (option.place in IN_STORES and command != "convert")
+    }
+    assert found == {
+        "catalogue --output",
+        "evaluate --output",
+        "export --catalogue",
+        "export --item_columns",
+        "export --output",
+        "export --titles",
+        "init FILE_OR_DIR …",
+        "inspect FILE_OR_DIR …",
+        "recommend --catalogue",
+        "recommend --input",
+        "recommend --output",
+        "report --output",
+        "report --titles",
+        "report RUN_DIR",
+        "serve DIR",
+        "tables RUN_DIR",
+    }
 
 
 def text_keys() -> list[str]:
@@ -113,7 +144,7 @@ def text_keys() -> list[str]:
 @pytest.mark.parametrize("key", text_keys())
 def test_every_key_refuses_them(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    address = "az://bucket/a" if key in READ_FROM_STORES else "s3://bucket/a"
+    address = "az://bucket/a" if key in IN_STORES else "s3://bucket/a"
     with pytest.raises(UserError, match=rf"{key}: .*{address}"):
         module_of("train").main(["--config", CONFIG, f"--{key}", address])
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +228,7 @@ def test_a_program_that_calls_train_gets_the_same_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"train\.output_dir"):
         validate(
             dataclasses.replace(
-                config, train=dataclasses.replace(config.train, output_dir="gs://b")
+                config, train=dataclasses.replace(config.train, output_dir="az://b")
             )
         )
     with pytest.raises(UserError, match="--config"):

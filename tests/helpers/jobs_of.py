@@ -15,6 +15,7 @@ from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.step.functions import make_step_functions
 from s2s_jax.training.step.settings import StepSettings
+from s2s_serve.storage.address import Place
 
 
 def job(log: Path, run_dir: Path, **train_changes) -> Config:
@@ -38,11 +39,11 @@ def one_device():
     return make_mesh(jax.devices()[:1])
 
 
-def lines(run_dir: Path) -> list[dict]:
+def lines(run_dir: Place) -> list[dict]:
     return [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def learned(run_dir: Path) -> list[tuple]:
+def learned(run_dir: Place) -> list[tuple]:
     """The metrics of each line that must not depend on interruptions of the run."""
     return [(x["step"], x["loss"], x["hit_rate"], x["grad_norm"]) for x in lines(run_dir)]
 

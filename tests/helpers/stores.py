@@ -57,6 +57,18 @@ def upload(endpoint: str, directory: Path, key: str) -> None:
     )
 
 
+def contents(endpoint: str, key: str = "") -> dict[str, bytes]:
+    """All objects of the bucket below a key, by their own keys."""
+    system = file_system(endpoint)
+    selector = pyarrow.fs.FileSelector(f"{BUCKET}/{key}".strip("/"), recursive=True)
+    found = {}
+    for info in system.get_file_info(selector):
+        if info.type == pyarrow.fs.FileType.File:
+            with system.open_input_stream(info.path) as source:
+                found[info.path.removeprefix(f"{BUCKET}/")] = source.read()
+    return found
+
+
 class Proxy:
     """Passes requests on to a server, some of them slowly, some of them not.
 
@@ -79,8 +91,7 @@ class Proxy:
             protocol_version = "HTTP/1.1"
 
             def _pass(self) -> None:
-                length = int(self.headers["Content-Length"] or 0)
-                body = self.rfile.read(length)
+                body = self._body()
                 fault = proxy.choose()
                 time.sleep(proxy.delay)
                 if fault == "503":
@@ -94,7 +105,8 @@ class Proxy:
                         self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 there = http.client.HTTPConnection(address, timeout=30)
-                headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+                own = ("connection", "transfer-encoding", "content-length", "expect")
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
                 there.request(self.command, self.path, body, headers)
                 answer = there.getresponse()
                 data = answer.read()
@@ -111,6 +123,16 @@ class Proxy:
                     return
                 self.wfile.write(data)
                 there.close()
+
+            def _body(self) -> bytes:
+                if self.headers["Transfer-Encoding"] != "chunked":
+                    return self.rfile.read(int(self.headers["Content-Length"] or 0))
+                parts = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
 
@@ -148,7 +170,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 def use(endpoint: str, monkeypatch) -> None:
     """Makes this process read from a server."""
-    from s2s_jax.storage import file_systems
+    from s2s_serve.storage import file_systems
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -18,7 +18,7 @@ from s2s_jax.errors import EXIT_USER_ERROR, UserError
 from s2s_jax.jobs import report
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.parts import Parts
-from s2s_jax.runs.metrics_file import MetricsFile
+from s2s_jax.runs import metrics_file
 from s2s_jax.runs.skip_log import SkipLog
 from s2s_jax.runs.writer import Writer
 from s2s_jax.writing import replacing
@@ -128,14 +128,14 @@ def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
     assert not train(straight, one_device())
     config = job(log, tmp_path / "run", train_steps=8, log_steps=1)
     with monkeypatch.context() as patched:
-        append = MetricsFile._append
+        append = metrics_file._EndOnDisk.append
 
         def full(self, data):
             if b'"step": 5' in data:
                 raise OSError(28, "No space left on device")
             append(self, data)
 
-        patched.setattr(MetricsFile, "_append", full)
+        patched.setattr(metrics_file._EndOnDisk, "append", full)
         with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
             train(config, one_device())
     assert [x["step"] for x in lines(tmp_path / "run")] == [1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -18,8 +19,10 @@ from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.errors import MachineError, UserError
 from s2s_jax.jobs.train import train
-from s2s_jax.storage import file_systems
-from s2s_jax.storage.address import StorePath, place_of
+from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.storage import lock
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import StorePath, place_of
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +158,15 @@ def log(tmp_path_factory, server):
 
 
 def test_a_run_is_the_same_from_a_store_that_fails_now_and_then(
-    log, server, proxy, tmp_path, capfd
+    log, server, proxy, tmp_path, capfd, monkeypatch
 ):
-    """It begins on a disk, and continues from the store; nothing tells the credentials."""
+    """It begins on a disk, and continues from the store; another one is in the store altogether.
+
+    Nothing tells the credentials.
+    """
+    monkeypatch.setattr(lock, "_SETTLED", 0)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     mesh = make_mesh(jax.devices()[:1])
     steps = {"train_steps": 12, "log_steps": 1, "save_steps": 6}
     straight = job(log, tmp_path / "straight", **steps)
@@ -166,18 +175,35 @@ def test_a_run_is_the_same_from_a_store_that_fails_now_and_then(
     address = f"s3://{stores.BUCKET}/train"
     train(job(log, tmp_path / "moved", **steps | {"train_steps": 6}), mesh)
     train(job(address, tmp_path / "moved", **steps), mesh)
-    train(job(address, tmp_path / "store", **steps), mesh)
+    run = f"s3://{stores.BUCKET}/run"
+    train(job(address, run, **steps | {"train_steps": 7, "tensorboard": True}), mesh)
+    saved = stores.contents(server, "run/checkpoints")
+    assert {key.split("/")[2] for key in saved} == {"6", "7"}
+    # What an interrupted save leaves is no checkpoint, and is removed.
+    for key, data in saved.items():
+        if key.startswith("run/checkpoints/6/") and "_CHECKPOINT_METADATA" not in key:
+            place_of(f"s3://{stores.BUCKET}/{key.replace('/6/', '/9/', 1)}").write_bytes(data)
+    train(job(address, run, **steps), mesh)
     assert proxy.faults > 3
-    for other in ("moved", "store"):
-        assert learned(tmp_path / other) == learned(tmp_path / "straight")
+    assert learned(tmp_path / "moved") == learned(tmp_path / "straight")
+    assert learned(place_of(run)) == learned(tmp_path / "straight")
+    in_store = stores.contents(server, "run")
+    steps_there = {key.split("/")[2] for key in in_store if key.startswith("run/checkpoints/")}
+    assert steps_there == {"6", "7", "12"}
+    assert complete_steps(place_of(run)) == [6, 7, 12]
+    assert any("tfevents" in key for key in in_store)
+    assert "run/.lock" not in in_store
     told = "".join(capfd.readouterr())
     for secret in (stores.KEY, stores.SECRET):
         assert secret not in told
         for directory, _, names in os.walk(tmp_path):
             for name in names:
                 assert secret.encode() not in (Path(directory) / name).read_bytes()
-    config = json.loads((tmp_path / "store" / "config.json").read_text())
-    assert config["io"]["data_paths"] == address
+        assert all(secret.encode() not in data for data in in_store.values())
+    config = json.loads(in_store["run/config.json"])
+    assert (config["io"]["data_paths"], config["train"]["output_dir"]) == (address, run)
+    assert not (tmp_path / "s3:").exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Writes the items of a log to a file: `s2s catalogue --config FILE --output catalogue.parquet`."""
 
 import dataclasses
-from pathlib import Path
 
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding, Items, Logs, Split
@@ -22,7 +22,7 @@ class Arguments(WithConfig):
     collecting the items from the log.
     """
 
-    output: Path
+    output: PlaceOption
     """Parquet file to write"""
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _print_summary(catalogue: Catalogue, item: FeatureConfig, output: Path) -> None:
+def _print_summary(catalogue: Catalogue, item: FeatureConfig, output: PlaceOption) -> None:
     print(f"wrote {len(catalogue.item):,} items of {catalogue.count_I.sum():,} events to {output}")
     top = [
         f"{item_text(catalogue.item, i)} ({catalogue.count_I[i]:,})"

@@ -9,12 +9,12 @@ directory.
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
 
 from s2s_jax import signals
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
@@ -28,6 +28,7 @@ from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
 from s2s_jax.jobs.evaluate import Evaluated, Intervals, evaluate
 from s2s_jax.ranking.tally import BASELINES, below_neighbours
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.writing import replacing
 
 # The current names of arguments that had another name in earlier versions.
@@ -50,7 +51,7 @@ class Arguments(WithConfig):
     """Checkpoint to evaluate: best (by eval.metric), newest, or a step"""
     split: Literal["test", "validation"] = "test"
     """Which held-out events to rank"""
-    output: Path | None = None
+    output: PlaceOption | None = None
     """JSON file to write; None: evaluation_SPLIT_STEP.json in the run directory"""
 
 
@@ -78,7 +79,9 @@ def _evaluate(argv: list[str]) -> None:
     if hosts.is_first():
         out = arguments.output
         if out is None:
-            out = Path(config.train.output_dir) / f"evaluation_{done.split}_{done.step}.json"
+            out = (
+                place_of_run(config.train.output_dir) / f"evaluation_{done.split}_{done.step}.json"
+            )
         intervals = done.evaluation.intervals()
         text = json.dumps(done.as_json(config, intervals), indent=2)
         where = f"{config.train.output_dir}, step {done.step}, {done.split}, in {out}"

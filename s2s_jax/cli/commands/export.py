@@ -5,10 +5,10 @@ items and their vectors. `s2s serve DIR` and the package `s2s_serve` use it with
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from s2s_jax import signals
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, explain
 from s2s_jax.jobs.export import Exported, Request, export
@@ -20,15 +20,15 @@ class Arguments(WithConfig):
     versions stay, and a server with the export changes to the new one.
     """
 
-    output: Path
+    output: PlaceOption
     """Directory of the export; versions are in its directory versions/"""
     checkpoint: str = "best"
     """Checkpoint to export: best (by eval.metric), newest, or a step"""
     catalogue: str | None = None
     """File written by s2s catalogue, with the items to recommend; None: the items of io.data_paths"""
-    titles: Path | None = None
+    titles: PlaceOption | None = None
     """CSV, Parquet or MovieLens file with an item's id and its title in the first two columns"""
-    item_columns: Path | None = None
+    item_columns: PlaceOption | None = None
     """Parquet file with ids of items in its first column. Answers can be limited by its other columns"""
     index: Literal["auto", "yes", "no"] = "auto"
     """Whether an index for approximate search is built. auto: if there are more than 50,000 items"""

@@ -8,9 +8,9 @@ interrupted continues when it is started again.
 import dataclasses
 import sys
 from collections import Counter
-from pathlib import Path
 
 from s2s_jax import signals
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster.separate import take_place
 from s2s_jax.config import Config
@@ -33,7 +33,7 @@ class Arguments(WithConfig):
 
     input: str
     """Logs with the histories: ORC files and directories, separated by commas"""
-    output: Path
+    output: PlaceOption
     """Parquet file to write. A directory of Parquet files if it is one, if its name does not end in
     .parquet, or if the job has several processes, each of which recommends for a share of the log"""
     top_k: int = 100

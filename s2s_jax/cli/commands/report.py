@@ -1,11 +1,11 @@
 """Writes an HTML page about a run: `s2s report RUN_DIR [--users N] [--titles FILE]`."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.report import report
@@ -18,13 +18,13 @@ class Arguments:
     to the recommendations of the best checkpoint.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    run_dir: Annotated[PlaceOption, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of the run (its train.output_dir)"""
-    output: Path | None = None
+    output: PlaceOption | None = None
     """HTML file to write; None: report.html in RUN_DIR"""
     users: int = 5
     """Number of users to show; 0: none"""
-    titles: Path | None = None
+    titles: PlaceOption | None = None
     """CSV or Parquet file of item ids and titles, or movies.dat of MovieLens"""
 
 

@@ -1,11 +1,11 @@
 """Answers requests over HTTP from an export: `s2s serve DIR [--port N …]`."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse
 from s2s_jax.errors import EXIT_DONE
 from s2s_serve.server.command import serve
@@ -18,7 +18,7 @@ class Arguments(Settings):
     after the requests in flight.
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[PlaceOption, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory that s2s export wrote"""
 
 

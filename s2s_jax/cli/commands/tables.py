@@ -4,13 +4,13 @@ Shapes: R rows of a table, two 32-bit words per id.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from rich.table import Table
 
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import parse
 from s2s_jax.cluster.mesh import all_devices
@@ -35,7 +35,7 @@ class Arguments:
     that tables lost. The ids of a table with a hash_type are hashes.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    run_dir: Annotated[PlaceOption, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of the run (its train.output_dir)"""
     checkpoint: str = "newest"
     """Checkpoint to read: best (by eval.metric), newest, or a step"""

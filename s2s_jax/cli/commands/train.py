@@ -1,7 +1,6 @@
 """Trains a model: `s2s train --config configs/base.py [--section.key value …]`."""
 
 import dataclasses
-from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -14,6 +13,7 @@ from s2s_jax.config import Config
 from s2s_jax.data.batching.memory import keep_freed_memory
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.train import train
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.runs.summary import print_summary
 from s2s_jax.signals import StopSignals
 
@@ -66,5 +66,5 @@ def run(config: Config, mesh: Mesh | None = None) -> int:
         hosts.say(f"stopped by {cause}; start the same command again to continue")
         return EXIT_STOPPED
     if hosts.is_first():
-        print_summary(Path(config.train.output_dir), OutputConsole())
+        print_summary(place_of_run(config.train.output_dir), OutputConsole())
     return EXIT_DONE

@@ -1,7 +1,7 @@
-"""Refuses addresses such as `s3://bucket/log` wherever a path is expected.
+"""Refuses addresses such as `s3://bucket/log` where a path of this machine is expected.
 
-Logs are also read from some stores; everything else is on this machine. If an address were used as a
-path, it would become a directory named `s3:`, and a run would train into it.
+Most files may be in some stores. If an address of another store were used as a path, it would become a
+directory named `az:`, and a run would train into it.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from s2s_jax.config.plain import Dataclass
 from s2s_jax.errors import UserError
-from s2s_jax.storage.address import SCHEMES, is_address
+from s2s_serve.storage.address import SCHEMES, is_address
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
 # pathlib shortens an address to `gs:/bucket`. With these names, it cannot be meant as a directory `gs:`.
@@ -20,8 +20,15 @@ _WELL_KNOWN = re.compile(
     r"file|https?|ftps?|sftp|scp|ssh|smb|nfs|hf|memory|jdbc|odps",
     re.IGNORECASE,
 )
-# Keys and options whose files are also read from stores.
-READ_FROM_STORES = ("io.data_paths", "--input", "FILE_OR_DIR …")
+# Keys, and options of text, whose files may be in stores. (Other options say so by their type, `Place`.)
+IN_STORES = (
+    "io.data_paths",
+    "loss.catalogue",
+    "train.output_dir",
+    "--input",
+    "--catalogue",
+    "FILE_OR_DIR …",
+)
 
 
 def refuse_addresses(name: str, value: object, of_stores: bool = True) -> None:
@@ -30,7 +37,7 @@ def refuse_addresses(name: str, value: object, of_stores: bool = True) -> None:
     Args:
       name: name of the option or key.
       value: a text, which may list several paths separated by commas; a path; or several of these.
-      of_stores: whether addresses of stores that logs are read from are refused, too.
+      of_stores: whether addresses of stores that can be read and written are refused, too.
 
     Raises:
       UserError: names the option or key, and says what to do.
@@ -60,7 +67,7 @@ def refuse_addresses_in(settings: Dataclass, prefix: str, positional: Container[
     """
     for field in dataclasses.fields(settings):
         name = field.name if field.name in positional else prefix + field.name
-        refuse_addresses(name, getattr(settings, field.name), name not in READ_FROM_STORES)
+        refuse_addresses(name, getattr(settings, field.name), name not in IN_STORES)
 
 
 def _is_local(scheme: str, rest: str) -> bool:

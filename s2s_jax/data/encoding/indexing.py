@@ -11,8 +11,8 @@ from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.data.logs.index import FileIndex, Skipped, may_skip
 from s2s_jax.errors import UserError
-from s2s_jax.storage.address import Place, StorePath
 from s2s_serve.encoding import features
+from s2s_serve.storage.address import Place, StorePath
 
 # Footers of files in stores that are read at the same time.
 _FOOTERS = 16

@@ -26,9 +26,9 @@ from s2s_jax.data.inspection.log_facts import LogFacts
 from s2s_jax.data.inspection.log_shape import LogShape
 from s2s_jax.data.logs import files, orc
 from s2s_jax.errors import UserError
-from s2s_jax.storage.address import Place
 from s2s_serve.encoding import features
 from s2s_serve.encoding.arrow import is_list
+from s2s_serve.storage.address import Place
 
 _POSITIONS_SHOWN = 4
 _CHARACTERS_SHOWN = 100

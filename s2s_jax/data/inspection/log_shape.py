@@ -16,8 +16,8 @@ from s2s_jax.config import Config
 from s2s_jax.config.settings import ReadingOrder
 from s2s_jax.data.batching import stripes
 from s2s_jax.data.inspection import columns
-from s2s_jax.storage.address import Place
 from s2s_serve.encoding import arrow
+from s2s_serve.storage.address import Place
 
 _BAR = "▇"
 _BAR_WIDTH = 40

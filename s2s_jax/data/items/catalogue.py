@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +33,10 @@ from s2s_jax.data.encoding.held_out import Cut, catalogue_cut, training_cut
 from s2s_jax.data.items.item_counts import code_words, count_items
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
+from s2s_jax.writing import replacing
 from s2s_serve.encoding import features
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath, place_of
 
 _METADATA = b"s2s_jax.catalogue"
 _REMEDY = "make it again with s2s catalogue"
@@ -161,13 +163,13 @@ def _collect(
     return catalogue, counts.part_I[order_I]
 
 
-def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> None:
+def save(catalogue: Catalogue, path: str | Place, items: Items, split: Split) -> None:
     """Writes a catalogue that was collected for `items`, without the events held out by `split`.
 
     Raises:
       UserError: the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = place_of(path)
     columns: dict[str, pa.Array] = {"item": catalogue.item, "count": pa.array(catalogue.count_I)}
     for name, ids in catalogue.ids.items():
         values = np.ascontiguousarray(ids, np.int32).reshape(len(ids), -1)
@@ -180,6 +182,10 @@ def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> 
         "shared_events": catalogue.shared_events,
     }
     table = pa.table(columns, metadata={_METADATA: json.dumps(metadata).encode()})
+    if isinstance(path, StorePath):
+        with replacing(path) as copied:
+            pyarrow.parquet.write_table(table, str(copied))
+        return
     # Moved into place when complete, so that readers never see a partial file.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -192,16 +198,17 @@ def save(catalogue: Catalogue, path: str | Path, items: Items, split: Split) -> 
         raise UserError(f"{path}: the catalogue cannot be written ({error})") from error
 
 
-def load(path: str | Path, items: Items, split: Split) -> Catalogue:
+def load(path: str | os.PathLike[str] | StorePath, items: Items, split: Split) -> Catalogue:
     """Reads a catalogue.
 
     Raises:
       UserError: the file cannot be read, is not a catalogue, or was made for other features.
     """
-    refuse_addresses("loss.catalogue", path)
-    path = Path(path).expanduser()
+    if isinstance(path, str | os.PathLike):
+        refuse_addresses("loss.catalogue", os.fspath(path), of_stores=False)
+    path = place_of(path)
     try:
-        with pa.OSFile(str(path)) as source:
+        with file_systems.opened(path) as source:
             table = pyarrow.parquet.read_table(source)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -266,7 +273,7 @@ def _made_for(items: Items, split: Split) -> Fingerprint:
     return {"version": DECODING_VERSION, **items.fingerprint, "split": split.fingerprint}
 
 
-def _check_made_for(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_made_for(path: Place, saved: dict[str, Any], now: dict[str, Any]) -> None:
     def refuse(what: str, saved: Any, now: Any) -> None:
         if saved != now:
             raise UserError(

@@ -6,12 +6,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from s2s_jax.errors import UserError
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place
 
 # The first column, quoted or not, and the delimiter after it.
 _FIRST_COLUMN = re.compile(r'(?:"(?:[^"]|"")*"|[^",;|\t]*)([,;|\t])')
@@ -19,7 +20,7 @@ _FIRST_LINES = 50
 _EXPECTED = "expected an item's id and its title in the first two columns"
 
 
-def read_titles(path: Path) -> dict[str, str]:
+def read_titles(path: Place) -> dict[str, str]:
     """The title of each item, by the text of the item's id.
 
     Columns after the second are ignored. A CSV file may begin with a line of column names, since no item
@@ -47,8 +48,8 @@ def read_titles(path: Path) -> dict[str, str]:
     return titles
 
 
-def _of_parquet(path: Path) -> Iterator[tuple[str, str]]:
-    with pa.OSFile(str(path)) as source:
+def _of_parquet(path: Place) -> Iterator[tuple[str, str]]:
+    with file_systems.opened(path) as source:
         table = pyarrow.parquet.read_table(source)
     if table.num_columns < 2:
         raise UserError(f"--titles: {path}: {_EXPECTED}, found {table.num_columns} columns")
@@ -57,7 +58,7 @@ def _of_parquet(path: Path) -> Iterator[tuple[str, str]]:
             yield str(item), str(title)
 
 
-def _of_text(path: Path) -> Iterator[tuple[str, str]]:
+def _of_text(path: Place) -> Iterator[tuple[str, str]]:
     text = _decoded(path.read_bytes())
     delimiter = _delimiter(path, text)
     if delimiter in ("::", "|"):
@@ -87,7 +88,7 @@ def _decoded(raw: bytes) -> str:
     return raw.decode("latin-1")
 
 
-def _delimiter(path: Path, text: str) -> str:
+def _delimiter(path: Place, text: str) -> str:
     """The character that follows the first column in most of the first lines."""
     if path.suffix == ".dat":
         return "::"

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from s2s_jax.config import refuse_addresses
 from s2s_jax.errors import UserError
-from s2s_jax.storage import file_systems
-from s2s_jax.storage.address import Place, StorePath, place_of
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath, place_of
 
 # The first bytes of every ORC file.
 _MAGIC = b"ORC"

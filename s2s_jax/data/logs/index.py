@@ -8,7 +8,7 @@ from typing import NamedTuple
 from s2s_jax.config.settings import Logs
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
-from s2s_jax.storage.address import Place
+from s2s_serve.storage.address import Place
 
 
 class Skipped(NamedTuple):

@@ -13,9 +13,9 @@ import pyarrow.orc
 
 from s2s_jax.data.logs.source import Source, open_source
 from s2s_jax.errors import MachineError, UserError
-from s2s_jax.storage.address import Place, StorePath
-from s2s_jax.storage.file_systems import unreachable
 from s2s_jax.storage.ranges import StoreError
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.file_systems import unreachable
 
 # What pyarrow raises for broken files. ORC has no checksums, so damaged uncompressed data may go
 # unnoticed.

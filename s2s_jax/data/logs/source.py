@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from s2s_jax.storage import file_systems
-from s2s_jax.storage.address import Place, StorePath
 from s2s_jax.storage.ranges import RangeFile, fetch
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
 
 # Bytes at the end of a file that are read first. Footers are shorter, except those of very many stripes.
 _TAIL = 2**17

@@ -1,12 +1,12 @@
 """Refuses to continue a run with an incompatible configuration, or from a later checkpoint format."""
 
-from pathlib import Path
 from typing import Any
 
 from s2s_jax.config import Config, identity, parse_json
 from s2s_jax.errors import UserError
 from s2s_jax.runs.run_dir import config_path
 from s2s_jax.version import __version__
+from s2s_serve.storage.address import Place
 
 # Format of checkpoints; increased by one when older programs would misread newer checkpoints.
 _FORMAT = 1
@@ -14,7 +14,7 @@ _FORMAT = 1
 VERSIONS = {"version": _FORMAT, "s2s_jax": __version__}
 
 
-def check_config(run_dir: Path, config: Config) -> None:
+def check_config(run_dir: Place, config: Config) -> None:
     """Refuses a configuration with which the run in this directory cannot continue.
 
     Raises:
@@ -40,7 +40,7 @@ def check_config(run_dir: Path, config: Config) -> None:
             )
 
 
-def of_known_format(saved: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+def of_known_format(saved: dict[str, Any], checkpoint: Place) -> dict[str, Any]:
     """The progress saved with a state, without `VERSIONS`.
 
     Raises:

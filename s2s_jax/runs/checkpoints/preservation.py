@@ -25,9 +25,14 @@ class NewestAndBest:
     ) -> list[bool]:
         """Called by Orbax with all checkpoints, in ascending order of steps."""
         steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = self.kept(steps)
+        return [step in kept for step in steps]
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """The steps that are kept of some, in ascending order."""
         kept = set(steps if self._newest is None else steps[-self._newest :])
         evaluated = [step for step in steps if step in self.evaluations]
         if evaluated:
             # Of equally good ones, the first is kept, as in `training.evaluations`.
             kept.add(max(evaluated, key=lambda step: (self.evaluations[step], -step)))
-        return [step in kept for step in steps]
+        return kept

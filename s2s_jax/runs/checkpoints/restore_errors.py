@@ -9,11 +9,11 @@ import errno
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 
 from s2s_jax.errors import UserError
+from s2s_serve.storage.address import Place
 
 _MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|Cannot allocate memory")
 _PERMISSION = re.compile("PERMISSION_DENIED|Permission denied|Operation not permitted")
@@ -30,11 +30,12 @@ _DAMAGE = re.compile(
 )
 _DAMAGE_TYPES = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
 # Nothing can be read without these files, although Orbax then complains about something else.
-_NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "progress/metadata")
+_NEEDED = ("state/_METADATA", "progress/metadata")
+_NEEDED_BY_OCDBT = "state/manifest.ocdbt"
 
 
 def explained(
-    error: Exception, directory: Path, earlier: int | None, held_bytes: int, devices: int
+    error: Exception, directory: Place, earlier: int | None, held_bytes: int, devices: int
 ) -> UserError:
     """Explains a failure to restore the checkpoint in `directory`.
 
@@ -84,7 +85,7 @@ def total_bytes(wanted: object) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wanted))
 
 
-def _ways_around(directory: Path, earlier: int | None) -> str:
+def _ways_around(directory: Place, earlier: int | None) -> str:
     if earlier is None:
         return (
             "restore a copy of it, or give another train.output_dir; there is no earlier checkpoint"
@@ -96,11 +97,12 @@ def _ways_around(directory: Path, earlier: int | None) -> str:
     )
 
 
-def _unreadable(directory: Path) -> OSError | None:
+def _unreadable(directory: Place) -> OSError | None:
     """The error from reading the first needed file that cannot be read."""
     try:
-        for name in _NEEDED:
-            (directory / name).read_bytes()
+        first, _ = [(directory / name).read_bytes() for name in _NEEDED]
+        if b'"use_ocdbt": false' not in first:
+            (directory / _NEEDED_BY_OCDBT).read_bytes()
     except OSError as error:
         return error
     return None

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +12,13 @@ import orbax.checkpoint as ocp
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.row_averages import averaged
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
 from s2s_jax.runs.checkpoints.compatibility import of_known_format
-from s2s_jax.runs.checkpoints.files import complete_steps
+from s2s_jax.runs.checkpoints.files import LocalCheckpoint, complete_steps
 from s2s_jax.runs.checkpoints.one_error import one_error
 from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
 from s2s_jax.runs.checkpoints.saved_array import SavedArray, keys_of_arrays
+from s2s_serve.storage.address import Place
 
 
 class TablePart(NamedTuple):
@@ -117,7 +117,7 @@ class SavedTables:
       progress: the progress that was saved with the state, see `Checkpoints.save`.
     """
 
-    def __init__(self, run_dir: Path, step: int | None = None):
+    def __init__(self, run_dir: Place, step: int | None = None):
         """Opens the checkpoint of `step`, by default the newest one.
 
         Raises:
@@ -130,9 +130,10 @@ class SavedTables:
             wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
             raise UserError(f"{directory}: expected {wanted}, found {listed}")
         self.path = directory / str(steps[-1] if step is None else step)
+        self._local = LocalCheckpoint(self.path)
         self._earlier = max((each for each in steps if each < int(self.path.name)), default=None)
         with self._explaining(None), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            saved = checkpointer.restore(self.path / "progress")
+            saved = checkpointer.restore(self._local.with_item("progress") / "progress")
         self.progress: dict[str, Any] = of_known_format(saved, self.path)
         self._averaging = None
         if "average_decay" in self.progress:
@@ -175,8 +176,8 @@ class SavedTables:
           spec: the table.
           moments: whether the moments of the optimizer are read, too.
         """
-        state = self.path / "state"
         with self._explaining(None):
+            state = self._local.with_item("state") / "state"
             values = SavedArray(state, ("params", "tables", spec.name))
             averages = None
             if self._averaging is not None:
@@ -209,6 +210,8 @@ class SavedTables:
         try:
             with one_error():
                 yield
+        except MachineError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many types.
             held_bytes = total_bytes(wanted)
             raise explained(error, self.path, self._earlier, held_bytes, devices=1) from error
@@ -219,7 +222,7 @@ class SavedTables:
         handler = ocp.PyTreeCheckpointHandler()
         with self._explaining(item), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(
-                self.path / "state",
+                self._local.with_item("state") / "state",
                 args=ocp.args.PyTreeRestore(
                     item=item, restore_args=arguments, partial_restore=True
                 ),

@@ -2,7 +2,7 @@
 
 A checkpoint `checkpoints/<step>/` has `state` (model, tables, optimizer: sharded arrays) and `progress`
 (JSON: reading position, running means). It is written in the background and renamed into place once it
-is complete, so an unfinished checkpoint is never seen.
+is complete, so an unfinished checkpoint is never seen. `in_store` does the same in a store.
 """
 
 import contextlib
@@ -18,13 +18,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from s2s_jax.cluster import hosts
-from s2s_jax.errors import UserError
+from s2s_jax.errors import MachineError, UserError
+from s2s_jax.runs.checkpoints import in_store
 from s2s_jax.runs.checkpoints.compatibility import VERSIONS, of_known_format
 from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 from s2s_jax.runs.checkpoints.one_error import one_error
 from s2s_jax.runs.checkpoints.preservation import NewestAndBest
 from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
+from s2s_jax.runs.place import StillOurs
 from s2s_jax.writing import reason_of_failed_write
+from s2s_serve.storage.address import Place, StorePath
 
 # Part of the name of a directory that Orbax is still writing.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -61,25 +64,36 @@ _State = TypeVar("_State", bound=State)
 
 
 class Checkpoints:
-    """The checkpoints of a run directory."""
+    """The checkpoints of a run directory.
 
-    def __init__(self, run_dir: Path, newest: int | None, read_only: bool = False):
+    Attributes:
+      still_ours: see `run_dir.locked`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Place,
+        newest: int | None,
+        read_only: bool = False,
+        still_ours: StillOurs = lambda: None,
+    ):
         """Opens the checkpoints of a run; the run may write them while other processes read them.
 
         Args:
           run_dir: the run directory.
           newest: the number of newest checkpoints to keep; None keeps all.
           read_only: whether to leave the directory as it is.
+          still_ours: see `run_dir.locked`.
 
         Raises:
           UserError: the directory cannot be used.
         """
-        directory = run_dir.resolve() / "checkpoints"
-        self._directory = directory
+        self._directory: Place = run_dir.resolve() / "checkpoints"
         if hosts.is_first() and not read_only:
-            _remove_unfinished(directory)
+            _remove_unfinished(self._directory)
         hosts.wait_for_all("unfinished checkpoints removed")
         self._kept = NewestAndBest(newest)
+        self.still_ours = still_ours
         self._saving: int | None = None
         self._failed = False
         # When a save fails in the background, more of its writes may fail at any later time.
@@ -88,20 +102,11 @@ class Checkpoints:
         self._absl.addFilter(_no_tracebacks)
         # Opened read-only, Orbax warns about each consequence.
         with _errors_only("absl") if read_only else contextlib.nullcontext():
-            try:
-                self._manager = ocp.CheckpointManager(
-                    directory,
-                    item_names=("state", "progress"),
-                    options=ocp.CheckpointManagerOptions(
-                        read_only=read_only,
-                        preservation_policy=self._kept,
-                        enable_async_checkpointing=True,
-                    ),
-                )
-            except OSError as error:
-                raise UserError(
-                    f"train.output_dir: {directory} cannot be used ({error}); nothing in it was changed"
-                ) from error
+            if isinstance(run_dir, StorePath):
+                self._manager = in_store.StoreManager(run_dir, self._kept.kept, still_ours)
+            else:
+                directory = run_dir.resolve() / "checkpoints"
+                self._manager = _manager(directory, self._kept, read_only)
 
     @property
     def newest_step(self) -> int | None:
@@ -180,6 +185,8 @@ class Checkpoints:
         try:
             with one_error():
                 return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except MachineError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many types.
             earlier = max((each for each in self.steps if each < step), default=None)
             held_bytes, devices = total_bytes(wanted), jax.device_count()
@@ -192,11 +199,17 @@ class Checkpoints:
         return self._failed
 
     def check(self) -> None:
-        """Checks, without waiting, whether a save in the background has failed.
+        """Checks, without waiting, whether a save in the background has failed, or the run was lost.
 
         Raises:
-          UserError: it has.
+          UserError: a save has failed, or another process has taken over the run.
         """
+        try:
+            self.still_ours()
+        except UserError:
+            # Nothing is saved any more.
+            self._failed = True
+            raise
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -236,7 +249,7 @@ class Checkpoints:
             reason = reason_of_failed_write(error)
             if reason is None:
                 raise
-            if hosts.is_first():
+            if hosts.is_first() and isinstance(self._directory, Path):
                 _remove_unfinished(self._directory)
             newest = max((step for step in self.steps if step != self._saving), default=None)
             left = (
@@ -244,6 +257,11 @@ class Checkpoints:
                 if newest is None
                 else f"the newest complete one is of step {newest:,}"
             )
+            if isinstance(error, MachineError):
+                raise MachineError(
+                    f"the checkpoint of step {self._saving:,} cannot be written; {left}; {reason}, and "
+                    f"start the same command again"
+                ) from error
             raise UserError(
                 f"{self._directory}: the checkpoint of step {self._saving:,} cannot be written "
                 f"({reason}); {left}; free space or fix the permissions there, and start the same "
@@ -289,11 +307,31 @@ def _no_tracebacks(record: logging.LogRecord) -> bool:
     return record.exc_info is None
 
 
-def _remove_unfinished(directory: Path) -> None:
+def _manager(directory: Path, kept: NewestAndBest, read_only: bool) -> ocp.CheckpointManager:
+    try:
+        return ocp.CheckpointManager(
+            directory,
+            item_names=("state", "progress"),
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                preservation_policy=kept,
+                enable_async_checkpointing=True,
+            ),
+        )
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir: {directory} cannot be used ({error}); nothing in it was changed"
+        ) from error
+
+
+def _remove_unfinished(directory: Place) -> None:
     """Removes what unfinished saves left behind.
 
     Orbax can do this, but in a thread that nothing waits for, and that prints a traceback if the process
     ends first.
     """
+    if isinstance(directory, StorePath):
+        in_store.remove_unfinished(directory)
+        return
     for path in directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)

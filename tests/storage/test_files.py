@@ -1,0 +1,228 @@
+"""Files of stores, as `StorePath` reads and writes them: from a real S3 server and a double of HDFS."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pyarrow as pa
+import pyarrow.fs
+import pytest
+import stores
+
+from s2s_jax.errors import MachineError, UserError
+from s2s_jax.runs.metrics_file import MetricsFile, read_lines
+from s2s_jax.storage import lock
+from s2s_jax.writing import append_text, replacing
+from s2s_serve.storage import file_systems, scratch
+from s2s_serve.storage.address import StorePath, place_of
+
+
+@pytest.fixture(scope="module")
+def server():
+    with stores.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    made = stores.Proxy(server)
+    stores.use(made.endpoint, monkeypatch)
+    yield made
+    made.close()
+    file_systems._connected.cache_clear()
+
+
+@pytest.fixture(params=["s3", "hdfs"])
+def top(request, tmp_path, monkeypatch) -> StorePath:
+    """An empty directory of a store."""
+    if request.param == "s3":
+        request.getfixturevalue("proxy")
+        return place_of(f"s3://{stores.BUCKET}/{tmp_path.name}")
+    # HDFS differs from a disk in what `file_systems` makes of it: it moves nothing onto a file.
+    (tmp_path / "hdfs").mkdir()
+    disk = pa.fs.SubTreeFileSystem(str(tmp_path / "hdfs"), pa.fs.LocalFileSystem())
+    monkeypatch.setattr(file_systems, "_connected", lambda scheme, authority: disk)
+    return place_of("hdfs://node:8020/user/runs")
+
+
+def test_files_are_written_listed_and_removed(top):
+    assert not top.exists()
+    assert list(top.iterdir()) == []
+    (top / "b.txt").write_text("é")
+    (top / "a/c.bin").write_bytes(b"")
+    (top / "b.txt").write_text("newer")
+    assert (top / "b.txt").read_text() == "newer"
+    assert (top / "a/c.bin").read_bytes() == b""
+    assert list(top.iterdir()) == [top / "a", top / "b.txt"]
+    assert list(top.glob("*.txt")) == [top / "b.txt"]
+    assert (top.is_dir(), top.is_file(), (top / "b.txt").is_file()) == (True, False, True)
+    assert (top / "a/c.bin").parent.parent == top
+    assert (top / "b.txt").with_name("d.json") == top / "d.json"
+    (top / "b.txt").unlink()
+    with pytest.raises(FileNotFoundError):
+        (top / "b.txt").read_text()
+    with pytest.raises(FileNotFoundError):
+        (top / "b.txt").unlink()
+    (top / "b.txt").unlink(missing_ok=True)
+    file_systems.remove_below(top / "a")
+    file_systems.remove_below(top / "never")
+    assert file_systems.files_below(top) in ([], None)
+
+
+def test_a_directory_is_copied_there_and_back(top, tmp_path):
+    large = os.urandom(2**24 + 5)
+    files = {"x/one": b"1", "x/y/large": large, "none": b""}
+    for name, data in files.items():
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(data)
+    there = [(tmp_path / "from" / name, top / name) for name in files]
+    file_systems.copy_all(there, to_store=True)
+    back = [(tmp_path / "to" / name, top / name) for name in files]
+    file_systems.copy_all(back, to_store=False)
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in files} == files
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(top):
+    (top / "config.json").write_text("old")
+    with pytest.raises(KeyError), replacing(top / "config.json") as unfinished:  # noqa: PT012
+        unfinished.write_text("half")
+        raise KeyError
+    assert (top / "config.json").read_text() == "old"
+    with replacing(top / "config.json") as unfinished:
+        unfinished.write_text("new")
+    assert (top / "config.json").read_text() == "new"
+    append_text(top / "skipped.jsonl", "a\n")
+    append_text(top / "skipped.jsonl", "b\n")
+    assert (top / "skipped.jsonl").read_text() == "a\nb\n"
+
+
+def test_a_store_that_stays_away_is_named_and_no_secret_is(proxy, monkeypatch):
+    monkeypatch.setattr(file_systems, "_ATTEMPTS", 2)
+    proxy.failing, proxy.kinds = 1.0, ("503", "cut")
+    path = place_of(f"s3://{stores.BUCKET}/away/a.txt")
+    for work, verb in (
+        (path.read_text, "give"),
+        (lambda: path.write_text("x"), "take"),
+        (path.exists, "give"),
+        (lambda: path.unlink(missing_ok=True), "remove"),
+    ):
+        with pytest.raises(MachineError, match=rf"{path}: the store does not {verb} it") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    told = file_systems.unreachable("s3://b", OSError(f"key {stores.KEY}, {stores.SECRET}"))
+    assert stores.KEY not in str(told)
+    assert stores.SECRET not in str(told)
+
+
+def line(step: int, **values: float) -> dict[str, float]:
+    return {"step": step, "loss": 1 / (step + 1)} | values
+
+
+def test_lines_of_metrics_wait_and_are_never_lost(top, monkeypatch):
+    """The rest is saved with the checkpoint, and written by the process that continues."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    file = MetricsFile(top, 0)
+    for step in (1, 2):
+        file.write(line(step))
+    assert read_lines(top) == []
+    assert file.unwritten == [line(1), line(2)]
+    now[0] += 31
+    file.write(line(3))
+    assert read_lines(top) == [line(1), line(2), line(3)]
+    file.write(line(4))
+    file.write({"step": 4, "eval/hr@10": 0.5})
+    assert file.unwritten == []
+    file.write(line(5))
+    file.write(line(6))
+    # The process is killed here; the checkpoint of step 5 has its line.
+    again = MetricsFile(top, 5, [line(5)])
+    steps = [each["step"] for each in read_lines(top)]
+    assert steps == [1, 2, 3, 4, 4, 5]
+    again.write(line(6))
+    again.close()
+    assert [each["step"] for each in read_lines(top)] == [*steps, 6]
+
+
+def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "_BEAT", 0.05)
+    monkeypatch.setattr(lock, "_STALE", 0.6)
+    monkeypatch.setattr(lock, "_LOOK", 0.1)
+    monkeypatch.setattr(lock, "_SETTLED", 0.01)
+    path = top / ".lock"
+    with lock.held(path, "in use") as held:
+        began = json.loads(path.read_text())
+        with pytest.raises(UserError, match="in use"), lock.held(path, "in use"):
+            pass
+        assert json.loads(path.read_text())["token"] == began["token"]
+        held.check()
+        # Another process takes over.
+        path.write_text(json.dumps(began | {"token": "other", "host": "elsewhere", "place": "x"}))
+        held._thread.join(10)
+        with pytest.raises(UserError, match="took over"):
+            held.check()
+    # Its file is left alone. Its owner does not write any more, so it is gone.
+    assert json.loads(path.read_text())["token"] == "other"
+    begun = time.monotonic()
+    with lock.held(path, "in use"):
+        assert time.monotonic() - begun >= 0.6
+    assert "elsewhere" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_lock_of_an_ended_process_of_this_machine_is_free_at_once(top, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED", 0.01)
+    ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = {"token": "t", "beat": 3, "host": "h", "process": ended.pid, "place": lock._place()}
+    owner["started"] = lock._started(ended.pid)
+    assert not lock._is_gone(lock._Owner(**owner))
+    ended.communicate(b"\n")
+    (top / ".lock").write_text(json.dumps(owner))
+    with lock.held(top / ".lock", "in use"):
+        pass
+
+
+def test_waiting_for_a_lock_ends_with_a_stop(top):
+    owner = {"token": "t", "beat": 3, "host": "h", "process": 1, "place": "x", "started": "1"}
+    (top / ".lock").write_text(json.dumps(owner))
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError), lock.held(top / ".lock", "in use", stop):
+        pass
+    assert json.loads((top / ".lock").read_text()) == owner
+
+
+def test_temporary_directories_end_with_their_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, tempfile\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from s2s_serve.storage.scratch import Scratch\n"
+        "made = Scratch()\n"
+        "print(made.path, flush=True)\n"
+        "os._exit(1)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert os.path.exists(killed.stdout.strip())
+    here = scratch.Scratch()
+    assert os.listdir(tmp_path) == [here.path.name]
+    assert scratch.Scratch().path != here.path
+    del here
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_threads_write_different_files(proxy):
+    proxy.failing, proxy.kinds = 0.2, ("503", "cut")
+    top = place_of(f"s3://{stores.BUCKET}/threads")
+    threads = [threading.Thread(target=(top / f"{n}").write_text, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_text() for path in top.iterdir()] == [str(n) for n in range(8)]
