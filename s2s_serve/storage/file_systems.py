@@ -176,9 +176,14 @@ def changed_ns(path: StorePath) -> int:
 
 def entries_of(path: StorePath) -> list[StorePath]:
     """The files and directories in a directory, sorted by name."""
-    selector = fs.FileSelector(inner_path(path), allow_not_found=True)
+    # Without recursion, pyarrow gives only files of Google Cloud Storage.
+    everything = path.scheme == "gs"
+    inner = inner_path(path)
+    selector = fs.FileSelector(inner, allow_not_found=True, recursive=everything)
     with _asked(path, "give"):
-        return sorted(path / info.base_name for info in connect(path).get_file_info(selector))
+        infos = connect(path).get_file_info(selector)
+    below = (info.path[len(inner) :].strip("/") for info in infos)
+    return sorted({path / name.partition("/")[0] for name in below})
 
 
 def read(path: StorePath) -> bytes:
@@ -280,8 +285,10 @@ def remove_below(path: StorePath) -> None:
     Raises:
       MachineError: the store does not allow it.
     """
-    with contextlib.suppress(FileNotFoundError), _asked(path, "remove"):
-        connect(path).delete_dir(inner_path(path))
+    # Each store has another error for a directory that does not exist.
+    if kind_of(path) == "directory":
+        with contextlib.suppress(FileNotFoundError), _asked(path, "remove"):
+            connect(path).delete_dir(inner_path(path))
 
 
 def _write(path: StorePath, blocks: Iterable[bytes]) -> None:
@@ -318,7 +325,8 @@ def _asked(path: StorePath, verb: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # A stream that failed says that it is closed, with a `ValueError`.
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             # The disk for copies is full.
             raise

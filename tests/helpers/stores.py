@@ -6,6 +6,8 @@ import logging
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,34 @@ def s3_server() -> Iterator[str]:
         yield endpoint
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def gcs_server(directory: Path) -> Iterator[str]:
+    """Yields the address of an empty emulator of Google Cloud Storage with one bucket.
+
+    It is a process of its own, because pyarrow lets no other thread run while it waits for its answers.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+    # By itself, it answers one connection at a time, and pyarrow keeps several.
+    several = "import http.server as h, runpy; h.HTTPServer = h.ThreadingHTTPServer; "
+    program = f"{several}runpy.run_module('gcp_storage_emulator', run_name='__main__')"
+    command = [sys.executable, "-c", program, *words, "--default-bucket", BUCKET]
+    with (directory / "emulator.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+        try:
+            deadline = time.monotonic() + 60
+            while b"All services started" not in (directory / "emulator.log").read_bytes():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait()
 
 
 def file_system(endpoint: str) -> pyarrow.fs.S3FileSystem:
@@ -166,6 +196,14 @@ def environment(endpoint: str) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def use_double_of_hdfs(directory: Path, monkeypatch) -> None:
+    """Makes this process find a directory of this machine at `hdfs://…`."""
+    from s2s_serve.storage import file_systems
+
+    disk = pyarrow.fs.SubTreeFileSystem(str(directory), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(file_systems, "_connected", lambda scheme, authority: disk)
 
 
 def use(endpoint: str, monkeypatch) -> None:

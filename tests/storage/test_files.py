@@ -1,4 +1,4 @@
-"""Files of stores, as `StorePath` reads and writes them: from a real S3 server and a double of HDFS."""
+"""Files of stores, as `StorePath` reads and writes them: S3, Google Cloud Storage, a double of HDFS."""
 
 import json
 import os
@@ -8,8 +8,6 @@ import tempfile
 import threading
 import time
 
-import pyarrow as pa
-import pyarrow.fs
 import pytest
 import stores
 
@@ -36,16 +34,23 @@ def proxy(server, monkeypatch):
     file_systems._connected.cache_clear()
 
 
-@pytest.fixture(params=["s3", "hdfs"])
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    with stores.gcs_server(tmp_path_factory.mktemp("emulator")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["s3", "gs", "hdfs"])
 def top(request, tmp_path, monkeypatch) -> StorePath:
     """An empty directory of a store."""
     if request.param == "s3":
         request.getfixturevalue("proxy")
         return place_of(f"s3://{stores.BUCKET}/{tmp_path.name}")
-    # HDFS differs from a disk in what `file_systems` makes of it: it moves nothing onto a file.
+    if request.param == "gs":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
+        return place_of(f"gs://{stores.BUCKET}/{tmp_path.name}")
     (tmp_path / "hdfs").mkdir()
-    disk = pa.fs.SubTreeFileSystem(str(tmp_path / "hdfs"), pa.fs.LocalFileSystem())
-    monkeypatch.setattr(file_systems, "_connected", lambda scheme, authority: disk)
+    stores.use_double_of_hdfs(tmp_path / "hdfs", monkeypatch)
     return place_of("hdfs://node:8020/user/runs")
 
 

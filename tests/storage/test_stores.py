@@ -1,12 +1,16 @@
 """Logs in stores: found, read and trained on like those on a disk, from a real S3 server."""
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.orc
 import pytest
@@ -15,6 +19,7 @@ import stores
 from jobs_of import job, learned
 
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.errors import MachineError, UserError
@@ -224,3 +229,87 @@ def test_places(text, place):
 def test_an_address_reads_back():
     for text in ("s3://b/k", "hdfs:///logs/a", "gs://b"):
         assert str(place_of(text)) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["gs", "hdfs"])
+def test_a_run_is_the_same_in_other_stores(scheme, log, tmp_path, monkeypatch):
+    """Google Cloud Storage is an emulator, HDFS a directory of this machine."""
+    monkeypatch.setattr(lock, "_SETTLED", 0)
+    mesh = make_mesh(jax.devices()[:1])
+    steps = {"train_steps": 12, "log_steps": 1, "save_steps": 6}
+    train(job(log, tmp_path / "straight", **steps), mesh)
+    with contextlib.ExitStack() as running:
+        if scheme == "gs":
+            endpoint = running.enter_context(stores.gcs_server(tmp_path))
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+            file_systems._connected.cache_clear()
+            running.callback(file_systems._connected.cache_clear)
+        else:
+            (tmp_path / "hdfs").mkdir()
+            stores.use_double_of_hdfs(tmp_path / "hdfs", monkeypatch)
+        top = place_of(f"{scheme}://{stores.BUCKET}")
+        for path in log.glob("*.orc"):
+            file_systems.upload(path, top / "log" / path.name)
+        for last in (7, 12):
+            train(job(top / "log", top / "run", **steps | {"train_steps": last}), mesh)
+        assert learned(top / "run") == learned(tmp_path / "straight")
+        assert complete_steps(top / "run") == [6, 7, 12]
+        assert not (top / "run/.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_took_over_writes_nothing_more(
+    log, server, proxy, tmp_path, monkeypatch
+):
+    """The file of the lock shows it at the next beat."""
+    monkeypatch.setattr(lock, "_SETTLED", 0)
+    monkeypatch.setattr(lock, "_BEAT", 0.02)
+    run = place_of(f"s3://{stores.BUCKET}/taken")
+    next_ = Reader.__next__
+
+    def slowly(self):
+        if "5" in {path.name for path in (run / "checkpoints").iterdir()}:
+            owner = json.loads((run / ".lock").read_text())
+            (run / ".lock").write_text(json.dumps(owner | {"token": "another"}))
+            time.sleep(0.5)
+        return next_(self)
+
+    monkeypatch.setattr(Reader, "__next__", slowly)
+    config = job(log, run, train_steps=40, log_steps=1, save_steps=5)
+    with pytest.raises(UserError, match=f"another process is training in {run}.*took over"):
+        train(config, make_mesh(jax.devices()[:1]))
+    assert max(complete_steps(run)) < 40
+    before = stores.contents(server, "taken")
+    time.sleep(0.5)
+    assert stores.contents(server, "taken") == before
+    assert json.loads(before["taken/.lock"])["token"] == "another"
+    steps = [json.loads(text)["step"] for text in before["taken/metrics.jsonl"].splitlines()]
+    assert max(steps) <= max(complete_steps(run))
+
+
+@pytest.mark.slow
+def test_a_full_disk_for_copies_is_named(log, server, proxy, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED", 0)
+    run = place_of(f"s3://{stores.BUCKET}/full")
+    mesh = make_mesh(jax.devices()[:1])
+    train(job(log, run, train_steps=5, save_steps=5), mesh)
+
+    def full(source, copy):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_systems, "download", full)
+        with pytest.raises(UserError, match=r"checkpoints/5: cannot be copied to .*TMPDIR"):
+            train(job(log, run, train_steps=9, save_steps=5), mesh)
+    save = ocp.AsyncCheckpointer.save
+
+    def without_space(self, directory, **arguments):
+        save(self, directory, **arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.AsyncCheckpointer, "save", without_space)
+        with pytest.raises(UserError, match=r"step 9 cannot be written.*of step 5; .*TMPDIR"):
+            train(job(log, run, train_steps=9, save_steps=9), mesh)
+    assert complete_steps(run) == [5]

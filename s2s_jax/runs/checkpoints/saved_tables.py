@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from s2s_jax.embedding.id_map import IdMap, empty_map
 from s2s_jax.embedding.row_averages import averaged
 from s2s_jax.embedding.tables import NUM_SEGMENTS, TableSpec
-from s2s_jax.errors import MachineError, UserError
+from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import of_known_format
 from s2s_jax.runs.checkpoints.files import LocalCheckpoint, complete_steps
 from s2s_jax.runs.checkpoints.one_error import one_error
@@ -210,7 +210,7 @@ class SavedTables:
         try:
             with one_error():
                 yield
-        except MachineError:
+        except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types.
             held_bytes = total_bytes(wanted)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -185,7 +186,7 @@ class Checkpoints:
         try:
             with one_error():
                 return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except MachineError:
+        except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types.
             earlier = max((each for each in self.steps if each < step), default=None)
@@ -262,9 +263,12 @@ class Checkpoints:
                     f"the checkpoint of step {self._saving:,} cannot be written; {left}; {reason}, and "
                     f"start the same command again"
                 ) from error
+            where = "there"
+            if isinstance(self._directory, StorePath):
+                where = f"in {tempfile.gettempdir()}, or set TMPDIR to another directory"
             raise UserError(
                 f"{self._directory}: the checkpoint of step {self._saving:,} cannot be written "
-                f"({reason}); {left}; free space or fix the permissions there, and start the same "
+                f"({reason}); {left}; free space or fix the permissions {where}, and start the same "
                 f"command again"
             ) from error
 
