@@ -35,7 +35,8 @@ def implementation(config: Config) -> str:
     if model.attention != "auto":
         return model.attention
     dtype, head_width = compute_dtype(model), model.hidden_size // model.nhead
-    is_plain = not model.distance_bias and model.layer != "hstu"
+    biased = model.distance_bias or model.time_bias is not None
+    is_plain = not biased and model.layer != "hstu"
     return choose(jax.default_backend(), dtype, head_width, is_plain)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ModelConfig,
         Pack,
         TableConfig,
+        TimeGaps,
         TrainConfig,
         Truncate,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "Recommendations",
     "Run",
     "TableConfig",
+    "TimeGaps",
     "TrainConfig",
     "Truncate",
     "UserError",

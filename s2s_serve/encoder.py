@@ -12,7 +12,7 @@ import numpy as np
 
 from s2s_serve.encoding import blocks, features, plain_histories
 from s2s_serve.encoding.blocks import NO_ID, Block
-from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.feature import EventTime, FeatureConfig
 from s2s_serve.encoding.item_numbers import ItemNumbers, codes_of
 from s2s_serve.encoding.plain_histories import Histories, HistorySource
 from s2s_serve.tables import Table, embed
@@ -59,13 +59,15 @@ class Encoder:
         Args:
           tables: the embedding tables by name.
           tower: the user tower.
-          described: the features of an event.
+          described: the features of an event; for a timed tower, an `EventTime` comes last.
           kinds: the kind of the ids of each feature in the training log.
           item: the feature that says which item an event is about.
           shown_len: the number of newest events that the model sees.
           width: E.
         """
-        self._tables, self._tower, self._features = tables, tower, tuple(described)
+        self._tables, self._tower, self._decoded = tables, tower, tuple(described)
+        self._features = tuple(f for f in described if not isinstance(f, EventTime))
+        assert tower.timed == (self._features != self._decoded), "times are for timed towers"
         self._kinds, self._item = kinds, item
         self._shown_len, self._width = shown_len, width
         self._columns = features.id_columns(self._features)
@@ -81,9 +83,9 @@ class Encoder:
         Raises:
           UserError: a history cannot be read.
         """
-        rows = plain_histories.to_rows(histories, self._features, self._kinds)
+        rows = plain_histories.to_rows(histories, self._decoded, self._kinds)
         source = HistorySource(rows.schema)
-        whole = features.decode(rows, source, 0, self._features, lambda block: block)
+        whole = features.decode(rows, source, 0, self._decoded, lambda block: block)
         code_P = codes_of(whole.values_PC[:, self._columns[self._item.name]])
         item_P = numbers.of(code_P)
         newest = blocks.truncate(whole, self._shown_len, keep_newest=True)
@@ -147,5 +149,10 @@ class Encoder:
         length_B = part.lengths_N.astype(np.int32)
         positions = self._tower.positions(int(length_B.max()))
         events_BLD = np.zeros((len(length_B), positions, events_PD.shape[1]), np.float32)
-        events_BLD[np.arange(positions) < length_B[:, None]] = events_PD
-        return self._tower.users(events_BLD, length_B)
+        real_BL = np.arange(positions) < length_B[:, None]
+        events_BLD[real_BL] = events_PD
+        time_BL = None
+        if self._tower.timed:
+            time_BL = np.zeros((len(length_B), positions), np.int32)
+            time_BL[real_BL] = packed_PC[:, -1]
+        return self._tower.users(events_BLD, length_B, time_BL)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.feature import EventTime, FeatureConfig
 from s2s_serve.errors import UserError
 
 # Raised when a reader of an earlier version could not use the files correctly.
@@ -65,6 +65,19 @@ class IndexEntry:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TimesEntry:
+    """The times of events, which the tower needs.
+
+    Attributes:
+      column: the column of a history that has them.
+      time_unit: the unit of times that are numbers or text, since 1970.
+    """
+
+    column: str
+    time_unit: Literal["s", "ms", "us", "ns"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The manifest of an export.
 
@@ -90,6 +103,7 @@ class Manifest:
       neighbours: the weight of counted neighbours in a logit; 0: there are none.
       tables: the embedding tables by name.
       index: the index for approximate search; None: there is none.
+      times: the times of events; None: the tower does not need them.
       files: all other files of the export, by path.
     """
 
@@ -114,6 +128,7 @@ class Manifest:
     neighbours: float
     tables: dict[str, TableEntry]
     index: IndexEntry | None
+    times: TimesEntry | None = None
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:
@@ -126,6 +141,14 @@ class Manifest:
         """The feature that says which item an event is about."""
         (item,) = (f for f in self.features if f.name == self.item_feature)
         return item
+
+    @property
+    def decoded(self) -> tuple[FeatureConfig, ...]:
+        """What is decoded of a history: the features and then, if the tower needs them, the times."""
+        if self.times is None:
+            return self.features
+        times = EventTime(column=self.times.column, time_unit=self.times.time_unit)
+        return (*self.features, times)
 
 
 def checksum_of(values: Mapping[str, Any]) -> str:
@@ -180,11 +203,14 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
         }
         tables[name] = TableEntry(**each | lists)
     index = raw["index"]
+    # Exports of earlier versions have no times.
+    times = raw["times"] if "times" in raw else None
     found = raw | {
         "features": tuple(features),
         "target_features": tuple(raw["target_features"]),
         "tables": tables,
         "index": None if index is None else IndexEntry(**index),
+        "times": None if times is None else TimesEntry(**times),
         "files": {name: FileEntry(**each) for name, each in raw["files"].items()},
     }
     return Manifest(**found)
@@ -208,6 +234,8 @@ def _check(manifest: Manifest) -> None:
         "similarity": manifest.similarity not in ("cosine", "dot"),
         "untrained": manifest.untrained not in ("keep", "last", "drop"),
         "kinds": not isinstance(manifest.kinds, dict),
+        "times": manifest.times is not None
+        and manifest.times.time_unit not in ("s", "ms", "us", "ns"),
     }
     for feature in manifest.features:
         table = manifest.tables[feature.table_name] if not wrong["tables"] else None

@@ -114,7 +114,7 @@ class Model:
         self._encoder = Encoder(
             tables,
             Tower(directory, manifest.width, threads),
-            manifest.features,
+            manifest.decoded,
             manifest.kinds,
             manifest.item,
             manifest.shown_len,
@@ -140,7 +140,7 @@ class Model:
     @property
     def features(self) -> tuple[str, ...]:
         """The columns of a history."""
-        return tuple(dict.fromkeys(f.column_name for f in self._manifest.features))
+        return tuple(dict.fromkeys(f.column_name for f in self._manifest.decoded))
 
     @property
     def items(self) -> pa.Table:
@@ -170,7 +170,7 @@ class Model:
                     "bag_size": f.bag_size,
                     "kind": manifest.kinds[f.name] if f.name in manifest.kinds else None,
                 }
-                for f in manifest.features
+                for f in manifest.decoded
             ],
             "item_feature": manifest.item.column_name,
             "events_seen": manifest.shown_len,

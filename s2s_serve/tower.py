@@ -11,7 +11,7 @@ import numpy as np
 from s2s_serve.errors import UserError
 
 NAME = "tower.onnx"
-EVENTS, LENGTH = "events", "length"
+EVENTS, LENGTH, TIMES = "events", "length", "times"
 # Several threads make one history faster from this E on. On 2 cores, a history of 100 events took as
 # long with two threads as with one for E = 128, and 0.65 times as long for E = 512. Below, threads that
 # encode different histories are better: two encoded 1.9 times as many histories per second.
@@ -30,6 +30,7 @@ class Tower:
 
     Attributes:
       callers: the number of threads that should call `users` at the same time.
+      timed: whether `users` needs the times of events.
     """
 
     def __init__(self, directory: Path, width: int, threads: int | None):
@@ -69,7 +70,8 @@ class Tower:
                 f"{path}: ONNX Runtime cannot use it ({reason}); export again"
             ) from error
         shapes = {each.name: each.shape for each in self._session.get_inputs()}
-        if set(shapes) != {EVENTS, LENGTH}:
+        self.timed = TIMES in shapes
+        if set(shapes) - {TIMES} != {EVENTS, LENGTH}:
             raise UserError(
                 f"{path}: expected inputs {EVENTS} and {LENGTH}, found {', '.join(shapes)}; export again"
             )
@@ -81,12 +83,18 @@ class Tower:
         """Return the L of a batch whose longest history has `longest` events."""
         return longest if self._fixed is None else self._fixed
 
-    def users(self, events_BLD: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+    def users(
+        self, events_BLD: np.ndarray, length_B: np.ndarray, time_BL: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return f32 `[B, E]`: the vectors of users, as compared with those of items.
 
         Args:
           events_BLD: f32, embedded events, oldest first, padded at the end.
           length_B: int32, the number of events of each user, at least 1.
+          time_BL: int32, the times of events in seconds; only if `timed`.
         """
-        (users_BE,) = self._session.run(None, {EVENTS: events_BLD, LENGTH: length_B})
+        given = {EVENTS: events_BLD, LENGTH: length_B}
+        if time_BL is not None:
+            given[TIMES] = time_BL
+        (users_BE,) = self._session.run(None, given)
         return np.asarray(users_BE)

@@ -2,7 +2,7 @@
 
 from s2s_jax.config.checks.addresses import IN_STORES, refuse_addresses, refuse_addresses_in
 from s2s_jax.config.checks.configuration import validate
-from s2s_jax.config.features import FeatureConfig, TableConfig
+from s2s_jax.config.features import EventTime, FeatureConfig, TableConfig
 from s2s_jax.config.kinds import (
     ByTime,
     Constant,
@@ -11,6 +11,7 @@ from s2s_jax.config.kinds import (
     LastEvents,
     Linear,
     Pack,
+    TimeGaps,
     Truncate,
 )
 from s2s_jax.config.loading import load, load_file, load_json, parse_json
@@ -32,6 +33,7 @@ __all__ = [
     "Cosine",
     "Crop",
     "EvalConfig",
+    "EventTime",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "Pack",
     "TableConfig",
+    "TimeGaps",
     "TrainConfig",
     "Truncate",
     "load",

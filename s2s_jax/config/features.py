@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from s2s_serve.encoding.feature import EventTime as EventTime
 from s2s_serve.encoding.feature import FeatureConfig as FeatureConfig
 
 # Sightings of an id without a row are counted up to this number.

@@ -112,6 +112,10 @@ KEYS: dict[str, Concern | Free] = {
     "model.dtype": _SPEED,
     "model.position": "model",
     "model.distance_bias": "model",
+    "model.time_bias": "model",
+    # The column of times is decoded like a feature.
+    "model.time_bias.column": "ids",
+    "model.time_bias.time_unit": "ids",
     "model.attention": _SPEED,
     "model.remat": _SPEED,
     "model.unroll": _SPEED,

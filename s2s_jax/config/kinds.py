@@ -1,4 +1,4 @@
-"""The kinds of `io.sequences`, `lr.decay` and `eval.split`; see `choices`."""
+"""The kinds of `io.sequences`, `model.time_bias`, `lr.decay` and `eval.split`; see `choices`."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -45,6 +45,20 @@ class Pack:
     io.truncate_side keeps, otherwise as many from a random place. This limits the weight of a user, and
     long rows are cut differently in different epochs. Must be less than windows; needs io.shuffle.
     None: all windows"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeGaps:
+    """Attention adds a learned number to each score, by head and the gap between the times of the two
+    events. There is a number for gaps below a second, below 2, 4, 8 … seconds, up to 68 years. All are 0
+    at first, and each layer has its own."""
+
+    kind: ClassVar[str] = "gaps"
+    column: str = "timestamp"
+    """Column with the times of events, which must never step back within a row. It need not be a
+    feature. An event without a time has that of the event before it"""
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit of times that are numbers or text, since 1970"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

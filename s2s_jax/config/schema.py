@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Literal
 
-from s2s_jax.config.features import FeatureConfig, TableConfig, complete
+from s2s_jax.config.features import EventTime, FeatureConfig, TableConfig, complete
 from s2s_jax.config.kinds import (
     ByTime,
     Constant,
@@ -13,6 +13,7 @@ from s2s_jax.config.kinds import (
     LastEvents,
     Linear,
     Pack,
+    TimeGaps,
     Truncate,
 )
 from s2s_jax.config.old.format import FORMAT
@@ -92,7 +93,7 @@ class ModelConfig:
     weights values with the SiLU of their scores instead of a softmax, and whose output is multiplied by
     a gate, without a feed-forward part (Zhai et al., "Actions Speak Louder than Words", 2024);
     hstu_softmax: the same with a softmax. In the paper, HSTU has scores that depend on distances
-    (distance_bias) and on time gaps (not available), and more and smaller layers than a transformer"""
+    (distance_bias) and on time gaps (time_bias), and more and smaller layers than a transformer"""
     dim_feedforward: int = 1024
     """Width of the hidden layer of the feed-forward part"""
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
@@ -144,10 +145,15 @@ class ModelConfig:
     "Exploring the limits of transfer learning with a unified text-to-text transformer", 2020). Each
     distance below 16 has its own number; longer ones share 16 numbers in ranges that grow, the last
     from 113 on. All are 0 at first, and each layer has its own. It goes with any position"""
+    time_bias: TimeGaps | None = None
+    """Whether scores of attention depend on time. gaps: on the gap between the times of the two events,
+    as in HSTU (Zhai et al., "Actions Speak Louder than Words", 2024); none: they do not. Only the times
+    of events that the model sees are used: nothing is known about when the next event will be. Histories
+    must then have true times everywhere, also when they are served"""
     attention: Literal["auto", "blocked", "cudnn", "xla"] = "auto"
     """How attention is computed. blocked: plain JAX, block by block, skipping masked blocks (for
     CPUs); cudnn: fused (GPUs and bfloat16 only); xla: all scores at once. auto: blocked on CPUs, cudnn
-    on GPUs if possible (not with distance_bias or hstu), xla otherwise"""
+    on GPUs if possible (not with distance_bias, time_bias or hstu), xla otherwise"""
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass recomputes instead of keeping it in memory. none: nothing; attention: the
     attention of each layer; full: each whole layer. Recomputing takes less memory and more time"""
@@ -384,6 +390,14 @@ class Config:
         """The settings of the table called `name`, which a feature must read."""
         (table,) = (t for t in self.tables if t.name == name)
         return table
+
+    @property
+    def decoded_features(self) -> tuple[FeatureConfig, ...]:
+        """What is decoded of a row: the features and then, if the model needs them, the times."""
+        gaps = self.model.time_bias
+        if gaps is None:
+            return self.features
+        return (*self.features, EventTime(column=gaps.column, time_unit=gaps.time_unit))
 
     @property
     def shown_len(self) -> int:

@@ -95,7 +95,7 @@ class Decoding:
     """How rows of the log are decoded: which events are kept, and how entries become ids.
 
     Attributes:
-      features: the features to decode.
+      features: the features to decode; an `EventTime` comes last.
       split: the split whose held-out events are dropped; None keeps all events.
       seq_len: the length of a window, in events; None keeps all events of a row.
       windows: the maximum number of windows to keep of a row.
@@ -116,7 +116,7 @@ class Decoding:
     def of(cls, config: Config) -> Self:
         """Return the decoding of rows for training."""
         return cls(
-            features=config.features,
+            features=config.decoded_features,
             split=Split.of(config),
             seq_len=config.model.seq_len,
             windows=config.io.sequences.windows,
@@ -334,18 +334,25 @@ class ShownHistory:
 
     Attributes:
       items: how items are read from the log.
+      decoded: what is decoded of a row: all features and, last, the times if the model needs them.
       seq_len: the length of a sequence, in positions.
       shown_len: the number of newest events that the model sees, at most `seq_len`.
     """
 
     items: Items
+    decoded: tuple[FeatureConfig, ...]
     seq_len: int
     shown_len: int
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """Return the history for the model and loss of a configuration."""
-        return cls(items=Items.of(config), seq_len=config.model.seq_len, shown_len=config.shown_len)
+        return cls(
+            items=Items.of(config),
+            decoded=config.decoded_features,
+            seq_len=config.model.seq_len,
+            shown_len=config.shown_len,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,11 +41,14 @@ class Seen(NamedTuple):
       seen_LL: bool `[L, L]`, whether a position (first axis) sees another (second axis).
       distance_LL: int32 `[L, L]`, the distance from a position back to another, zero if it is later;
         None without a bias of distances.
+      bucket_BLL: int64 `[B, L, L]`, the bucket of the time gap from a position back to another; None
+        without a bias of time gaps.
       turns: for rotary positions; None without them.
     """
 
     seen_LL: Value
     distance_LL: Value | None
+    bucket_BLL: Value | None
     turns: Turns | None
 
 
@@ -70,8 +73,8 @@ class LayerWriter:
         self._graph, self._model = graph, model
         self._head_width = model.hidden_size // model.nhead
 
-    def seen(self, position_L: Value) -> Seen:
-        """Return what all layers need of the positions, int32 `[L]`."""
+    def seen(self, position_L: Value, time_BL: Value | None) -> Seen:
+        """Return what all layers need of the positions, int32 `[L]`, and times, int32 `[B, L]`."""
         add = self._graph.add
         query_L1 = add("Unsqueeze", position_L, self._graph.ints(1))
         seen_LL = add("GreaterOrEqual", query_L1, position_L)
@@ -80,7 +83,8 @@ class LayerWriter:
             difference_LL = add("Sub", query_L1, position_L)
             distance_LL = add("Max", difference_LL, self._graph.scalar(np.int32(0)))
         turns = self._turns(position_L) if self._model.position == "rope" else None
-        return Seen(seen_LL, distance_LL, turns)
+        bucket_BLL = None if time_BL is None else self._buckets(time_BL)
+        return Seen(seen_LL, distance_LL, bucket_BLL, turns)
 
     def layer(
         self,
@@ -160,6 +164,18 @@ class LayerWriter:
         angle_LH = add("Mul", position_L1, self._graph.parameter("speed", speed_H))
         return Turns(add("Cos", angle_LH), add("Sin", angle_LH))
 
+    def _buckets(self, time_BL: Value) -> Value:
+        """Return the result of `time_bias.bucket_of` for all pairs of events."""
+        add, scalar = self._graph.add, self._graph.scalar
+        time_BL1 = add("Unsqueeze", time_BL, self._graph.ints(2))
+        gap_BLL = add("Sub", time_BL1, add("Unsqueeze", time_BL, self._graph.ints(1)))
+        gap_BLL = add("Max", gap_BLL, scalar(np.int32(0)))
+        # In float64, adding 1/2 keeps rounding from moving a gap to another bucket.
+        exact_BLL = add("Cast", gap_BLL, to=onnx.TensorProto.DOUBLE)
+        log_BLL = add("Log", add("Add", exact_BLL, scalar(np.float64(0.5))))
+        power_BLL = add("Floor", add("Div", log_BLL, scalar(np.log(np.float64(2)))))
+        return add("Cast", add("Add", power_BLL, scalar(np.float64(1))), to=onnx.TensorProto.INT64)
+
     def _feed_forward(self, name: str, ffn: FeedForward, x: Value) -> Value:
         hidden = self.linear(f"{name}.up", ffn.up, x)
         if self._model.feed_forward == "swiglu":
@@ -213,6 +229,11 @@ class LayerWriter:
             of_distances_NL = np.asarray(bias_of_distances(table_NS, self._model.seq_len))
             bias_NL = self._graph.parameter(f"{name}.distance_bias", of_distances_NL)
             scores_BNLL = add("Add", scores_BNLL, add("Gather", bias_NL, seen.distance_LL, axis=1))
+        if seen.bucket_BLL is not None:
+            table_NS = self.parameter(f"{name}.time_bias", of_heads.time_bias)
+            bias_NBLL = add("Gather", table_NS, seen.bucket_BLL, axis=1)
+            bias_BNLL = add("Transpose", bias_NBLL, perm=(1, 0, 2, 3))
+            scores_BNLL = add("Add", scores_BNLL, bias_BNLL)
         out_BNLH = add("MatMul", self._weights(of_heads, scores_BNLL, seen), v_BNLH)
         out_BLNH = add("Transpose", out_BNLH, perm=(0, 2, 1, 3))
         return add("Reshape", out_BLNH, self._graph.ints(0, 0, self._model.hidden_size))

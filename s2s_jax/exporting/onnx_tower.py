@@ -28,16 +28,18 @@ _COMPARED_EVENTS, _MOST_DIFFERENCE = 64, 1e-3
 def to_onnx(tower: Tower) -> bytes:
     """Return a tower with its parameters as an ONNX model.
 
-    Its inputs are f32 `events` `[B, L, D]` and int32 `length` `[B]`, its output is f32 `users` `[B, E]`,
-    for any B and any L up to `model.seq_len`; see `Tower.users`. It computes in float32, whatever
-    `model.dtype` is.
+    Its inputs are f32 `events` `[B, L, D]`, int32 `length` `[B]` and, if the tower is timed, int32
+    `times` `[B, L]`. Its output is f32 `users` `[B, E]`, for any B and any L up to `model.seq_len`; see
+    `Tower.users`. It computes in float32, whatever `model.dtype` is.
     """
     graph = Graph()
-    users = _Writer(graph, tower).users("events", "length")
+    times = {"times": (np.int32, ("B", "L"))} if tower.timed else {}
+    users = _Writer(graph, tower).users("events", "length", *times)
     data = graph.to_bytes(
         inputs={
             "events": (np.float32, ("B", "L", tower.width)),
             "length": (np.int32, ("B",)),
+            **times,
         },
         outputs={"users": (np.float32, ("B", tower.model.hidden_size))},
         results=[users],
@@ -54,11 +56,15 @@ def _compare(data: bytes, tower: Tower) -> None:
     rng = np.random.default_rng(0)
     events_BLD = rng.normal(size=(3, seq_len, tower.width)).astype(np.float32)
     length_B = np.array([seq_len, 1, 0], np.int32)
+    given = {"events": events_BLD, "length": length_B}
+    if tower.timed:
+        gap_BL = rng.integers(0, 2 ** rng.integers(25, size=(3, seq_len)))
+        given["times"] = gap_BL.cumsum(axis=1).astype(np.int32)
     runtime = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    found_BE = np.asarray(runtime.run(["users"], {"events": events_BLD, "length": length_B})[0])
+    found_BE = np.asarray(runtime.run(["users"], given)[0])
     # GPUs round the factors of products in float32 otherwise.
     with jax.default_matmul_precision("highest"):
-        expected_BE = np.asarray(jax.jit(exact.users)(events_BLD, length_B))
+        expected_BE = np.asarray(jax.jit(exact.users)(*given.values()))
     difference = np.abs(found_BE - expected_BE).max() / np.abs(expected_BE).max()
     assert difference < _MOST_DIFFERENCE, (
         f"ONNX and JAX differ by {difference:.1e} of the largest number"
@@ -73,7 +79,7 @@ class _Writer:
         self._module = tower.module()
         self._layers = LayerWriter(graph, tower.model)
 
-    def users(self, events_BLD: Value, length_B: Value) -> Value:
+    def users(self, events_BLD: Value, length_B: Value, time_BL: Value | None = None) -> Value:
         """Add all nodes; return the `[B, E]` result of `Tower.users`."""
         add, zero = self._graph.add, self._graph.scalar(np.float32(0))
         transformer = self._module.transformer
@@ -81,7 +87,7 @@ class _Writer:
         length_B1 = add("Unsqueeze", length_B, self._graph.ints(1))
         real_BL1 = add("Unsqueeze", add("Less", position_L, length_B1), self._graph.ints(2))
         x = self._input(add("Where", real_BL1, events_BLD, zero), position_L)
-        seen = self._layers.seen(position_L)
+        seen = self._layers.seen(position_L, time_BL)
         kind, stacked = nnx.split(transformer.layers)
         for index in range(self._model.num_layers):
             layer = nnx.merge(kind, jax.tree.map(lambda of_all, i=index: of_all[i], stacked))

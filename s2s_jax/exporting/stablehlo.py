@@ -22,8 +22,9 @@ _LINES = "jax_traceback_in_locations_limit"
 def to_stablehlo(tower: Tower) -> bytes:
     """Return a tower with its parameters, as `jax.export` serializes it.
 
-    The function takes f32 `events` `[B, L, D]` and int32 `length` `[B]` and returns f32 `[B, E]`, for
-    any B and any L up to `model.seq_len`; see `Tower.users`. The same tower always gives the same bytes.
+    The function takes f32 `events` `[B, L, D]`, int32 `length` `[B]` and, if the tower is timed, int32
+    `times` `[B, L]`. It returns f32 `[B, E]`, for any B and any L up to `model.seq_len`; see
+    `Tower.users`. The same tower always gives the same bytes.
 
     Examples:
       >>> call = jax.jit(export.deserialize(data).call)  # doctest: +SKIP
@@ -42,17 +43,19 @@ def check_lowering(tower: Tower) -> None:
       tower: a tower whose parameters may be shapes.
     """
 
-    def users(dense: Tree, events_BLD: jax.Array, length_B: jax.Array) -> jax.Array:
-        return dataclasses.replace(tower, dense=dense).users(events_BLD, length_B)
+    def users(dense: Tree, *of_events: jax.Array) -> jax.Array:
+        return dataclasses.replace(tower, dense=dense).users(*of_events)
 
     export.export(jax.jit(users), platforms=PLATFORMS)(tower.dense, *_any_events(tower))
 
 
-def _any_events(tower: Tower) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Return the shapes of `[B, L, D]` events and `[B]` lengths, for any B and L."""
+def _any_events(tower: Tower) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the shapes of `[B, L, D]` events, `[B]` lengths and `[B, L]` times, for any B and L."""
     users, events_len = export.symbolic_shape("B, L", constraints=[f"L <= {tower.model.seq_len}"])
     events_BLD = jax.ShapeDtypeStruct((users, events_len, tower.width), jnp.float32)
-    return events_BLD, jax.ShapeDtypeStruct((users,), jnp.int32)
+    length_B = jax.ShapeDtypeStruct((users,), jnp.int32)
+    time_BL = jax.ShapeDtypeStruct((users, events_len), jnp.int32)
+    return (events_BLD, length_B, time_BL) if tower.timed else (events_BLD, length_B)
 
 
 @contextlib.contextmanager

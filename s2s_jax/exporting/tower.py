@@ -63,7 +63,14 @@ class Tower:
         """D."""
         return sum(feature.emb_dim for feature in self.items.features)
 
-    def users(self, events_BLD: jax.Array, length_B: jax.Array) -> jax.Array:
+    @property
+    def timed(self) -> bool:
+        """Whether `users` needs the times of events."""
+        return self.model.time_bias is not None
+
+    def users(
+        self, events_BLD: jax.Array, length_B: jax.Array, time_BL: jax.Array | None = None
+    ) -> jax.Array:
         """Return f32 `[B, E]`: the vectors of users, for dot products with those of items.
 
         They are those of `Inference.user_vectors`, and zeros for histories without events.
@@ -71,6 +78,7 @@ class Tower:
         Args:
           events_BLD: f32, embedded events, oldest first. What is after the end of a history is ignored.
           length_B: int32, the number of events of each history, up to L.
+          time_BL: int32, the times of events in seconds, from any beginning; only if `timed`.
         """
         seq_len = events_BLD.shape[1]
         position_1L = jnp.arange(seq_len, dtype=jnp.int32)[None]
@@ -78,7 +86,8 @@ class Tower:
         # Attention multiplies later events by zero, which keeps infinite values and NaN.
         events_BLD = jnp.where(real_BL[..., None], events_BLD, 0)
         module = self.module()
-        encoded = module(self._by_feature(module, events_BLD), position_BL=position_1L)
+        embeddings = self._by_feature(module, events_BLD)
+        encoded = module(embeddings, position_BL=position_1L, time_BL=time_BL)
         preds_BLE = encoded.preds_ME.reshape(-1, seq_len, encoded.preds_ME.shape[-1])
         last_B1 = jnp.clip(length_B - 1, 0, seq_len - 1)[:, None]
         last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1, mode="clip")[:, 0]

@@ -53,6 +53,7 @@ class Evaluated(NamedTuple):
             "untrained": config.eval.untrained,
             "neighbours": self.neighbours,
             "known_of_target": list(config.known_of_next),
+            "true_time": config.model.time_bias is not None,
             "data_paths": config.io.data_paths,
             "metrics": self.evaluation.metrics,
             "intervals_95": {name: list(ends) for name, ends in intervals.items()},

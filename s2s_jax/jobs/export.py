@@ -45,7 +45,7 @@ from s2s_serve import neighbours as served_neighbours
 from s2s_serve.encoder import Encoder
 from s2s_serve.encoding import features
 from s2s_serve.encoding.item_numbers import ItemNumbers
-from s2s_serve.manifest import IndexEntry, Manifest, TableEntry
+from s2s_serve.manifest import IndexEntry, Manifest, TableEntry, TimesEntry
 from s2s_serve.search import index as indexes
 from s2s_serve.storage.address import Place
 from s2s_serve.tables import Table
@@ -246,14 +246,14 @@ def _some_users(
     encoder = Encoder(
         tables,
         ServedTower(path, width, threads=None),
-        config.features,
+        config.decoded_features,
         saved.kinds,
         of_items.item,
         config.shown_len,
         width,
     )
     numbers = ItemNumbers(items.catalogue.ids[of_items.item.name])
-    logs, columns = Logs.of(config), features.column_names(config.features)
+    logs, columns = Logs.of(config), features.column_names(config.decoded_features)
     for file, number, _ in items.log.stripes:
         try:
             rows = orc.read_stripe(file, number, columns)
@@ -300,8 +300,14 @@ def _manifest(
         neighbours=ranking.weight,
         tables=tables,
         index=index,
+        times=_times(config),
         files=version_dir.file_entries(path),
     )
+
+
+def _times(config: Config) -> TimesEntry | None:
+    gaps = config.model.time_bias
+    return None if gaps is None else TimesEntry(column=gaps.column, time_unit=gaps.time_unit)
 
 
 def _evaluation(saved: Saved) -> dict[str, float]:

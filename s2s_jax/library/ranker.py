@@ -169,7 +169,7 @@ class Ranker:
         return Answerer(model, counts, short_history)
 
     def _rows(self, histories: plain_histories.Histories) -> pa.RecordBatch:
-        return plain_histories.to_rows(histories, self._shown.items.features, self._kinds)
+        return plain_histories.to_rows(histories, self._shown.decoded, self._kinds)
 
     def _batches(self, rows: pa.RecordBatch, with_empty: bool) -> Iterator[Histories]:
         """The histories, only those with events unless `with_empty`; `row_U` are their numbers."""

@@ -12,8 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from s2s_jax.model import time_bias
 from s2s_jax.model.blocked_attention import BLOCK, silu_attention, softmax_blocked
 from s2s_jax.model.distance_bias import spread
+from s2s_jax.model.time_bias import GapBias
 
 _Implementation = Literal["blocked", "cudnn", "xla"]
 Attention = _Implementation | Literal["auto"]
@@ -31,6 +33,7 @@ def causal_attention(
     implementation: Attention = "auto",
     bias_NL: jax.Array | None = None,
     weights: Weights = "softmax",
+    gaps: GapBias | None = None,
 ) -> jax.Array:
     """Computes attention of each position to itself and earlier ones.
 
@@ -47,34 +50,38 @@ def causal_attention(
         key. None: nothing.
       weights: how values are weighted. "softmax": by the softmax of the products of queries and keys,
         scaled by 1/sqrt(H); "silu": by the SiLU of the products, as in HSTU.
+      gaps: what is added to the scores of a head by time gaps. None: nothing.
 
     Returns:
       `[B, L, N, H]`, of the same type as the inputs.
     """
     if implementation == "auto":
         backend, head_width = jax.default_backend(), q_BLNH.shape[-1]
-        is_plain = bias_NL is None and weights == "softmax"
+        is_plain = bias_NL is None and gaps is None and weights == "softmax"
         implementation = choose(backend, q_BLNH.dtype, head_width, is_plain)
     # With the head axis next to the batch axis, the products need no further copies.
     q, k, v = (jnp.swapaxes(x_BLNH, 1, 2) for x_BLNH in (q_BLNH, k_BLNH, v_BLNH))
     if weights == "silu":
         assert implementation != "cudnn", "cuDNN has no attention without softmax"
         block = BLOCK if implementation == "blocked" else None
-        return silu_attention(q, k, v, sequence_BL, bias_NL, block).swapaxes(1, 2)
+        return silu_attention(q, k, v, sequence_BL, bias_NL, gaps, block).swapaxes(1, 2)
     if implementation == "blocked":
-        return softmax_blocked(q, k, v, sequence_BL, bias_NL).swapaxes(1, 2)
+        return softmax_blocked(q, k, v, sequence_BL, bias_NL, gaps).swapaxes(1, 2)
     mask_B1LL = None
     if sequence_BL is not None:
         mask_B1LL = (sequence_BL[:, :, None] == sequence_BL[:, None, :])[:, None]
-    bias_1NLL = None
+    seq_len, bias_BNLL = q_BLNH.shape[1], None
+    # Queries come before keys here.
     if bias_NL is not None:
-        # Queries come before keys here.
-        bias_1NLL = spread(bias_NL, 0, q_BLNH.shape[1]).swapaxes(1, 2)[None]
+        bias_BNLL = spread(bias_NL, 0, seq_len).swapaxes(1, 2)[None]
+    if gaps is not None:
+        of_gaps_BNLL = time_bias.of_block(gaps, 0, seq_len).swapaxes(2, 3)
+        bias_BNLL = of_gaps_BNLL if bias_BNLL is None else bias_BNLL + of_gaps_BNLL
     return jax.nn.dot_product_attention(
         q_BLNH,
         k_BLNH,
         v_BLNH,
-        bias_1NLL,
+        bias_BNLL,
         mask_B1LL,
         is_causal=True,
         implementation=implementation,

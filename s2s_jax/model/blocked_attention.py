@@ -14,7 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from s2s_jax.model import time_bias
 from s2s_jax.model.distance_bias import spread
+from s2s_jax.model.time_bias import GapBias
 
 # Queries scored together. At 64, the part of a block above the diagonal is small and matrix products
 # are still large; 32 and 128 are 10% to 50% slower on CPUs.
@@ -31,6 +33,7 @@ class _Inputs(NamedTuple):
     v_BNLH: jax.Array
     sequence_BL: jax.Array | None
     bias_NL: jax.Array | None
+    gaps: GapBias | None
 
 
 @jax.custom_vjp
@@ -40,6 +43,7 @@ def softmax_blocked(
     v_BNLH: jax.Array,
     sequence_BL: jax.Array | None,
     bias_NL: jax.Array | None,
+    gaps: GapBias | None,
 ) -> jax.Array:
     """Return `[B, N, L, H]`: the values, weighted with the softmax of scores scaled by 1/sqrt(H).
 
@@ -51,8 +55,9 @@ def softmax_blocked(
       v_BNLH: values.
       sequence_BL: int32; positions with different numbers do not see each other; None: all do.
       bias_NL: f32, added to the scaled scores by distance; None: nothing is.
+      gaps: added to the scaled scores by time gap; None: nothing is.
     """
-    return _softmax_forward(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL)[0]
+    return _softmax_forward(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL, gaps)[0]
 
 
 def _softmax_forward(
@@ -61,8 +66,9 @@ def _softmax_forward(
     v_BNLH: jax.Array,
     sequence_BL: jax.Array | None,
     bias_NL: jax.Array | None,
+    gaps: GapBias | None,
 ) -> tuple[jax.Array, tuple]:
-    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL)
+    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL, gaps)
     outs, log_sums = [], []
     scale = q_BNLH.shape[-1] ** -0.5
     for begin, end in _blocks(inputs, BLOCK):
@@ -79,7 +85,9 @@ def _softmax_forward(
     return out_BNLH, (inputs, out_BNLH, log_sum_BN1L)
 
 
-def _softmax_backward(saved: tuple, d_out_BNLH: jax.Array) -> tuple[jax.Array | None, ...]:
+def _softmax_backward(
+    saved: tuple, d_out_BNLH: jax.Array
+) -> tuple[jax.Array | GapBias | None, ...]:
     inputs, out_BNLH, log_sum_BN1L = saved
     scale = inputs.q_BNLH.shape[-1] ** -0.5
     # The part of the gradient that is the same for all scores of a query.
@@ -103,6 +111,7 @@ def _silu_attention(
     v_BNLH: jax.Array,
     sequence_BL: jax.Array | None,
     bias_NL: jax.Array | None,
+    gaps: GapBias | None,
     block: int | None,
 ) -> jax.Array:
     """Return `[B, N, L, H]`: the sums of the values, weighted with the SiLU of scores.
@@ -115,9 +124,10 @@ def _silu_attention(
       v_BNLH: values.
       sequence_BL: see `softmax_blocked`.
       bias_NL: see `softmax_blocked`.
+      gaps: see `softmax_blocked`.
       block: the number of queries that are scored together; None: all.
     """
-    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL)
+    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL, gaps)
     outs = []
     for begin, end in _blocks(inputs, block):
         scores_BNKQ, seen = _scores(inputs, begin, end, 1.0), _seen(inputs, begin, end)
@@ -126,7 +136,7 @@ def _silu_attention(
     return jnp.concatenate(outs, axis=2).astype(q_BNLH.dtype)
 
 
-silu_attention = jax.custom_vjp(_silu_attention, nondiff_argnums=(5,))
+silu_attention = jax.custom_vjp(_silu_attention, nondiff_argnums=(6,))
 
 
 def _silu_forward(
@@ -135,15 +145,16 @@ def _silu_forward(
     v_BNLH: jax.Array,
     sequence_BL: jax.Array | None,
     bias_NL: jax.Array | None,
+    gaps: GapBias | None,
     block: int | None,
 ) -> tuple[jax.Array, _Inputs]:
-    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL)
+    inputs = _Inputs(q_BNLH, k_BNLH, v_BNLH, sequence_BL, bias_NL, gaps)
     return _silu_attention(*inputs, block), inputs
 
 
 def _silu_backward(
     block: int | None, inputs: _Inputs, d_out_BNLH: jax.Array
-) -> tuple[jax.Array | None, ...]:
+) -> tuple[jax.Array | GapBias | None, ...]:
     def weigh(begin: int, end: int, d_weights_BNKQ: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores_BNKQ, seen = _scores(inputs, begin, end, 1.0), _seen(inputs, begin, end)
         # The slope of x sigmoid(x) is sigmoid(x) + x sigmoid(x) (1 - sigmoid(x)).
@@ -164,7 +175,7 @@ def _gradients(
     weigh: Callable[[int, int, jax.Array], tuple[jax.Array, jax.Array]],
     block: int | None,
     scale: float,
-) -> tuple[jax.Array | None, ...]:
+) -> tuple[jax.Array | GapBias | None, ...]:
     """Return the gradients of the inputs.
 
     Args:
@@ -175,9 +186,9 @@ def _gradients(
       block: the number of queries of a block; None: all.
       scale: what the products of queries and keys are multiplied by.
     """
-    q_BNLH, k_BNLH, v_BNLH, _, bias_NL = inputs
+    q_BNLH, k_BNLH, v_BNLH, _, bias_NL, gaps = inputs
     seq_len = q_BNLH.shape[2]
-    d_q, d_k, d_v, d_bias = [], [], [], []
+    d_q, d_k, d_v, d_bias, d_table = [], [], [], [], []
     for begin, end in _blocks(inputs, block):
         d_out_BNQH = d_out_BNLH[:, :, begin:end]
         d_weights_BNKQ = _product("bnkh,bnqh->bnkq", v_BNLH[:, :, :end], d_out_BNQH)
@@ -192,9 +203,14 @@ def _gradients(
         if bias_NL is not None:
             _, pull = jax.vjp(lambda b_NL, x=begin, y=end: spread(b_NL, x, y), bias_NL)
             d_bias.append(pull(d_biased_BNKQ.sum(axis=0))[0])
+        if gaps is not None:
+            d_table.append(time_bias.gradient_of_block(gaps, begin, end, d_biased_BNKQ))
     of_queries = jnp.concatenate(d_q, axis=2), sum(d_k[1:], d_k[0]), sum(d_v[1:], d_v[0])
     of_bias = None if bias_NL is None else sum(d_bias[1:], d_bias[0])
-    return *(x_BNLH.astype(q_BNLH.dtype) for x_BNLH in of_queries), None, of_bias
+    of_gaps = (
+        None if gaps is None else gaps._replace(table_NS=sum(d_table[1:], d_table[0]), time_BL=None)
+    )
+    return *(x_BNLH.astype(q_BNLH.dtype) for x_BNLH in of_queries), None, of_bias, of_gaps
 
 
 def _blocks(inputs: _Inputs, block: int | None) -> list[tuple[int, int]]:
@@ -210,10 +226,12 @@ def _scores(inputs: _Inputs, begin: int, end: int, scale: float) -> jax.Array:
     Keys come before queries because the products of the backward pass sum over queries. With queries
     last, two of its five products need no transposed operand, which makes attention 10% faster.
     """
-    q_BNLH, k_BNLH, _, _, bias_NL = inputs
+    q_BNLH, k_BNLH, _, _, bias_NL, gaps = inputs
     scores_BNKQ = _product("bnkh,bnqh->bnkq", k_BNLH[:, :, :end], q_BNLH[:, :, begin:end]) * scale
     if bias_NL is not None:
         scores_BNKQ += spread(bias_NL, begin, end)[None]
+    if gaps is not None:
+        scores_BNKQ += time_bias.of_block(gaps, begin, end)
     return scores_BNKQ
 
 

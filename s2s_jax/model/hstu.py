@@ -2,7 +2,7 @@
 
 HSTU is the "hierarchical sequential transduction unit" of Zhai et al., "Actions Speak Louder than
 Words: Trillion-Parameter Sequential Transducers for Generative Recommendations", 2024. In that paper,
-scores depend on distances, which is `distance_bias` here, and on time gaps, which is missing here.
+scores depend on distances, which is `distance_bias` here, and on time gaps, which is `time_bias`.
 
 Shapes: B batch, L positions, M = B L, E width (`hidden_size`).
 """
@@ -43,10 +43,11 @@ class GatedAttention(nnx.Module):
         key: jax.Array | None,
         sequence_BL: jax.Array | None,
         turns: Rotation | None,
+        time_BL: jax.Array | None,
     ) -> jax.Array:
         """Return `[B*L, E]`. The arguments are those of `CausalAttention`, with one key of dropout."""
         u_ME, q_ME, k_ME, v_ME = jnp.split(jax.nn.silu(self.uqkv(x_ME)), 4, axis=-1)
-        out_ME = self.heads(q_ME, k_ME, v_ME, seq_len, sequence_BL, turns)
+        out_ME = self.heads(q_ME, k_ME, v_ME, seq_len, sequence_BL, turns, time_BL)
         out_ME = u_ME * self.norm(out_ME).astype(u_ME.dtype)
         return self.proj(dropout(out_ME, self.dropout, key))
 
@@ -72,12 +73,13 @@ class HSTULayer(nnx.Module):
         keys: Keys,
         sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
+        time_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the layer. The arguments are those of `CausalAttention`."""
 
         def attend(x_ME: jax.Array, key: jax.Array | None) -> jax.Array:
             before_ME = self.norm1(x_ME) if self.pre_norm else x_ME
-            return self.attn(before_ME, seq_len, key, sequence_BL, turns)
+            return self.attn(before_ME, seq_len, key, sequence_BL, turns, time_BL)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)

@@ -17,6 +17,7 @@ from s2s_jax.model.dropout import dropout
 from s2s_jax.model.linear import compute_dtype, linear
 from s2s_jax.model.norms import Norm, make_norm, to_length_one
 from s2s_jax.model.positions import Rotation, rotate
+from s2s_jax.model.time_bias import BUCKETS, GapBias
 
 # Several random keys, or None to turn dropout off.
 Keys = jax.Array | None
@@ -36,6 +37,9 @@ class Heads(nnx.Module):
         self.biased = config.distance_bias
         if config.distance_bias:
             self.distance_bias = nnx.Param(jnp.zeros((config.nhead, len(BUCKET_BEGINS))))
+        self.timed = config.time_bias is not None
+        if self.timed:
+            self.time_bias = nnx.Param(jnp.zeros((config.nhead, BUCKETS)))
 
     def __call__(
         self,
@@ -45,6 +49,7 @@ class Heads(nnx.Module):
         seq_len: int,
         sequence_BL: jax.Array | None,
         turns: Rotation | None,
+        time_BL: jax.Array | None,
     ) -> jax.Array:
         """Return `[B*L, E]`: the outputs of the heads next to each other.
 
@@ -55,6 +60,7 @@ class Heads(nnx.Module):
           seq_len: L.
           sequence_BL: see `CausalAttention`.
           turns: see `CausalAttention`.
+          time_BL: see `CausalAttention`.
         """
         q, k, v = (
             x_ME.reshape(-1, seq_len, self.nhead, x_ME.shape[-1] // self.nhead)
@@ -70,8 +76,12 @@ class Heads(nnx.Module):
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         bias_NL = bias_of_distances(self.distance_bias[...], seq_len) if self.biased else None
+        gaps = None
+        if self.timed:
+            assert time_BL is not None, "events have times with model.time_bias"
+            gaps = GapBias(self.time_bias[...], time_BL)
         out_BLNH = causal_attention(
-            q, k, v, sequence_BL, self.implementation, bias_NL, self.weights
+            q, k, v, sequence_BL, self.implementation, bias_NL, self.weights, gaps
         )
         return out_BLNH.reshape(q_ME.shape)
 
@@ -93,6 +103,7 @@ class CausalAttention(nnx.Module):
         keys: Keys,
         sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
+        time_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Attends within rows.
 
@@ -103,12 +114,13 @@ class CausalAttention(nnx.Module):
           sequence_BL: int32; positions attend only within their sequence. None: each row is one
             sequence.
           turns: the rotation of queries and keys; None: no rotary positions.
+          time_BL: int32, the time of each event in seconds; only with `model.time_bias`.
 
         Returns:
           `[B*L, E]`.
         """
         q_ME, k_ME, v_ME = jnp.split(self.qkv(x_ME), 3, axis=-1)
-        out_ME = self.heads(q_ME, k_ME, v_ME, seq_len, sequence_BL, turns)
+        out_ME = self.heads(q_ME, k_ME, v_ME, seq_len, sequence_BL, turns, time_BL)
         out_ME = dropout(out_ME, self.dropout, None if keys is None else keys[0])
         return dropout(self.proj(out_ME), self.dropout, None if keys is None else keys[1])
 
@@ -175,6 +187,7 @@ class Layer(nnx.Module):
         keys: Keys,
         sequence_BL: jax.Array | None = None,
         turns: Rotation | None = None,
+        time_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the layer. The arguments are those of `CausalAttention`, with three keys of dropout."""
 
@@ -182,7 +195,7 @@ class Layer(nnx.Module):
 
         def attend(x_ME: jax.Array, keys: Keys) -> jax.Array:
             before_ME = self.norm1(x_ME) if pre_norm else x_ME
-            return self.attn(before_ME, seq_len, keys, sequence_BL, turns)
+            return self.attn(before_ME, seq_len, keys, sequence_BL, turns, time_BL)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend, prevent_cse=self.prevent_cse)

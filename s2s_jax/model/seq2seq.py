@@ -63,6 +63,7 @@ class Seq2Seq(nnx.Module):
         key: jax.Array | None = None,
         sequence_BL: jax.Array | None = None,
         position_BL: jax.Array | None = None,
+        time_BL: jax.Array | None = None,
     ) -> Encoded:
         """Encodes a batch.
 
@@ -72,6 +73,7 @@ class Seq2Seq(nnx.Module):
           sequence_BL: int32, the number of the sequence that a position belongs to; None: each row is
             one sequence.
           position_BL: int32, the index of each position within its sequence; None: it is computed.
+          time_BL: int32, the time of each event in seconds; only with `model.time_bias`.
         """
         seq_len = embeddings[self.shown[0]].shape[1]
         # Projecting target features and other features separately gives both vectors at no extra cost.
@@ -79,7 +81,7 @@ class Seq2Seq(nnx.Module):
         events_ME = targets_ME
         if self.hidden:
             events_ME = targets_ME + self._project(embeddings, self.hidden)
-        preds_ME = self.transformer(events_ME, seq_len, key, sequence_BL, position_BL)
+        preds_ME = self.transformer(events_ME, seq_len, key, sequence_BL, position_BL, time_BL)
         return Encoded(preds_ME, targets_ME.astype(jnp.float32))
 
     def targets(self, embeddings: Mapping[str, jax.Array]) -> jax.Array:

@@ -70,6 +70,7 @@ class Transformer(nnx.Module):
         key: jax.Array | None,
         sequence_BL: jax.Array | None = None,
         position_BL: jax.Array | None = None,
+        time_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the layers.
 
@@ -82,6 +83,7 @@ class Transformer(nnx.Module):
             is encoded as if it were alone. None: each row is one sequence.
           position_BL: int32, position numbers for learned and rotary positions. None: they count from 0
             at the start of each sequence.
+          time_BL: int32, the time of each event in seconds; only with `model.time_bias`.
 
         Returns:
           f32 `[B*L, E]`.
@@ -108,7 +110,8 @@ class Transformer(nnx.Module):
 
         def run_layer(x_ME: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             params, layer_keys = layer
-            return nnx.merge(graph, params)(x_ME, seq_len, layer_keys, sequence_BL, turns), None
+            run = nnx.merge(graph, params)
+            return run(x_ME, seq_len, layer_keys, sequence_BL, turns, time_BL), None
 
         if config.remat == "full":
             run_layer = jax.checkpoint(run_layer, prevent_cse=_prevent_cse(config))

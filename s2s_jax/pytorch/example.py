@@ -34,6 +34,7 @@ _OF_LAYER = {
 _LACKS = {
     "position": ("none", "positions"),
     "distance_bias": (False, "bias of distances"),
+    "time_bias": (None, "bias of time gaps"),
     "input_norm": (False, "norm of events"),
     "layer": ("transformer", "other layer"),
     "feed_forward": ("gelu", "other feed-forward part"),

@@ -69,3 +69,16 @@ class FeatureConfig:
     def table_name(self) -> str:
         """The table that this feature reads."""
         return self.name if self.shard_name is None else self.shard_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventTime(FeatureConfig):
+    """The column with the times of events, for a model whose attention depends on time gaps.
+
+    It is decoded like a feature, as one number for each event, but looks up no table: the number is the
+    time in seconds, see `ids.event_times`. So it is not among the features of a model.
+    """
+
+    name: str = "time of the event"
+    op: Literal["time_gap"] = "time_gap"
+    hash_bucket_size: int = 1

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from s2s_serve.encoding import blocks, ids
 from s2s_serve.encoding.arrow import Source, is_list
 from s2s_serve.encoding.blocks import NO_ID, Block
-from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.feature import EventTime, FeatureConfig
 from s2s_serve.errors import UserError
 
 
@@ -50,6 +50,8 @@ def check_schema(file: Source, features: Sequence[FeatureConfig]) -> None:
     for i, feature in enumerate(features):
         name = feature.column_name
         key = f"features.{i}.{'name' if feature.column is None else 'column'}"
+        if isinstance(feature, EventTime):
+            key = "model.time_bias.column"
         if name not in names:
             raise UserError(
                 f"{file.path}: no column {name} ({key}); it has {_columns_text(file, name)}"
@@ -104,10 +106,10 @@ def check_column(column_type: pa.DataType, feature: FeatureConfig, place: str) -
             "bucketize": "numbers",
         }
         what = expected[feature.op] if feature.op in expected else "times"
-        return (
-            f": expected list<T> or list<list<T>> of {what} ({place}.op is {feature.op}), found "
-            f"{column_type}"
-        )
+        why = f"{place}.op is {feature.op}"
+        if isinstance(feature, EventTime):
+            why = _why_times(feature)
+        return f": expected list<T> or list<list<T>> of {what} ({why}), found {column_type}"
     if feature.op == "id" and ids.is_text(element) and feature.hash_type is None:
         return (
             f" holds strings ({column_type}), so {place}.hash_type cannot be None; set it to murmur "
@@ -222,22 +224,37 @@ def _fill(
             there_P = np.ones(len(ids_PK), bool) if counts_P is None else counts_P > 0
             first_P = np.zeros(len(ids_PK) + 1, bool)
             first_P[where.starts_N[:-1]] = True
-            ids_PK[:, 0] = ids.time_gaps(values, there_P, first_P[:-1], feature)
+            if isinstance(feature, EventTime):
+                ids_PK[:, 0] = ids.event_times(values, there_P, where.starts_N, feature)
+            else:
+                ids_PK[:, 0] = ids.time_gaps(values, there_P, first_P[:-1], feature)
             return
         if feature.grows:
             ids_TW = ids.to_words(values, feature)
         else:
             ids_TW = ids.to_buckets(values, feature)[:, None]
+    except ids.StepsBackError as error:
+        raise UserError(
+            f"{where.file.path}: row {where.row(error.position)}, column {feature.column_name}: "
+            f"expected times that never step back (for model.time_bias), found one before an earlier "
+            f"one; sort the events of each row by time, oldest first (s2s convert does it)"
+        ) from error
     except ids.NotANumberError as error:
         position = error.index
         if counts_P is not None:
             position = int(np.searchsorted(np.cumsum(counts_P), error.index, side="right"))
         raise UserError(
             f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: expected a "
-            f"time as a whole number (features of op {feature.op}), found {error.text}; write times as "
+            f"time as a whole number ({_why_times(feature)}), found {error.text}; write times as "
             f"seconds since 1970"
         ) from error
     _write(ids_PK, ids_TW, counts_P, feature)
+
+
+def _why_times(feature: FeatureConfig) -> str:
+    """Why the entries of a column have to be times."""
+    timed = isinstance(feature, EventTime)
+    return "for model.time_bias" if timed else f"features of op {feature.op}"
 
 
 def _all_counts(counts_P: np.ndarray | None, present_P: np.ndarray | None) -> np.ndarray | None:
@@ -260,6 +277,11 @@ def _refuse_large_bags(counts_P: np.ndarray, feature: FeatureConfig, where: _Whe
     too_full = too_full[where.is_kept(too_full)]
     if len(too_full):
         position = int(too_full[0])
+        if isinstance(feature, EventTime):
+            raise UserError(
+                f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: expected "
+                f"one time for each event (for model.time_bias), found {counts_P[position]}"
+            )
         raise UserError(
             f"{where.file.path}: row {where.row(position)}, column {feature.column_name}: a "
             f"position holds {counts_P[position]} ids, expected at most {feature.bag_size}; raise "

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from s2s_serve.encoding import hashing
 from s2s_serve.encoding.blocks import NO_ID
+from s2s_serve.encoding.feature import EventTime as EventTime
 from s2s_serve.encoding.feature import FeatureConfig
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -32,6 +33,19 @@ class NotANumberError(ValueError):
         super().__init__(text)
         self.index = index
         self.text = text
+
+
+class StepsBackError(ValueError):
+    """Times of a row are not in order.
+
+    Attributes:
+      position: the first position whose time is before that of an earlier event of its row.
+    """
+
+    def __init__(self, position: int):
+        """Takes the position."""
+        super().__init__(f"the time of position {position} steps back")
+        self.position = position
 
 
 def is_text(data_type: pa.DataType) -> bool:
@@ -159,6 +173,47 @@ def time_gaps(
     buckets_P = np.minimum(buckets_P, feature.hash_bucket_size - 1).astype(np.int32)
     buckets_P[~there_P] = NO_ID
     return buckets_P
+
+
+def event_times(
+    values: pa.Array, there_P: np.ndarray, starts_N: np.ndarray, feature: FeatureConfig
+) -> np.ndarray:
+    """The time of each event, in seconds since the first known time of its row.
+
+    Differences do not depend on where a row begins, so a part of a history has the same gaps.
+
+    Args:
+      values: times of the positions where `there_P`, without nulls.
+      there_P: bool, whether a position has a time.
+      starts_N: int64 `[N + 1]`, where rows begin, and the end of the last one.
+      feature: the feature, with its unit.
+
+    Returns:
+      int32 `[P]`, at most 2^31 - 1. An event without a time has that of the event before it, or 0.
+
+    Raises:
+      NotANumberError: a text is not a time.
+      StepsBackError: a time is before an earlier one of its row.
+
+    Examples:
+      >>> there, starts = np.array([True, False, True, False, True]), np.array([0, 3, 5])
+      >>> event_times(pa.array([100, 160, 50]), there, starts, EventTime(column="t")).tolist()
+      [0, 0, 60, 0, 0]
+    """
+    times_T, per_second = times(values, feature)
+    row_P = np.repeat(np.arange(len(starts_N) - 1), np.diff(starts_N))
+    row_T = row_P[there_P]
+    (back,) = np.nonzero((times_T[1:] < times_T[:-1]) & (row_T[1:] == row_T[:-1]))
+    if len(back):
+        raise StepsBackError(int(np.flatnonzero(there_P)[back[0] + 1]))
+    known_P = np.cumsum(there_P)
+    first_P = np.append(0, known_P)[starts_N[:-1]][row_P]
+    some_P = known_P > first_P
+    seconds_T = (times_T // per_second).view(np.uint64)
+    seconds_P = np.zeros(len(there_P), np.int32)
+    since = seconds_T[known_P[some_P] - 1] - seconds_T[first_P[some_P]]
+    seconds_P[some_P] = np.minimum(since, 2**31 - 1)
+    return seconds_P
 
 
 def _integers(values: pa.Array) -> np.ndarray:

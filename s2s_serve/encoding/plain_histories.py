@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2s_serve.encoding import arrow
-from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.feature import EventTime, FeatureConfig
 from s2s_serve.encoding.features import check_schema, column_names, entry_kinds
 from s2s_serve.errors import UserError
 
@@ -84,7 +84,8 @@ def to_rows(
         for name in names:
             readers = [feature for feature in features if feature.column_name == name]
             # A feature's name does not count if it is also the name of a column.
-            keys = [name, *(f.name for f in readers if f.name not in names)]
+            named = [f.name for f in readers if not isinstance(f, EventTime)]
+            keys = [name, *(each for each in named if each not in names)]
             lists = [_entries(history, row, keys) for row, history in enumerate(listed)]
             wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
             leaf = _OF_KIND[wanted] if wanted in _OF_KIND else None

@@ -28,6 +28,7 @@ from s2s_jax.config import (
     Linear,
     Pack,
     TableConfig,
+    TimeGaps,
     identity,
     validate,
 )
@@ -92,6 +93,9 @@ CHANGED = {
     "model.input_norm": True,
     "model.position": "rope",
     "model.distance_bias": True,
+    "model.time_bias": TimeGaps(column="item_id"),
+    "model.time_bias.column": "kind",
+    "model.time_bias.time_unit": "ms",
     "lr.dense_optimizer": "muon",
     "lr.average_decay": 0.9,
     "loss.pairing": "previous",
@@ -108,6 +112,8 @@ CHANGED = {
 OF_KIND = {
     "io.sequences.windows": {"io.sequences": Pack(rows=4)},
     "eval.split.events": {"eval.split": LastEvents(events=2)},
+    "model.time_bias.column": {"model.time_bias": TimeGaps(column="item_id")},
+    "model.time_bias.time_unit": {"model.time_bias": TimeGaps(column="item_id")},
 }
 
 

@@ -51,22 +51,28 @@ def t5_bias(table_NS, seq_len):
     return table_NS[:, np.where(distance < 16, distance, np.minimum(far, 31)).astype(int)]
 
 
-def attention(x_BLE, weights, name, model):
+def gap_bias(table_NS, time_BL):
+    """`[B, N, L, L]`: bucket 0 below a second, and bucket s from 2^(s-1) to below 2^s seconds."""
+    gap_BLL = np.maximum(time_BL[:, :, None].astype(int) - time_BL[:, None], 0)
+    return table_NS[:, np.vectorize(lambda gap: int(gap).bit_length())(gap_BLL)].swapaxes(0, 1)
+
+
+def attention(x_BLE, weights, name, model, time_BL):
     qkv = linear(x_BLE, weights, f"{name}.qkv")
-    return linear(heads_of(qkv, weights, name, model), weights, f"{name}.proj")
+    return linear(heads_of(qkv, weights, name, model, time_BL), weights, f"{name}.proj")
 
 
-def gated_attention(x_BLE, weights, name, model):
+def gated_attention(x_BLE, weights, name, model, time_BL):
     """Equations 1 to 3 of the paper on HSTU."""
     uqkv = linear(x_BLE, weights, f"{name}.uqkv")
     uqkv = uqkv * sigmoid(uqkv)
     width = x_BLE.shape[-1]
-    out_BLE = heads_of(uqkv[..., width:], weights, name, model)
+    out_BLE = heads_of(uqkv[..., width:], weights, name, model, time_BL)
     out_BLE = norm(out_BLE, weights, f"{name}.norm") * uqkv[..., :width]
     return linear(out_BLE, weights, f"{name}.proj")
 
 
-def heads_of(qkv, weights, name, model):
+def heads_of(qkv, weights, name, model, time_BL):
     """The outputs of all heads next to each other."""
     rows, seq_len, width = qkv.shape
     heads, width = model.nhead, width // 3
@@ -80,6 +86,8 @@ def heads_of(qkv, weights, name, model):
     scores = q @ k.swapaxes(-1, -2) * scale
     if model.distance_bias:
         scores = scores + t5_bias(weights[f"{name}.heads.distance_bias"], seq_len)
+    if model.time_bias is not None:
+        scores = scores + gap_bias(weights[f"{name}.heads.time_bias"], time_BL)
     seen = np.tri(seq_len, dtype=bool)
     if model.layer == "hstu":
         shares = seen * scores * sigmoid(scores)
@@ -108,7 +116,7 @@ def add_part(x_BLE, weights, layer, number, pre_norm, part):
     return x_BLE if pre_norm else norm(x_BLE, weights, f"{layer}.norm{number}")
 
 
-def encode(events_BLD, weights, model):
+def encode(events_BLD, weights, model, time_BL):
     x_BLE = linear(events_BLD, weights, "proj")
     if model.position == "learned":
         x_BLE = x_BLE + weights["transformer.positions"][: x_BLE.shape[1]]
@@ -118,7 +126,9 @@ def encode(events_BLD, weights, model):
     for number in range(model.num_layers):
         layer = f"transformer.layers.{number}"
         attend = attention if model.layer == "transformer" else gated_attention
-        attend = partial(attend, weights=weights, name=f"{layer}.attn", model=model)
+        attend = partial(
+            attend, weights=weights, name=f"{layer}.attn", model=model, time_BL=time_BL
+        )
         x_BLE = add_part(x_BLE, weights, layer, 1, pre_norm, attend)
         if model.layer != "transformer":
             continue
@@ -141,7 +151,8 @@ def test_its_names_are_enough_to_compute_users(tmp_path, name):
     weights = safetensors.numpy.load_file(tmp_path / NAME)
     assert all(x.dtype == np.float32 for x in weights.values())
     weights = {key: np.float64(x) for key, x in weights.items()}
-    encoded_BLE = encode(np.float64(made.events_BLD), weights, made.tower.model)
+    events_BLD, model = np.float64(made.events_BLD), made.tower.model
+    encoded_BLE = encode(events_BLD, weights, model, made.time_BL)
     for row, length in enumerate(made.length_B):
         if length:
             vector = encoded_BLE[row, length - 1]

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from places import REPO
 
 from s2s_jax.cluster.mesh import make_mesh, replicated
-from s2s_jax.config import LossConfig, ModelConfig
+from s2s_jax.config import LossConfig, ModelConfig, TimeGaps
 from s2s_jax.embedding.sharded import ShardedTables
 from s2s_jax.errors import UserError
 from s2s_jax.exporting import onnx_layers, tower_files
@@ -43,6 +43,7 @@ MODELS = {
         "feed_forward": "swiglu",
         "gated_residuals": True,
         "distance_bias": True,
+        "time_bias": TimeGaps(),
         "num_layers": 1,
         "nhead": 2,
         "attention": "xla",
@@ -60,7 +61,7 @@ MODELS = {
         "remat": "full",
         "nhead": 1,
     },
-    "hstu": {"layer": "hstu", "distance_bias": True},
+    "hstu": {"layer": "hstu", "distance_bias": True, "time_bias": TimeGaps()},
     "dot": {
         "layer": "hstu_softmax",
         "norm": "rms",
@@ -93,11 +94,15 @@ def make_config(name):
 
 
 class Made(NamedTuple):
-    """A tower, events that the tables embedded, and their vectors from the functions of the step."""
+    """A tower, events that the tables embedded, and their vectors from the functions of the step.
+
+    All models are given times; those without a bias of time gaps ignore them.
+    """
 
     tower: Tower
     events_BLD: np.ndarray
     length_B: np.ndarray
+    time_BL: np.ndarray
     users_BE: np.ndarray
     events_ID: np.ndarray
     items_IE: np.ndarray
@@ -120,7 +125,15 @@ def make(name: str) -> Made:
         embeddings = tables.embed(found.rows, places, ids)
         return jnp.concatenate([embeddings[f.name] for f in settings.items.features], axis=-1)
 
-    batch = put_batch(small.batch(make_config(name), ROWS, 0), 1, mesh)
+    batch = small.batch(make_config(name), ROWS, 0)
+    # Gaps of all sizes, and some at the very edges of buckets.
+    rng = np.random.default_rng(0)
+    shape = batch["ids"].shape[:2]
+    gap_BL = 2 ** rng.integers(25, size=shape) - rng.integers(2, size=shape)
+    time_BL = gap_BL.cumsum(axis=1).astype(np.int32)
+    if settings.model.time_bias is not None:
+        batch["ids"] = np.concatenate([batch["ids"], time_BL[..., None]], axis=-1)
+    batch = put_batch(batch, 1, mesh)
     ids = ids_of(unpack(settings, batch))
     # The ids of one place of each history, as items.
     item_ids = {feature: of_feature[:, :, :1] for feature, of_feature in ids.items()}
@@ -134,6 +147,7 @@ def make(name: str) -> Made:
         Tower.of(settings, state.params),
         np.asarray(embed(ids)),
         length_B,
+        time_BL,
         users_BE,
         np.asarray(embed(item_ids))[:, 0],
         np.asarray(functions.item_vectors(state, item_ids)),
@@ -149,16 +163,27 @@ def calls(made: Made):
     """Arguments for a tower, and the vectors that it must return: all histories, and short ones."""
     short_B = made.length_B <= 2
     assert short_B.sum() >= 2
-    yield (made.events_BLD, made.length_B), made.users_BE
-    yield (made.events_BLD[short_B, :2], made.length_B[short_B]), made.users_BE[short_B]
-    one = made.length_B == 1
-    yield (made.events_BLD[one][:1, :1], made.length_B[one][:1]), made.users_BE[one][:1]
+    everything = made.events_BLD, made.length_B, *times_of(made)
+    yield everything, made.users_BE
+    yield (
+        tuple(x[short_B, :2] if x.ndim > 1 else x[short_B] for x in everything),
+        made.users_BE[short_B],
+    )
+    (one,) = np.nonzero(made.length_B == 1)
+    one = one[:1]
+    yield tuple(x[one, :1] if x.ndim > 1 else x[one] for x in everything), made.users_BE[one]
     # What is after the end of a history may be anything.
     rng = np.random.default_rng(1)
     after_BL = np.arange(made.events_BLD.shape[1]) >= made.length_B[:, None]
     noisy_BLD = np.where(after_BL[..., None], 9 * rng.normal(size=made.events_BLD.shape), 0)
     noisy_BLD[..., 0] = np.where(after_BL, np.nan, 0)
-    yield (np.float32(noisy_BLD + made.events_BLD), made.length_B), made.users_BE
+    noisy = np.float32(noisy_BLD + made.events_BLD), made.length_B
+    yield (*noisy, *(np.where(after_BL, -7, time_BL) for time_BL in times_of(made))), made.users_BE
+
+
+def times_of(made: Made) -> list[np.ndarray]:
+    """The further argument of a timed tower, from another beginning."""
+    return [made.time_BL + np.int32(1000)] if made.tower.timed else []
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -199,10 +224,10 @@ import onnxruntime
 for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
     runtime = onnxruntime.InferenceSession(path)
     with np.load(path.with_suffix(".npz")) as given:
-        number = len(given.files) // 2
+        names = [each.name for each in runtime.get_inputs()]
         found = [
-            runtime.run(["users"], {"events": given[f"events{i}"], "length": given[f"length{i}"]})[0]
-            for i in range(number)
+            runtime.run(["users"], {name: given[f"{name}{i}"] for name in names})[0]
+            for i in range(len(given.files) // len(names))
         ]
     np.savez(path.with_suffix(".found.npz"), *found)
 assert not {"jax", "flax", "s2s_jax"} & set(sys.modules)
@@ -214,7 +239,8 @@ def test_onnx_runs_without_jax(tmp_path):
         (tmp_path / f"{name}.onnx").write_bytes(to_onnx(make(name).tower))
         given = {}
         for i, (arguments, _) in enumerate(calls(make(name))):
-            given[f"events{i}"], given[f"length{i}"] = arguments
+            names = ("events", "length", "times")[: len(arguments)]
+            given |= {f"{key}{i}": x for key, x in zip(names, arguments, strict=True)}
         np.savez(tmp_path / f"{name}.npz", **given)
     subprocess.run([sys.executable, "-c", RUN_ONNX, str(tmp_path)], check=True)
     for name in MODELS:

@@ -21,6 +21,7 @@ from s2s_jax.config import (
     Linear,
     Pack,
     TableConfig,
+    TimeGaps,
     validate,
 )
 from s2s_jax.errors import UserError
@@ -106,6 +107,7 @@ FACTORS: dict[str, tuple] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.position": ("none", "learned", "rope"),
     "model.distance_bias": (False, True),
+    "model.time_bias": (None, TimeGaps()),
     "model.attention": ("blocked", "xla"),
     "model.remat": ("none", "attention", "full"),
     "model.unroll": ("auto", 1, 2),

@@ -17,6 +17,7 @@ from jobs_of import checkpoints_of, job, learned, lines, one_device
 import s2s_serve
 from s2s_jax.cli.commands import checkpoint as command
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import TimeGaps
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.checkpoint import from_torch, to_torch
 from s2s_jax.jobs.evaluate import evaluate
@@ -228,6 +229,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, found, message):
         ("model.position", {"position": "learned"}),
         ("model.input_norm", {"input_norm": True}),
         ("model.distance_bias", {"distance_bias": True}),
+        ("model.time_bias", {"time_bias": TimeGaps()}),
         ("model.layer", {"layer": "hstu"}),
         ("model.feed_forward", {"feed_forward": "swiglu"}),
         ("model.norm", {"norm": "rms"}),

@@ -9,7 +9,7 @@ import pytest
 import small
 from flax import nnx
 
-from s2s_jax.config import ModelConfig, validate
+from s2s_jax.config import ModelConfig, TimeGaps, validate
 from s2s_jax.errors import UserError
 from s2s_jax.model.attention import causal_attention, choose
 from s2s_jax.model.distance_bias import bias_of_distances
@@ -342,6 +342,7 @@ def test_auto_loops_over_many_layers_or_with_remat_only(changes, loops):
         ({"position": "rope", "hidden_size": 12}, "model.position"),
         ({"attention": "cudnn", "dtype": "float32"}, "model.attention"),
         ({"attention": "cudnn", "dtype": "bfloat16", "distance_bias": True}, "model.attention"),
+        ({"attention": "cudnn", "dtype": "bfloat16", "time_bias": TimeGaps()}, "model.attention"),
         ({"attention": "cudnn", "dtype": "bfloat16", "layer": "hstu"}, "model.attention"),
         ({"feed_forward": "swiglu", "layer": "hstu"}, "model.feed_forward"),
     ],

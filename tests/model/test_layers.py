@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s2s_jax.config import ModelConfig
+from s2s_jax.config import ModelConfig, TimeGaps
 from s2s_jax.model.transformer import Transformer
 
 L, E = 7, 8
 # Two packed sequences, of four and three events.
 SEQUENCE_1L = np.array([[3] * 4 + [5] * 3], np.int32)
+TIME_1L = np.array([[0, 3, 40, 9_000, 0, 0, 100]], np.int32)
 OPTIONS = {
     "modern": {
         "norm": "rms",
@@ -25,8 +26,9 @@ OPTIONS = {
         "gated_residuals": True,
         "position": "rope",
         "distance_bias": True,
+        "time_bias": TimeGaps(),
     },
-    "hstu": {"layer": "hstu", "distance_bias": True, "position": "rope"},
+    "hstu": {"layer": "hstu", "distance_bias": True, "time_bias": TimeGaps(), "position": "rope"},
     "hstu_softmax": {
         "layer": "hstu_softmax",
         "norm": "rms",
@@ -73,7 +75,7 @@ def test_positions_see_their_sequence_up_to_themselves(name, attention):
     @jax.jit
     @jax.jacobian
     def jacobian(x_LE, mixed_E):
-        return transformer(x_LE, L, None, SEQUENCE_1L) @ mixed_E
+        return transformer(x_LE, L, None, SEQUENCE_1L, time_BL=TIME_1L) @ mixed_E
 
     x_LE = events(L, E)
     found_LLE = np.asarray(jacobian(x_LE, events(E)))
@@ -93,13 +95,14 @@ def test_packed_sequences_are_encoded_as_alone_and_in_bfloat16(name):
     x_LE, weight_LE = events(L, E), events(L, E)[::-1]
 
     def packed(graph, params, dtype):
-        return nnx.merge(graph, params)(jnp.asarray(x_LE, dtype), L, None, SEQUENCE_1L)
+        run = nnx.merge(graph, params)
+        return run(jnp.asarray(x_LE, dtype), L, None, SEQUENCE_1L, time_BL=TIME_1L)
 
     def alone(params):
         run = nnx.merge(graph, params)
         # The second sequence is padded to the length of the first.
         x_ME = jnp.concatenate([x_LE, events(1, E)])
-        return run(x_ME, 4, None)[:L]
+        return run(x_ME, 4, None, time_BL=np.append(TIME_1L, 0).reshape(2, 4))[:L]
 
     @jax.jit
     def both(params):
@@ -135,7 +138,8 @@ def test_remat_and_unroll_change_nothing(name, changes):
         graph, params = nnx.split(make_transformer(dropout=0.3, **OPTIONS[name], **changes))
 
         def loss(params, x_ME):
-            return jnp.square(nnx.merge(graph, params)(x_ME, L, key) - 1).sum()
+            run = nnx.merge(graph, params)
+            return jnp.square(run(x_ME, L, key, time_BL=np.tile(TIME_1L, (2, 1))) - 1).sum()
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x_ME)
 

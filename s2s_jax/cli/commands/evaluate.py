@@ -98,9 +98,13 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _time_awareness(config: Config) -> str:
-    """What the model knows about the targets. Metrics are comparable only if this is the same."""
-    known = config.known_of_next
-    return f"time-aware ({', '.join(known)} of the target known)" if known else "time-blind"
+    """What the model knows about time. Metrics are comparable only if this is the same."""
+    known, gaps = config.known_of_next, config.model.time_bias
+    of_target = f"time-aware ({', '.join(known)} of the target known)" if known else "time-blind"
+    if gaps is None:
+        return of_target
+    true_time = f"true time (the {gaps.column} of known events)"
+    return f"{true_time}, {of_target}" if known else true_time
 
 
 def _print(config: Config, done: Evaluated, intervals: Intervals, title: str) -> None:

@@ -160,10 +160,12 @@ def _check_model(config: Config) -> None:
         "auto, blocked or xla, since cudnn does not compute in float32",
         model.attention,
     )
+    biased = model.distance_bias or model.time_bias is not None
     require(
-        model.attention != "cudnn" or not (model.distance_bias or model.layer == "hstu"),
+        model.attention != "cudnn" or not (biased or model.layer == "hstu"),
         "model.attention",
-        "auto, blocked or xla, since cudnn is not used with model.distance_bias or model.layer hstu",
+        "auto, blocked or xla, since cudnn is not used with model.distance_bias, model.time_bias or "
+        "model.layer hstu",
         model.attention,
     )
     require(

@@ -151,7 +151,7 @@ class HistoryEncoder:
           with_empty: whether rows without events are users too, if there are no targets.
         """
         items = shown.items
-        self._decoding = Decoding.of_whole_rows(items.features)
+        self._decoding = Decoding.of_whole_rows(shown.decoded)
         self._shown_len = shown.shown_len
         self._numbers, self._with_empty = numbers, with_empty
         self._item = features.id_columns(items.features)[items.item.name]
@@ -250,7 +250,7 @@ class HistoryReader:
           with_empty: whether rows without events are users too, if there are no targets.
         """
         self._encoder = HistoryEncoder(shown, numbers, with_empty)
-        self._columns = features.column_names(shown.items.features)
+        self._columns = features.column_names(shown.decoded)
         self._logs = logs
         self._index = index
         self._users = users

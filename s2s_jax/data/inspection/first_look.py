@@ -31,11 +31,13 @@ def first_look(assumptions: Assumptions, index: FileIndex) -> list[str]:
       index: the index of the log's files.
 
     Raises:
-      UserError: no row of the log gives a pair of events, or all events are of one item.
+      UserError: no row of the log gives a pair of events, all events are of one item, or times that
+        the model needs cannot be true.
       MachineError: a stripe cannot be read on this machine.
     """
     learnable, facts = _look(assumptions, index)
     learnable.refuse_nothing()
+    facts.refuse_untrue_times()
     return [*learnable.notes(), *facts.warnings(), *user_rows.warnings_of_log(index)]
 
 

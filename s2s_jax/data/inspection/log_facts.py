@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from s2s_jax.config import EventTime
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.row_sharing import RowSharing, features_with_buckets
 from s2s_jax.data.inspection.time_facts import TimeFacts, time_columns
 from s2s_jax.data.inspection.user_rows import UserRows
+from s2s_jax.errors import UserError
 from s2s_serve.encoding.arrow import leaves
 from s2s_serve.encoding.features import check_column
 
@@ -61,6 +63,24 @@ class LogFacts:
             is_item = feature.name == assumptions.item.name
             sharing = self._sharing.setdefault(feature.name, RowSharing(feature, is_item))
             sharing.add(leaves(arrays[name])[: self._most_ids])
+
+    def refuse_untrue_times(self) -> None:
+        """Refuses a log whose times cannot be true, if the model's attention depends on them.
+
+        Raises:
+          UserError: says what was found instead.
+        """
+        assert self._assumptions is not None, "they name the column"
+        for feature in self._assumptions.decoding.features:
+            name = feature.column_name
+            if isinstance(feature, EventTime) and name in self._times:
+                found = self._times[name].why_untrue()
+                if found is not None:
+                    raise UserError(
+                        f"model.time_bias: expected true times in column {name} "
+                        f"(model.time_bias.column), found {found}; correct the column or its time_unit, "
+                        f"or set model.time_bias to none"
+                    )
 
     def sentences(self) -> list[str]:
         """All facts, for `s2s inspect`."""

@@ -49,7 +49,7 @@ class TimeFacts:
         self._times = self._not_positive = 0
         self._first: int | None = None
         self._last: int | None = None
-        self._rows = self._falling = self._reversed = 0
+        self._rows = self._falling = self._reversed = self._rising = 0
 
     def add(self, lists: pa.Array) -> None:
         """Counts the rows of a list column of any type that `accepted` allows.
@@ -87,6 +87,7 @@ class TimeFacts:
         falling = np.unique(falls_T)
         self._rows += len(np.unique(after_T))
         self._falling += len(falling)
+        self._rising += len(np.unique(rises_T))
         self._reversed += len(np.setdiff1d(falling, rises_T, assume_unique=False))
 
     # -------------------------------------------------------------------------------- messages
@@ -150,6 +151,17 @@ class TimeFacts:
                 f"time ({_SORT} does)"
             )
         return warnings
+
+    def why_untrue(self) -> str | None:
+        """Why these cannot be the times of events, worded to follow "found"; None if they may be."""
+        if not self._times:
+            return "no times"
+        if not self._rising:
+            return "the same time for all events of each row"
+        likely = self._likely_unit() if self._is_number and self._first is not None else None
+        if likely not in (None, self._unit):
+            return f"other numbers: {self.range_text()}"
+        return None
 
     def _range(self, unit: str | None) -> str:
         assert self._first is not None, "there are times"

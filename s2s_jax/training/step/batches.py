@@ -15,12 +15,14 @@ from s2s_jax.cluster.mesh import batch_sharded
 from s2s_jax.model.positions import sequence_positions
 from s2s_jax.training.step.settings import StepSettings
 from s2s_serve.encoding.blocks import NO_ID, SKIPPED
-from s2s_serve.encoding.features import id_columns
+from s2s_serve.encoding.features import id_columns, id_width
 
 Batch = Mapping[str, jax.Array]
 
 # The array that packing adds: for each position, the number of its sequence in the row.
 SEQUENCE = "sequence"
+# The array of `unpack` with the times of events, in seconds.
+TIME = "time"
 # Arrays added by `training.item_source` or, with `loss.log_q` stream, by `item_stream`.
 ITEM_SHARE, NEGATIVES_SHARE, UNIFORM_SHARE = "item_share", "negatives_share", "uniform_share"
 _OF_NEGATIVES = ("ids/negatives:", NEGATIVES_SHARE, UNIFORM_SHARE)
@@ -93,8 +95,9 @@ def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
     Returns:
       int32 `length` `[…, B]`, with packing `sequence` `[…, B, L]`, and for each feature `ids/<name>`
       `[…, B, L, K]`, or `[…, B, L, K, 2]` if its table grows; `NO_ID` for missing ids. The ids of
-      sampled negatives do not change. With `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of
-      all events, and `NEGATIVES_SHARE` as f32.
+      sampled negatives do not change. With `model.time_bias`, also `TIME` `[…, B, L]`. With
+      `loss.log_q` catalogue, also f32 `ITEM_SHARE` `[…, B, L]` of all events, and `NEGATIVES_SHARE` as
+      f32.
     """
     length, ids = jnp.maximum(batch["length"], 0), padded_ids(batch, settings.model.seq_len)
     columns = id_columns(settings.items.features)
@@ -104,6 +107,8 @@ def unpack(settings: StepSettings, batch: Batch) -> dict[str, jax.Array]:
         if feature.grows:
             of_feature = of_feature.reshape(*of_feature.shape[:-1], -1, feature.id_words)
         features[f"ids/{feature.name}"] = of_feature
+    if settings.model.time_bias is not None:
+        features[TIME] = ids[..., id_width(settings.items.features)]
     negatives = {name: x for name, x in batch.items() if name.startswith(_OF_NEGATIVES)}
     if settings.loss.catalogue_shares:
         # Padding, including the padding made here, counts as an item that occurred once.

@@ -31,6 +31,7 @@ from s2s_jax.model.seq2seq import Encoded, Seq2Seq
 from s2s_jax.training.step.batches import (
     ITEM_SHARE,
     SEQUENCE,
+    TIME,
     UNIFORM_SHARE,
     Batch,
     ids_of,
@@ -81,7 +82,9 @@ class Forward:
         ids, _ = split_ids(ids_of(batch))
         embeddings = self.tables.embed(rows, {name: places[name] for name in ids}, ids)
         sequence_BL = batch[SEQUENCE] if SEQUENCE in batch else None
-        return nnx.merge(self.graph, nnx.State(dense))(embeddings, key, sequence_BL)
+        time_BL = batch[TIME] if TIME in batch else None
+        module = nnx.merge(self.graph, nnx.State(dense))
+        return module(embeddings, key, sequence_BL, time_BL=time_BL)
 
     def negatives(
         self, dense: Tree, rows: Arrays, places: Arrays, batch: Batch

@@ -22,7 +22,7 @@ from s2s_jax.embedding.sharded import Found, ShardedTables, with_default_rows
 from s2s_jax.model.loss import comparable
 from s2s_jax.model.seq2seq import Encoded
 from s2s_jax.training.step.averages import averaged_others
-from s2s_jax.training.step.batches import Batch, ids_of, unpack
+from s2s_jax.training.step.batches import TIME, Batch, ids_of, unpack
 from s2s_jax.training.step.forward import Forward, model_graph
 from s2s_jax.training.step.optimizer import table_moments
 from s2s_jax.training.step.params import Params, Tree, default_rows
@@ -49,10 +49,12 @@ class EmbeddedEvents(NamedTuple):
     Attributes:
       embeddings: f32 `[M, D]` of each feature.
       unknown_M: bool, whether the item of an event has no row in its growing table.
+      time_M: int32, the time of an event in seconds; None without `model.time_bias`.
     """
 
     embeddings: Arrays
     unknown_M: jax.Array
+    time_M: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +90,8 @@ class Inference:
 
         Args:
           state: the trained state.
-          ids_MC: int32, the ids of all features of n P events; sharded over the devices.
+          ids_MC: int32, the ids of all features of n P events and, with `model.time_bias`, their times;
+            sharded over the devices.
         """
         settings = self.forward.settings
         item = settings.items.item
@@ -101,7 +104,8 @@ class Inference:
         unknown_M = jnp.zeros(ids_MC.shape[0], bool)
         if item.grows:
             unknown_M = self.tables.without_row(found, item.name)[0].any(axis=(1, 2))
-        return EmbeddedEvents({name: x[:, 0] for name, x in embeddings.items()}, unknown_M)
+        time_M = batch[TIME][0, :, 0] if TIME in batch else None
+        return EmbeddedEvents({name: x[:, 0] for name, x in embeddings.items()}, unknown_M, time_M)
 
     def users(
         self, dense: Tree, events: EmbeddedEvents, length_B: jax.Array, seq_len: int
@@ -124,7 +128,8 @@ class Inference:
 
         scanned = dataclasses.replace(settings, model=dataclasses.replace(settings.model, unroll=1))
         module = nnx.merge(model_graph(scanned), nnx.State(dense))
-        preds_ME = module(jax.tree.map(rows, events.embeddings)).preds_ME
+        time_BL = None if events.time_M is None else rows(events.time_M)
+        preds_ME = module(jax.tree.map(rows, events.embeddings), time_BL=time_BL).preds_ME
         preds_BLE = preds_ME.reshape(length_B.size, seq_len, -1)
         last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
         last_BE = jnp.take_along_axis(preds_BLE, last_B1[..., None], axis=1)[:, 0]

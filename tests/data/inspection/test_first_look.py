@@ -18,6 +18,7 @@ from s2s_jax.config import (
     IOConfig,
     LastEvents,
     ModelConfig,
+    TimeGaps,
 )
 from s2s_jax.data.logs import orc
 from s2s_jax.errors import MachineError, UserError
@@ -298,3 +299,40 @@ def test_times_that_are_no_feature_are_looked_at_by_name(tmp_path):
     write_log(tmp_path / "a.orc", log, TYPES)
     (note,) = look(only_items)
     assert "times of column timestamp step back in 1 (11.1%)" in note
+
+
+def with_gaps(path: Path, **gaps) -> Config:
+    made = config(path)
+    return dataclasses.replace(made, model=ModelConfig(seq_len=8, time_bias=TimeGaps(**gaps)))
+
+
+def test_true_times_are_accepted_for_time_gaps(tmp_path):
+    write_log(tmp_path / "part.orc", rows(20, 5), TYPES)
+    assert look(with_gaps(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "gaps", "found"),
+    [
+        (rows(20, 5, step=0), {}, "the same time for all events of each row"),
+        (rows(20, 5, start=1000 * SPRING_2015), {}, "it is ms"),
+        (rows(20, 5), {"time_unit": "ms"}, "if it is s"),
+        ([row | {"timestamp": None} for row in rows(20, 5)], {}, "no times"),
+    ],
+)
+def test_times_that_cannot_be_true_are_refused_for_time_gaps(tmp_path, log, gaps, found):
+    write_log(tmp_path / "part.orc", log, TYPES)
+    message = refusal(with_gaps(tmp_path, **gaps))
+    assert message.startswith("model.time_bias: expected true times in column timestamp")
+    assert found in message
+
+
+def test_times_that_step_back_or_are_missing_are_refused_for_time_gaps(tmp_path):
+    log = rows(20, 5)
+    log[0]["timestamp"].reverse()
+    write_log(tmp_path / "part.orc", log, TYPES)
+    assert "row 0, column timestamp: expected times that never step back" in refusal(
+        with_gaps(tmp_path)
+    )
+    missing = refusal(with_gaps(tmp_path, column="when"))
+    assert "no column when (model.time_bias.column)" in missing
