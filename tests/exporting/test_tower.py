@@ -96,7 +96,7 @@ def make_config(name):
 class Made(NamedTuple):
     """A tower, events that the tables embedded, and their vectors from the functions of the step.
 
-    All models are given times; those without a bias of time gaps ignore them.
+    Without a bias of time gaps, the times are any numbers.
     """
 
     tower: Tower
@@ -126,13 +126,7 @@ def make(name: str) -> Made:
         return jnp.concatenate([embeddings[f.name] for f in settings.items.features], axis=-1)
 
     batch = small.batch(make_config(name), ROWS, 0)
-    # Gaps of all sizes, and some at the very edges of buckets.
-    rng = np.random.default_rng(0)
-    shape = batch["ids"].shape[:2]
-    gap_BL = 2 ** rng.integers(25, size=shape) - rng.integers(2, size=shape)
-    time_BL = gap_BL.cumsum(axis=1).astype(np.int32)
-    if settings.model.time_bias is not None:
-        batch["ids"] = np.concatenate([batch["ids"], time_BL[..., None]], axis=-1)
+    time_BL = batch["ids"][..., -1]
     batch = put_batch(batch, 1, mesh)
     ids = ids_of(unpack(settings, batch))
     # The ids of one place of each history, as items.

@@ -91,6 +91,10 @@ def batch(config: Config, rows: int, seed: int) -> dict[str, np.ndarray]:
         if feature.grows:
             ids = to_words(ids).reshape(*ids.shape[:2], -1)
         columns.append(ids)
+    if config.model.time_bias is not None:
+        # Gaps of all sizes, at the very edges of buckets.
+        gap = 2 ** rng.integers(25, size=(rows, seq_len)) - rng.integers(2, size=(rows, seq_len))
+        columns.append(gap.cumsum(axis=1).astype(np.int32)[..., None])
     return {"length": length, "ids": np.concatenate(columns, axis=-1)}
 
 

@@ -9,7 +9,7 @@ import pytest
 import small
 
 from s2s_jax.cluster.mesh import make_mesh
-from s2s_jax.config import LRConfig
+from s2s_jax.config import LRConfig, TimeGaps
 from s2s_jax.embedding.tables import table_specs
 from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
@@ -103,6 +103,16 @@ def test_fsdp_changes_only_the_sharding_of_the_dense_part(devices, microbatches)
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_steps_with_time_gaps_do_not_depend_on_devices_and_microbatches():
+    model = dataclasses.replace(CLIPPED.model, time_bias=TimeGaps())
+    config = dataclasses.replace(CLIPPED, model=model)
+    one = run(config)
+    assert_close(run(config, devices=4, microbatches=2), one)
+    heads = one[0].params["dense"]["transformer"]["layers"]["attn"]["heads"]
+    assert np.abs(heads["time_bias"]).max() > 1e-2
+
+
 def test_local_negatives_come_from_the_same_device():
     """Two devices with the same rows give the same as one alone; with global scope they do not."""
     half = small.batch(CLIPPED, ROWS, 0)
