@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet
 
-from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.conversion.convert import convert
+from s2s_jax.data.conversion.settings import Settings
 
 FEATURES = ("item_id", "cate_id", "behavior_id")
 

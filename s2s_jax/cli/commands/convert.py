@@ -3,7 +3,9 @@
 import shlex
 
 from s2s_jax.cli.parsing import parse
-from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.conversion.convert import convert
+from s2s_jax.data.conversion.outcome import counted
+from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import EXIT_DONE
 from s2s_jax.signals import StopSignals
 
@@ -26,14 +28,10 @@ def main(argv: list[str]) -> int:
         print(note)
     left_out = ", ".join(done.skipped) or "nothing"
     print(
-        f"wrote {_count(len(done.paths), 'file')} with {_count(done.rows, 'user')} and "
-        f"{_count(done.events, 'event')} to {settings.output}; left out: {left_out}"
+        f"wrote {counted(len(done.paths), 'file')} with {counted(done.rows, 'user')} and "
+        f"{counted(done.events, 'event')} to {settings.output}; left out: {left_out}"
     )
     for name, most in done.bags.items():
         print(f"an event has up to {most:,} ids in {name}: set bag_size={most} for its feature")
     print(f"to look at the log: s2s inspect {shlex.quote(str(settings.output))}")
     return EXIT_DONE
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,13 +1,16 @@
-"""Checks all events before they are sorted: the types of ids and times, and bad events."""
+"""Checks the counts over all events before they are sorted, and chooses the type of times.
+
+The counts of several pieces are added up first, so every engine comes to the same decisions.
+"""
 
 import bisect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from s2s_jax.data.conversion import id_texts, times
-from s2s_jax.data.conversion.reading.database import Database, shorten
-from s2s_jax.data.conversion.selection import Selection
+from s2s_jax.data.conversion.description import Description
+from s2s_jax.data.conversion.events import BadEvents, Stored, Survey, values
+from s2s_jax.data.conversion.reading.database import shorten
 from s2s_jax.errors import UserError
 
 _TIME_NAMES = {
@@ -18,194 +21,173 @@ _TIME_NAMES = {
 _OTHER_FORMAT = "for dates of another format, use --time_format, such as '%d/%m/%Y %H:%M'"
 
 
-class Events(NamedTuple):
-    """The table of all events.
+class Checked(NamedTuple):
+    """The events that are kept.
 
     Attributes:
-      database: the database with the table `events`.
-      selection: the columns of an event.
-      kept: the types of the table's columns: u, t (unless there are no times), f0, f1 …
-      firsts: the number of the first row of each file, with the file.
-      is_json: whether the files contain JSON objects.
+      time_kind: the type of their times.
+      events: their number.
+      no_user: the number of events without a user, which are left out.
+      no_time: the number of other events without a time, which are left out.
     """
 
-    database: Database
-    selection: Selection
-    kept: Mapping[str, str]
-    firsts: Sequence[tuple[int, Path]]
-    is_json: bool
-
-    def run(self, query: str) -> list[tuple]:
-        """The rows of a query's result."""
-        return self.database.run(query)
-
-    def source(self, column: str) -> tuple[str, str]:
-        """The column of the files that a column of the table comes from, and the flag that names it."""
-        if column == "u":
-            return self.selection.user, "--user_column"
-        return self.selection.features[int(column[1:])].column, "--features"
-
-
-class Checked(NamedTuple):
-    """Counts of events: those that were kept, and those that were left out, by reason."""
-
+    time_kind: str
     events: int
     no_user: int
     no_time: int
 
 
-def check(events: Events, skip: bool) -> Checked:
-    """Creates the view `typed`, with ids and times in their final form; refuses bad events.
-
-    Args:
-      events: the events of the log.
-      skip: whether events without a user or a time are left out and counted; otherwise they are refused.
-
-    Raises:
-      UserError: there are such events, or no other events, or a required column has no values.
-    """
-    first = events.firsts[0][1]
-    found = _survey(events)
-    if found["rows"] == 0:
-        raise UserError(f"{first}: expected events, found none; give other files")
-    _refuse_rounded(events, found)
-    kind = _make_view(events, found)
-    ((no_user, no_time),) = events.run(
-        "SELECT count(*) FILTER (u IS NULL), "
-        "count(*) FILTER (u IS NOT NULL AND seconds IS NULL) FROM typed"
-    )
-    if no_user + no_time and not skip:
-        _refuse_first(events, no_user + no_time, kind)
-    good = found["rows"] - no_user - no_time
-    if good == 0:
-        raise UserError(
-            f"{first}: expected events with a user (--user_column {events.selection.user}) and a time "
-            f"(--time_column {events.selection.time}), found no event with both; give other columns; "
-            f"{_OTHER_FORMAT}"
-        )
-    if events.is_json:
-        _refuse_unknown_keys(events, found)
-        _refuse_objects(events)
-    return Checked(good, no_user, no_time)
+def summed(surveys: Iterable[Survey]) -> Survey:
+    """The survey of the events of several pieces."""
+    rows, objects = 0, {}
+    counts: dict[str, int | str | None] = {}
+    for survey in surveys:
+        rows += survey.rows
+        objects = {**survey.objects, **objects}
+        for name, value in survey.counts.items():
+            counts[name] = _joined(counts[name] if name in counts else None, value)
+    return Survey(rows, counts, objects)
 
 
-def _survey(events: Events) -> dict:
-    """Counts over all events."""
-    queries = {"rows": "count(*)"}
-    features = enumerate(events.selection.features)
-    as_text = {f"f{i}" for i, feature in features if feature.prefix or feature.ids is not None}
-    for column, kept in events.kept.items():
-        if column == "t":
-            queries |= _time_queries(events)
-        elif kept.startswith("VARCHAR") and column not in as_text:
-            queries |= id_texts.integers(column, kept)
-        if events.is_json and column not in ("u", "t"):
-            queries[f"{column} known"] = f"count(*) FILTER (len({column}) > 0)"
-    found = events.database.aggregate(queries, "events")
-    further = {}
-    for column, kept in events.kept.items():
-        if f"{column} texts" in found and not id_texts.only_integers(column, found):
-            further |= id_texts.numbers(column, kept)
-    return found | events.database.aggregate(further, "events")
+def _joined(one: int | str | None, other: int | str | None) -> int | str | None:
+    """The sum of two counts, or the smaller of two examples."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, int) and isinstance(other, int):
+        return one + other
+    return min(str(one), str(other))
 
 
-def _time_queries(events: Events) -> dict[str, str]:
-    """Aggregates about the column of times, by name."""
-    if _is_formatted(events):
-        return {}
-    queries = times.text_counts("t") if events.kept["t"] == "VARCHAR" else {}
-    if not events.selection.time_formats and events.kept["t"] != "TIMESTAMP":
-        queries |= times.digit_dates("t") | {"times": "count(t)"}
-    return queries
+class Check:
+    """Refuses events that cannot be converted."""
 
+    def __init__(
+        self,
+        description: Description,
+        stored: Stored,
+        sources: Sequence[tuple[int, str]],
+        survey: Survey,
+    ):
+        """Prepares the check.
 
-def _is_formatted(events: Events) -> bool:
-    return bool(events.selection.time_formats) and times.NUMBER not in events.selection.time_formats
+        Args:
+          description: what is converted.
+          stored: how the events are stored.
+          sources: the number of the first event of each source, with its name.
+          survey: counts over all events.
+        """
+        self._selection = description.selection
+        self._skip = description.skip
+        self._stored = stored
+        self._sources = sources
+        self._survey = survey
 
+    def check(self, bad_events: Callable[[str], BadEvents]) -> Checked:
+        """The events that are kept.
 
-def _make_view(events: Events, found: Mapping) -> str:
-    """Creates the view `typed`, and returns the type of times."""
-    kind, time, shown = "BIGINT", "rowid", "NULL"
-    if "t" in events.kept:
-        kind, time, shown = events.kept["t"], "t", "t"
-        if _is_formatted(events):
-            kind, time = "TIMESTAMP", times.of_format("t", events.selection.time_formats)
-        elif kind == "VARCHAR":
-            kind = max(times.text_counts("t"), key=lambda kind: found[kind])
-            time = times.of_text("t", kind)
+        Args:
+          bad_events: the events without a user or a time, given the type of times.
+
+        Raises:
+          UserError: there are such events and they must not be skipped, or no others, or a required
+            column has no values.
+        """
+        first = self._sources[0][1]
+        rows = self._survey.rows
+        if rows == 0:
+            raise UserError(f"{first}: expected events, found none; give other files")
+        self._refuse_rounded()
+        kind = self._time_kind()
+        bad = bad_events(kind)
+        if bad.first is not None and not self._skip:
+            self._refuse_first(bad, kind)
+        good = rows - bad.no_user - bad.no_time
+        if good == 0:
+            raise UserError(
+                f"{first}: expected events with a user (--user_column {self._selection.user}) and a "
+                f"time (--time_column {self._selection.time}), found no event with both; give other "
+                f"columns; {_OTHER_FORMAT}"
+            )
+        if self._stored.is_json:
+            self._refuse_unknown_keys()
+            self._refuse_objects()
+        return Checked(kind, good, bad.no_user, bad.no_time)
+
+    def _time_kind(self) -> str:
+        """The type of times: the one that most of them have."""
+        found = self._survey.counts
+        kinds = self._stored.time_kinds
+        kind = kinds[0]
+        if len(kinds) > 1:
+            kind = max(kinds, key=lambda kind: _count(found[kind]))
         if "times" in found:
-            where = f"{events.firsts[0][1]}: column {events.selection.time} (--time_column)"
+            where = f"{self._sources[0][1]}: column {self._selection.time} (--time_column)"
             times.refuse_digit_dates(where, found)
-    values = ["rowid AS place", f"{shown} AS t", f"{time} AS time"]
-    for column, kept in events.kept.items():
-        if f"{column} texts" in found:
-            values.append(f"{id_texts.typed(column, kept, found)} AS {column}")
-        elif column != "t":
-            values.append(column)
-    events.run(
-        f"CREATE VIEW typed AS SELECT *, {times.whole('time', kind)} AS seconds "
-        f"FROM (SELECT {', '.join(values)} FROM events)"
-    )
-    return kind
+        return kind
 
+    def _source(self, column: str) -> tuple[str, str]:
+        """The column of the sources of a column of the table, and the flag that names it."""
+        return values(self._selection)[column], "--user_column" if column == "u" else "--features"
 
-def _refuse_rounded(events: Events, found: Mapping) -> None:
-    """Refuses columns of texts that are numbers and may have lost digits."""
-    for column in events.kept:
-        number = id_texts.rounded(column, found) if f"{column} rounded" in found else None
-        if number is not None:
-            name, flag = events.source(column)
-            raise UserError(
-                f"{events.firsts[0][1]}: column {name} ({flag}) has only numbers, and {number} may have "
-                f"lost digits when it was written; write the column again as whole numbers or texts"
-            )
+    def _refuse_rounded(self) -> None:
+        """Refuses columns of texts that are numbers and may have lost digits."""
+        for column in self._stored.types:
+            if f"{column} rounded" not in self._survey.counts:
+                continue
+            number = id_texts.rounded(column, self._survey.counts)
+            if number is not None:
+                name, flag = self._source(column)
+                raise UserError(
+                    f"{self._sources[0][1]}: column {name} ({flag}) has only numbers, and {number} may "
+                    f"have lost digits when it was written; write the column again as whole numbers or "
+                    f"texts"
+                )
 
+    def _refuse_unknown_keys(self) -> None:
+        """Refuses a key that no object has, because it is probably misspelled."""
+        for i, feature in enumerate(self._selection.features):
+            if not self._survey.counts[f"f{i} known"]:
+                raise UserError(
+                    f"{self._sources[0][1]}: expected objects with the key {feature.column} "
+                    f"(--features), found no value of it in {self._survey.rows:,} events; correct the "
+                    f"key, or leave it out"
+                )
 
-def _refuse_unknown_keys(events: Events, found: Mapping) -> None:
-    """Refuses a key that no object has, because it is probably misspelled."""
-    for i, feature in enumerate(events.selection.features):
-        if not found[f"f{i} known"]:
-            raise UserError(
-                f"{events.firsts[0][1]}: expected objects with the key {feature.column} (--features), "
-                f"found no value of it in {found['rows']:,} events; correct the key, or leave it out"
-            )
+    def _refuse_objects(self) -> None:
+        """Refuses ids that are JSON objects, or arrays in arrays."""
+        for column in self._stored.types:
+            if column in self._survey.objects:
+                name, flag = self._source(column)
+                raise UserError(
+                    f"{self._sources[0][1]}: key {name} ({flag}): expected numbers, texts or arrays of "
+                    f"them, found {shorten(self._survey.objects[column])}; for a key inside an object, "
+                    f"give {name}.KEY"
+                )
 
-
-def _refuse_objects(events: Events) -> None:
-    """Refuses ids that are JSON objects, or arrays in arrays."""
-    for column in events.kept.keys() - {"t"}:
-        ids = column if events.kept[column].endswith("[]") else f"[{column}]"
-        nested = "(starts_with(v, '{') OR starts_with(v, '[')) AND json_valid(v)"
-        found = events.run(
-            f"SELECT v FROM (SELECT unnest([v FOR v IN {ids} IF {nested}]) AS v FROM events) LIMIT 1"
+    def _refuse_first(self, bad: BadEvents, kind: str) -> None:
+        """Refuses the first event without a user or a time."""
+        assert bad.first is not None
+        place, no_user, time = bad.first
+        number = bisect.bisect_right(self._sources, place, key=lambda source: source[0]) - 1
+        first, source = self._sources[number]
+        column, expected, found, remedy = self._selection.user, "a user", "none", "fix it"
+        if no_user and time is None and self._stored.is_json:
+            expected = "a JSON object with a user"
+        if not no_user:
+            assert self._selection.time is not None
+            column, expected = self._selection.time, _TIME_NAMES[kind.partition("(")[0]]
+            if self._stored.formats:
+                expected = f"a time of the format {' or '.join(self._stored.formats)}"
+            if time is not None:
+                found = shorten(time)
+                remedy = f"fix it ({_OTHER_FORMAT})" if not time.isdigit() else remedy
+        raise UserError(
+            f"{source}: row {place - first + 1}, column {column}: expected {expected}, found {found}; "
+            f"{remedy}, or leave such rows out with --on_error skip "
+            f"({bad.no_user + bad.no_time:,} in all)"
         )
-        for (value,) in found:
-            name, flag = events.source(column)
-            raise UserError(
-                f"{events.firsts[0][1]}: key {name} ({flag}): expected numbers, texts or arrays of "
-                f"them, found {shorten(value)}; for a key inside an object, give {name}.KEY"
-            )
 
 
-def _refuse_first(events: Events, bad: int, time_kind: str) -> None:
-    """Refuses the first event without a user or a time; there are `bad` such events."""
-    ((place, no_user, time),) = events.run(
-        "SELECT place, u IS NULL, CAST(t AS VARCHAR) FROM typed "
-        "WHERE u IS NULL OR seconds IS NULL ORDER BY place LIMIT 1"
-    )
-    number = bisect.bisect_right(events.firsts, place, key=lambda first: first[0]) - 1
-    first, path = events.firsts[number]
-    column, expected, found, remedy = events.selection.user, "a user", "none", "fix it"
-    if no_user and time is None and events.is_json:
-        expected = "a JSON object with a user"
-    if not no_user:
-        column, expected = events.selection.time, _TIME_NAMES[time_kind.partition("(")[0]]
-        if _is_formatted(events):
-            expected = f"a time of the format {' or '.join(events.selection.time_formats)}"
-        if time is not None:
-            found = shorten(time)
-            remedy = f"fix it ({_OTHER_FORMAT})" if not time.isdigit() else remedy
-    raise UserError(
-        f"{path}: row {place - first + 1}, column {column}: expected {expected}, found {found}; "
-        f"{remedy}, or leave such rows out with --on_error skip ({bad:,} in all)"
-    )
+def _count(value: int | str | None) -> int:
+    assert isinstance(value, int)
+    return value

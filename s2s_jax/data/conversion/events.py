@@ -1,20 +1,19 @@
-"""Events in a DuckDB database on disk: loaded in file order, read sorted by user, then time.
+"""The table of events in a DuckDB database: all events of a conversion, or those of one piece.
 
-DuckDB sorts on disk what does not fit in memory.
+Events are loaded in the order of their source and numbered by rowid. Columns of texts get their final
+type only when all events have been counted: see `checking`.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet
 
-from s2s_jax.data.conversion import grouped, times
-from s2s_jax.data.conversion.checking import Events, check
-from s2s_jax.data.conversion.reading import sql
-from s2s_jax.data.conversion.reading.database import Database, reason, shorten
+from s2s_jax.data.conversion import id_texts, times
+from s2s_jax.data.conversion.description import Description
+from s2s_jax.data.conversion.reading import grouped, sql
+from s2s_jax.data.conversion.reading.database import Database, shorten
 from s2s_jax.data.conversion.selection import Selection
 from s2s_jax.errors import UserError
 
@@ -23,167 +22,133 @@ _ONE_LINE = ("MISSING COLUMNS", "TOO MANY COLUMNS", "INVALID ENCODING")
 _ARROW_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
-class Skipped(NamedTuple):
-    """Counts of events that were left out, by reason."""
-
-    lines: int
-    users: int
-    times: int
-
-
-class EventStore:
-    """The events of a log.
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How events are stored.
 
     Attributes:
-      events: the number of events that are kept; set by `check`.
+      types: the type of each column: u, t (if there are times), and f0, f1 … for the features.
+      is_json: whether the sources contain JSON objects.
+      formats: the formats of times that are stored as texts; empty: those that are recognized.
     """
 
-    def __init__(self, selection: Selection, directory: Path, memory_limit: str | None):
-        """Creates an empty database.
+    types: Mapping[str, str]
+    is_json: bool
+    formats: tuple[str, ...]
 
-        Args:
-          selection: the columns of an event.
-          directory: the directory of the database and of temporary files of the sort.
-          memory_limit: the memory limit of DuckDB, such as "4GB"; None: 80% of the memory.
+    @property
+    def time_kinds(self) -> tuple[str, ...]:
+        """The types that times can have in the end, the simplest first."""
+        if "t" not in self.types:
+            return ("BIGINT",)
+        if self.formats:
+            return ("TIMESTAMP",)
+        return tuple(times.text_counts("t")) if self.types["t"] == "VARCHAR" else (self.types["t"],)
 
-        Raises:
-          UserError: memory_limit is not a valid size.
-        """
-        self.events = 0
-        self._selection = selection
-        # Columns of the table: u, t (if there are times), and f0, f1 … for the features; their types.
-        self._kept: dict[str, str] = {}
-        # The first row of each file.
-        self._firsts: list[tuple[int, Path]] = []
-        self._bad_lines = 0
-        self._is_json = False
-        self._database = Database(directory, memory_limit)
 
-    def __enter__(self) -> Self:
-        return self
+class BadEvent(NamedTuple):
+    """An event without a user or a time.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._database.close()
+    Attributes:
+      place: its number among all events that were read.
+      no_user: whether it has no user.
+      time: its time as text; None if it has none.
+    """
 
-    def progress(self) -> float:
-        """Percent done of the running query. May be called from another thread."""
-        return self._database.progress()
+    place: int
+    no_user: bool
+    time: str | None
+
+
+class BadEvents(NamedTuple):
+    """Counts of events without a user and of other events without a time, and the first of all."""
+
+    no_user: int
+    no_time: int
+    first: BadEvent | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What is known about events before they get their final form.
+
+    Attributes:
+      rows: the number of events.
+      counts: aggregates over all events, by name: see `id_texts` and `times`.
+      objects: columns that have JSON objects where ids are expected, each with one of them.
+    """
+
+    rows: int
+    counts: Mapping[str, int | str | None]
+    objects: Mapping[str, str]
+
+
+def stored(selection: Selection, types: Sequence[Mapping[str, str]]) -> Stored:
+    """How events are stored, given the type of each column in each source."""
+
+    def found(column: str) -> set[str]:
+        return {of_source[column] for of_source in types}
+
+    kept = {"u": sql.stored_user(found(selection.user))}
+    if selection.time is not None:
+        kept["t"] = times.stored(found(selection.time), selection.time_formats)
+    for i, feature in enumerate(selection.features):
+        is_bag = feature.separator is not None
+        kept[f"f{i}"] = sql.stored_feature(found(feature.column), is_bag)
+    formats = tuple(form for form in selection.time_formats if form != times.NUMBER)
+    return Stored(kept, "JSON" in found(selection.user), formats)
+
+
+def values(selection: Selection) -> dict[str, str]:
+    """The column of the source that each column of the table comes from."""
+    found = {"u": selection.user}
+    if selection.time is not None:
+        found["t"] = selection.time
+    return found | {f"f{i}": feature.column for i, feature in enumerate(selection.features)}
+
+
+class EventTable:
+    """The table `events` of a database."""
+
+    def __init__(self, database: Database, description: Description, stored: Stored):
+        """Creates the table, without events."""
+        self._database = database
+        self._description = description
+        self._selection = description.selection
+        self._stored = stored
+        columns = ", ".join(f"{column} {kept}" for column, kept in stored.types.items())
+        database.run(f"CREATE TABLE events ({columns})")
+
+    def rows(self) -> int:
+        """The number of events."""
+        ((rows,),) = self._database.run("SELECT count(*) FROM events")
+        return rows
 
     # ------------------------------------------------------------------------------------ loading
 
-    def parquet(self, path: Path) -> sql.Scan:
-        """The scan of a Parquet file.
+    def load(self, scan: sql.Scan) -> int:
+        """Adds the events of a source, in its order, and returns the number of unreadable lines.
 
         Raises:
-          UserError: it is not a Parquet file.
+          UserError: the source cannot be read.
         """
-        scan = sql.scan_parquet(path)
-        found = self._database.run(f"DESCRIBE SELECT * FROM {scan}", str(path))
-        try:
-            # From the file itself: DuckDB renames columns whose names differ only in case.
-            names = pyarrow.parquet.read_schema(path).names
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: expected a Parquet file ({reason(error)})") from error
-        assert len(names) == len(found)
-        pairs = zip(names, found, strict=True)
-        columns = {name: sql.Column(sql.name(row[0]), row[1]) for name, row in pairs}
-        return sql.Scan(path, scan, columns, sql.repeated(names))
-
-    def prepare(self, scans: Sequence[sql.Scan]) -> list[sql.Scan]:
-        """Creates the table for the events of `scans`, and returns the scans to load.
-
-        Raises:
-          UserError: a file lacks a column, or has it in a type that cannot be used.
-        """
-        chosen = self._selection
-        for scan in scans:
-            self._check_columns(scan)
-        scans = [grouped.unrolled(scan, chosen, self._database) for scan in scans]
-        for scan in scans:
-            for column, flag in chosen.columns.items():
-                found = scan.columns[column].type
-                if not sql.supported(found, lists=flag == "--features"):
-                    raise UserError(
-                        f"{scan.path}: column {column} ({flag}): expected integers, texts or times, "
-                        f"found {found}"
-                    )
-
-        def types(column: str) -> set[str]:
-            return {scan.columns[column].type for scan in scans}
-
-        self._kept["u"] = sql.stored_user(types(chosen.user))
-        for form in set(chosen.time_formats) - {times.NUMBER}:
-            self._database.run(
-                f"SELECT try_strptime('', {sql.text(form)})", f"--time_format {form}"
-            )
-        if chosen.time is not None:
-            self._kept["t"] = times.stored(types(chosen.time), chosen.time_formats)
-        for i, feature in enumerate(chosen.features):
-            is_bag = feature.separator is not None
-            self._kept[f"f{i}"] = sql.stored_feature(types(feature.column), is_bag)
-        self._is_json = "JSON" in types(chosen.user)
-        columns = ", ".join(f"{column} {kept}" for column, kept in self._kept.items())
-        self._database.run(f"CREATE TABLE events ({columns})")
-        return scans
-
-    def _check_columns(self, scan: sql.Scan) -> None:
-        for column, flag in self._selection.columns.items():
-            if column not in scan.columns:
-                remedy = ""
-                if flag == "--time_column":
-                    remedy = (
-                        f"; if the order of lines is the order of events: "
-                        f"--time_column {times.NO_COLUMN}"
-                    )
-                elif len(scan.columns) == 1 and any(
-                    sign in next(iter(scan.columns)) for sign in ",;|\t"
-                ):
-                    remedy = "; give the delimiter with --delimiter"
-                elif any(known.isdigit() for known in scan.columns):
-                    remedy = "; if the first line is an event, give names of columns with --columns"
-                raise UserError(
-                    f"{scan.path}: no column {column} ({flag}); it has "
-                    f"{', '.join(scan.columns) or 'no columns'}{remedy}"
-                )
-            if column in scan.twice:
-                raise UserError(
-                    f"{scan.path}: {column} ({flag}) is the name of several columns; rename them"
-                )
-
-    def load(self, scan: sql.Scan, skip: bool) -> None:
-        """Adds the events of a file, in its order.
-
-        Args:
-          scan: one of the scans that `prepare` returned.
-          skip: whether lines that cannot be read are left out and counted; otherwise they are errors.
-
-        Raises:
-          UserError: the file cannot be read.
-        """
-        chosen = self._selection
-        values = [sql.user_or_time(scan.columns[chosen.user], self._kept["u"], chosen.missing)]
+        chosen, kept = self._selection, self._stored.types
+        values = [sql.user_or_time(scan.columns[chosen.user], kept["u"], chosen.missing)]
         if chosen.time is not None:
             time = scan.columns[chosen.time]
-            values.append(sql.user_or_time(time, self._kept["t"], chosen.missing))
+            values.append(sql.user_or_time(time, kept["t"], chosen.missing))
         for i, feature in enumerate(chosen.features):
-            column, kept = scan.columns[feature.column], self._kept[f"f{i}"]
-            values.append(sql.feature(column, kept, chosen.missing, feature.separator))
+            column = scan.columns[feature.column]
+            values.append(sql.feature(column, kept[f"f{i}"], chosen.missing, feature.separator))
+        grouped.check_lengths(scan, self._database)
         self._refuse_rounded(scan)
-        ((rows,),) = self._database.run("SELECT count(*) FROM events")
-        self._firsts.append((rows, scan.path))
-        # Rows are numbered by rowid in the order of the file.
+        # Rows are numbered by rowid in the order of the source.
         query = f"INSERT INTO events SELECT {', '.join(values)} FROM {scan.sql}"
-        self._database.run(query, str(scan.path))
-        if scan.sql.startswith("read_csv"):
-            self._count_bad_lines(scan, skip)
+        self._database.run(query, scan.source)
+        return self._bad_lines(scan) if scan.sql.startswith("read_csv") else 0
 
     def _refuse_rounded(self, scan: sql.Scan) -> None:
-        """Refuses whole numbers of a file that are kept as fractions and may have lost digits."""
+        """Refuses whole numbers of a source that are kept as fractions and may have lost digits."""
         queries = {}
         for column, flag in self._selection.columns.items():
             aggregate = sql.rounded(scan.columns[column])
@@ -191,16 +156,17 @@ class EventStore:
             is_time = flag == "--time_column" and scan.columns[column].type != "FLOAT"
             if aggregate is not None and not is_time:
                 queries[column] = aggregate
-        for column, value in self._database.aggregate(queries, scan.sql, str(scan.path)).items():
+        for column, value in self._database.aggregate(queries, scan.sql, scan.source).items():
             if value is not None:
                 kind = _ARROW_NAMES[scan.columns[column].type.removesuffix("[]")]
                 raise UserError(
-                    f"{scan.path}: column {column} ({self._selection.columns[column]}) has "
+                    f"{scan.source}: column {column} ({self._selection.columns[column]}) has "
                     f"{value:.17g} as {kind}, which may have lost digits; write it again as whole "
                     f"numbers, times or texts"
                 )
 
-    def _count_bad_lines(self, scan: sql.Scan, skip: bool) -> None:
+    def _bad_lines(self, scan: sql.Scan) -> int:
+        """The number of lines that could not be read; refuses them unless they may be skipped."""
         ((lines,),) = self._database.run("SELECT count(DISTINCT line) FROM reject_errors")
         worst = self._database.run(
             f"SELECT error_type IN {_ONE_LINE}, line, error_message, csv_line FROM reject_errors "
@@ -208,10 +174,9 @@ class EventStore:
         )
         self._database.run("DROP TABLE reject_errors")
         self._database.run("DROP TABLE reject_scans")
-        self._bad_lines += lines
         for one_line, line, message, found in worst:
-            if one_line and skip:
-                return
+            if one_line and self._description.skip:
+                return lines
             remedy = "fix it, or leave such lines out with --on_error skip"
             if "utf-8" in message.lower():
                 remedy = "name its encoding with --encoding, such as latin-1; or " + remedy
@@ -219,50 +184,126 @@ class EventStore:
                 # An unclosed quote swallows an unknown number of lines after it.
                 remedy = "fix it, or give --quote '' if quotation marks have no meaning"
             raise UserError(
-                f"{scan.path}: line {line} cannot be read ({shorten(message)}): {shorten(found)}; "
+                f"{scan.source}: line {line} cannot be read ({shorten(message)}): {shorten(found)}; "
                 f"{remedy}"
             )
+        return lines
 
-    # ------------------------------------------------------------------------ checking and reading
+    # ----------------------------------------------------------------------------------- counting
 
-    def check(self, skip: bool) -> Skipped:
-        """Chooses the types of ids and times, and finds events without a user or a time.
+    def survey(self) -> Survey:
+        """Counts over all events."""
+        queries = {"rows": "count(*)"}
+        features = enumerate(self._selection.features)
+        as_text = {f"f{i}" for i, feature in features if feature.prefix or feature.ids is not None}
+        for column, kept in self._stored.types.items():
+            if column == "t":
+                queries |= self._time_queries()
+            elif kept.startswith("VARCHAR") and column not in as_text:
+                queries |= id_texts.integers(column, kept)
+            if self._stored.is_json and column not in ("u", "t"):
+                queries[f"{column} known"] = f"count(*) FILTER (len({column}) > 0)"
+        found = self._database.aggregate(queries, "events")
+        further = {}
+        for column, kept in self._stored.types.items():
+            if f"{column} texts" in found and not id_texts.only_integers(column, found):
+                further |= id_texts.numbers(column, kept)
+        found |= self._database.aggregate(further, "events")
+        return Survey(found.pop("rows"), found, self._objects() if self._stored.is_json else {})
 
-        Columns of texts become integers if every text is a whole number.
+    def _time_queries(self) -> dict[str, str]:
+        """Aggregates about the column of times, by name."""
+        if self._stored.formats:
+            return {}
+        kept = self._stored.types["t"]
+        queries = times.text_counts("t") if kept == "VARCHAR" else {}
+        if not self._selection.time_formats and kept != "TIMESTAMP":
+            queries |= times.digit_dates("t") | {"times": "count(t)"}
+        return queries
 
-        Args:
-          skip: whether such events are left out and counted; otherwise they are errors.
+    def _objects(self) -> dict[str, str]:
+        """Ids that are JSON objects, or arrays in arrays: the first of each column."""
+        objects = {}
+        for column, kept in self._stored.types.items():
+            ids = column if kept.endswith("[]") else f"[{column}]"
+            nested = "(starts_with(v, '{') OR starts_with(v, '[')) AND json_valid(v)"
+            query = (
+                f"SELECT v FROM (SELECT unnest([v FOR v IN {ids} IF {nested}]) AS v FROM events) "
+                f"LIMIT 1"
+            )
+            for (value,) in self._database.run(query) if column != "t" else ():
+                objects[column] = value
+        return objects
 
-        Raises:
-          UserError: there are such events, or no other events, or a required column has no values.
-        """
-        events = Events(self._database, self._selection, self._kept, self._firsts, self._is_json)
-        self.events, no_user, no_time = check(events, skip)
-        return Skipped(self._bad_lines, no_user, no_time)
-
-    def read(self) -> Iterator[pa.RecordBatch]:
-        """The events sorted by user, then time; events with equal times keep the order of the sources.
-
-        Columns: `user_id`, the features, whose missing ids are null, and `timestamp`.
-
-        Raises:
-          UserError: the disk is too full to sort them.
-        """
-        values, joins = ["u AS user_id"], ""
-        for i, feature in enumerate(self._selection.features):
-            value = f"f{i}"
-            if feature.ids is not None:
-                keys, texts = pa.array(feature.ids), list(map(list, feature.ids.values()))
-                lists = pa.array(texts, pa.list_(pa.string()))
-                self._database.register(f"ids{i}", pa.table({"source": keys, "ids": lists}))
-                # pandas may have written 12 as 12.0.
-                key = f"regexp_replace(f{i}, '\\.0+$', '')"
-                joins += f" LEFT JOIN ids{i} ON ids{i}.source = {key}"
-                value = f"ids{i}.ids"
-            if feature.prefix:
-                value = f"{sql.text(feature.prefix)} || {value}"
-            values.append(f"{value} AS {sql.name(feature.name)}")
-        yield from self._database.stream(
-            f"SELECT {', '.join(values)}, seconds AS timestamp FROM typed{joins} "
-            f"WHERE u IS NOT NULL AND seconds IS NOT NULL ORDER BY u, time, place"
+    def bad_events(self, kind: str) -> BadEvents:
+        """The events without a user or a time, if times have the type `kind`."""
+        timed = f"(SELECT u, {', '.join(timed_values(self._stored, kind))} FROM events)"
+        bad = f"u IS NULL OR {times.whole('time', kind)} IS NULL"
+        ((no_user, all_bad),) = self._database.run(
+            f"SELECT count(*) FILTER (u IS NULL), count(*) FILTER ({bad}) FROM {timed}"
         )
+        first = None
+        if all_bad:
+            (found,) = self._database.run(
+                f"SELECT place, u IS NULL, CAST(t AS VARCHAR) FROM {timed} WHERE {bad} "
+                f"ORDER BY place LIMIT 1"
+            )
+            first = BadEvent(*found)
+        return BadEvents(no_user, all_bad - no_user, first)
+
+
+# ----------------------------------------------------------------------------------- the final form
+
+
+def timed_values(stored: Stored, kind: str, place: str = "rowid") -> list[str]:
+    """SQL of each event's place, of its time as it was read (t), and of its time in the type `kind`."""
+    time, shown = place, "NULL"
+    if "t" in stored.types:
+        time = shown = "t"
+        if stored.formats:
+            time = times.of_format("t", stored.formats)
+        elif stored.types["t"] == "VARCHAR":
+            time = times.of_text("t", kind)
+    return [f"{place} AS place", f"{shown} AS t", f"{time} AS time"]
+
+
+def final_form(
+    selection: Selection, stored: Stored, survey: Survey, kind: str, place: str = "rowid"
+) -> str:
+    """SQL of the table `events` in its final form: u, time, place, a value for each feature, seconds.
+
+    Events without a user or a time are left out. The tables of `id_tables` have to be registered.
+    """
+    typed = timed_values(stored, kind, place)
+    for column, kept in stored.types.items():
+        if f"{column} texts" in survey.counts:
+            typed.append(f"{id_texts.typed(column, kept, survey.counts)} AS {column}")
+        elif column != "t":
+            typed.append(column)
+    values, joins = ["u", "time", "place"], ""
+    for i, feature in enumerate(selection.features):
+        value = f"typed.f{i}"
+        if feature.ids is not None:
+            # pandas may have written 12 as 12.0.
+            key = f"regexp_replace(typed.f{i}, '\\.0+$', '')"
+            joins += f" LEFT JOIN ids{i} ON ids{i}.source = {key}"
+            value = f"ids{i}.ids"
+        if feature.prefix:
+            value = f"{sql.text(feature.prefix)} || {value}"
+        values.append(f"{value} AS f{i}")
+    return (
+        f"SELECT {', '.join(values)}, {times.whole('time', kind)} AS seconds "
+        f"FROM (SELECT {', '.join(typed)} FROM events) AS typed{joins} "
+        f"WHERE u IS NOT NULL AND seconds IS NOT NULL"
+    )
+
+
+def id_tables(selection: Selection) -> dict[str, pa.Table]:
+    """The tables that `final_form` takes the ids of features from, by name."""
+    tables = {}
+    for i, feature in enumerate(selection.features):
+        if feature.ids is not None:
+            keys, texts = pa.array(feature.ids), list(map(list, feature.ids.values()))
+            lists = pa.array(texts, pa.list_(pa.string()))
+            tables[f"ids{i}"] = pa.table({"source": keys, "ids": lists})
+    return tables

@@ -6,6 +6,7 @@ Shapes: E events, U users, T ids.
 # pyarrow.compute makes its functions at run time.
 # pyright: reportAttributeAccessIssue=false
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,19 +16,43 @@ import pyarrow.compute as pc
 from s2s_serve.encoding.arrow import is_list, list_lengths
 
 
-class Grouping:
-    """Groups events into rows.
+@dataclasses.dataclass
+class Tally:
+    """Counts of what was grouped.
 
     Attributes:
-      short_users: users with fewer than `min_events`, which are left out.
+      short_users: users with too few events, which are left out.
       short_events: events of these users.
       largest_bags: the largest bag of each column.
     """
 
+    short_users: int = 0
+    short_events: int = 0
+    largest_bags: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """Adds the counts of other users."""
+        self.short_users += other.short_users
+        self.short_events += other.short_events
+        for name, most in other.largest_bags.items():
+            self.note_bag(name, most)
+
+    def note_bag(self, name: str, size: int) -> None:
+        """Notes that a column has a bag of this size."""
+        known = self.largest_bags[name] if name in self.largest_bags else 0
+        self.largest_bags[name] = max(known, size)
+
+
+class Grouping:
+    """Groups events into rows.
+
+    Attributes:
+      tally: counts of what was grouped so far.
+    """
+
     def __init__(self, min_events: int):
         """Starts without events; users with fewer than `min_events` events will be left out."""
-        self.short_users = self.short_events = 0
-        self.largest_bags: dict[str, int] = {}
+        self.tally = Tally()
         self._min_events = min_events
 
     def rows(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -64,21 +89,17 @@ class Grouping:
         columns = {events.column_names[0]: user_E.take(pa.array(starts_U[:-1]))}
         for name, column in zip(events.column_names[1:], events.columns[1:], strict=True):
             values, counts_E = _ids(_array(column))
-            self._note_bag(name, counts_E)
+            self.tally.note_bag(name, int(counts_E.max()))
             positions = pa.ListArray.from_arrays(_ends(counts_E), values)
             columns[name] = pa.ListArray.from_arrays(pa.array(starts_U, pa.int32()), positions)
         table = pa.table(columns)
         lengths_U = np.diff(starts_U)
         short_U = lengths_U < self._min_events
         if short_U.any():
-            self.short_users += int(short_U.sum())
-            self.short_events += int(lengths_U[short_U].sum())
+            self.tally.short_users += int(short_U.sum())
+            self.tally.short_events += int(lengths_U[short_U].sum())
             table = table.filter(pa.array(~short_U))
         return table
-
-    def _note_bag(self, name: str, counts_E: np.ndarray) -> None:
-        most = max(self.largest_bags[name] if name in self.largest_bags else 0, int(counts_E.max()))
-        self.largest_bags[name] = most
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

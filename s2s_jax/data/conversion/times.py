@@ -98,7 +98,7 @@ def digit_dates(column: str) -> dict[str, str]:
     return queries
 
 
-def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
+def refuse_digit_dates(where: str, found: Mapping[str, int | str | None]) -> None:
     """Refuses numbers that all look like dates.
 
     Args:
@@ -109,7 +109,7 @@ def refuse_digit_dates(where: str, found: Mapping[str, int]) -> None:
       UserError: all of them are dates.
     """
     for form in _DIGITS.values():
-        if 0 < found["times"] == found[form]:
+        if found["times"] and found["times"] == found[form]:
             raise UserError(
                 f"{where}: all times look like dates of the format {form}; give --time_format '{form}' "
                 f"if they are dates, or --time_format {NUMBER} if they are numbers"

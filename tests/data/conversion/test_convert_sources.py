@@ -13,8 +13,11 @@ import pytest
 from conversions import NAMES, events, run, write_csv, write_jsonl, write_parquet
 from logs import write_log
 
-from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.conversion.convert import convert
+from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def notes(out: Path, *paths: Path, **changes) -> str:

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 from conversions import events, run, write_csv
 
-from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.conversion.convert import convert
+from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.data.logs import orc_writer
 from s2s_jax.errors import UserError
 

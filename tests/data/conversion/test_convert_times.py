@@ -10,8 +10,11 @@ import pytest
 from conversions import NAMES, events, run, write_csv, write_jsonl, write_parquet
 from hypothesis import HealthCheck, given, settings
 
-from s2s_jax.data.conversion.convert import Settings, convert
+from s2s_jax.data.conversion.convert import convert
+from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def seconds(*when: int) -> int:

@@ -13,7 +13,7 @@ from s2s_jax.data.conversion.reading import movielens
 from s2s_jax.data.logs.files import walk
 from s2s_jax.errors import UserError
 
-Layout = Literal["csv", "parquet", "jsonl", "movielens", "orc"]
+Layout = Literal["csv", "parquet", "jsonl", "movielens", "orc", "table"]
 
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
@@ -36,11 +36,13 @@ class Sources(NamedTuple):
       layout: the layout of all files.
       files: the files, in the order in which they are read.
       notes: notes about the files, a sentence each.
+      tables: the names of tables, if the layout is `table`.
     """
 
     layout: Layout
     files: list[Path]
     notes: list[str]
+    tables: tuple[str, ...] = ()
 
 
 def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
@@ -87,6 +89,20 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
         notes.append(f"{count(empty, 'empty file')} treated as having no events")
         files = [path for path in files if path not in empty]
     return Sources(layout, files, notes)
+
+
+def tables(names: Sequence[str]) -> Sources:
+    """The tables with these names, as Spark knows them.
+
+    Raises:
+      UserError: no name is given, or a name is given twice.
+    """
+    if not names:
+        raise UserError("expected names of tables, found none; give some")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is given twice, so its events would count twice; give it once")
+    return Sources("table", [], [], tuple(names))
 
 
 def partition_values(path: Path) -> dict[str, str | None]:

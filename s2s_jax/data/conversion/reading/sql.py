@@ -39,19 +39,38 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A file, as DuckDB reads it.
+    """A source, as DuckDB reads it.
 
     Attributes:
-      path: the file.
+      source: the file or the table, as messages name it.
       sql: the table function that reads the file.
-      columns: the columns, by their names in the file.
+      columns: the columns, by their names in the source.
       twice: the names that several columns have.
+      lists: what has to be checked if a row has lists of events.
     """
 
-    path: Path
+    source: str
     sql: str
     columns: dict[str, Column]
     twice: frozenset[str] = frozenset()
+    lists: "Lists | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """The lists of a row, which must have the same length.
+
+    Attributes:
+      table: where the rows are, as in SQL's FROM.
+      user: the expression of the user.
+      first: the column whose list is as long as the row has events.
+      columns: the expression of each list, by column.
+    """
+
+    table: str
+    user: str
+    first: str
+    columns: dict[str, str]
 
 
 def text(value: str) -> str:
@@ -95,7 +114,7 @@ def scan_csv(path: Path, content: Path, form: CsvFormat, names: Sequence[str]) -
         f"new_line={text(_NEW_LINES[form.new_line])}, store_rejects=true)"
     )
     columns = {known: Column(f"c{i}", "VARCHAR") for i, known in enumerate(names)}
-    return Scan(path, sql, columns, repeated(names))
+    return Scan(str(path), sql, columns, repeated(names))
 
 
 def repeated(names: Sequence[str]) -> frozenset[str]:
@@ -135,7 +154,7 @@ def scan_json(path: Path, names: Iterable[str], is_array: bool) -> Scan:
     layout = "array" if is_array else "newline_delimited"
     # The objects as they are: as columns, keys that differ only in case would be one.
     sql = f"read_json_objects({file(path)}, format='{layout}', ignore_errors=true)"
-    return Scan(path, sql, {key: Column(_key(key), "JSON") for key in names})
+    return Scan(str(path), sql, {key: Column(_key(key), "JSON") for key in names})
 
 
 def _key(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Prepares ORC logs that have several rows per user, so that their events can be sorted again."""
+"""Prepares ORC files with one event per row, or several rows per user, so that they can be sorted."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from s2s_serve.encoding.arrow import is_list
 
 
 class Columns(NamedTuple):
-    """The columns of a log to merge.
+    """The columns of ORC files to merge.
 
     Attributes:
       user: the column of user ids.
       time: the column of event times.
-      features: the other lists of events.
+      features: the other columns with entries of events: lists or, if a row is an event, all columns.
       left_out: columns that do not have one entry for each event.
     """
 
@@ -55,6 +55,10 @@ def columns_of(path: Path, user: str, time: str) -> Columns:
             f"--time_column: {path} has no column {time}; expected the column of times, "
             f"found {' and '.join(known) or 'none'} in {listed}"
         )
+    if not is_list(schema.field(known[0]).type):
+        # Each row is an event.
+        features = tuple(name for name in schema.names if name not in (users, known[0]))
+        return Columns(users, known[0], features, ())
     lists = [field.name for field in schema if is_list(field.type)]
     return Columns(
         users,
