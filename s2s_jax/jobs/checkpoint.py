@@ -4,8 +4,7 @@ Shapes: R rows, V buckets and D width of a table, M = 2 D.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from s2s_jax.pytorch.example import Tensor
 from s2s_jax.ranking.restored import find
 from s2s_jax.runs.checkpoints.saved_tables import SavedTables
 from s2s_jax.runs.checkpoints.store import Checkpoints
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.runs.run_dir import config_path, locked, write_config
 from s2s_jax.training.growth import GrowthPlan
 from s2s_jax.training.meters import Meters
@@ -28,6 +28,7 @@ from s2s_jax.training.step.functions import StepFunctions, make_step_functions
 from s2s_jax.training.step.optimizer import table_moments, with_table_moments
 from s2s_jax.training.step.settings import StepSettings
 from s2s_jax.training.step.state import TrainState
+from s2s_serve.storage.address import Place
 
 # The second moments of imported rows. Rows whose moments are zero count as never trained. This is much
 # less than the square of `lr.eps`, and so small that adding the square of a gradient rounds it away.
@@ -48,7 +49,7 @@ class Converted(NamedTuple):
     parameters: int
 
 
-def to_torch(run_dir: Path, output: Path, checkpoint: str = "best") -> Converted:
+def to_torch(run_dir: Place, output: Place, checkpoint: str = "best") -> Converted:
     """Writes the weights of a checkpoint as tensors of the RecIS example.
 
     Holds one table at a time in memory (all of them for a `.pt` file).
@@ -91,7 +92,7 @@ def to_torch(run_dir: Path, output: Path, checkpoint: str = "best") -> Converted
     return _converted(saved.step, tensors)
 
 
-def from_torch(file: Path, config: Config, mesh: Mesh | None = None) -> Converted:
+def from_torch(file: Place, config: Config, mesh: Mesh | None = None) -> Converted:
     """Makes a run in `train.output_dir`, with a checkpoint of step 0, from tensors of the example.
 
     The optimizer is new. All rows of tables count as trained. The log is not read.
@@ -111,9 +112,16 @@ def from_torch(file: Path, config: Config, mesh: Mesh | None = None) -> Converte
     functions = make_step_functions(settings, make_mesh() if mesh is None else mesh)
     dense = example.dense_tensors(functions.abstract.params["dense"])
     tensors = dense | example.table_tensors(settings)
-    found = files.read("FILE", file)
-    example.check(str(file), found, tensors)
-    run_dir = Path(config.train.output_dir)
+    with files.on_disk("FILE", file) as here:
+        found = files.read("FILE", here)
+        example.check(str(file), found, tensors)
+        _make_run(config, lambda: _state(functions, settings, dense, found))
+    return _converted(0, tensors)
+
+
+def _make_run(config: Config, make_state: Callable[[], TrainState]) -> None:
+    """Makes a run with a checkpoint of step 0."""
+    run_dir = place_of_run(config.train.output_dir)
     with (
         locked(run_dir),
         contextlib.closing(Checkpoints(run_dir, config.train.max_to_keep)) as checkpoints,
@@ -123,7 +131,7 @@ def from_torch(file: Path, config: Config, mesh: Mesh | None = None) -> Converte
                 f"--output: expected a directory without checkpoints, found one of step "
                 f"{checkpoints.newest_step:,} in {run_dir}; give another directory"
             )
-        state = _state(functions, settings, dense, found)
+        state = make_state()
         write_config(run_dir, config)
         # Without a reading position: training starts at the beginning of the log.
         progress: dict[str, Any] = {
@@ -132,7 +140,6 @@ def from_torch(file: Path, config: Config, mesh: Mesh | None = None) -> Converte
         }
         checkpoints.save(0, state, progress)
         checkpoints.wait()
-    return _converted(0, tensors)
 
 
 def _state(

@@ -1,8 +1,9 @@
 """Files with the tensors of a PyTorch model: `.safetensors`, and `.pt` if PyTorch is installed."""
 
+import contextlib
 import importlib
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -11,12 +12,15 @@ import numpy as np
 from s2s_jax.errors import UserError
 from s2s_jax.writing import replacing
 from s2s_serve import tensor_file
+from s2s_serve.storage import file_systems
+from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.scratch import Scratch
 from s2s_serve.tensor_file import Layout
 
 _SAFETENSORS, _PT = ".safetensors", ".pt"
 
 
-def check_kind(argument: str, path: Path) -> None:
+def check_kind(argument: str, path: Place) -> None:
     """Checks that files of this kind can be used, before anything takes time.
 
     Args:
@@ -33,6 +37,32 @@ def check_kind(argument: str, path: Path) -> None:
             f"{argument}: expected a file whose name ends in {_SAFETENSORS} or {_PT}, found {path}; "
             f"rename it, or save the tensors as {_SAFETENSORS}"
         )
+
+
+@contextlib.contextmanager
+def on_disk(argument: str, path: Place) -> Iterator[Path]:
+    """A file on this machine: itself or, if it is in a store, a copy of it.
+
+    Args:
+      argument: the argument of the command, for messages.
+      path: the file.
+
+    Raises:
+      UserError: it cannot be copied.
+    """
+    if not isinstance(path, StorePath):
+        yield path
+        return
+    scratch = Scratch()
+    try:
+        copy = scratch.path / path.name
+        try:
+            file_systems.download(path, copy)
+        except FileNotFoundError as error:
+            raise UserError(f"{argument}: {path} does not exist; give a file of tensors") from error
+        yield copy
+    finally:
+        scratch.remove()
 
 
 def read(argument: str, path: Path) -> dict[str, np.ndarray]:
@@ -80,7 +110,7 @@ def read(argument: str, path: Path) -> dict[str, np.ndarray]:
 
 def write(
     argument: str,
-    path: Path,
+    path: Place,
     shapes: Mapping[str, tuple[int, ...]],
     parts: Mapping[str, Iterable[np.ndarray]],
 ) -> None:
@@ -108,7 +138,7 @@ def write(
         torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, unfinished)
 
 
-def _torch(argument: str, path: Path) -> ModuleType:
+def _torch(argument: str, path: Place) -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:

@@ -28,6 +28,8 @@ from s2s_serve.storage.address import StorePath
 _BEAT, _STALE = 20.0, 90.0
 # Seconds between two looks at a lock of another process, and after which the first write counts.
 _LOOK, _SETTLED = 2.0, 1.0
+# Seconds after which an attempt to remove the file is given up.
+_RELEASED = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,13 @@ class StoreLock:
                 self._write()
 
     def _release(self) -> None:
+        """Removes the file, unless the store takes long to answer; then it is found unchanged later."""
         self._ended.set()
+        removing = threading.Thread(target=self._remove, name="s2s-unlock", daemon=True)
+        removing.start()
+        removing.join(_RELEASED)
+
+    def _remove(self) -> None:
         if self._thread.ident is not None:
             self._thread.join()
         with contextlib.suppress(MachineError):

@@ -301,7 +301,8 @@ def _write(path: StorePath, blocks: Iterable[bytes]) -> None:
                     stream.write(block)
             return
         directory = inner.rpartition("/")[0]
-        system.create_dir(directory, recursive=True)
+        if directory:
+            system.create_dir(directory, recursive=True)
         # Names that start with . or _ are no files of a log.
         unfinished = f"{directory}/.{path.name}.{secrets.token_hex(4)}.tmp"
         try:

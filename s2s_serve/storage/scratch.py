@@ -8,14 +8,14 @@ import tempfile
 import weakref
 from pathlib import Path
 
-_PREFIX = "s2s-copies-"
-_LOCK = ".lock"
+_PREFIX, _LOCK = "s2s-copies-", ".lock"
 
 
 class Scratch:
     """A temporary directory in `TMPDIR` that is removed with this object, or when the process ends.
 
-    What a killed process left there is removed by the next one.
+    The file `NAME.lock` beside it is locked as long. So what a killed process left there is known, and
+    removed by the next one.
 
     Attributes:
       path: the directory.
@@ -27,28 +27,39 @@ class Scratch:
         Raises:
           OSError: it cannot be made.
         """
-        _remove_abandoned(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        lock = os.open(self.path / "new", os.O_RDWR | os.O_CREAT, 0o600)
+        above = Path(tempfile.gettempdir())
+        _remove_abandoned(above)
+        self.path, lock = _make(above)
+        self.remove = weakref.finalize(self, _remove, self.path, lock)
+
+
+def _make(above: Path) -> tuple[Path, int]:
+    while True:
+        lock, name = tempfile.mkstemp(_LOCK, _PREFIX, above)
         with contextlib.suppress(OSError):  # Some network file systems have no locks.
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # Nobody ever finds it unlocked.
-        os.rename(self.path / "new", self.path / _LOCK)
-        self.remove = weakref.finalize(self, _remove, self.path, lock)
+        path = Path(name)
+        # Before it was locked, another process may have taken it for abandoned.
+        if path.exists():
+            path.with_suffix("").mkdir(mode=0o700)
+            return path.with_suffix(""), lock
+        os.close(lock)
 
 
 def _remove(path: Path, lock: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
+    path.with_suffix(_LOCK).unlink(missing_ok=True)
     os.close(lock)
 
 
 def _remove_abandoned(above: Path) -> None:
-    for path in above.glob(f"{_PREFIX}*"):
-        # A directory without a lock was made a moment ago, or belongs to another user.
+    for path in above.glob(f"{_PREFIX}*{_LOCK}"):
+        # Those of other users cannot be opened, and those that are used cannot be locked.
         with contextlib.suppress(OSError):
-            lock = os.open(path / _LOCK, os.O_RDWR)
+            lock = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
+            except OSError:
                 os.close(lock)
+            else:
+                _remove(path.with_suffix(""), lock)

@@ -109,6 +109,8 @@ def test_what_may_be_in_a_store():
     }
     assert found == {
         "catalogue --output",
+        "checkpoint --output",
+        "checkpoint RUN_DIR_OR_FILE",
         "evaluate --output",
         "export --catalogue",
         "export --item_columns",

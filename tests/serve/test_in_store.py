@@ -42,7 +42,7 @@ def test_it_answers_as_from_a_disk(proxy, small_export, tmp_path):
     assert model.recommend([HISTORY], 5) == s2s_serve.load(small_export.directory).recommend(
         [HISTORY], 5
     )
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(os.listdir(tmp_path)) == 2
     del model
     assert os.listdir(tmp_path) == []
 

@@ -155,7 +155,7 @@ def test_lines_of_metrics_wait_and_are_never_lost(top, monkeypatch):
 
 def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monkeypatch, capsys):
     monkeypatch.setattr(lock, "_BEAT", 0.05)
-    monkeypatch.setattr(lock, "_STALE", 0.6)
+    monkeypatch.setattr(lock, "_STALE", 20)
     monkeypatch.setattr(lock, "_LOOK", 0.1)
     monkeypatch.setattr(lock, "_SETTLED", 0.01)
     path = top / ".lock"
@@ -172,6 +172,7 @@ def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monk
             held.check()
     # Its file is left alone. Its owner does not write any more, so it is gone.
     assert json.loads(path.read_text())["token"] == "other"
+    monkeypatch.setattr(lock, "_STALE", 0.6)
     begun = time.monotonic()
     with lock.held(path, "in use"):
         assert time.monotonic() - begun >= 0.6
@@ -216,8 +217,12 @@ def test_temporary_directories_end_with_their_process(tmp_path, monkeypatch):
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert os.path.exists(killed.stdout.strip())
     here = scratch.Scratch()
-    assert os.listdir(tmp_path) == [here.path.name]
+    assert set(os.listdir(tmp_path)) == {here.path.name, f"{here.path.name}.lock"}
     assert scratch.Scratch().path != here.path
+    # What a process left that was killed while it removed its directory.
+    (tmp_path / f"{scratch._PREFIX}x.lock").touch()
+    assert here.path != scratch.Scratch().path
+    assert set(os.listdir(tmp_path)) == {here.path.name, f"{here.path.name}.lock"}
     del here
     assert os.listdir(tmp_path) == []
 

@@ -332,14 +332,14 @@ def test_two_processes_without_a_common_disk(tmp_path, proxy, straight):
         machines.append(Machine(tmp_path / name, proxy.endpoint))
     run_dir = f"{TOP}/two"
 
-    def train_until(step: int, number: int) -> list[str]:
+    def run(number: int, *words: object) -> list[str]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"localhost:{free.getsockname()[1]}"
         started = [
             machine.start(
-                *("train", "--config", machine.config, "--train.output_dir", run_dir),
-                *("--train.train_steps", step, "--io.batch_size", 8 // number),
+                *(words[0], "--config", machine.config, "--train.output_dir", run_dir),
+                *("--io.batch_size", 8 // number, *words[1:]),
                 place={COORDINATOR: coordinator, NUM_HOSTS: str(number), HOST: str(host)},
             )
             for host, machine in enumerate(machines[:number])
@@ -350,9 +350,14 @@ def test_two_processes_without_a_common_disk(tmp_path, proxy, straight):
         ]
 
     for step, number in ((6, 2), (12, 2), (STEPS, 1)):
-        said = train_until(step, number)
+        said = run(number, "train", "--train.train_steps", step)
         assert ("continuing from" in said[0]) == (step > 6)
         assert complete_steps(place_of(run_dir))[-1] == step
+    run(2, "evaluate", "--checkpoint", 12, "--output", f"{TOP}/two.json")
+    of_two = json.loads(place_of(f"{TOP}/two.json").read_text())["metrics"]
+    run(1, "evaluate", "--checkpoint", 12, "--output", f"{TOP}/one.json")
+    of_one = json.loads(place_of(f"{TOP}/one.json").read_text())["metrics"]
+    np.testing.assert_allclose(list(of_two.values()), list(of_one.values()), rtol=1e-5)
     files = [each.path for each in file_systems.files_below(place_of(f"{run_dir}/checkpoints/12"))]
     # The rows of a table that each process held.
     assert {"0.0", "1.0"} <= {path.name for path in files if path.parent.name[-7:] == "item_id"}

@@ -1,6 +1,7 @@
 """Logs in stores: found, read and trained on like those on a disk, from a real S3 server."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -19,10 +20,12 @@ import stores
 from jobs_of import job, learned
 
 from s2s_jax.cluster.mesh import make_mesh
+from s2s_jax.config import Config
 from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.files import find, split_names
 from s2s_jax.errors import MachineError, UserError
+from s2s_jax.jobs.checkpoint import from_torch, to_torch
 from s2s_jax.jobs.train import train
 from s2s_jax.runs.checkpoints.files import complete_steps
 from s2s_jax.storage import lock
@@ -252,10 +255,26 @@ def test_a_run_is_the_same_in_other_stores(scheme, log, tmp_path, monkeypatch):
         for path in log.glob("*.orc"):
             file_systems.upload(path, top / "log" / path.name)
         for last in (7, 12):
-            train(job(top / "log", top / "run", **steps | {"train_steps": last}), mesh)
+            changes = {"train_steps": last, "profile_steps": (2, 3)}
+            train(job(top / "log", top / "run", **steps | changes), mesh)
         assert learned(top / "run") == learned(tmp_path / "straight")
         assert complete_steps(top / "run") == [6, 7, 12]
         assert not (top / "run/.lock").exists()
+        assert any((top / "run/profile/plugins/profile").iterdir())
+        _weights_go_to_pytorch_and_back(top, job(log, tmp_path / "straight", **steps))
+
+
+def _weights_go_to_pytorch_and_back(top: StorePath, config: Config) -> None:
+    for run_dir in (top / "run", Path(config.train.output_dir)):
+        to_torch(run_dir, run_dir / "weights.safetensors", "12")
+    weights = (top / "run/weights.safetensors").read_bytes()
+    assert weights == (Path(config.train.output_dir) / "weights.safetensors").read_bytes()
+    settings = dataclasses.replace(config.train, output_dir=str(top / "imported"))
+    imported = dataclasses.replace(config, train=settings)
+    from_torch(top / "run/weights.safetensors", imported)
+    assert complete_steps(top / "imported") == [0]
+    to_torch(top / "imported", top / "again.safetensors", "0")
+    assert (top / "again.safetensors").read_bytes() == weights
 
 
 @pytest.mark.slow
@@ -269,7 +288,7 @@ def test_a_run_that_another_process_took_over_writes_nothing_more(
     next_ = Reader.__next__
 
     def slowly(self):
-        if "5" in {path.name for path in (run / "checkpoints").iterdir()}:
+        if complete_steps(run):
             owner = json.loads((run / ".lock").read_text())
             (run / ".lock").write_text(json.dumps(owner | {"token": "another"}))
             time.sleep(0.5)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse_with_overrides
 from s2s_jax.config import load
 from s2s_jax.errors import EXIT_DONE, UserError
@@ -24,10 +25,10 @@ class Arguments:
 
     direction: Annotated[_Direction, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTION")]
     """to-torch, from a run to a file; or from-torch, from a file to a run"""
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR_OR_FILE")]
+    source: Annotated[PlaceOption, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR_OR_FILE")]
     """to-torch: directory of the run (its train.output_dir); from-torch: .safetensors file, or .pt file
     if PyTorch is installed"""
-    output: Path
+    output: PlaceOption
     """to-torch: .safetensors or .pt file to write; from-torch: directory of the new run"""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """from-torch: config file of the new run. Any key can be overridden: --section.key VALUE"""
