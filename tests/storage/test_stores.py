@@ -183,6 +183,8 @@ def test_a_run_is_the_same_from_a_store_that_fails_now_and_then(
     address = f"s3://{stores.BUCKET}/train"
     train(job(log, tmp_path / "moved", **steps | {"train_steps": 6}), mesh)
     train(job(address, tmp_path / "moved", **steps), mesh)
+    # Saving takes many requests, and each that fails waits for a second or more.
+    proxy.failing, proxy.delay = 0.03, 0
     run = f"s3://{stores.BUCKET}/run"
     train(job(address, run, **steps | {"train_steps": 7, "tensorboard": True}), mesh)
     saved = stores.contents(server, "run/checkpoints")
