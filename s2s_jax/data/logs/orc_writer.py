@@ -67,7 +67,7 @@ def open_log(
             try:
                 yield log
                 log.end_file()
-                _deferring_signals(lambda: log.show(instead_of=earlier))
+                deferring_signals(lambda: log.show(instead_of=earlier))
             except BaseException:
                 log.discard()
                 if made:
@@ -252,7 +252,7 @@ def _remove_leftovers(out: Path) -> None:
             shutil.rmtree(path)
 
 
-def _deferring_signals(work: Callable[[], None]) -> None:
+def deferring_signals(work: Callable[[], None]) -> None:
     """Runs `work`, and handles signals only after it."""
     if threading.current_thread() is not threading.main_thread():
         # Python handles signals only in the main thread.

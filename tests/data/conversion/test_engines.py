@@ -4,6 +4,7 @@ import filecmp
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -300,3 +301,24 @@ def test_without_java_and_without_pyspark(tmp_path):
     no_java = "import os; os.environ.update(JAVA_HOME='/nowhere')"
     assert "error: --engine spark: Spark cannot be started" in error(no_java)
     assert "name its directory with JAVA_HOME\n" in error(no_java)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 12])
+def test_a_signal_leaves_nothing_behind(tmp_path, after):
+    """While Spark starts, and while its tasks run; Java ends with the program."""
+    rng = random.Random(0)
+    users = [rng.randrange(10**6) for _ in range(10**6)]
+    made = pa.table({"user_id": users, "timestamp": range(10**6), "item_id": users})
+    pyarrow.parquet.write_table(made, tmp_path / "a.parquet")
+    command = [sys.executable, "-m", "s2s_jax", "convert", str(tmp_path / "a.parquet")]
+    command += ["--output", str(tmp_path / "log"), "--engine", "spark", "--features", "item_id"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob("log/.sorting_*/*")):
+            time.sleep(0.05)
+        time.sleep(after)
+        process.terminate()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert errors.splitlines()[-1] == "stopped by SIGTERM; start again"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]

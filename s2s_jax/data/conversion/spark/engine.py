@@ -22,7 +22,7 @@ from s2s_jax.data.conversion.events import BadEvents, Stored
 from s2s_jax.data.conversion.grouping import Tally
 from s2s_jax.data.conversion.reading.database import Database
 from s2s_jax.data.conversion.spark import tables, tasks
-from s2s_jax.data.conversion.spark.start import as_user_error, open_spark
+from s2s_jax.data.conversion.spark.start import as_user_error, open_spark, unpersist
 from s2s_jax.data.conversion.spark.tasks import Loading, Report, Scratch
 from s2s_jax.errors import UserError
 
@@ -223,7 +223,7 @@ class SparkEngine:
     def _kept(self, frame: DataFrame) -> DataFrame:
         """The same rows, which are computed once and kept on the disks of the executors."""
         kept = frame.persist(StorageLevel.DISK_ONLY)
-        self._opened.callback(kept.unpersist)
+        self._opened.callback(unpersist, kept)
         return kept
 
     # -------------------------------------------------------------------------------- sorted rows

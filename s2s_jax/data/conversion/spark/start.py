@@ -4,6 +4,7 @@ The extra `spark` installs PySpark; Java has to be there.
 """
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -11,10 +12,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from s2s_jax.data.conversion.reading.database import shorten
+from s2s_jax.data.logs.orc_writer import deferring_signals
 from s2s_jax.errors import UserError
 
 # Set by spark-submit, which then decides about memory and Python.
@@ -38,6 +41,8 @@ def open_spark(directory: Path, memory_limit: str | None, hive: bool) -> Iterato
     Raises:
       UserError: Spark cannot be started, or memory_limit would have no effect.
     """
+    # PySpark would print each error as JSON, too.
+    logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
     running = SparkSession.getActiveSession()
     if running is None:
         with _started(directory, memory_limit, hive) as started:
@@ -70,19 +75,44 @@ def _started(directory: Path, memory_limit: str | None, hive: bool) -> Iterator[
             builder = builder.config("spark.driver.memory", f"{_megabytes(memory_limit)}m")
     if hive:
         builder = builder.enableHiveSupport()
+    # Java stays if a signal interrupts its start.
+    started: list[SparkSession] = []
     try:
-        with _quiet():
-            spark = builder.getOrCreate()
+        with _as_start_error(), _quiet():
+            deferring_signals(lambda: started.append(builder.getOrCreate()))
+        started[0].sparkContext.setLogLevel("ERROR")
+        yield started[0]
+    finally:
+        for spark in started:
+            _end(spark)
+
+
+def _end(spark: SparkSession) -> None:
+    """Ends Spark, also if a signal interrupted an answer of Java, which then understands nothing."""
+    try:
+        spark.stop()
+    except (Py4JError, OSError):
+        java = getattr(spark.sparkContext._gateway, "proc", None)
+        if java is not None:
+            java.kill()
+            java.wait()
+
+
+def unpersist(frame: DataFrame) -> None:
+    """Frees what executors keep of a table, if Spark still answers."""
+    with contextlib.suppress(Py4JError, OSError):
+        frame.unpersist()
+
+
+@contextlib.contextmanager
+def _as_start_error() -> Iterator[None]:
+    try:
+        yield
     except (PySparkException, OSError) as error:
         raise UserError(
             f"--engine spark: Spark cannot be started ({shorten(str(error))}); it needs Java 17 or "
             f"later: install it, or name its directory with JAVA_HOME"
         ) from error
-    try:
-        spark.sparkContext.setLogLevel("ERROR")
-        yield spark
-    finally:
-        spark.stop()
 
 
 def _own(spark: SparkSession) -> SparkSession:
@@ -130,9 +160,6 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def as_user_error(what: str) -> Iterator[None]:
     """Raises errors of Spark in the `with` block as a `UserError` about `what`."""
-    # Py4J's errors are no errors of PySpark.
-    from py4j.protocol import Py4JError
-
     try:
         with _quiet():
             yield
