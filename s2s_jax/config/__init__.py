@@ -2,7 +2,7 @@
 
 from s2s_jax.config.checks.addresses import IN_STORES, refuse_addresses, refuse_addresses_in
 from s2s_jax.config.checks.configuration import validate
-from s2s_jax.config.features import EventTime, FeatureConfig, TableConfig
+from s2s_jax.config.features import FeatureConfig, TableConfig
 from s2s_jax.config.kinds import (
     ByTime,
     Constant,
@@ -33,7 +33,6 @@ __all__ = [
     "Cosine",
     "Crop",
     "EvalConfig",
-    "EventTime",
     "FeatureConfig",
     "IOConfig",
     "LRConfig",

@@ -138,11 +138,15 @@ def test_a_signal_ends_the_trial(tmp_path):
         assert process.stderr is not None
         while "trying" not in process.stderr.readline():
             pass
-        while not list(temporary.glob("*/output.txt")):
-            time.sleep(0.01)
-        assert len(processes_of(temporary)) == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 75
+        try:
+            # Its output is opened a moment before it starts.
+            while not processes_of(temporary):
+                time.sleep(0.01)
+            assert len(processes_of(temporary)) == 1
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 75
+        finally:
+            process.kill()
     # The last process may still be ending.
     deadline = time.monotonic() + 20
     while processes_of(temporary) and time.monotonic() < deadline:

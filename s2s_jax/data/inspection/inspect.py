@@ -286,7 +286,9 @@ def _show(array: pa.Array, row: int) -> str:
 
 def _value(array: pa.Array, index: int) -> str:
     try:
-        return repr(array[index].as_py())
+        value = array[index].as_py()
+        # Where pandas is installed, Arrow makes one of its types of a time with nanoseconds.
+        return str(value) if type(value).__module__.startswith("pandas") else repr(value)
     except (ValueError, OverflowError, pa.ArrowException):
         # Times too fine or too far for Python's types, unknown time zones, or text that is not UTF-8.
         return array.slice(index, 1).to_string(skip_new_lines=True)[1:-1]

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from s2s_jax.config import EventTime
 from s2s_jax.data.inspection import user_rows
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.row_sharing import RowSharing, features_with_buckets
@@ -12,6 +11,7 @@ from s2s_jax.data.inspection.time_facts import TimeFacts, time_columns
 from s2s_jax.data.inspection.user_rows import UserRows
 from s2s_jax.errors import UserError
 from s2s_serve.encoding.arrow import leaves
+from s2s_serve.encoding.feature import EventTime
 from s2s_serve.encoding.features import check_column
 
 

@@ -19,6 +19,9 @@ from s2s_jax.data.conversion.convert import convert
 from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import UserError
 
+# PySpark starts Java by a fork, after which the child does nothing but begin another program.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+
 WINDOW = "s2s_jax.data.conversion.spark.engine._WINDOW"
 
 
