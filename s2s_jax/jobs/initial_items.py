@@ -45,7 +45,7 @@ def initial_items(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
         )
         return ids, item_vectors(neighbours_II, item.emb_dim, config.train.seed)
 
-    # Besides, rounding differs between kinds of CPUs, and may turn the factors.
+    # One host for all also because rounding, which differs between kinds of CPUs, may turn the factors.
     ids, vectors_ID = hosts.from_first(count)
     known_I = vectors_ID.any(axis=1)
     # Rare items of a huge catalogue have no vectors.

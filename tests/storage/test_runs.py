@@ -50,21 +50,6 @@ def config_of(log: object, run_dir: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def server():
-    with stores.s3_server() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    made = stores.Proxy(server)
-    stores.use(made.endpoint, monkeypatch)
-    yield made
-    made.close()
-    file_systems._connected.cache_clear()
-
-
-@pytest.fixture(scope="module")
 def log(tmp_path_factory, server):
     """A log on a disk and in the store."""
     directory = tmp_path_factory.mktemp("log")

@@ -20,21 +20,6 @@ from s2s_serve.storage.address import StorePath, place_of
 
 
 @pytest.fixture(scope="module")
-def server():
-    with stores.s3_server() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    made = stores.Proxy(server)
-    stores.use(made.endpoint, monkeypatch)
-    yield made
-    made.close()
-    file_systems._connected.cache_clear()
-
-
-@pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
     with stores.gcs_server(tmp_path_factory.mktemp("emulator")) as endpoint:
         yield endpoint

@@ -33,22 +33,6 @@ from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import StorePath, place_of
 
 
-@pytest.fixture(scope="module")
-def server():
-    with stores.s3_server() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    """What this process reads from; faults can be turned on."""
-    made = stores.Proxy(server)
-    stores.use(made.endpoint, monkeypatch)
-    yield made
-    made.close()
-    file_systems._connected.cache_clear()
-
-
 def write(path: Path, columns: dict, stripe_rows: int = 1000, compression: str = "zstd") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)
