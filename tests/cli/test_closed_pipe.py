@@ -78,7 +78,15 @@ def words_of(command: str, directory: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "recommend", "report", "catalogue", "convert", "synthesize"]
+    "command",
+    [
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        "recommend",
+        "report",
+        "catalogue",
+        "convert",
+        "synthesize",
+    ],
 )
 def test_the_file_is_there(command, trained, tmp_path, monkeypatch):
     # Recommendations are a directory unless their name says that they are a file.

@@ -171,7 +171,13 @@ def test_mistakes_are_one_sentence(arguments, words, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        c if c in ("train", "serve", "config") else pytest.param(c, marks=pytest.mark.slow)
+        for c in COMMANDS
+    ],
+)
 def test_a_wrong_flag_ends_every_command_with_2_and_a_line(command):
     done = run(command, "--no-such-flag")
     assert (done.returncode, done.stdout) == (2, "")

@@ -124,12 +124,16 @@ def straight(log, tmp_path_factory):
     return config
 
 
-def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
+def test_two_processes_train_as_one(straight, log, tmp_path):
     """2 processes x 2 devices and 1 x 4 differ only in the order in which devices' sums are added."""
     config = make_job(log, tmp_path / "one")
     assert not train(config, make_mesh(jax.devices()[:4]))
     two = learned(Path(straight.train.output_dir))
     np.testing.assert_allclose(learned(tmp_path / "one"), two, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_process_continues_what_two_began(straight, log, tmp_path):
     moved = tmp_path / "moved"
     first = make_job(log, moved, train_steps=13)
     # Without threads, batches are put on the devices where implicit transfers are refused.
@@ -137,6 +141,7 @@ def test_two_processes_train_as_one_and_one_continues(straight, log, tmp_path):
     ended = finish(start(first, tmp_path, 2, 2))
     assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
     assert not train(make_job(log, moved), make_mesh(jax.devices()[:4]))
+    two = learned(Path(straight.train.output_dir))
     np.testing.assert_allclose(learned(moved), two, rtol=1e-5)
 
 
@@ -177,6 +182,7 @@ def test_a_killed_process_ends_the_others_and_the_job_continues(straight, log, t
     assert learned(tmp_path / "run") == learned(Path(straight.train.output_dir))
 
 
+@pytest.mark.slow
 def test_processes_with_other_files_are_refused(log, tmp_path):
     """The same relative path leads to different files on one of them."""
     small.write_log(tmp_path / "other", USERS, seed=3)
@@ -191,7 +197,8 @@ def test_processes_with_other_files_are_refused(log, tmp_path):
     )
 
 
-@pytest.mark.parametrize("guilty", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("guilty", [0, 1])
 def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
     """The log is missing on one host. The other host waits, and learns that the first one has ended."""
     for host, name in enumerate(("a", "b")):

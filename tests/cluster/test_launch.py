@@ -283,6 +283,7 @@ def test_slurm_queues_again_only_what_can_go_on(submit, tmp_path, codes, code, a
     assert all(line.endswith(f" {stands}") for line in notes.splitlines())
 
 
+@pytest.mark.slow
 def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
     start, stands = submit
 
@@ -304,6 +305,7 @@ def test_slurm_gives_up_after_starts_that_save_nothing(submit, tmp_path):
     assert "; queued again" in run(CODES=codes, SLURM_JOB_ID="8")
 
 
+@pytest.mark.slow
 def test_slurm_recommends_as_long_as_there_are_more_parts(submit, tmp_path):
     start, stands = submit
     # A start ended without a new part; those of earlier starts are no progress.

@@ -244,7 +244,7 @@ def check_all(table, ids, batch):
     ("kind", "count", "devices"),
     [
         pytest.param("random", 2**18, 1, marks=pytest.mark.slow),
-        ("random", 2**17, 4),
+        pytest.param("random", 2**17, 4, marks=pytest.mark.slow),
         ("consecutive", 2**17, 1),
         ("multiples of 2^32", 2**17, 1),
         ("same low word", 2**17, 1),
@@ -422,12 +422,13 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=6,
+    max_examples=3,
     stateful_step_count=20,
     suppress_health_check=list(HealthCheck),
 )
 
 
+@pytest.mark.slow
 def test_counts_of_dropped_and_evicted_ids_stop_before_they_wrap_around():
     of_table = id_map.empty_map(SMALLEST, 1)
     most = 2**31 - 1

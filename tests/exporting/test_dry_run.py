@@ -33,6 +33,7 @@ def test_a_usual_run_can_be_exported():
     assert problem(small.config()) is None
 
 
+@pytest.mark.slow
 def test_bags_of_items_are_named_once_when_a_run_starts(tmp_path, tried, capfd):
     small.write_log(tmp_path / "log", 20)
     config = job(tmp_path / "log", tmp_path / "run")

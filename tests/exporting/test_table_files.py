@@ -19,7 +19,9 @@ from s2s_serve import tensor_file
 from s2s_serve.tables import NO_ROW, Table
 
 
-@pytest.fixture(scope="module", params=["buckets", "growing on 4 devices"])
+@pytest.fixture(
+    scope="module", params=["buckets", pytest.param("growing on 4 devices", marks=pytest.mark.slow)]
+)
 def run(request, tmp_path_factory):
     """A run whose arrays are stored in chunks of a few rows."""
     log = tmp_path_factory.mktemp("log")

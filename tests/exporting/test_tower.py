@@ -180,7 +180,10 @@ def times_of(made: Made) -> list[np.ndarray]:
     return [made.time_BL + np.int32(1000)] if made.tower.timed else []
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("rope", "hstu") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_users_are_those_of_inference(name):
     made = make(name)
     assert set(made.length_B) >= {0, 1, made.tower.model.seq_len}

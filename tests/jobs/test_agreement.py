@@ -109,7 +109,7 @@ def check_agreement(found, rows, lists):
     assert found["eval/mrr"] == pytest.approx(np.mean(reciprocal), rel=1e-12)
 
 
-@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("filter_seen", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_hits_are_what_recommending_gives(trained, command, capsys, filter_seen):
     rows = trained[2]
     flag = ["--eval.filter_seen", str(filter_seen)]
@@ -148,7 +148,9 @@ def test_keep_seen_overrides_the_configuration(trained, command):
         assert not set(items) & set(row[:-1])
 
 
-@pytest.mark.parametrize("untrained", ["keep", "last", "drop"])
+@pytest.mark.parametrize(
+    "untrained", [pytest.param("keep", marks=pytest.mark.slow), "last", "drop"]
+)
 def test_items_of_a_newer_log_are_reported_and_ranked_as_configured(
     trained, command, tmp_path, capsys, untrained
 ):
@@ -173,7 +175,9 @@ def test_items_of_a_newer_log_are_reported_and_ranked_as_configured(
             assert set(items[-10:]) == new
 
 
-@pytest.mark.parametrize(("devices", "grows"), [(1, True), (4, False)])
+@pytest.mark.parametrize(
+    ("devices", "grows"), [pytest.param(1, True, marks=pytest.mark.slow), (4, False)]
+)
 def test_trained_items_are_those_of_the_batches(devices, grows):
     config = small.config()
     config = small.growing(config) if grows else config
@@ -200,6 +204,7 @@ def test_trained_items_are_those_of_the_batches(devices, grows):
     assert 0 < np.asarray(found).sum() < 300
 
 
+@pytest.mark.slow
 def test_the_report_recommends_as_recommending_does(trained, command):
     config, directory, rows = trained
     shown = show_users(config, directory / "run", 6)

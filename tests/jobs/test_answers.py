@@ -165,6 +165,7 @@ def test_short_histories_are_answered_by_counts(trained, logs, tmp_path, capsys,
     assert [bool(items) for items in without.items] == [bool(history) for history in logs[2]]
 
 
+@pytest.mark.slow
 def test_short_histories_do_not_get_items_that_the_model_leaves_out(trained, logs, tmp_path):
     """Items of held-out events only were never trained."""
     drop, many = ("--eval.untrained", "drop"), ("--top_k", "1000")

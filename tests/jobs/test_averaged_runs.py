@@ -39,6 +39,7 @@ def mean(values):
     return np.tensordot(weights / weights.sum(), np.asarray(values, np.float64), axes=1)
 
 
+@pytest.mark.slow
 def test_weights_are_read_as_averages(runs):
     plain, config = runs
     steps = [SavedTables(Path(plain.train.output_dir), s) for s in range(1, STEPS + 1)]

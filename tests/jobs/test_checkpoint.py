@@ -146,6 +146,7 @@ def test_training_continues_as_if_it_had_begun_with_these_weights(tmp_path, log)
     assert len(lines(tmp_path / "second")) == 4
 
 
+@pytest.mark.slow
 def test_other_commands_take_imported_weights(tmp_path, log):
     # With drop, the items must count as trained.
     config = evaluating(log, tmp_path / "run", untrained="drop")

@@ -42,7 +42,7 @@ def test_numbers_of_devices_that_cannot_share_tables(count):
         make_mesh(jax.devices()[:1] * count)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)])
 def test_training_on_a_missing_platform_creates_nothing(platform, tmp_path):
     config = REPO / "configs/quickstart.py"
     done = subprocess.run(

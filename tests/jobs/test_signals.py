@@ -108,6 +108,7 @@ def newest(config):
     return max((int(path.name) for path in directory.iterdir()), default=None)
 
 
+@pytest.mark.slow
 def test_stopped_while_evaluating(straight, log, tmp_path, monkeypatch, capsys):
     """The step was saved before; the evaluation is abandoned, and repeated when the run continues."""
     config = make_job(log, tmp_path / "run")
@@ -323,7 +324,11 @@ run_command(command.main)
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [("evaluate", "ranks_by_weight"), ("recommend", "top_k_by_weight")]
+    ("command", "name"),
+    [
+        ("evaluate", "ranks_by_weight"),
+        pytest.param("recommend", "top_k_by_weight", marks=pytest.mark.slow),
+    ],
 )
 def test_evaluate_and_recommend_end_at_once(straight, log, tmp_path, command, name):
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(straight))

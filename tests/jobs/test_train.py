@@ -271,6 +271,7 @@ def test_other_files_are_refused(straight, tmp_path):
         train(config, one_device())
 
 
+@pytest.mark.slow
 def test_a_decay_without_an_end_ends_with_the_run(log, tmp_path):
     def run(name, decay_steps, **changes):
         config = job(log, tmp_path / name, log_steps=1, **changes)
@@ -350,6 +351,7 @@ def test_a_profile_that_spans_the_end_of_a_run_is_written_and_restarted(log, tmp
     assert len(traces()) == 2
 
 
+@pytest.mark.slow
 def test_a_profile_that_cannot_begin_does_not_end_the_run(log, tmp_path, capsys):
     jax.profiler.start_trace(str(tmp_path / "another"))
     try:

@@ -38,9 +38,9 @@ def test_metrics_and_steps_need_no_jax():
     "before",
     [
         "",
-        "import s2s_jax.cli.main",
-        "import s2s_jax.cli.commands.train",
         "import s2s_jax.jobs.train",
+        pytest.param("import s2s_jax.cli.main", marks=pytest.mark.slow),
+        pytest.param("import s2s_jax.cli.commands.train", marks=pytest.mark.slow),
     ],
 )
 def test_train_is_the_function(before):

@@ -107,7 +107,10 @@ def straight(log, tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize("when", ["in a step", "while it saves", "before the first step"])
+@pytest.mark.parametrize(
+    "when",
+    [pytest.param("in a step", marks=pytest.mark.slow), "while it saves", "before the first step"],
+)
 def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, when):
     config = job(log, tmp_path / "run", train_steps=20)
     of, name, number, step = {

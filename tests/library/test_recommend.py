@@ -133,10 +133,9 @@ def assert_same(found, expected, histories, config):
 
 @pytest.mark.parametrize(
     ("name", "devices"),
-    [("trained", 1)]
-    + [
+    [
         pytest.param(*other, marks=pytest.mark.slow)
-        for other in (("trained", 4), ("packed", 1), ("packed", 4))
+        for other in (("trained", 1), ("trained", 4), ("packed", 1), ("packed", 4))
     ],
 )
 def test_recommends_the_same_items_as_the_command(name, devices, request, tmp_path):

@@ -295,9 +295,9 @@ def test_only_learned_positions_add_parameters():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"remat": "attention"},
-        {"remat": "full"},
-        {"unroll": 1},
+        pytest.param({"remat": "attention"}, marks=pytest.mark.slow),
+        pytest.param({"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param({"unroll": 1}, marks=pytest.mark.slow),
         {"unroll": 2},
         {"unroll": 3, "remat": "full"},
     ],

@@ -51,7 +51,9 @@ def batch_of(ids_NLC, length_N, users):
 
 
 @pytest.mark.parametrize(
-    ("position", "grows"), [("learned", False), ("rope", True)], ids=["learned", "rope-growing"]
+    ("position", "grows"),
+    [pytest.param("learned", False, marks=pytest.mark.slow), ("rope", True)],
+    ids=["learned", "rope-growing"],
 )
 def test_vectors_are_those_of_the_padded_histories_whoever_is_beside(position, grows):
     config = configured(position, grows)

@@ -258,7 +258,11 @@ def test_only_what_tells_of_the_next_event_knows_the_target(log):
             assert ids[:, place["asked"]].ravel().tolist() == following
 
 
-@pytest.mark.parametrize("sequences", [Truncate(), Pack(rows=8)], ids=lambda made: made.kind)
+@pytest.mark.parametrize(
+    "sequences",
+    [pytest.param(Truncate(), marks=pytest.mark.slow), Pack(rows=8)],
+    ids=lambda made: made.kind,
+)
 def test_every_learned_position_that_is_shown_was_trained(log, sequences):
     config = evaluating(log, Path("unused"))
     config = dataclasses.replace(
@@ -359,6 +363,7 @@ def test_the_best_is_kept_and_patience_ends_a_run(log, tmp_path, capsys):
     assert "below" in told.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_evaluates_the_same(trained, log, tmp_path):
     config = dataclasses.replace(
         trained, train=dataclasses.replace(trained.train, output_dir=str(tmp_path))
@@ -482,6 +487,7 @@ def test_the_recommend_command_writes_the_best_items_and_continues(
         assert max(others) <= scores[-1] + 1e-5
 
 
+@pytest.mark.slow
 def test_recommend_does_not_continue_with_other_weights(
     trained, log, tmp_path, monkeypatch, capsys
 ):

@@ -86,7 +86,9 @@ def problems(draw):
 
 
 @pytest.mark.usefixtures("_small_sizes")
-@pytest.mark.parametrize(("devices", "k", "block"), [(1, 3, 32), (4, 100, 16)])
+@pytest.mark.parametrize(
+    ("devices", "k", "block"), [pytest.param(1, 3, 32, marks=pytest.mark.slow), (4, 100, 16)]
+)
 def test_any_problem(devices, k, block):
     mesh = mesh_of(devices)
 

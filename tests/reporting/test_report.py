@@ -568,6 +568,7 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     assert len(read_record(tmp_path, EvalConfig()).saved) == 1
 
 
+@pytest.mark.slow
 def test_users_are_ranked_as_in_an_evaluation(trained, log):
     run_dir = Path(trained.train.output_dir)
     mesh = make_mesh()

@@ -121,6 +121,7 @@ def test_no_line_of_metrics_is_lost_or_torn(disk):
         assert lines(run_dir) == [line(n) for n in range(1, step + 1)]
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_saved_where_metrics_cannot_be_written(
     log, tmp_path, monkeypatch, capsys
 ):

@@ -161,7 +161,7 @@ def test_faiss_is_missed_before_tables_are_written(small_export, tmp_path, monke
         export(small_export.config, Request(output=tmp_path / "export", index="auto"))
 
 
-@pytest.mark.parametrize("bad", [1, 2, 99])
+@pytest.mark.parametrize("bad", [pytest.param(1, marks=pytest.mark.slow), 2, 99])
 def test_bad_stripes_are_skipped_when_the_recall_is_measured(
     small_export, tmp_path, monkeypatch, bad
 ):
@@ -204,7 +204,9 @@ def catalogue_file(small_export, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("untrained", ["keep", "last", "drop"])
+@pytest.mark.parametrize(
+    "untrained", ["keep", *(pytest.param(u, marks=pytest.mark.slow) for u in ("last", "drop"))]
+)
 def test_items_of_a_catalogue_that_were_never_trained(small_export, tmp_path, untrained):
     """Half of the items of the catalogue get other ids, which are in no table."""
     path = catalogue_file(small_export, tmp_path)

@@ -112,6 +112,7 @@ def grew_at(config):
     return next(x["step"] for x in written if x["table/item_id/capacity"] == 4 * SMALLEST)
 
 
+@pytest.mark.slow
 def test_a_table_grows_between_steps(straight):
     written = lines(Path(straight.train.output_dir))
     step = grew_at(straight)

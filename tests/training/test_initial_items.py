@@ -33,7 +33,9 @@ def table_rows(config, state, ids):
     return np.asarray(rows_of_buckets(spec, ids.astype(np.int32)))
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow), 4, 8])
+@pytest.mark.parametrize(
+    "devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8]
+)
 @pytest.mark.parametrize("grows", [False, True], ids=["buckets", "growing"])
 def test_rows_are_written_where_ids_find_them(devices, grows, monkeypatch):
     monkeypatch.setattr(module, "_TOGETHER", 7)  # Several parts; the last one is not full.
@@ -113,7 +115,7 @@ def with_neighbours(config, **settings):
 
 @pytest.mark.parametrize(
     "grows",
-    [pytest.param(False, marks=pytest.mark.slow, id="buckets"), pytest.param(True, id="growing")],
+    [pytest.param(False, id="buckets"), pytest.param(True, marks=pytest.mark.slow, id="growing")],
 )
 def test_a_run_begins_with_the_vectors_and_continues_exactly(grows, tmp_path):
     small.write_log(tmp_path / "log", 200)

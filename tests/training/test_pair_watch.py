@@ -37,6 +37,7 @@ def metrics(pairs: int, examples: int = 4, skipped: int = 0) -> dict[str, float]
     return {"pairs": pairs, "tokens": 9, "examples": examples, "skipped_rows": skipped}
 
 
+@pytest.mark.slow
 def test_packing_that_leaves_each_user_one_event(tmp_path):
     """For any log, and again when the command is started again."""
     small.write_log(tmp_path / "log", 200)

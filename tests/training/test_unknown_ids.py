@@ -188,7 +188,7 @@ def reference():
 
 @pytest.mark.parametrize(
     ("devices", "microbatches"),
-    [*(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 2)), (4, 2)],
+    [*(pytest.param(*n, marks=pytest.mark.slow) for n in ((2, 1), (4, 2))), (1, 1)],
 )
 def test_equals_a_table_in_which_waiting_ids_share_a_row(devices, microbatches):
     for (state, metrics), expected in zip(run(devices, microbatches), reference(), strict=True):

@@ -378,7 +378,8 @@ def test_sequences_are_encoded_as_if_alone(position):
     [
         pytest.param(1, 1, "next", marks=pytest.mark.slow),
         pytest.param(1, 1, "previous", marks=pytest.mark.slow),
-        (2, 2, "next"),
+        (2, 1, "next"),
+        pytest.param(2, 2, "next", marks=pytest.mark.slow),
     ],
 )
 def test_a_packed_step_is_the_step_of_single_rows(devices, microbatches, pairing):

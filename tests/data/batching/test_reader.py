@@ -356,7 +356,7 @@ LONG_ROWS = 5 * 39
 
 
 @given(st.sampled_from([1, 4, 8, 16]), st.data())
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_hosts_and_batch_sizes_come_and_go_and_each_row_is_seen_once_an_epoch(
     long_log, shards, data
 ):

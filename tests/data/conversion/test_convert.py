@@ -90,6 +90,7 @@ def test_movielens_as_downloaded(tmp_path):
     assert schema.field("cate_id").type == pa.list_(pa.list_(pa.string()))
 
 
+@pytest.mark.slow
 @needs_raw
 def test_taobao_whose_last_line_is_cut_short(tmp_path):
     path = DATA / "raw" / "taobao" / "UserBehavior.csv"
@@ -158,7 +159,16 @@ def as_text(rows: list[dict]) -> list[dict]:
     return [{n: v if v is None else str(v) for n, v in row.items()} for row in rows]
 
 
-@pytest.mark.parametrize("layout", ["csv", "headless", "tsv", "parquet", "jsonl"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "csv",
+        pytest.param("headless", marks=pytest.mark.slow),
+        pytest.param("tsv", marks=pytest.mark.slow),
+        "parquet",
+        "jsonl",
+    ],
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=logs(), files=st.integers(1, 3))
 def test_any_log(tmp_path_factory, layout, rows, files):

@@ -125,7 +125,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("full", ["sorting", "writing"])
+@pytest.mark.parametrize("full", ["sorting", pytest.param("writing", marks=pytest.mark.slow)])
 def test_a_full_disk_ends_in_a_sentence(tmp_path, large, small_disk, full):
     flags = ["--temp_dir", str(tmp_path)] if full == "writing" else []
     process = start(large, small_disk / "log", *flags)

@@ -450,6 +450,7 @@ def run(tmp_path_factory):
     return config, rows
 
 
+@pytest.mark.slow
 def test_the_evaluate_command_against_numpy(run, tmp_path, monkeypatch, capsys):
     config, rows = run
     mesh = one_device()

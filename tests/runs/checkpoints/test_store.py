@@ -104,6 +104,7 @@ class Sampler:
                 self.largest = max(self.largest, int(np.prod(shape)) * array.dtype.itemsize)
 
 
+@pytest.mark.slow
 def test_no_device_ever_holds_a_whole_table(tmp_path):
     rows, width, devices = 2**17, 8, 8
     config = configured(tmp_path)
@@ -150,7 +151,7 @@ def chunk_bytes_of(path, config, devices):
     return found
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("segment_rows", [1031, 1024])
 def test_a_prime_number_of_rows_is_not_stored_in_tiny_chunks(
     tmp_path, monkeypatch, segment_rows, devices
@@ -177,7 +178,9 @@ def test_the_estimate_of_chunks_is_what_orbax_chooses():
     assert store._chunk_bytes((), 4, 2**14) == 4
 
 
-@pytest.mark.parametrize("name", ["x%20y", "x?y", "a#b", "x y"])
+@pytest.mark.parametrize(
+    "name", ["x%20y", "x?y", *(pytest.param(n, marks=pytest.mark.slow) for n in ("a#b", "x y"))]
+)
 def test_arrays_are_read_from_directories_of_any_name(tmp_path, name):
     """Beside them are directories with the names that a URL would stand for, of other runs."""
     values = {}

@@ -167,6 +167,7 @@ def test_the_stream_does_not_depend_on_devices(log, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, other, one)
 
 
+@pytest.mark.slow
 def test_a_run_reads_no_catalogue_and_continues_as_if_never_stopped(log, tmp_path, no_catalogue):
     def run(name, steps):
         config = configured(log, tmp_path / name, **STREAM)

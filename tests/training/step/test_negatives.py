@@ -122,7 +122,7 @@ def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, neg
     "loss",
     [
         pytest.param({"negatives": "full"}, marks=pytest.mark.slow),
-        {"negatives": "mixed", "log_q": "catalogue"},
+        pytest.param({"negatives": "mixed", "log_q": "catalogue"}, marks=pytest.mark.slow),
     ],
     ids=["full", "mixed"],
 )

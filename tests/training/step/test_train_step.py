@@ -86,7 +86,12 @@ def test_accumulation_equals_the_large_batch(devices, microbatches):
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatches"), [pytest.param(8, 1, marks=pytest.mark.slow), (4, 2)]
+    ("devices", "microbatches"),
+    [
+        pytest.param(8, 1, marks=pytest.mark.slow),
+        (2, 1),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_fsdp_changes_only_the_sharding_of_the_dense_part(devices, microbatches):
     config = dataclasses.replace(
@@ -113,6 +118,7 @@ def test_steps_with_time_gaps_do_not_depend_on_devices_and_microbatches():
     assert np.abs(heads["time_bias"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_local_negatives_come_from_the_same_device():
     """Two devices with the same rows give the same as one alone; with global scope they do not."""
     half = small.batch(CLIPPED, ROWS, 0)
@@ -129,6 +135,7 @@ def test_local_negatives_come_from_the_same_device():
     assert found[2][0] > found[0][0] + 0.5
 
 
+@pytest.mark.slow
 def test_more_padding_changes_nothing():
     """The same sequences in longer rows give the same loss, gradient norm and updated weights."""
     longer = dataclasses.replace(
@@ -220,6 +227,7 @@ def test_devices_that_do_not_divide_the_segments_are_refused():
         make_mesh(jax.devices()[:3])
 
 
+@pytest.mark.slow
 def test_dropout_of_events_needs_no_other_dropout():
     """Without dropout in the layers, dropout of events is still random in each step."""
     config = small.config()
