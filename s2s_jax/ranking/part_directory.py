@@ -110,6 +110,12 @@ class PartDirectory:
         )
         self._held = contextlib.ExitStack()
         try:
+            # In a store, files could be written below the address of another file.
+            if isinstance(directory, StorePath) and directory.is_file():
+                raise UserError(
+                    f"--output: expected a directory, found the file {directory}; give another path, "
+                    f"or remove the file"
+                )
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"_lock-{host}-of-{hosts}"
             self._held.enter_context(locked(path, in_use))

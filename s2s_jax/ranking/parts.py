@@ -90,6 +90,7 @@ class Parts:
         self._dir = _directory(output)
         now = json.loads(json.dumps(made_for))
         self._held = contextlib.ExitStack()
+        _check_nothing_below(output)
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
             in_store = isinstance(self._dir, StorePath)
@@ -209,6 +210,17 @@ class Parts:
             elif path.name != _LOCK:
                 others = True
         return not others
+
+
+def _check_nothing_below(output: Place) -> None:
+    """Refuses the address of a file that is also one of a directory, which some stores allow."""
+    if isinstance(output, StorePath) and output.scheme != "hdfs":
+        below = next(output.iterdir(), None)
+        if below is not None:
+            raise UserError(
+                f"--output: expected no file below {output}, found {below.name}; give another path, "
+                f"or remove what is below"
+            )
 
 
 def _replace(path: Place, write: Any) -> None:
