@@ -371,7 +371,7 @@ def _made_for(
     counted_in = items.counted_in
     return {
         # The version of the parts' format, and of the shapes in which users are encoded.
-        "version": 6,
+        "version": 7,
         "checkpoint": None if model is None else [model.run.step, model.run.fingerprint],
         "configuration": identity.of_run(config),
         "catalogue": items.catalogue.fingerprint(),

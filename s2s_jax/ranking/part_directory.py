@@ -3,7 +3,9 @@
 A part is a Parquet file with the rows of some consecutive stripes. Which stripes a part has depends only
 on the log, so any number of processes can continue what others began. They do not talk to each other: a
 note in the directory says what the parts are made for, and whoever finds all parts there writes the
-manifest and then an empty file, `_SUCCESS`. Readers of Parquet ignore files whose names begin with _.
+manifest and then an empty file, `_SUCCESS`. Processes that begin at the same moment in a store may all
+write the note, so it is read again before each file, and parts have a digest of it. Readers of Parquet
+ignore files whose names begin with _.
 """
 
 import contextlib
@@ -18,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
-from s2s_jax.ranking.parts import COUNTS, locked
+from s2s_jax.ranking import part_files
+from s2s_jax.ranking.part_files import Said
+from s2s_jax.ranking.parts import locked
 from s2s_jax.writing import replacing
-from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import Place, StorePath
 
 _NOTE, _MANIFEST, _SUCCESS = "_made_for.json", "_manifest.json", "_SUCCESS"
@@ -98,6 +101,7 @@ class PartDirectory:
         """
         self._dir, self._share = directory, share
         self._made_for = json.loads(json.dumps(made_for))
+        self._digest = part_files.digest_of(self._made_for)
         self._parts = divide(stripe_rows)
         self._part_of = {stripe: n for n, part in enumerate(self._parts) for stripe in part}
         # The tables of the part that is being made, and their counts.
@@ -131,17 +135,21 @@ class PartDirectory:
 
         Args:
           stripes: the number of stripes of the log.
+
+        Raises:
+          UserError: a part of this share was made for something else.
         """
         assert stripes == len(self._part_of), "the directory was opened for this log"
         mine = range(self._share.host, len(self._parts), self._share.hosts)
         there = set(self._dir.glob("part-*.parquet"))
+        self._said_by([self._path(n) for n in mine if self._path(n) in there])
         return [stripe for n in mine if self._path(n) not in there for stripe in self._parts[n]]
 
     def write(self, stripe: int, table: pa.Table, counts: Mapping[str, int]) -> None:
         """Adds a stripe, in the order of `missing`, and writes its part when it is complete.
 
         Raises:
-          UserError: the part cannot be written.
+          UserError: the part cannot be written, or the directory is now made for something else.
         """
         self._tables.append(table)
         self._counts.update(counts)
@@ -149,8 +157,9 @@ class PartDirectory:
         if stripe != self._parts[number][-1]:
             return
         whole = pa.concat_tables(self._tables).unify_dictionaries()
-        whole = whole.replace_schema_metadata({COUNTS: json.dumps(self._counts)})
+        whole = part_files.signed(whole, self._digest, self._counts)
         self._tables, self._counts = [], Counter()
+        self._check_note()
         self._replace(self._path(number), lambda path: pq.write_table(whole, str(path)))
 
     def join(self) -> Counter[str] | None:
@@ -160,21 +169,20 @@ class PartDirectory:
           The sums of the parts' counts; None if other processes have not finished.
 
         Raises:
-          UserError: the directory cannot be written.
+          UserError: the directory cannot be written, or has parts that were made for something else.
         """
+        self._check_note()
         paths = [self._path(number) for number in range(len(self._parts))]
         if not set(paths) <= set(self._dir.glob("part-*.parquet")):
             return None
         total: Counter[str] = Counter()
         parts = []
-        for path, stripes in zip(paths, self._parts, strict=True):
-            with file_systems.opened(path) as file:
-                metadata = pq.read_metadata(file)
-            total.update(json.loads(metadata.metadata[COUNTS]))
+        for path, stripes, said in zip(paths, self._parts, self._said_by(paths), strict=True):
+            total.update(said.counts)
             parts.append(
                 {
                     "file": path.name,
-                    "rows": metadata.num_rows,
+                    "rows": said.rows,
                     "stripes": [stripes.start, stripes.stop],
                 }
             )
@@ -189,6 +197,7 @@ class PartDirectory:
         text = json.dumps(manifest, indent=1)
         # Two processes may find all parts at the same time; they write the same.
         self._replace(self._dir / _MANIFEST, lambda path: path.write_text(text))
+        self._check_note()
         self._replace(self._dir / _SUCCESS, lambda path: path.touch())
         for leftover in self._dir.glob("_unfinished-*"):
             leftover.unlink(missing_ok=True)
@@ -220,8 +229,16 @@ class PartDirectory:
                     f"--output: {self._dir} has other files (found {foreign[0]}); give a new directory"
                 )
             self._write_note(note)
+        self._check_note()
+
+    def _check_note(self) -> None:
+        """Compares what the parts are made for with what the note says."""
         try:
-            before = json.loads(note.read_text())
+            before = json.loads((self._dir / _NOTE).read_text())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"--output: {self._dir / _NOTE} was removed meanwhile; give another --output"
+            ) from error
         except ValueError:
             before = None
         if before == self._made_for:
@@ -237,7 +254,7 @@ class PartDirectory:
     def _write_note(self, note: Place) -> None:
         text = json.dumps(self._made_for)
         if isinstance(note, StorePath):
-            # A process that began at the same moment may write its own after it; `_agree` reads it back.
+            # A process that began at the same moment may write its own after it; see `_check_note`.
             note.write_text(text)
             return
         unfinished = self._unfinished(note)
@@ -251,6 +268,19 @@ class PartDirectory:
             # Some network file systems have no links.
             unfinished.replace(note)
         unfinished.unlink(missing_ok=True)
+
+    def _said_by(self, paths: Sequence[Place]) -> list[Said]:
+        """What parts say about themselves; refuses those that were made for something else."""
+        read = []
+        for path, said in zip(paths, part_files.read_all(paths), strict=True):
+            if said is None or said.digest != self._digest:
+                found = "is not complete" if said is None else "was made for something else"
+                raise UserError(
+                    f"--output: expected parts that were made for what {_NOTE} says, but {path} "
+                    f"{found}; remove it and start again, or give another --output"
+                )
+            read.append(said)
+        return read
 
     def _unfinished(self, path: Path) -> Path:
         return path.with_name(f"_unfinished-{self._share.host}-of-{self._share.hosts}")

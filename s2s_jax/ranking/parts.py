@@ -20,13 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2s_jax.errors import UserError
+from s2s_jax.ranking import part_files
 from s2s_jax.storage import lock
 from s2s_jax.writing import replacing
 from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import Place, StorePath
 
-# The key of a part's counts in its metadata.
-COUNTS = b"s2s_jax.counts"
 _NOTE, _LOCK = "made_for.json", ".lock"
 _OURS = re.compile(r"\d{8}\.(parquet|tmp)|made_for\.(json|tmp)")
 
@@ -89,6 +88,7 @@ class Parts:
         self._output = output
         self._dir = _directory(output)
         now = json.loads(json.dumps(made_for))
+        self._digest = part_files.digest_of(now)
         self._held = contextlib.ExitStack()
         _check_nothing_below(output)
         try:
@@ -119,11 +119,15 @@ class Parts:
     def missing(self, stripes: int) -> list[int]:
         """Return the numbers of the parts that are not done.
 
+        Parts that were made for something else are not, as after another command took over the lock.
+
         Args:
           stripes: the number of stripes.
         """
-        there = set(self._dir.glob("*.parquet"))
-        return [number for number in range(stripes) if self._path(number) not in there]
+        there = list(self._dir.glob("*.parquet"))
+        said = zip(there, part_files.read_all(there), strict=True)
+        done = {path for path, each in said if each is not None and each.digest == self._digest}
+        return [number for number in range(stripes) if self._path(number) not in done]
 
     def __contains__(self, number: int) -> bool:
         return self._path(number).exists()
@@ -134,8 +138,7 @@ class Parts:
         Raises:
           UserError: the part cannot be written.
         """
-        # Both are in one file, so that an interruption cannot save one without the other.
-        table = table.replace_schema_metadata({COUNTS: json.dumps(counts)})
+        table = part_files.signed(table, self._digest, counts)
         try:
             _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
         except OSError as error:
@@ -152,7 +155,7 @@ class Parts:
           The sums of the parts' counts.
 
         Raises:
-          UserError: the output cannot be written.
+          UserError: the output cannot be written, or a part was made for something else.
         """
         counts: Counter[str] = Counter()
         paths = sorted(self._dir.glob("*.parquet"))
@@ -163,7 +166,13 @@ class Parts:
                 for path in paths:
                     with file_systems.opened(path) as file:
                         table = pq.read_table(file)
-                    counts.update(json.loads(table.schema.metadata[COUNTS]))
+                    said = part_files.said_by(table.schema.metadata, table.num_rows)
+                    if said is None or said.digest != self._digest:
+                        raise UserError(
+                            f"--output: {path} was made for something else by another command "
+                            f"meanwhile; start again, which makes it again"
+                        )
+                    counts.update(said.counts)
                     table = table.replace_schema_metadata()
                     if writer is None:
                         writer = until_written.enter_context(

@@ -74,6 +74,24 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path, names):
     assert sorted(os.listdir(directory)) == sorted(names)
 
 
+def test_a_part_of_another_command_is_made_again_and_not_joined(tmp_path):
+    """As after a pause in which another command took over the lock, on a file system without locks."""
+    output = tmp_path / "recs.parquet"
+    other = Parts(tmp_path / "other.parquet", MADE_FOR | {"--top_k": 6})
+    other.write(0, table(9), {"users": 1})
+    parts = Parts(output, MADE_FOR)
+    parts.write(0, table(1), {"users": 1})
+    parts.write(1, table(2), {"users": 1})
+    part = Path("00000000.parquet")
+    shutil.copy(tmp_path / "other.parquet.parts" / part, tmp_path / "recs.parquet.parts" / part)
+    with pytest.raises(UserError, match=r"00000000\.parquet was made for something else"):
+        parts.join()
+    assert not output.exists()
+    assert parts.missing(2) == [0]
+    (tmp_path / "recs.parquet.parts" / "00000001.parquet").write_bytes(b"PAR1")
+    assert parts.missing(2) == [0, 1]
+
+
 def test_a_file_that_was_put_beside_the_parts_stays(tmp_path):
     parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
     parts.write(0, table(1), {})

@@ -39,3 +39,46 @@ def test_an_address_is_not_both_a_file_and_a_directory(top):
     with pytest.raises(UserError, match=r"no file below s3://.*new\.parquet, found part-000000"):
         Parts(top / "new.parquet", MADE_FOR)
     assert not (top / "new.parquet").is_file()
+
+
+def open_two_at_once(path, monkeypatch, between):
+    """Two processes with different checkpoints, of which both have seen no note, and the later one
+    writes its own after `between(first)`."""
+    write_note = PartDirectory._write_note
+    first = []
+
+    def other_is_faster(self, note):
+        monkeypatch.setattr(PartDirectory, "_write_note", write_note)
+        first.append(open_one(path, {"checkpoint": 1}, 0))
+        between(first[0])
+        write_note(self, note)
+
+    monkeypatch.setattr(PartDirectory, "_write_note", other_is_faster)
+    second = open_one(path, {"checkpoint": 2}, 1)
+    return first[0], second
+
+
+def test_processes_that_begin_together_do_not_mix_two_checkpoints(top, monkeypatch):
+    first, second = open_two_at_once(top, monkeypatch, lambda first: None)
+    with pytest.raises(UserError, match="made with another checkpoint; give all processes"):
+        first.write(0, table(1), {"users": 1})
+    second.write(1, table(2), {"users": 1})
+    assert second.join() is None
+    assert [path.name for path in top.glob("part-*")] == ["part-000001.parquet"]
+
+
+def test_a_part_that_was_written_before_the_note_changed_is_refused(top, monkeypatch):
+    first, second = open_two_at_once(
+        top, monkeypatch, lambda first: first.write(0, table(1), {"users": 1})
+    )
+    second.write(1, table(2), {"users": 1})
+    with pytest.raises(UserError, match="made with another checkpoint"):
+        first.join()
+    wrong = r"part-000000\.parquet was made for something else; remove it and start again"
+    with pytest.raises(UserError, match=wrong):
+        second.join()
+    first.close()
+    second.close()
+    with pytest.raises(UserError, match=wrong):
+        open_one(top, {"checkpoint": 2}, 0).missing(2)
+    assert not (top / "_SUCCESS").exists()
