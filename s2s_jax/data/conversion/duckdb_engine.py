@@ -108,10 +108,11 @@ class DuckDBEngine:
         selection = self._description.selection
         for name, table in events.id_tables(selection).items():
             self._database.register(name, table)
-        features = [f"f{i} AS {sql.name(f.name)}" for i, f in enumerate(selection.features)]
-        values = ", ".join(("u AS user_id", *features, "seconds AS timestamp"))
+        features = [f"e.f{i} AS {sql.name(f.name)}" for i, f in enumerate(selection.features)]
+        values = ", ".join(("e.u AS user_id", *features, "e.seconds AS timestamp"))
+        # A feature may be named like a column of the query, and ORDER BY prefers the new names.
         batches = self._database.stream(
-            f"SELECT {values} FROM ({self._query}) ORDER BY u, time, place"
+            f"SELECT {values} FROM ({self._query}) AS e ORDER BY e.u, e.time, e.place"
         )
         grouping = Grouping(self._description.min_events)
         self.tally = grouping.tally

@@ -191,6 +191,22 @@ def test_any_log(tmp_path_factory, layout, rows, files):
     assert run(path / "out", path, **changes) == by_hand(rows)
 
 
+def test_features_may_be_named_like_what_conversions_sort_by(tmp_path):
+    rows = events(user_id=[2, 1, 2, 1, 2], timestamp=[30, 20, 10, 20, 30])
+    names = ("u", "Time", "place", "seconds", "f0")
+    for row, value in zip(rows, (9, 8, 7, 6, 5), strict=True):
+        row.update(dict.fromkeys(names, value))
+    path = write_csv(tmp_path / "a.csv", rows)
+    expected = {1: [[8], [6]], 2: [[7], [9], [5]]}
+    found = run(tmp_path / "log", path, features=("item_id", *names))
+    assert {user: row["timestamp"] for user, row in found.items()} == {
+        1: [[20], [20]],
+        2: [[10], [30], [30]],
+    }
+    for name in names:
+        assert {user: row[name] for user, row in found.items()} == expected
+
+
 def test_integers_of_parquet_are_exact(tmp_path):
     rows = events(
         user_id=[2**62 + 1, 2**62 + 1, -1],
