@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -135,3 +136,25 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path, large, small_disk, full):
     assert errors.count("\n") == 1
     assert list(small_disk.iterdir()) == []
     assert list(tmp_path.iterdir()) == [small_disk]
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_java_ends_although_its_answers_are_not_understood(broken):
+    """A signal may leave the rest of an answer, which Spark's Python side takes for the next one."""
+    start = pytest.importorskip("s2s_jax.data.conversion.spark.start", reason="PySpark is missing")
+    calls = []
+    java = SimpleNamespace(kill=lambda: calls.append("kill"), wait=lambda: calls.append("wait"))
+
+    def stop():
+        calls.append("stop")
+        if broken:
+            raise KeyError("p")
+
+    context = SimpleNamespace(_gateway=SimpleNamespace(proc=java))
+    start._end(SimpleNamespace(stop=stop, sparkContext=context))
+    assert calls == (["stop", "kill", "wait"] if broken else ["stop"])
+
+    def unpersist():
+        raise KeyError("p")
+
+    start.unpersist(SimpleNamespace(unpersist=unpersist))

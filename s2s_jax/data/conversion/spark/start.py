@@ -88,10 +88,13 @@ def _started(directory: Path, memory_limit: str | None, hive: bool) -> Iterator[
 
 
 def _end(spark: SparkSession) -> None:
-    """Ends Spark, also if a signal interrupted an answer of Java, which then understands nothing."""
+    """Ends Spark, also if a signal interrupted an answer of Java.
+
+    Then the next answer is the rest of that one, which may raise any error.
+    """
     try:
         spark.stop()
-    except (Py4JError, OSError):
+    except Exception:
         java = getattr(spark.sparkContext._gateway, "proc", None)
         if java is not None:
             java.kill()
@@ -100,7 +103,7 @@ def _end(spark: SparkSession) -> None:
 
 def unpersist(frame: DataFrame) -> None:
     """Frees what executors keep of a table, if Spark still answers."""
-    with contextlib.suppress(Py4JError, OSError):
+    with contextlib.suppress(Exception):
         frame.unpersist()
 
 
