@@ -71,14 +71,15 @@ def packing_notes(reading: Reading, index: FileIndex) -> list[str]:
 
 def _mean_in_footers(index: FileIndex) -> float | None:
     """Return the mean number of positions of a row in the log; None if no row has any."""
-    rows = sum(file.rows for file in index.files if file.positions)
-    return sum(file.positions for file in index.files) / rows if rows else None
+    positions = sum(file.positions for file in index.files)
+    return positions / sum(file.rows for file in index.files) if positions else None
 
 
 def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
-    """Return the mean number of positions of a row that training sees; None if no row has any.
+    """Return the mean number of positions that training sees of a row; None if no row has any.
 
-    Reads a sample of the stripes.
+    Rows of which training sees nothing count, because batches have places for them. Reads a sample of
+    the stripes.
     """
     stripes, decoding = index.stripes, reading.decoding
     cut = held_out.training_cut(decoding.split)
@@ -94,9 +95,9 @@ def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
             if not may_skip(error, reading.logs):
                 raise
             continue
-        rows += int((kept_N > 0).sum())
+        rows += len(kept_N)
         positions += int(np.minimum(kept_N, reading.epoch_history_len).sum())
-    return positions / rows if rows else None
+    return positions / rows if positions else None
 
 
 def _users_that_fit(sequences: Sequences, mean: float) -> int:

@@ -6,10 +6,12 @@ import itertools
 import jax
 import numpy as np
 import of_config
+import pyarrow as pa
 import pytest
 import small
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import orc
 
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.config import (
@@ -27,6 +29,7 @@ from s2s_jax.config.settings import Decoding, Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.batching.dataset import WHOLE, HostSlice
 from s2s_jax.data.batching.packing import NO_SEQUENCE, lay_out, lay_rows
+from s2s_jax.data.batching.reader import Reader
 from s2s_jax.data.batching.windows import cut_windows
 from s2s_jax.errors import UserError
 from s2s_jax.training.step.batches import put_batch
@@ -307,13 +310,38 @@ def test_auto_packs_users_that_fill_a_batch(log, held_out, windows, per_epoch):
     )
     (batch,) = epoch(whole, 50)
     kept = np.minimum(batch["length"] - held_out, (per_epoch or windows) * (L - 1) + 1)
-    mean = kept[kept > 0].mean()
+    # Rows of which nothing is kept take places, too.
+    mean = np.maximum(kept, 0).mean()
     packing = with_packing(Reading.of(config), of_config.index(config)).sequences.packing
     assert packing * mean <= 0.85 * 20 * L < (packing + 1) * mean
     # A number stays unchanged.
     config = packed_config(log)
     given = Reading.of(config)
     assert with_packing(given, of_config.index(config)) is given
+
+
+@pytest.mark.parametrize("short", [0, 2])
+def test_auto_fills_batches_of_a_log_whose_rows_are_mostly_held_out(tmp_path, short):
+    small.write_log(tmp_path, 50, files=1)
+    (path,) = tmp_path.iterdir()
+    long = orc.read_table(str(path))
+    few = pa.table(
+        {
+            name: pa.array([row[:short] for row in long[name].to_pylist()], long[name].type)
+            for name in long.column_names
+        }
+    )
+    orc.write_table(pa.concat_tables([long, few, few, few, few]), str(path))
+    config = dataclasses.replace(
+        packed_config(tmp_path, Pack(windows=3), batch_size=20),
+        eval=EvalConfig(split=LastEvents(events=2)),
+    )
+    reading = with_packing(Reading.of(config), of_config.index(config))
+    reader = Reader(reading, reading.sequences.packing)
+    full = [int(next(reader).arrays["length"].sum()) / (20 * L) for _ in range(3)]
+    reader.close()
+    # Each batch has a share of the 50 long rows, and the log ends in the middle of the last one.
+    assert 0.6 < np.mean(full) <= 1
 
 
 # --------------------------------------------------------------------------------------- model
