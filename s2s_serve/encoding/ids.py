@@ -1,6 +1,6 @@
 """Entries of a column → buckets or 64-bit ids, according to the feature's `op`.
 
-Shapes: T entries, P positions.
+Shapes: N rows, P positions, S positions with a time at or before them, T entries.
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ from s2s_serve.encoding.feature import FeatureConfig
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400
+_MOST_SECONDS = 2**31 - 1
 # The only 64-bit id whose two words equal `NO_ID`, and a random id that replaces it.
 _RESERVED = np.uint64(2**64 - 1)
 _REPLACEMENT = np.uint64(0xD6E8FEB86659FD93)
@@ -180,7 +181,9 @@ def event_times(
 ) -> np.ndarray:
     """The time of each event, in seconds since the first known time of its row.
 
-    Differences do not depend on where a row begins, so a part of a history has the same gaps.
+    Differences do not depend on where a row begins, so a part of a history has the same gaps. In a row
+    of more than 2^31 - 1 seconds, seconds count back from the last known time instead, so that a first
+    event in 1900 does not change the gaps of later ones.
 
     Args:
       values: times of the positions where `there_P`, without nulls.
@@ -189,7 +192,7 @@ def event_times(
       feature: the feature, with its unit.
 
     Returns:
-      int32 `[P]`, at most 2^31 - 1. An event without a time has that of the event before it, or 0.
+      int32 `[P]`, from 0 to 2^31 - 1. An event without a time has that of the event before it, or 0.
 
     Raises:
       NotANumberError: a text is not a time.
@@ -207,12 +210,17 @@ def event_times(
     if len(back):
         raise StepsBackError(int(np.flatnonzero(there_P)[back[0] + 1]))
     known_P = np.cumsum(there_P)
-    first_P = np.append(0, known_P)[starts_N[:-1]][row_P]
+    bounds_N = np.append(0, known_P)[starts_N]
+    first_P = bounds_N[:-1][row_P]
     some_P = known_P > first_P
+    first_S, last_S = first_P[some_P], bounds_N[1:][row_P[some_P]] - 1
+    # Differences of int64 fit uint64.
     seconds_T = (times_T // per_second).view(np.uint64)
+    since_S = seconds_T[known_P[some_P] - 1] - seconds_T[first_S]
+    whole_S = seconds_T[last_S] - seconds_T[first_S]
+    too_long_S = whole_S - np.minimum(whole_S, _MOST_SECONDS)
     seconds_P = np.zeros(len(there_P), np.int32)
-    since = seconds_T[known_P[some_P] - 1] - seconds_T[first_P[some_P]]
-    seconds_P[some_P] = np.minimum(since, 2**31 - 1)
+    seconds_P[some_P] = since_S - np.minimum(since_S, too_long_S)
     return seconds_P
 
 

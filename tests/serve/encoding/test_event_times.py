@@ -82,6 +82,16 @@ def test_gaps_too_long_for_32_bits_are_as_long_as_possible():
     assert found[:, 1].tolist() == [0, 2**31 - 1, 2**31 - 1, 0, 2**31 - 1]
 
 
+def test_a_placeholder_at_the_beginning_leaves_later_gaps_as_they_are():
+    now = 1_700_000_000_000
+    row = [None, -62_135_596_800_000, None, now - 7_200_000, now - 3_600_000, None, now]
+    found = decoded([row, [now, now + 5_000]], "numbers")[:, 1]
+    assert found[:3].tolist() == [0, 0, 0]
+    assert np.diff(found[3:7]).tolist() == [3_600, 0, 3_600]
+    assert found[6] == 2**31 - 1
+    assert found[7:].tolist() == [0, 5]
+
+
 @pytest.mark.parametrize("row", [[5, 4], [1, None, 3, None, 2], [7, 7, 8, 7]])
 def test_times_that_step_back_are_refused(row):
     with pytest.raises(
