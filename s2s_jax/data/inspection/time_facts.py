@@ -24,6 +24,8 @@ _PLAUSIBLE_FROM = 631_152_000
 _YEAR = 31_556_952
 # If more than this share of the rows is in reverse order, the log is taken to be newest first.
 _NEARLY_ALL = 0.9
+# A unit is plausible if this share of the times are plausible dates in it: logs have a few wrong ones.
+_MOST_TIMES = 0.95
 
 
 class TimeFacts:
@@ -47,6 +49,7 @@ class TimeFacts:
         self._is_number = True
         self._per_second = 1
         self._times = self._not_positive = 0
+        self._in_unit = dict.fromkeys(_UNITS, 0)
         self._first: int | None = None
         self._last: int | None = None
         self._rows = self._falling = self._reversed = self._rising = 0
@@ -78,6 +81,10 @@ class TimeFacts:
             ends = [n for n in (self._first, self._last) if n is not None]
             self._first = min([int(positive_T.min()), *ends])
             self._last = max([int(positive_T.max()), *ends])
+        for unit in _UNITS:
+            seconds_T = positive_T // self._per_unit(unit)
+            inside_T = (seconds_T >= _PLAUSIBLE_FROM) & (seconds_T <= self._now + _YEAR)
+            self._in_unit[unit] += int(inside_T.sum())
         self._count_order(row_T, times_T)
 
     def _count_order(self, row_T: np.ndarray, times_T: np.ndarray) -> None:
@@ -170,13 +177,13 @@ class TimeFacts:
         return f"from {date_text(first)} to {date_text(last)}"
 
     def _seconds(self, number: int, unit: str | None) -> int:
-        return number // (self._per_second if unit is None else 1000 ** _UNITS.index(unit))
+        return number // self._per_unit(unit)
+
+    def _per_unit(self, unit: str | None) -> int:
+        return self._per_second if unit is None else 1000 ** _UNITS.index(unit)
 
     def _plausible(self, unit: str) -> bool:
-        assert self._first is not None, "there are times"
-        assert self._last is not None, "there are times"
-        first, last = self._seconds(self._first, unit), self._seconds(self._last, unit)
-        return first >= _PLAUSIBLE_FROM and last <= self._now + _YEAR
+        return self._in_unit[unit] >= _MOST_TIMES * (self._times - self._not_positive)
 
     def _likely_unit(self) -> str | None:
         """The unit that gives plausible dates; None if there is none."""

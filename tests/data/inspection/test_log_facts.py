@@ -270,6 +270,17 @@ def test_ranges_as_dates():
     assert dates.sentences()[0] == "Times of column t run from 2019-04-14 to 2019-04-15"
 
 
+def test_one_wrong_time_does_not_hide_the_unit():
+    milliseconds = [[1_600_000_000_000 + n, 1_600_000_100_000 + n] for n in range(100)]
+    for odd in ([], [1, 1_600_000_000_000], [1, 9 * 10**18]):
+        found = facts([*milliseconds, odd])
+        assert "it is likely ms" in found.warnings()[0]
+        assert found.why_untrue() is not None
+        assert facts([*milliseconds, odd], unit="ms").why_untrue() is None
+    half = [[1, 1_600_000_000_000]] * 100
+    assert facts(half).why_untrue() is None
+
+
 def test_zeros_and_the_future():
     sentences = facts([[0, -5, 1_600_000_000], [NOW + 10]]).sentences()
     assert "2 (50.0%) of the times of column t are 0 or before 1970" in sentences
