@@ -62,7 +62,7 @@ def make(settings: Settings) -> list[str]:
     _say(f"trying {trial.STEPS} steps on this machine ({machine.text})")
     measured = trial.run(plan, log.item.distinct)
     steps_per_epoch = _steps_per_epoch(plan, machine)
-    users = max(round(log.rows * log.lengths.usable), 1)
+    users = max(round(log.rows * log.lengths.ranked), 1)
     plan, expected = promise.fit(plan, measured, steps_per_epoch, users, settings.budget_minutes)
     found = promise.sentences(expected, plan.config.eval.patience is not None, busy)
     config_file.write(plan, _about(settings, log, machine, found), settings.output)

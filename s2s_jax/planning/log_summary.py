@@ -18,7 +18,7 @@ from s2s_jax.data.logs import files, orc, stripe_sample
 from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.errors import UserError
 from s2s_jax.planning.column_summary import ColumnSummary, ColumnTally, Entries, entries_of
-from s2s_serve.encoding import arrow
+from s2s_serve.encoding import arrow, ids
 from s2s_serve.storage.address import StorePath, place_of
 
 # Logs with more events are sampled. So many are read in about half a minute: 12 million took 9 s.
@@ -35,6 +35,7 @@ class Lengths:
       most_have: 95% of the rows have at most this many.
       longest: the number of events of the longest row.
       usable: the share of rows with at least four events: two to learn from and two to hold out.
+      ranked: the share of rows with at least three events, whose last ones are ranked in evaluations.
     """
 
     mean: float
@@ -42,6 +43,7 @@ class Lengths:
     most_have: int
     longest: int
     usable: float
+    ranked: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,13 @@ class _Reading:
         self.lengths: Counter[int] = Counter()
         self.unusable: dict[str, str] = {}
         schema = index.files[0].schema
-        self._times = {name: TimeFacts(name, None) for name in time_columns(schema, None)}
+        # Times are only talked about, so a file without them is no mistake.
+        everywhere = set.intersection(*(set(time_columns(f.schema, None)) for f in index.files))
+        self._times = {
+            name: TimeFacts(name, None)
+            for name in time_columns(schema, None)
+            if name in everywhere and not any(name in file.encrypted for file in index.files)
+        }
         # Rows that end with two events at different times, and all rows of two or more events.
         self._ends: dict[str, list[int]] = {name: [0, 0] for name in self._times}
         self.tallies = {name: ColumnTally(name, schema.field(name).type) for name in self._usable()}
@@ -173,6 +181,10 @@ class _Reading:
             return "not exactly once in every file"
         if any(field.name in file.encrypted for file in self._index.files):
             return "encrypted"
+        for file in self._index.files:
+            other = file.schema.field(field.name).type
+            if not _alike(field.type, other):
+                return f"{field.type} in {self._index.files[0].path}, but {other} in {file.path}"
         if pa.types.is_floating(arrow.leaf_type(field.type)):
             return "numbers with fractions, which only op bucketize can read"
         if not columns.can_be_feature(field.type):
@@ -228,6 +240,15 @@ class _Reading:
         return sentences
 
 
+def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether columns of two files may be one feature: integers of another size are the same ids."""
+    if one == other:
+        return True
+    leaves = arrow.leaf_type(one), arrow.leaf_type(other)
+    same_kind = all(map(pa.types.is_integer, leaves)) or all(map(ids.is_text, leaves))
+    return arrow.is_list(one) and arrow.is_list(other) and same_kind
+
+
 def _read(file: orc.OrcFile, stripe: int, names: Sequence[str]) -> dict[str, pa.Array]:
     """The columns of a stripe."""
     batch = orc.read_stripe(file, stripe, names)
@@ -266,6 +287,7 @@ def _lengths(counts: Counter[int], paths: str) -> Lengths:
         most_have=columns.percentile(counts, 95),
         longest=longest,
         usable=usable / rows,
+        ranked=sum(count for length, count in counts.items() if length >= 3) / rows,
     )
 
 

@@ -20,7 +20,9 @@ def log(
     mean: float = 165.0, most_have: int = 500, longest: int = 2277, items: int = 3_416, **changes
 ) -> LogSummary:
     """A log, by default one like MovieLens-1M."""
-    lengths = Lengths(mean=mean, median=mean, most_have=most_have, longest=longest, usable=1.0)
+    lengths = Lengths(
+        mean=mean, median=mean, most_have=most_have, longest=longest, usable=1.0, ranked=1.0
+    )
     settings = {
         "paths": "/log",
         "rows": 6_040,

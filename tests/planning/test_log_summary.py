@@ -1,6 +1,7 @@
 """The summary of a log, against counts in plain Python."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_counts_are_those_of_the_rows(tmp_path):
     assert log.lengths.median == np.median(lengths)
     assert log.lengths.longest == lengths[-1]
     assert log.lengths.usable == pytest.approx(np.mean(np.array(lengths) >= 4))
+    assert log.lengths.ranked == pytest.approx(np.mean(np.array(lengths) >= 3))
     upto = log.lengths.most_have
     assert np.mean(np.array(lengths) <= upto) >= 0.95 > np.mean(np.array(lengths) < upto)
     for column in (log.item, *log.columns):
@@ -136,6 +138,25 @@ def test_columns_that_cannot_be_features_are_named(tmp_path):
     assert set(reasons) == {"short", "price"}
     assert "differ in length" in reasons["short"]
     assert "bucketize" in reasons["price"]
+
+
+def test_files_of_other_types(tmp_path):
+    """A column that is no list in another file is left out, and times may be missing there."""
+    rows = [{"item_id": [n, n + 1, n, n + 1], "shop": [1, 2, 1, 2]} for n in range(6)]
+    times = [row | {"created_at": [10**9] * 4} for row in rows]
+    write_log(tmp_path / "a.orc", times, {"item_id": IDS, "shop": IDS, "created_at": IDS})
+    others = [row | {"shop": 1} for row in rows]
+    small = pa.list_(pa.int32())
+    write_log(tmp_path / "b.orc", others, {"item_id": small, "shop": pa.int64()})
+    log = summarize(read_index([str(tmp_path)]), str(tmp_path), "item_id")
+    assert (log.rows, log.item.distinct) == (12, 7)
+    assert log.columns == ()
+    assert log.times == ()
+    reasons = dict(log.unusable)
+    assert re.fullmatch(r"list<.*int64> in .*a\.orc, but int64 in .*b\.orc", reasons["shop"])
+    write_log(tmp_path / "c.orc", [{"item_id": ["x"] * 4}], {"item_id": pa.list_(pa.string())})
+    with pytest.raises(UserError, match=r"a\.orc: expected a column item_id of lists .*c\.orc"):
+        summarize(read_index([str(tmp_path)]), str(tmp_path), "item_id")
 
 
 def test_a_large_log_is_sampled(tmp_path, monkeypatch):
