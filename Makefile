@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/
 CONSTRAINTS ?=
 PIP_INSTALL := $(RUN)python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: quickstart test test-slow docs docs-serve check format install clean
+.PHONY: quickstart test types all-tests test-slow docs docs-serve check format install clean
 
 quickstart: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/quickstart.sh
@@ -14,7 +14,12 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 types all-tests
+
+# At the same time, because some tests wait for other programs.
+types:
 	$(RUN)pyright
+all-tests:
 	$(RUN)python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
