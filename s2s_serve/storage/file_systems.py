@@ -5,6 +5,7 @@ variables, profiles and roles. They never appear in settings or messages.
 """
 
 import contextlib
+import ctypes
 import errno
 import functools
 import os
@@ -295,10 +296,10 @@ def _write(path: StorePath, blocks: Iterable[bytes]) -> None:
     system, inner = connect(path), inner_path(path)
     with _asked(path, "take"):
         if path.scheme in ("s3", "gs"):
-            # What is written becomes the object when the stream is closed.
-            with system.open_output_stream(inner) as stream:
-                for block in blocks:
-                    stream.write(block)
+            size = _send(system, inner, blocks)
+            # Smaller ones take one request, which carries their size.
+            if size > _BLOCK:
+                _compare(system, inner, size)
             return
         directory = inner.rpartition("/")[0]
         if directory:
@@ -306,17 +307,54 @@ def _write(path: StorePath, blocks: Iterable[bytes]) -> None:
         # Names that start with . or _ are no files of a log.
         unfinished = f"{directory}/.{path.name}.{secrets.token_hex(4)}.tmp"
         try:
-            with system.open_output_stream(unfinished) as stream:
-                for block in blocks:
-                    stream.write(block)
-            # HDFS moves nothing onto an existing file.
-            if system.get_file_info(inner).type == fs.FileType.File:
-                system.delete_file(inner)
-            system.move(unfinished, inner)
+            _compare(system, unfinished, _send(system, unfinished, blocks))
         except BaseException:
             with contextlib.suppress(OSError):
                 system.delete_file(unfinished)
             raise
+        _move(system, unfinished, inner)
+
+
+def _send(system: fs.FileSystem, inner: str, blocks: Iterable[bytes]) -> int:
+    """Writes a file, which is there as soon as all blocks are written; returns its size."""
+    # Whether pyarrow closes a stream or forgets it, what was written so far becomes the file. So what is
+    # not complete is never forgotten: this list has a reference that nobody gives back, and in it the
+    # stream is before a signal can end this function.
+    immortal: list[pa.NativeFile] = []
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
+    immortal.extend(map(system.open_output_stream, [inner]))
+    (stream,) = immortal
+    size = 0
+    for block in blocks:
+        stream.write(block)
+        size += len(block)
+    immortal.clear()
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(immortal))
+    stream.close()
+    return size
+
+
+def _compare(system: fs.FileSystem, inner: str, size: int) -> None:
+    """Raises OSError if a file that was just written has another size."""
+    found = system.get_file_info(inner).size
+    if found != size:
+        raise OSError(f"{size:,} bytes were sent, but it has {found or 0:,}")
+
+
+def _move(system: fs.FileSystem, unfinished: str, inner: str) -> None:
+    """Moves a file of HDFS, which moves nothing onto an existing one."""
+    try:
+        if system.get_file_info(inner).type == fs.FileType.File:
+            system.delete_file(inner)
+        system.move(unfinished, inner)
+    except BaseException:
+        # An error or a signal. If the old one is removed already, the new one is all there is.
+        with contextlib.suppress(OSError):
+            if system.get_file_info(inner).type == fs.FileType.File:
+                system.delete_file(unfinished)
+            else:
+                system.move(unfinished, inner)
+        raise
 
 
 @contextlib.contextmanager

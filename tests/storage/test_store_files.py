@@ -1,5 +1,6 @@
 """Files of stores, as `StorePath` reads and writes them: S3, Google Cloud Storage, a double of HDFS."""
 
+import gc
 import json
 import os
 import subprocess
@@ -88,6 +89,90 @@ def test_a_file_is_replaced_whole_or_not_at_all(top):
     append_text(top / "skipped.jsonl", "a\n")
     append_text(top / "skipped.jsonl", "b\n")
     assert (top / "skipped.jsonl").read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "stop"), [(5, KeyboardInterrupt), (5, OSError), (2**23, KeyboardInterrupt)]
+)
+def test_an_interrupted_upload_leaves_the_old_file(top, size, stop):
+    (top / "weights.bin").write_bytes(b"old")
+
+    def blocks():
+        yield b"n" * size
+        yield b"n" * size
+        raise stop
+
+    with pytest.raises((stop, MachineError)):
+        file_systems._write(top / "weights.bin", blocks())
+    gc.collect()
+    assert (top / "weights.bin").read_bytes() == b"old"
+    assert [path.name for path in top.iterdir()] == ["weights.bin"]
+
+
+class LosingSystem:
+    """A store that forgets the last megabyte of a file."""
+
+    def __init__(self, disk):
+        self.disk = disk
+
+    def __getattr__(self, name):
+        return getattr(self.disk, name)
+
+    def open_output_stream(self, path):
+        file = self.disk.open_output_stream(path)
+
+        class Stream:
+            written = 0
+
+            def write(self, data):
+                self.written += len(data)
+                file.write(data)
+
+            def close(self):
+                file.close()
+                os.truncate(os.path.join(place, path.lstrip("/")), self.written - 2**20)
+
+        place = self.disk.base_path
+        return Stream()
+
+
+@pytest.mark.parametrize("address", ["s3://logs/weights.bin", "hdfs://node/weights.bin"])
+def test_what_arrived_is_compared_with_what_was_sent(address, tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    stores.use_double_of_hdfs(tmp_path, monkeypatch)
+    losing = LosingSystem(file_systems._connected("", ""))
+    monkeypatch.setattr(file_systems, "_connected", lambda scheme, authority: losing)
+    expected = f"9,437,184 bytes were sent, but it has {2**23:,}"
+    with pytest.raises(MachineError, match=expected):
+        place_of(address).write_bytes(b"n" * (2**23 + 2**20))
+
+
+def test_a_stop_while_hdfs_replaces_a_file_loses_nothing(tmp_path, monkeypatch):
+    stores.use_double_of_hdfs(tmp_path, monkeypatch)
+    disk = file_systems._connected("", "")
+    path = place_of("hdfs://node/run/.lock")
+    for stopped in ("delete_file", "move"):
+        path.write_text("old")
+
+        class Stopping:
+            armed = True
+
+            def __getattr__(self, name):
+                def stop(*args):
+                    getattr(disk, name)(*args)
+                    if name == stopped and self.armed:  # noqa: B023
+                        self.armed = False
+                        raise KeyboardInterrupt
+
+                return stop if name in ("delete_file", "move") else getattr(disk, name)
+
+        double = Stopping()
+        with monkeypatch.context() as patch:
+            patch.setattr(file_systems, "_connected", lambda *_: double)  # noqa: B023
+            with pytest.raises(KeyboardInterrupt):
+                path.write_text("new")
+        assert path.read_text() == "new"
+        assert [each.name for each in path.parent.iterdir()] == [".lock"]
 
 
 def test_a_store_that_stays_away_is_named_and_no_secret_is(proxy, monkeypatch):
