@@ -16,6 +16,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from s2s_jax.errors import UserError
 from s2s_jax.storage import lock
@@ -32,6 +33,20 @@ from s2s_serve.versions import CURRENT, current_version, sha256_of
 _writing: set[str] = set()
 # A file that is written to a store to see whether that is allowed.
 _TRIED = ".tried"
+
+
+class NewVersion(NamedTuple):
+    """A version that is being made.
+
+    Attributes:
+      number: its number.
+      path: the directory for its files, on this machine.
+      still_ours: checks that no other command has taken over; see `lock.StoreLock.check`.
+    """
+
+    number: int
+    path: Path
+    still_ours: lock.StillOurs
 
 
 def check_output(output: Place) -> None:
@@ -61,7 +76,7 @@ def check_output(output: Place) -> None:
 
 
 @contextlib.contextmanager
-def new_version(output: Place) -> Iterator[tuple[int, Path]]:
+def new_version(output: Place) -> Iterator[NewVersion]:
     """Makes a directory for the files of the next version.
 
     The caller has to call `finish` in the end. Otherwise, and if anything fails, the directory is
@@ -69,9 +84,6 @@ def new_version(output: Place) -> Iterator[tuple[int, Path]]:
 
     Args:
       output: the directory of the export.
-
-    Yields:
-      The number of the version, and the directory.
 
     Raises:
       UserError: the directory cannot be used, or a file cannot be written.
@@ -91,17 +103,17 @@ def new_version(output: Place) -> Iterator[tuple[int, Path]]:
         _writing.add(name)
         try:
             path.mkdir()
-            yield number, path
+            yield NewVersion(number, path, lock.always_ours)
         finally:
             shutil.rmtree(path, ignore_errors=True)
             _writing.discard(name)
 
 
 @contextlib.contextmanager
-def _new_version_in_store(output: StorePath) -> Iterator[tuple[int, Path]]:
+def _new_version_in_store(output: StorePath) -> Iterator[NewVersion]:
     versions = output / "versions"
     in_use = f"--output: another command writes a version in {output}; wait for it"
-    with lock.held(versions / ".lock", in_use):
+    with lock.held(versions / ".lock", in_use) as held:
         for path in versions.iterdir():
             # What killed commands left behind.
             if path.name.isdecimal() and not (path / manifests.NAME).exists():
@@ -112,7 +124,7 @@ def _new_version_in_store(output: StorePath) -> Iterator[tuple[int, Path]]:
             path = scratch.path / str(number)
             with explained(path):
                 path.mkdir()
-                yield number, path
+                yield NewVersion(number, path, held.check)
         finally:
             scratch.remove()
 
@@ -130,32 +142,34 @@ def next_number(output: Place) -> int:
     return max(numbers, default=0) + 1
 
 
-def finish(output: Place, path: Path, manifest: Manifest) -> tuple[Place, Manifest]:
+def finish(output: Place, new: NewVersion, manifest: Manifest) -> tuple[Place, Manifest]:
     """Writes the manifest, gives the directory its name, and points `current.json` to it.
 
     If another command made a version with this number meanwhile, this one gets the next number.
 
     Args:
       output: the directory of the export.
-      path: the directory from `new_version`, with all files except the manifest.
+      new: what `new_version` yielded; its directory has all files except the manifest.
       manifest: the manifest.
 
     Returns:
       The directory of the version, and the manifest that was written.
 
     Raises:
-      UserError: `current.json` is broken.
+      UserError: `current.json` is broken, or another command has taken over the export.
       OSError: a file cannot be written.
     """
+    path = new.path
     (path / manifests.NAME).write_text(manifest.to_json())
     for written in path.rglob("*"):
         _sync(written)
-    while not _published(path, final := output / "versions" / str(manifest.version)):
+    while not _published(new, final := output / "versions" / str(manifest.version)):
         manifest = dataclasses.replace(manifest, version=next_number(output))
         (path / manifests.NAME).write_text(manifest.to_json())
         _sync(path / manifests.NAME)
     if isinstance(final, Path):
         _sync(final.parent)
+    new.still_ours(fresh=True)
     # Another command may have made a newer version since then.
     if not (output / CURRENT).exists() or current_version(output) < manifest.version:
         with replacing(output / CURRENT) as current:
@@ -203,15 +217,19 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _published(path: Path, final: Place) -> bool:
+def _published(new: NewVersion, final: Place) -> bool:
     """Gives a directory its final name, or copies its files there; returns False if that is taken."""
+    path = new.path
     if isinstance(final, StorePath):
         if (final / manifests.NAME).exists():
             return False
         files = [each for each in path.rglob("*") if each.is_file() and each.name != manifests.NAME]
         names = (each.relative_to(path).as_posix() for each in files)
         copies = zip(files, map(final.__truediv__, names), strict=True)
+        # Another command would write its files to the same place.
+        new.still_ours(fresh=True)
         file_systems.copy_all(copies, to_store=True)
+        new.still_ours(fresh=True)
         file_systems.upload(path / manifests.NAME, final / manifests.NAME)
         return True
     try:

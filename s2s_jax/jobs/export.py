@@ -110,7 +110,8 @@ def export(config: Config, request: Request) -> Exported:
     with_index = index_file.is_wanted(request.index, items.size)
     if with_index:
         indexes.check_installed()
-    with version_dir.new_version(request.output) as (number, path):
+    with version_dir.new_version(request.output) as new:
+        path = new.path
         (path / "tables").mkdir()
         written = _write_tables(config, saved, path)
         _write_items(config, path, items, written)
@@ -121,8 +122,8 @@ def export(config: Config, request: Request) -> Exported:
             )
         if items.neighbours is not None:
             write_neighbours(path / served_neighbours.NAME, items.neighbours)
-        manifest = _manifest(config, saved, number, path, written.entries, items, index)
-        final, manifest = version_dir.finish(request.output, path, manifest)
+        manifest = _manifest(config, saved, new.number, path, written.entries, items, index)
+        final, manifest = version_dir.finish(request.output, new, manifest)
     size = sum(entry.bytes for entry in manifest.files.values())
     return Exported(final, manifest, size)
 

@@ -34,10 +34,11 @@ from s2s_jax.ranking.tally import below_neighbours
 from s2s_jax.runs.checkpoints.compatibility import check_config
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
-from s2s_jax.runs.place import StillOurs, place_of_run
+from s2s_jax.runs.place import place_of_run
 from s2s_jax.runs.run_dir import locked, write_config
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
+from s2s_jax.storage.lock import StillOurs
 from s2s_jax.training.evaluations import Evaluations
 from s2s_jax.training.flops import time_at_peak
 from s2s_jax.training.growth import GrowthPlan

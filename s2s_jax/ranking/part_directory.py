@@ -122,7 +122,7 @@ class PartDirectory:
                 )
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"_lock-{host}-of-{hosts}"
-            self._held.enter_context(locked(path, in_use))
+            self._still_ours = self._held.enter_context(locked(path, in_use))
             self._agree()
         except BaseException as error:
             self._held.close()
@@ -159,6 +159,7 @@ class PartDirectory:
         whole = pa.concat_tables(self._tables).unify_dictionaries()
         whole = part_files.signed(whole, self._digest, self._counts)
         self._tables, self._counts = [], Counter()
+        self._still_ours(fresh=True)
         self._check_note()
         self._replace(self._path(number), lambda path: pq.write_table(whole, str(path)))
 
@@ -197,6 +198,7 @@ class PartDirectory:
         text = json.dumps(manifest, indent=1)
         # Two processes may find all parts at the same time; they write the same.
         self._replace(self._dir / _MANIFEST, lambda path: path.write_text(text))
+        self._still_ours(fresh=True)
         self._check_note()
         self._replace(self._dir / _SUCCESS, lambda path: path.touch())
         for leftover in self._dir.glob("_unfinished-*"):

@@ -40,8 +40,10 @@ def _directory(output: Place) -> Place:
 
 
 @contextlib.contextmanager
-def locked(path: Place, in_use: str) -> Iterator[None]:
+def locked(path: Place, in_use: str) -> Iterator[lock.StillOurs]:
     """Holds a lock of an output, and removes its file in the end; on a disk, it may be a directory.
+
+    Yields what checks that no other process has taken the lock over, which is possible in a store.
 
     Args:
       path: the file of the lock.
@@ -51,8 +53,8 @@ def locked(path: Place, in_use: str) -> Iterator[None]:
       UserError: another process holds it.
     """
     if isinstance(path, StorePath):
-        with lock.held(path, in_use):
-            yield
+        with lock.held(path, in_use) as held:
+            yield held.check
         return
     is_file = not path.is_dir()
     held = os.open(path, os.O_RDWR | os.O_CREAT if is_file else os.O_RDONLY, 0o644)
@@ -64,7 +66,7 @@ def locked(path: Place, in_use: str) -> Iterator[None]:
         except OSError:
             # Some network file systems have no locks.
             print(f"{path} cannot be locked", file=sys.stderr, flush=True)
-        yield
+        yield lock.always_ours
         if is_file:
             path.unlink(missing_ok=True)
     finally:
@@ -99,7 +101,8 @@ class Parts:
                 f"--output"
             )
             # On a disk, the directory itself is locked.
-            self._held.enter_context(locked(self._dir / _LOCK if in_store else self._dir, in_use))
+            path = self._dir / _LOCK if in_store else self._dir
+            self._still_ours = self._held.enter_context(locked(path, in_use))
             before = self._made_for()
             if before is not None and before != now:
                 changed = [key for key in now if key not in before or before[key] != now[key]]
@@ -136,8 +139,9 @@ class Parts:
         """Writes a part and its counts.
 
         Raises:
-          UserError: the part cannot be written.
+          UserError: the part cannot be written, or another process has taken over the output.
         """
+        self._still_ours(fresh=True)
         table = part_files.signed(table, self._digest, counts)
         try:
             _replace(self._path(number), lambda path: pq.write_table(table, str(path)))
@@ -179,6 +183,10 @@ class Parts:
                             pq.ParquetWriter(str(unfinished), table.schema)
                         )
                     writer.write_table(table)
+                until_written.close()
+                self._still_ours(fresh=True)
+            # The output may have been uploaded for long.
+            self._still_ours(fresh=True)
             if self._remove() and isinstance(self._dir, Path):
                 self._dir.rmdir()
         except OSError as error:

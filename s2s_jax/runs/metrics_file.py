@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from s2s_jax.runs.place import StillOurs
+from s2s_jax.storage.lock import StillOurs, always_ours
 from s2s_jax.writing import explained, replacing
 from s2s_serve.storage.address import Place, StorePath
 
@@ -44,7 +44,7 @@ class MetricsFile:
         run_dir: Place,
         step: int,
         unwritten: Sequence[Line] = (),
-        still_ours: StillOurs = lambda: None,
+        still_ours: StillOurs = always_ours,
     ):
         """Opens the file of a run that is at `step`; removes lines of later steps.
 
@@ -178,7 +178,7 @@ class _EndInStore:
 
     def append(self, data: bytes) -> None:
         # The lines of another process must stay.
-        self._still_ours()
+        self._still_ours(fresh=True)
         begun = time.monotonic()
         self._path.write_bytes(self._data + data)
         self._data += data

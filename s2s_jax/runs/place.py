@@ -1,14 +1,10 @@
 """Where a run is: on this machine or in a store."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from s2s_jax.config import refuse_addresses
 from s2s_serve.storage.address import Place, StorePath, is_address, place_of
-
-# Raises a `UserError` if another process has taken over the run directory.
-StillOurs = Callable[[], None]
 
 
 def place_of_run(output_dir: str | os.PathLike[str] | StorePath) -> Place:

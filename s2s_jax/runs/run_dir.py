@@ -8,14 +8,13 @@ from pathlib import Path
 from s2s_jax.cluster import hosts
 from s2s_jax.config import Config, refuse_addresses
 from s2s_jax.errors import UserError
-from s2s_jax.runs.place import StillOurs
 from s2s_jax.storage import lock
 from s2s_jax.writing import replacing
 from s2s_serve.storage.address import Place, StorePath
 
 
 @contextlib.contextmanager
-def locked(run_dir: Place, check: Callable[[], None] = lambda: None) -> Iterator[StillOurs]:
+def locked(run_dir: Place, check: Callable[[], None] = lambda: None) -> Iterator[lock.StillOurs]:
     """Creates `run_dir` if it does not exist, and keeps other processes from training in it.
 
     Args:
@@ -31,12 +30,12 @@ def locked(run_dir: Place, check: Callable[[], None] = lambda: None) -> Iterator
     )
     if not isinstance(run_dir, StorePath):
         with _locked_on_disk(run_dir, in_use):
-            yield lambda: None
+            yield lock.always_ours
     elif hosts.is_first():
         with lock.held(run_dir / ".lock", in_use, check) as held:
             yield held.check
     else:
-        yield lambda: None
+        yield lock.always_ours
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from typing import Self
 
 from s2s_jax.errors import MachineError, UserError
 from s2s_jax.runs.metrics_file import Line, MetricsFile
-from s2s_jax.runs.place import StillOurs
 from s2s_jax.runs.progress_bar import ProgressBar
 from s2s_jax.runs.tensorboard import EventFile
+from s2s_jax.storage.lock import StillOurs, always_ours
 from s2s_serve.storage.address import Place
 
 
@@ -23,7 +23,7 @@ class Writer:
         total_steps: int,
         tensorboard: bool,
         unwritten: Sequence[Line] = (),
-        still_ours: StillOurs = lambda: None,
+        still_ours: StillOurs = always_ours,
     ):
         """Opens the files of a run that is at `step`; removes lines of later steps.
 

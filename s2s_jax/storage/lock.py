@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from s2s_jax.errors import MachineError, UserError
 from s2s_serve.storage.address import StorePath
@@ -30,6 +31,18 @@ _BEAT, _STALE = 20.0, 90.0
 _LOOK, _SETTLED = 2.0, 1.0
 # Seconds after which an attempt to remove the file is given up.
 _RELEASED = 10.0
+
+
+class StillOurs(Protocol):
+    """What checks that no other process has taken a lock over."""
+
+    def __call__(self, fresh: bool = False) -> None:
+        """See `StoreLock.check`."""
+        ...
+
+
+def always_ours(fresh: bool = False) -> None:
+    """`StillOurs` of a lock that nobody can take over, as on a disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +76,29 @@ class StoreLock:
         host, place, started = socket.gethostname(), _place(), _started(process)
         self._owner = _Owner(secrets.token_hex(8), 0, host, process, place, started)
         self._lost = False
+        # While the file is written again, some stores have none for a moment.
+        self._asking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="s2s-lock", daemon=True)
 
-    def check(self) -> None:
-        """Checks that no other process has taken the lock, as far as this one knows.
+    def check(self, fresh: bool = False) -> None:
+        """Checks that no other process has taken the lock.
+
+        Args:
+          fresh: whether to read the file, for what another process could have taken over meanwhile,
+            for example while this machine was paused. Otherwise, what the last write found counts.
 
         Raises:
           UserError: another process has it.
+          MachineError: the file cannot be read.
         """
+        if fresh and not self._lost:
+            with self._asking:
+                self._lost = not self._is_ours()
         if self._lost:
             raise UserError(
-                f"{self._in_use}; it took over because this process did not reach the store for "
-                f"{_STALE:.0f} s"
+                f"{self._in_use}; it took over because this process was paused or did not reach the "
+                f"store for {_STALE:.0f} s"
             )
 
     def _take(self, check: Callable[[], None]) -> None:
@@ -116,7 +139,7 @@ class StoreLock:
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT):
             # The store may answer again later.
-            with contextlib.suppress(MachineError):
+            with contextlib.suppress(MachineError), self._asking:
                 if not self._is_ours():
                     self._lost = True
                     return

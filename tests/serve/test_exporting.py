@@ -94,8 +94,8 @@ def test_what_killed_commands_left_is_removed(small_export, tmp_path):
 
 
 def test_two_exports_of_one_process(small_export, tmp_path):
-    with version_dir.new_version(tmp_path) as (first, path):
-        with version_dir.new_version(tmp_path) as (second, other):
+    with version_dir.new_version(tmp_path) as (first, path, _):
+        with version_dir.new_version(tmp_path) as (second, other, _):
             assert first == second == 1
             assert path != other
             assert path.is_dir()
@@ -112,11 +112,11 @@ def test_the_slower_of_two_commands_makes_the_next_version(
     output = tmp_path / "export"
     finish = jobs.version_dir.finish
 
-    def later(output, path, manifest):
+    def later(output, new, manifest):
         for version in {1, newest}:
             shutil.copytree(small_export.directory / "versions/1", output / f"versions/{version}")
         (output / "current.json").write_text(json.dumps({"version": newest}))
-        return finish(output, path, manifest)
+        return finish(output, new, manifest)
 
     monkeypatch.setattr(jobs.version_dir, "finish", later)
     done = export(small_export.config, Request(output=output, index="no"))

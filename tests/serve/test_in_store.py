@@ -79,7 +79,7 @@ def test_an_interrupted_version_does_not_count_and_is_removed(proxy, monkeypatch
     output = place_of(f"s3://{stores.BUCKET}/interrupted")
     (output / "versions/4/items.parquet").write_bytes(b"half")
     (output / "versions/2" / manifest.NAME).write_text("{}")
-    with version_dir.new_version(output) as (number, path):
+    with version_dir.new_version(output) as (number, path, _):
         assert number == 3
         assert file_systems.files_below(output / "versions/4") in ([], None)
         assert path.is_dir()

@@ -1,5 +1,7 @@
 """Recommendations in a store, and what several commands do to each other there."""
 
+import contextlib
+
 import pyarrow as pa
 import pytest
 import stores
@@ -24,11 +26,19 @@ def table(*values):
     return pa.table({"x": pa.array(values, pa.int64())})
 
 
-def open_one(path, made_for=MADE_FOR, host=0, hosts=2):
-    return PartDirectory(path, made_for, [2, 2], Share(host, hosts))
+@pytest.fixture
+def open_one(top):
+    """Opens directories, and releases their locks while the store still answers."""
+    with contextlib.ExitStack() as opened:
+
+        def opening(path, made_for=MADE_FOR, host=0, hosts=2):
+            made = PartDirectory(path, made_for, [2, 2], Share(host, hosts))
+            return opened.enter_context(contextlib.closing(made))
+
+        yield opening
 
 
-def test_an_address_is_not_both_a_file_and_a_directory(top):
+def test_an_address_is_not_both_a_file_and_a_directory(top, open_one):
     yesterday = top / "recs.parquet"
     yesterday.write_bytes(b"yesterday")
     with pytest.raises(UserError, match=r"expected a directory, found the file s3://.*recs\.parq"):
@@ -41,7 +51,7 @@ def test_an_address_is_not_both_a_file_and_a_directory(top):
     assert not (top / "new.parquet").is_file()
 
 
-def open_two_at_once(path, monkeypatch, between):
+def open_two_at_once(path, open_one, monkeypatch, between):
     """Two processes with different checkpoints, of which both have seen no note, and the later one
     writes its own after `between(first)`."""
     write_note = PartDirectory._write_note
@@ -58,8 +68,8 @@ def open_two_at_once(path, monkeypatch, between):
     return first[0], second
 
 
-def test_processes_that_begin_together_do_not_mix_two_checkpoints(top, monkeypatch):
-    first, second = open_two_at_once(top, monkeypatch, lambda first: None)
+def test_processes_that_begin_together_do_not_mix_two_checkpoints(top, open_one, monkeypatch):
+    first, second = open_two_at_once(top, open_one, monkeypatch, lambda first: None)
     with pytest.raises(UserError, match="made with another checkpoint; give all processes"):
         first.write(0, table(1), {"users": 1})
     second.write(1, table(2), {"users": 1})
@@ -67,9 +77,9 @@ def test_processes_that_begin_together_do_not_mix_two_checkpoints(top, monkeypat
     assert [path.name for path in top.glob("part-*")] == ["part-000001.parquet"]
 
 
-def test_a_part_that_was_written_before_the_note_changed_is_refused(top, monkeypatch):
+def test_a_part_that_was_written_before_the_note_changed_is_refused(top, open_one, monkeypatch):
     first, second = open_two_at_once(
-        top, monkeypatch, lambda first: first.write(0, table(1), {"users": 1})
+        top, open_one, monkeypatch, lambda first: first.write(0, table(1), {"users": 1})
     )
     second.write(1, table(2), {"users": 1})
     with pytest.raises(UserError, match="made with another checkpoint"):
@@ -78,7 +88,6 @@ def test_a_part_that_was_written_before_the_note_changed_is_refused(top, monkeyp
     with pytest.raises(UserError, match=wrong):
         second.join()
     first.close()
-    second.close()
     with pytest.raises(UserError, match=wrong):
         open_one(top, {"checkpoint": 2}, 0).missing(2)
     assert not (top / "_SUCCESS").exists()

@@ -235,8 +235,10 @@ def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monk
             pass
         assert json.loads(path.read_text())["token"] == began["token"]
         held.check()
-        # Another process takes over.
-        path.write_text(json.dumps(began | {"token": "other", "host": "elsewhere", "place": "x"}))
+        # Another process takes over, between two writes.
+        other = began | {"token": "other", "host": "elsewhere", "place": "x"}
+        with held._asking:
+            path.write_text(json.dumps(other))
         held._thread.join(10)
         with pytest.raises(UserError, match="took over"):
             held.check()
@@ -248,6 +250,21 @@ def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monk
         assert time.monotonic() - begun >= 0.6
     assert "elsewhere" in capsys.readouterr().err
     assert not path.exists()
+
+
+def test_a_process_that_was_paused_finds_that_its_lock_is_lost_when_it_looks(top, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED", 0.01)
+    path = top / ".lock"
+    with lock.held(path, "in use") as held:
+        held.check(fresh=True)
+        began = json.loads(path.read_text())
+        path.write_text(json.dumps(began | {"token": "other"}))
+        held.check()
+        with pytest.raises(UserError, match="took over"):
+            held.check(fresh=True)
+        with pytest.raises(UserError, match="took over"):
+            held.check()
+    assert json.loads(path.read_text())["token"] == "other"
 
 
 def test_a_lock_of_an_ended_process_of_this_machine_is_free_at_once(top, monkeypatch):

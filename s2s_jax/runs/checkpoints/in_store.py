@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from s2s_jax.cluster import hosts
 from s2s_jax.runs.checkpoints.files import COMPLETE, LocalCheckpoint, complete_steps
+from s2s_jax.storage.lock import StillOurs
 from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import StorePath
 from s2s_serve.storage.scratch import Scratch
@@ -31,7 +32,7 @@ class StoreManager:
         self,
         run_dir: StorePath,
         kept: Callable[[Sequence[int]], set[int]],
-        still_ours: Callable[[], None],
+        still_ours: StillOurs,
     ):
         """Finds the complete checkpoints.
 
@@ -126,7 +127,8 @@ class StoreManager:
         hosts.meet_in_background(f"checkpoint {step} copied")
         self._steps.append(step)
         if hosts.is_first():
-            self._still_ours()
+            # Copying takes long, and the process may have been paused.
+            self._still_ours(fresh=True)
             file_systems.upload(directory / COMPLETE, there / COMPLETE)
         kept = self._kept(self._steps)
         for old in sorted(set(self._steps) - kept):

@@ -26,7 +26,7 @@ from s2s_jax.runs.checkpoints.files import checkpoint_fingerprint
 from s2s_jax.runs.checkpoints.one_error import one_error
 from s2s_jax.runs.checkpoints.preservation import NewestAndBest
 from s2s_jax.runs.checkpoints.restore_errors import explained, total_bytes
-from s2s_jax.runs.place import StillOurs
+from s2s_jax.storage.lock import StillOurs, always_ours
 from s2s_jax.writing import reason_of_failed_write
 from s2s_serve.storage.address import Place, StorePath
 
@@ -76,7 +76,7 @@ class Checkpoints:
         run_dir: Place,
         newest: int | None,
         read_only: bool = False,
-        still_ours: StillOurs = lambda: None,
+        still_ours: StillOurs = always_ours,
     ):
         """Opens the checkpoints of a run; the run may write them while other processes read them.
 
