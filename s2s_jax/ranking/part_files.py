@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from s2s_jax.errors import UserError
 from s2s_serve.storage import file_systems
-from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.address import Place
 
 _COUNTS, _DIGEST = b"s2s_jax.counts", b"s2s_jax.made_for"
 # Parts that are read at the same time.
@@ -63,14 +64,32 @@ def read_all(paths: Iterable[Place]) -> list[Said | None]:
         return list(pool.map(_read, paths))
 
 
+def read_rows(path: Place) -> pa.Table:
+    """All of a part.
+
+    Raises:
+      UserError: it is damaged.
+      OSError: a part of a disk cannot be read, or a part is gone.
+      MachineError: the store does not give it.
+    """
+    try:
+        with file_systems.opened(path) as file:
+            return pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        # Parquet also raises errors like those of the system, but without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--output: {path} is damaged ({reason}); remove this file and start the same command "
+            f"again, which makes it again"
+        ) from error
+
+
 def _read(path: Place) -> Said | None:
     try:
         with file_systems.opened(path) as file:
             found = pq.read_metadata(file)
     except pa.ArrowInvalid:
         return None
-    except OSError as error:
-        if isinstance(path, StorePath) and not isinstance(error, FileNotFoundError):
-            raise file_systems.unreachable(str(path), error) from error
-        raise
     return said_by(found.metadata, found.num_rows)

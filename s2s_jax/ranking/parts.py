@@ -23,7 +23,6 @@ from s2s_jax.errors import UserError
 from s2s_jax.ranking import part_files
 from s2s_jax.storage import lock
 from s2s_jax.writing import replacing
-from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import Place, StorePath
 
 _NOTE, _LOCK = "made_for.json", ".lock"
@@ -168,8 +167,7 @@ class Parts:
             with replacing(self._output) as unfinished, contextlib.ExitStack() as until_written:
                 writer = None
                 for path in paths:
-                    with file_systems.opened(path) as file:
-                        table = pq.read_table(file)
+                    table = part_files.read_rows(path)
                     said = part_files.said_by(table.schema.metadata, table.num_rows)
                     if said is None or said.digest != self._digest:
                         raise UserError(

@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from s2s_serve.errors import MachineError, UserError
 from s2s_serve.storage.address import Place, StorePath
+from s2s_serve.storage.checked_file import CheckedFile
 
 # Seconds until a store that does not answer is asked again, and how often it is asked.
 _CONNECT_SECONDS, _ANSWER_SECONDS, _ATTEMPTS = 10, 60, 8
@@ -202,15 +203,25 @@ def read(path: StorePath) -> bytes:
         return data
 
 
-def opened(path: Place) -> pa.NativeFile:
+@contextlib.contextmanager
+def opened(path: Place) -> Iterator[pa.NativeFile]:
     """Opens a file of this machine or of a store, for Arrow to read at any place.
 
     Raises:
       FileNotFoundError: there is no such file.
-      OSError: it cannot be read.
+      OSError: it cannot be read from this machine.
+      MachineError: the store does not give it; also raised by reading.
     """
-    # Not memory-mapped: if a mapped file shrinks, the process is killed.
-    return open_file(path) if isinstance(path, StorePath) else pa.OSFile(str(path))
+    if not isinstance(path, StorePath):
+        # Not memory-mapped: if a mapped file shrinks, the process is killed.
+        with pa.OSFile(str(path)) as file:
+            yield file
+        return
+    with _asked(path, "give"):
+        source = open_file(path)
+    with source:
+        checked = CheckedFile(source, functools.partial(_asked, path, "give"))
+        yield pa.PythonFile(checked, mode="r")
 
 
 def write(path: StorePath, data: bytes) -> None:

@@ -92,6 +92,21 @@ def test_a_part_of_another_command_is_made_again_and_not_joined(tmp_path):
     assert parts.missing(2) == [0, 1]
 
 
+@pytest.mark.parametrize("damage", ["cut", "zeros"])
+def test_a_damaged_part_is_named(tmp_path, damage):
+    parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
+    parts.write(0, table(*range(5000)), {})
+    path = tmp_path / "recs.parquet.parts" / "00000000.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:100] if damage == "cut" else data[:99] + bytes(3000) + data[3099:])
+    with pytest.raises(UserError, match=f"{path} is damaged .*; remove this file") as caught:
+        parts.join()
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    parts.write(0, table(1), {"users": 1})
+    assert parts.join() == {"users": 1}
+
+
 def test_a_file_that_was_put_beside_the_parts_stays(tmp_path):
     parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
     parts.write(0, table(1), {})

@@ -9,6 +9,8 @@ import tempfile
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import stores
 
@@ -191,6 +193,31 @@ def test_a_store_that_stays_away_is_named_and_no_secret_is(proxy, monkeypatch):
     told = file_systems.unreachable("s3://b", OSError(f"key {stores.KEY}, {stores.SECRET}"))
     assert stores.KEY not in str(told)
     assert stores.SECRET not in str(told)
+
+
+@pytest.mark.parametrize("read", [pq.read_table, pq.read_metadata])
+def test_a_store_that_stays_away_while_arrow_reads_is_named(proxy, monkeypatch, tmp_path, read):
+    monkeypatch.setattr(file_systems, "_ATTEMPTS", 2)
+    proxy.kinds = ("503",)
+    pq.write_table(pa.table({"x": list(range(99))}), tmp_path / "a.parquet")
+    path = place_of(f"s3://{stores.BUCKET}/away/a.parquet")
+    file_systems.upload(tmp_path / "a.parquet", path)
+    with file_systems.opened(path) as source:
+        assert read(source).num_rows == 99
+    away = pytest.raises(MachineError, match=rf"{path}: the store does not give it .*503")
+    with file_systems.opened(path) as source:
+        proxy.failing = 1.0
+        with away:
+            read(source)
+    with away, file_systems.opened(path):
+        pass
+    proxy.failing = 0.0
+    with pytest.raises(FileNotFoundError), file_systems.opened(path.parent / "never"):
+        pass
+    # What Arrow cannot make sense of is no fault of the store.
+    path.write_bytes(b"PAR1 and something else")
+    with pytest.raises(pa.ArrowInvalid), file_systems.opened(path) as source:
+        read(source)
 
 
 def line(step: int, **values: float) -> dict[str, float]:
