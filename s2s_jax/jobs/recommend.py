@@ -95,7 +95,8 @@ class Recommended(NamedTuple):
       counts: the number of "users" with recommendations; the numbers of events of their histories: all
         that the model was "shown", those "without_row" in a growing table, and those that are
         "not_in_catalogue"; how often "untrained" items are recommended; and the numbers of users who
-        are answered "by_model", "by_neighbours" and "by_popularity". None if other processes have not
+        are answered "by_model", "by_neighbours" and "by_popularity"; and, if there are any, the rows
+        that were left out because they cannot be read, "skipped_rows". None if other processes have not
         finished their shares.
       warnings: warnings about the users of the log, a sentence each.
     """
@@ -143,7 +144,8 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
             request.top_k,
             tells_by=request.short_history > 0,
         )
-        missing = parts.missing(len(index.stripes))
+        # A command that may skip nothing does not use what another has skipped.
+        missing = parts.missing(len(index.stripes), complete=config.io.on_error == "stop")
         left = RowsLeft(sum(index.stripe_rows[n] for n in missing), _name(request.share))
         for stripe, table, counts in recommender.recommend(missing):
             parts.write(stripe, table, counts)

@@ -4,7 +4,7 @@ Shapes: U users, K items of a list.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from s2s_jax.data.batching.histories import Histories, HistoryReader
 from s2s_jax.data.logs import orc
 from s2s_jax.data.logs.index import FileIndex
+from s2s_jax.errors import UserError
 from s2s_jax.ranking.answers import ANSWERED_BY, Answerer, Answers
 
 
@@ -82,22 +83,35 @@ class StripeRecommender:
     def _table(self, stripe: int, parts: Iterable["_Part"]) -> tuple[pa.Table, Counter[str]]:
         """Joins the parts of a stripe."""
         mine = [part for part in parts if part.stripe == stripe]
-        file, number, first_row = self._index.stripes[stripe]
-        row = np.concatenate([np.zeros(0, np.int64), *(part.row_U for part in mine)])
-        if self._users is None:
-            paths = pa.array([str(file.path)] * len(row), pa.string())
-            columns = {"file": paths.dictionary_encode(), "row": pa.array(row)}
-        else:
-            users = orc.read_stripe(file, number, [self._users.name]).column(0)
-            chosen = users.take(pa.array(row - first_row)).cast(self._users.type)
-            columns = {self._users.name: chosen}
+        try:
+            columns = self._names_of_users(stripe, mine)
+        except UserError as error:
+            if not self._reader.skip(stripe, error):
+                raise
+            mine = []
+            columns = self._names_of_users(stripe, mine)
         kinds = {"items": pa.list_(self._item.type), "scores": pa.list_(pa.float32())}
         kinds |= {"by": pa.string()} if self._tells_by else {}
         for field, kind in kinds.items():
             chunks = [part.columns[field] for part in mine]
             columns[field] = pa.concat_arrays(chunks) if chunks else pa.array([], kind)
         counts: Counter[str] = sum((part.counts for part in mine), Counter())
+        if stripe in self._reader.skipped:
+            counts["skipped_rows"] = self._index.stripe_rows[stripe]
         return pa.table(columns), counts
+
+    def _names_of_users(self, stripe: int, parts: Sequence["_Part"]) -> dict[str, pa.Array]:
+        """The columns that say whose the rows of a stripe are."""
+        file, number, first_row = self._index.stripes[stripe]
+        row = np.concatenate([np.zeros(0, np.int64), *(part.row_U for part in parts)])
+        if self._users is None:
+            paths = pa.array([str(file.path)] * len(row), pa.string())
+            return {"file": paths.dictionary_encode(), "row": pa.array(row)}
+        if not len(row):
+            # The stripe may have been skipped because it cannot be read.
+            return {self._users.name: pa.array([], self._users.type)}
+        users = orc.read_stripe(file, number, [self._users.name]).column(0)
+        return {self._users.name: users.take(pa.array(row - first_row)).cast(self._users.type)}
 
     def _one_batch(self, batch: Histories, answers: Answers) -> list["_Part"]:
         """The items for the users of a batch; there is one part for each stripe."""

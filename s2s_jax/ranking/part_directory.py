@@ -130,11 +130,12 @@ class PartDirectory:
                 raise
             raise UserError(f"--output: {directory} cannot be written: {error}") from error
 
-    def missing(self, stripes: int) -> list[int]:
+    def missing(self, stripes: int, complete: bool = False) -> list[int]:
         """Return the stripes of this process's share that are not done, ascending.
 
         Args:
           stripes: the number of stripes of the log.
+          complete: whether parts in which rows were skipped are not done.
 
         Raises:
           UserError: a part of this share was made for something else.
@@ -142,8 +143,10 @@ class PartDirectory:
         assert stripes == len(self._part_of), "the directory was opened for this log"
         mine = range(self._share.host, len(self._parts), self._share.hosts)
         there = set(self._dir.glob("part-*.parquet"))
-        self._said_by([self._path(n) for n in mine if self._path(n) in there])
-        return [stripe for n in mine if self._path(n) not in there for stripe in self._parts[n]]
+        paths = [self._path(n) for n in mine if self._path(n) in there]
+        said = zip(paths, self._said_by(paths), strict=True)
+        done = {path for path, each in said if not (complete and each.counts["skipped_rows"])}
+        return [stripe for n in mine if self._path(n) not in done for stripe in self._parts[n]]
 
     def write(self, stripe: int, table: pa.Table, counts: Mapping[str, int]) -> None:
         """Adds a stripe, in the order of `missing`, and writes its part when it is complete.

@@ -118,17 +118,24 @@ class Parts:
                 raise
             raise UserError(f"--output: {self._dir} cannot be written: {error}") from error
 
-    def missing(self, stripes: int) -> list[int]:
+    def missing(self, stripes: int, complete: bool = False) -> list[int]:
         """Return the numbers of the parts that are not done.
 
         Parts that were made for something else are not, as after another command took over the lock.
 
         Args:
           stripes: the number of stripes.
+          complete: whether parts in which rows were skipped are not done.
         """
         there = list(self._dir.glob("*.parquet"))
         said = zip(there, part_files.read_all(there), strict=True)
-        done = {path for path, each in said if each is not None and each.digest == self._digest}
+        done = {
+            path
+            for path, each in said
+            if each is not None
+            and each.digest == self._digest
+            and not (complete and each.counts["skipped_rows"])
+        }
         return [number for number in range(stripes) if self._path(number) not in done]
 
     def __contains__(self, number: int) -> bool:

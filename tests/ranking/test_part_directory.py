@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from logs import write_log
 from places import REPO
 
 from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS
+from s2s_jax.data.logs import orc
 from s2s_jax.errors import UserError
 from s2s_jax.jobs.recommend import Request, recommend
 from s2s_jax.jobs.stripe_recommender import StripeRecommender
@@ -120,6 +122,38 @@ def test_any_number_of_processes_continues_what_others_left(
     monkeypatch.setattr(StripeRecommender, "_one_batch", None)
     assert recommend(trained, request_of(trained, output), one_device()).counts == expected[1]
     assert_complete(output, expected)
+
+
+@pytest.mark.parametrize("name", ["recs", "recs.parquet"])
+def test_stripes_that_cannot_be_read_are_left_out_and_are_not_done_for_others(
+    trained, tmp_path, monkeypatch, name
+):
+    """All columns of one stripe, and the user column of another. (Stripe 4 has no events.)"""
+    log = shutil.copytree(Path(trained.io.data_paths), tmp_path / "log")
+    begin, end = orc.read_footer(log / "part-02.orc").stripe_ranges[0]
+    data = (log / "part-02.orc").read_bytes()
+    (log / "part-02.orc").write_bytes(data[:begin] + b"\xff" * (end - begin) + data[end:])
+    read_stripe = orc.read_stripe
+
+    def without_users(file, stripe, columns):
+        if file.path.name == "part-05.orc" and list(columns) == ["user"]:
+            raise UserError("part-05.orc: stripe 0 cannot be read")
+        return read_stripe(file, stripe, columns)
+
+    monkeypatch.setattr(orc, "read_stripe", without_users)
+    request = request_of(trained, tmp_path / name)
+    request = dataclasses.replace(request, input=str(log), by="neighbours", checkpoint="best")
+    skipping = dataclasses.replace(trained.io, on_error="skip_stripe")
+    counts = recommend(dataclasses.replace(trained, io=skipping), request).counts
+    assert counts["skipped_rows"] == 12
+    users = pq.read_table(tmp_path / name)["user"].to_pylist()
+    assert users == [user for user in range(USERS) if user // 6 not in (2, 4, 5)]
+    assert counts["users"] == len(users)
+    if name == "recs":
+        manifest = json.loads((tmp_path / name / "_manifest.json").read_text())
+        assert manifest["counts"]["skipped_rows"] == 12
+    with pytest.raises(UserError, match=r"part-02\.orc: stripe 0 cannot be read"):
+        recommend(trained, request)
 
 
 def open_one(path, made_for=MADE_FOR, host=0, hosts=1):

@@ -122,6 +122,11 @@ def _print_done(config: Config, request: Request, done: Recommended, counts: Cou
             f"{'' if done.step is None else f' (fewer than {request.short_history:,} events)'}, "
             f"{counts['by_popularity']:,} without events by popularity"
         )
+    if counts["skipped_rows"]:
+        print(
+            f"{counts['skipped_rows']:,} rows cannot be read and are left out (io.on_error skip_stripe; "
+            f"messages above, or of the command that skipped them, say why)"
+        )
     _print_unknown(config, counts)
     _print_untrained(config, done, counts)
     if done.sharing is not None:

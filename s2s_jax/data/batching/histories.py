@@ -228,7 +228,11 @@ class HistoryEncoder:
 
 
 class HistoryReader:
-    """Reads the histories of a log."""
+    """Reads the histories of a log.
+
+    Attributes:
+      skipped: the stripes so far that were left out because they cannot be read.
+    """
 
     def __init__(
         self,
@@ -254,6 +258,7 @@ class HistoryReader:
         self._logs = logs
         self._index = index
         self._users = users
+        self.skipped: set[int] = set()
 
     @property
     def stripes(self) -> int:
@@ -314,10 +319,17 @@ class HistoryReader:
             batch = orc.read_stripe(file, number, self._columns)
             return self._encoder.encode(batch, file, first_row, stripe, targets)
         except UserError as error:
-            if not may_skip(error, self._logs):
+            if not self.skip(stripe, error):
                 raise
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
             return None
+
+    def skip(self, stripe: int, error: UserError) -> bool:
+        """Whether a stripe is left out because it cannot be read; if so, prints why."""
+        if not may_skip(error, self._logs):
+            return False
+        print(f"skipped: {error}", file=sys.stderr, flush=True)
+        self.skipped.add(stripe)
+        return True
 
 
 def _trimmed(block: Block) -> Block:
