@@ -204,8 +204,7 @@ class PartDirectory:
         self._still_ours(fresh=True)
         self._check_note()
         self._replace(self._dir / _SUCCESS, lambda path: path.touch())
-        for leftover in self._dir.glob("_unfinished-*"):
-            leftover.unlink(missing_ok=True)
+        self._remove_leftovers()
         return total
 
     def discard(self) -> None:
@@ -287,6 +286,21 @@ class PartDirectory:
             read.append(said)
         return read
 
+    def _remove_leftovers(self) -> None:
+        """Removes what killed processes left; others may still be about to rename their files."""
+        if isinstance(self._dir, StorePath):
+            return
+        own = f"{self._share.host}-of-{self._share.hosts}"
+        for path in self._dir.glob("_lock-*"):
+            if path.name != f"_lock-{own}":
+                # It is removed with that, unless another process has it.
+                with contextlib.suppress(UserError), locked(path, "it is at work"):
+                    pass
+        at_work = {path.name.removeprefix("_lock-") for path in self._dir.glob("_lock-*")} - {own}
+        for path in self._dir.glob("_unfinished-*"):
+            if path.name.removeprefix("_unfinished-") not in at_work:
+                path.unlink(missing_ok=True)
+
     def _unfinished(self, path: Path) -> Path:
         return path.with_name(f"_unfinished-{self._share.host}-of-{self._share.hosts}")
 
@@ -301,4 +315,8 @@ class PartDirectory:
             write(unfinished)
             unfinished.replace(path)
         except OSError as error:
+            # Where files cannot be locked, who completes the directory removes those of others.
+            gone = isinstance(error, FileNotFoundError)
+            if gone and path.exists() and (self._dir / _SUCCESS).exists():
+                return
             raise UserError(f"--output: {path} cannot be written: {error}") from error

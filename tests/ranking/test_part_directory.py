@@ -1,6 +1,8 @@
 """Recommendations in a directory, to which several processes write."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import re
@@ -183,6 +185,41 @@ def test_other_parts_and_other_files_are_refused_and_kept(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output: .*file cannot be written"):
         open_one(tmp_path / "file")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_processes_that_finish_together_both_succeed(tmp_path, monkeypatch, locks, capsys):
+    """One completes the directory while the other is about to rename its file; without locks of files,
+    as on some network file systems, it cannot know that."""
+    if not locks:
+
+        def unsupported(*_):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+        monkeypatch.setattr(fcntl, "flock", unsupported)
+    output, row, ends = tmp_path / "recs", pa.table({"x": [1]}), []
+    first, second = (open_one(output, host=host, hosts=2) for host in range(2))
+    for stripe, parts in ((0, first), (1, second), (2, first)):
+        parts.write(stripe, row, {"users": 1})
+    # Of a process that was killed.
+    for name in ("_lock-0-of-3", "_unfinished-0-of-3", "_unfinished-1-of-3"):
+        (output / name).touch()
+    replace = Path.replace
+
+    def slowly(self, target):
+        if self.name == "_unfinished-1-of-2":
+            monkeypatch.setattr(Path, "replace", replace)
+            ends.append(first.join())
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", slowly)
+    ends.append(second.join())
+    assert ends == [{"users": 3}, {"users": 3}]
+    first.close()
+    second.close()
+    parts = [f"part-00000{n}.parquet" for n in range(3)]
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["_SUCCESS", "_made_for.json", "_manifest.json", *parts]
 
 
 def test_parts_depend_only_on_the_log():
