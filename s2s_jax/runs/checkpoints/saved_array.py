@@ -38,13 +38,23 @@ class SavedArray:
             kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         driver = "zarr3" if metadata["use_zarr3"] else "zarr"
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        spec = {"driver": driver, "kvstore": kvstore}
+        spec = {
+            "driver": driver,
+            "kvstore": kvstore,
+            # Otherwise, a chunk that was lost is read as zeros. Orbax says whether it writes chunks of
+            # zeros, too.
+            "fill_missing_data_reads": not metadata["store_array_data_equal_to_fill_value"],
+        }
         self._array = ts.open(spec, context=context, open=True, read=True).result()
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.dtype: np.dtype = self._array.dtype.numpy_dtype
 
     def read(self, begin: int, stop: int) -> np.ndarray:
-        """Return the rows `begin` to `stop - 1`."""
+        """Return the rows `begin` to `stop - 1`.
+
+        Raises:
+          ValueError: they are damaged or missing (TensorStore raises other types, too).
+        """
         return self._array[begin:stop].read().result()
 
 
