@@ -16,6 +16,7 @@ class UnknownItemError(UserError):
 class MachineError(UserError):
     """Data could not be read because of this machine, not because of the data.
 
-    Examples are too little memory, a missing permission, too many open files or missing time zones.
-    Other files would fail in the same way, so nothing is skipped, whatever `io.on_error` says.
+    Examples are too little memory, a missing permission, too many open files, missing time zones, or a
+    file that changes while it is read. Other files would fail in the same way, so nothing is skipped,
+    whatever `io.on_error` says.
     """

@@ -15,7 +15,7 @@ from s2s_jax.data.logs.source import Source, open_source
 from s2s_jax.errors import MachineError, UserError
 from s2s_jax.storage.ranges import StoreError
 from s2s_serve.storage.address import Place, StorePath
-from s2s_serve.storage.file_systems import unreachable
+from s2s_serve.storage.file_systems import open_file, unreachable, version_of
 
 # What pyarrow raises for broken files. ORC has no checksums, so damaged uncompressed data may go
 # unnoticed.
@@ -166,27 +166,25 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
       columns: names of top-level columns; the file must have them.
 
     Raises:
-      UserError: the stripe cannot be read, or has changed since its footer was read.
-      MachineError: it cannot be read on this machine.
+      UserError: the stripe cannot be read.
+      MachineError: it cannot be read on this machine, or has changed since the footer was read.
     """
     # Of a file with many other columns, only the ranges that are read are requested.
     whole = 2 * len(columns) >= len(file.schema)
     with _open(file.path, file.stripe_ranges[stripe] if whole else None) as source:
-        if source.version != file.version:
-            raise UserError(
-                f"{file.path}: it has changed since its footer was read; do not change files while they "
-                f"are read"
-            )
+        _check_same(file, source.size, source.version)
         try:
             batch = pyarrow.orc.ORCFile(source.file).read_stripe(stripe, columns=list(columns))
         except _READ_ERRORS as error:
             _raise_if_machine_error(error, f"{file.path}: stripe {stripe} cannot be read")
+            _ask_whether_same(file)
             raise UserError(
                 f"{file.path}: stripe {stripe} cannot be read ({_reason(error)}); "
                 f"rewrite the file or take it out of io.data_paths"
             ) from error
+    _ask_whether_same(file)
     if batch.num_rows != file.stripe_rows[stripe]:
-        raise UserError(
+        raise MachineError(
             f"{file.path}: stripe {stripe} has {batch.num_rows} rows, expected "
             f"{file.stripe_rows[stripe]} as in its footer; do not change files while they are read"
         )
@@ -199,6 +197,27 @@ def read_stripe(file: OrcFile, stripe: int, columns: Sequence[str]) -> pa.Record
     return batch
 
 
+def _ask_whether_same(file: OrcFile) -> None:
+    """Checks a file of a store after it was read, because requests of ranges ask for no version."""
+    if isinstance(file.path, StorePath):
+        try:
+            with open_file(file.path) as now:
+                size, version = now.size(), version_of(now)
+        except _READ_ERRORS as error:
+            raise unreachable(str(file.path), error) from error
+        _check_same(file, size, version)
+
+
+def _check_same(file: OrcFile, size: int, version: str) -> None:
+    in_store = isinstance(file.path, StorePath)
+    if in_store and (size, version) != (file.size, file.version):
+        # Not a part that may be skipped: the footer, the order and the counts are of another file.
+        raise MachineError(
+            f"{file.path}: it has changed since its footer was read; do not change files while they "
+            f"are read"
+        )
+
+
 @contextlib.contextmanager
 def _open(path: Place, ahead: tuple[int, int] | None = None) -> Iterator[Source]:
     with contextlib.ExitStack() as stack:
@@ -206,7 +225,12 @@ def _open(path: Place, ahead: tuple[int, int] | None = None) -> Iterator[Source]
             source = stack.enter_context(open_source(path, ahead))
         except _READ_ERRORS as error:
             _raise_if_machine_error(error, f"{path}: cannot be opened")
-            if isinstance(path, StorePath) and not isinstance(error, FileNotFoundError):
+            if isinstance(path, StorePath) and isinstance(error, FileNotFoundError):
+                raise MachineError(
+                    f"{path}: it was removed since the log was listed; do not change files while they "
+                    f"are read"
+                ) from error
+            if isinstance(path, StorePath):
                 raise unreachable(str(path), error) from error
             raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
         yield source
