@@ -202,17 +202,27 @@ class Parts:
         return self._dir / f"{number:08}.parquet"
 
     def _made_for(self) -> dict[str, Any] | None:
-        """Return what the existing parts were made for; None if there are no parts."""
+        """Return what the existing parts were made for; None if there are no parts.
+
+        A full disk, or a kill, may have left parts or temporary files without a note; they are removed.
+        """
         names = [path.name for path in self._dir.iterdir() if path.name != _LOCK]
         if not names:
             return None
         foreign = [name for name in names if not _OURS.fullmatch(name)]
-        if foreign or _NOTE not in names:
-            found = foreign[0] if foreign else f"no {_NOTE}"
+        if not foreign and _NOTE not in names:
+            # Only what says that it is a part is one.
+            paths = [self._dir / name for name in names if name.endswith(".parquet")]
+            read = zip(paths, part_files.read_all(paths), strict=True)
+            foreign = [path.name for path, said in read if said is None]
+        if foreign:
             raise UserError(
                 f"--output: {self._dir} is needed for the parts of an unfinished output, but it is not "
-                f"such a directory (found {found}); move it away or give another --output"
+                f"such a directory (found {foreign[0]}); move it away or give another --output"
             )
+        if _NOTE not in names:
+            self._remove()
+            return None
         try:
             made_for = json.loads((self._dir / _NOTE).read_text())
         except ValueError:
@@ -226,7 +236,8 @@ class Parts:
     def _remove(self) -> bool:
         """Removes the parts, and returns whether the directory is now empty."""
         others = False
-        for path in self._dir.iterdir():
+        # The note is the last one, because it says whose parts these are.
+        for path in sorted(self._dir.iterdir(), key=lambda path: path.name == _NOTE):
             if _OURS.fullmatch(path.name):
                 path.unlink()
             elif path.name != _LOCK:

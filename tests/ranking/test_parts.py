@@ -107,6 +107,48 @@ def test_a_damaged_part_is_named(tmp_path, damage):
     assert parts.join() == {"users": 1}
 
 
+@pytest.mark.parametrize("names", [["made_for.tmp"], ["made_for.tmp", "00000003.tmp"], ["a part"]])
+def test_what_a_full_disk_left_without_a_note_is_no_obstacle(tmp_path, names):
+    directory = tmp_path / "recs.parquet.parts"
+    if names == ["a part"]:
+        parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
+        parts.write(0, table(1), {"users": 1})
+        parts.close()
+        (directory / "made_for.json").unlink()
+    else:
+        directory.mkdir()
+        for name in names:
+            (directory / name).touch()
+    parts = Parts(tmp_path / "recs.parquet", MADE_FOR | {"--top_k": 6})
+    assert parts.missing(1) == [0]
+    assert os.listdir(directory) == ["made_for.json"]
+
+
+def test_a_kill_while_old_parts_are_removed_is_no_obstacle(tmp_path, monkeypatch):
+    parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
+    for number in range(3):
+        parts.write(number, table(1), {})
+    parts.close()
+    other, unlink, removed = MADE_FOR | {"--top_k": 6}, Path.unlink, []
+
+    def killed(self, missing_ok=False):
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(self.name)
+        unlink(self, missing_ok)
+
+    # As a directory may list its files in any order.
+    monkeypatch.setattr(
+        Path, "iterdir", lambda self: [self / name for name in sorted(os.listdir(self))][::-1]
+    )
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Parts(tmp_path / "recs.parquet", other)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert removed[0] != "made_for.json"
+    assert Parts(tmp_path / "recs.parquet", other).missing(3) == [0, 1, 2]
+
+
 def test_a_file_that_was_put_beside_the_parts_stays(tmp_path):
     parts = Parts(tmp_path / "recs.parquet", MADE_FOR)
     parts.write(0, table(1), {})
