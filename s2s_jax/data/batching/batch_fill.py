@@ -103,4 +103,5 @@ def _mean_kept(reading: Reading, index: FileIndex) -> float | None:
 def _users_that_fit(sequences: Sequences, mean: float) -> int:
     """Return how many users with `mean` positions fill a batch well."""
     room = sequences.rows * sequences.seq_len
-    return max(1, int(_WELL_FILLED * room / mean))
+    # Many rows may be empty, but a batch of others needs a position for each user.
+    return min(max(1, int(_WELL_FILLED * room / mean)), room)

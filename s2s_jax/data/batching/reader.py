@@ -173,10 +173,14 @@ class Reader(Iterator[HostBatch]):
                     f"epoch on, or give another train.output_dir"
                 )
             if new:
+                # An epoch of which no row was read has the new files, too.
+                begins = state["row"] == 0
                 self.notes.append(
                     f"{len(new)} new files (such as {new[0]}) will be read from epoch "
-                    f"{state['epoch'] + 1} on (epochs count from 0)"
+                    f"{state['epoch'] + (not begins)} on (epochs count from 0)"
                 )
+                if begins:
+                    first_index = None
         self._go_to(Place(state["epoch"], state["row"]), first_index)
 
     def close(self) -> None:

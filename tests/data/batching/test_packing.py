@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import of_config
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import small
 from hypothesis import given
@@ -342,6 +343,31 @@ def test_auto_fills_batches_of_a_log_whose_rows_are_mostly_held_out(tmp_path, sh
     reader.close()
     # Each batch has a share of the 50 long rows, and the log ends in the middle of the last one.
     assert 0.6 < np.mean(full) <= 1
+
+
+def test_auto_packs_no_more_users_than_a_batch_has_positions(tmp_path):
+    """A batch may have only users that training sees, although most rows are held out."""
+    small.write_log(tmp_path, 60, files=1)
+    (path,) = tmp_path.iterdir()
+    log = orc.read_table(str(path))
+    log = log.filter(pc.greater(pc.list_value_length(log["item_id"]), 2))
+
+    def cut(length):
+        columns = {
+            name: [row[:length] for row in log[name].to_pylist()] for name in log.column_names
+        }
+        return pa.table({name: pa.array(x, log[name].type) for name, x in columns.items()})
+
+    orc.write_table(pa.concat_tables([cut(3), *[cut(2)] * 5]), str(path))
+    config = dataclasses.replace(
+        packed_config(tmp_path, Pack(), batch_size=2, shuffle=False),
+        eval=EvalConfig(split=LastEvents(events=2)),
+    )
+    reading = with_packing(Reading.of(config), of_config.index(config))
+    assert reading.sequences.packing == 2 * L
+    reader = Reader(reading, reading.sequences.packing)
+    assert next(reader).arrays["length"].sum() == 2 * L
+    reader.close()
 
 
 # --------------------------------------------------------------------------------------- model

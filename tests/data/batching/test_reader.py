@@ -339,6 +339,21 @@ def test_new_files_take_part_from_the_next_epoch_on(tmp_path):
     assert_equal(take(settled, 9), take(again, 9))
 
 
+def test_new_files_take_part_in_an_epoch_that_has_not_begun(tmp_path):
+    """A run of one epoch is continued with the files of the next day."""
+    write_log(tmp_path / "a.orc", [make_row(n) for n in range(10)], TYPES, stripe_rows=5)
+    saving = of_config.reader(make_config(tmp_path), 5)
+    take(saving, 2)
+    state = json.loads(json.dumps(saving.get_state()))
+    write_log(tmp_path / "b.orc", [make_row(n) for n in range(10, 25)], TYPES, stripe_rows=5)
+    reader = of_config.reader(make_config(tmp_path, new_files="next_epoch"), 5)
+    reader.set_state(state)
+    assert "epoch 1 " in reader.notes[0]
+    assert reader.steps_until(2) == 5
+    epoch = [row_numbers(batch) for batch in take(reader, 5)]
+    assert sorted(itertools.chain.from_iterable(epoch)) == list(range(25))
+
+
 # ------------------------------------------------------------------- hosts, shards, batch sizes
 
 
