@@ -373,7 +373,7 @@ def _made_for(
     counted_in = items.counted_in
     return {
         # The version of the parts' format, and of the shapes in which users are encoded.
-        "version": 7,
+        "version": 8,
         "checkpoint": None if model is None else [model.run.step, model.run.fingerprint],
         "configuration": identity.of_run(config),
         "catalogue": items.catalogue.fingerprint(),
@@ -386,4 +386,6 @@ def _made_for(
         "--short_history": request.short_history,
         "eval.untrained": config.eval.untrained,
         "eval.neighbours": config.eval.neighbours,
+        # Counts are added in its unit.
+        "loss.temperature": config.loss.temperature if config.eval.neighbours else None,
     }

@@ -518,6 +518,13 @@ def test_recommend_does_not_continue_with_other_weights(
         recommend.main(arguments)
     assert done == [0, 1, 1, 0, 1]
     assert "made with another checkpoint; starting over" in capsys.readouterr().err
+    # Counts are added in units of the temperature.
+    done.clear()
+    for more in ([], ["--loss.temperature", "0.3"]):
+        with pytest.raises(KeyboardInterrupt):
+            recommend.main([*arguments, "--eval.neighbours", "1", *more])
+    assert done == [0, 1, 0, 1]
+    assert "another loss.temperature; starting over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from s2s_jax.config import Config, ModelConfig
 from s2s_jax.config.checks.configuration import validate_reading
+from s2s_jax.data.encoding import held_out
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.columns import ColumnCounts, share
 from s2s_jax.data.inspection.learnable import Learnable
@@ -99,7 +100,8 @@ class _Report:
                 Assumptions.of(config), paths=",".join(settings.paths)
             )
         self._facts = LogFacts(assumptions, settings.user_column)
-        self._features = () if config is None else config.features
+        self._features = () if assumptions is None else assumptions.decoding.features
+        self._split = None if assumptions is None else assumptions.decoding.split
         self._learnable = None if assumptions is None else Learnable(assumptions)
         self._files = _table(
             *("file", "rows", "stripes", "unreadable", "bytes", "compression"), numbers=(1, 2, 3, 4)
@@ -172,6 +174,7 @@ class _Report:
             return
         try:
             features.check_schema(file, self._features)
+            held_out.check_times(file, self._split)
             batch = pa.RecordBatch.from_pydict(arrays)
             missing = [name for name in self._learnable.column_names if name not in arrays]
             if missing:

@@ -221,6 +221,26 @@ def test_inspect_with_a_configuration(tmp_path, capsys):
     assert "distinct ids for" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--eval.split", "by_time", "--eval.split.at", "2020-01-01", "--eval.split.feature", "at"],
+        ["--model.time_bias", "gaps", "--model.time_bias.column", "at"],
+    ],
+)
+def test_inspect_says_why_training_refuses_fractions_as_times(tmp_path, capsys, more):
+    times = 'op="hour_of_day", hash_bucket_size=24, time_unit="ms"'
+    fractions = 'op="bucketize", boundaries=(1.0,), hash_bucket_size=2'
+    (tmp_path / "config.py").write_text(CONFIG.replace(times, fractions))
+    rows = [{"item_id": [1, 2, 3, 4], "at": [0.5, 1.5, 2.0, 3.0]}]
+    write_log(tmp_path / "log" / "a.orc", rows, {"item_id": LIST, "at": pa.list_(pa.float64())})
+    arguments = [str(tmp_path / "log"), "--config", str(tmp_path / "config.py"), *more]
+    assert inspect(arguments) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "column at" in output
+    assert "of times" in output
+
+
 def test_inspect_tells_of_nothing_to_learn_from(tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG)
     arguments = [str(tmp_path / "log"), "--config", str(tmp_path / "config.py")]
