@@ -1,6 +1,6 @@
 """The items of an export: their ids, counts and other columns, and rules about them.
 
-Shapes: I items.
+Shapes: I items, P given ids, T given ids without missing ones.
 """
 
 # pyarrow.compute creates its functions at import, so type checkers do not see them.
@@ -17,8 +17,9 @@ import pyarrow.parquet
 
 from s2s_serve import tensor_file
 from s2s_serve.encoding import features, plain_histories
-from s2s_serve.encoding.arrow import is_list
-from s2s_serve.encoding.feature import FeatureConfig
+from s2s_serve.encoding.arrow import is_list, leaves
+from s2s_serve.encoding.feature import NO_ID, FeatureConfig
+from s2s_serve.encoding.ids import integers, is_text
 from s2s_serve.encoding.item_numbers import ItemNumbers, codes_of
 from s2s_serve.encoding.plain_histories import HistorySource
 from s2s_serve.errors import UserError
@@ -74,7 +75,10 @@ class Items:
         return len(self.ids)
 
     def numbers_of(self, ids: Collection[Any], called: str) -> np.ndarray:
-        """Return int32: the number of each id, -1 for unknown items.
+        """Return int32 `[P]`: the number of each id, -1 for unknown items.
+
+        With hash buckets, ids that share a row are one item, which has the first of them as its id; the
+        others are unknown.
 
         Args:
           ids: ids as in the log.
@@ -92,7 +96,14 @@ class Items:
         rows = plain_histories.to_rows(history, (self._feature,), self._kinds, called)
         source = HistorySource(rows.schema, called)
         block = features.decode(rows, source, 0, (self._feature,), lambda whole: whole)
-        return self.numbers.of(codes_of(block.values_PC))
+        code_P = codes_of(block.values_PC)
+        number_P = self.numbers.of(code_P)
+        # Any id has a bucket, and so the code of some item.
+        found_P = number_P >= 0
+        given = leaves(rows.column(0)).filter(pa.array(found_P[code_P != NO_ID]))
+        same_T = _same(given, self.ids.take(pa.array(number_P[found_P])))
+        number_P[np.flatnonzero(found_P)[~same_T]] = -1
+        return number_P
 
     def where(self, rules: Mapping[str, Collection[Any]]) -> np.ndarray:
         """Return bool `[I]`: the items whose columns have one of the given values.
@@ -133,6 +144,21 @@ class Items:
                 found = np.bincount(owner[found], minlength=len(self)) > 0
             allowed_I &= found
         return allowed_I
+
+
+def _same(given: pa.Array, stored: pa.Array) -> np.ndarray:
+    """Return bool `[T]`: whether ids are equal, and of the same kind."""
+    for is_kind in (is_text, pa.types.is_temporal):
+        if is_kind(given.type) != is_kind(stored.type):
+            return np.zeros(len(given), bool)
+    if is_text(given.type):
+        binary = pa.large_binary()
+        equal = pc.equal(given.cast(binary), stored.cast(binary))
+        return equal.to_numpy(zero_copy_only=False)
+    given_T, stored_T = integers(given), integers(stored)
+    # One may be unsigned: then -1 and 2^64 - 1 have the same bits.
+    equal_T = given_T.view(np.int64) == stored_T.view(np.int64)
+    return equal_T & ((given_T < 0) == (stored_T < 0))
 
 
 def _words(code_I: np.ndarray, feature: FeatureConfig) -> np.ndarray:

@@ -128,7 +128,7 @@ def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
     else:
         # Text of ids is always hashed (see `features.check_column`); text of times is parsed.
         values = _parse(values) if is_text(values.type) else values
-        ids_T = _integers(values)
+        ids_T = integers(values)
         if feature.hash_type is not None:
             ids_T = hashing.hash_integers(ids_T, feature.hash_type)
     return ids_T
@@ -224,7 +224,7 @@ def event_times(
     return seconds_P
 
 
-def _integers(values: pa.Array) -> np.ndarray:
+def integers(values: pa.Array) -> np.ndarray:
     """Integers, or times in the unit of their type, as int64 or uint64 arrays."""
     if not pa.types.is_integer(values.type):
         values = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
@@ -248,10 +248,10 @@ def times(values: pa.Array, feature: FeatureConfig) -> tuple[np.ndarray, int]:
         values = values.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
         return values.to_numpy(zero_copy_only=False) * _DAY, 1
     if pa.types.is_timestamp(values.type):
-        return _integers(values), _PER_SECOND[values.type.unit]
+        return integers(values), _PER_SECOND[values.type.unit]
     if is_text(values.type):
         values = _parse(values)
-    return _integers(values).view(np.int64), _PER_SECOND[feature.time_unit]
+    return integers(values).view(np.int64), _PER_SECOND[feature.time_unit]
 
 
 def _parse(values: pa.Array) -> pa.Array:
