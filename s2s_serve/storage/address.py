@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from s2s_serve.errors import UserError
+
 # The stores that can be read and written.
 SCHEMES = ("s3", "gs", "hdfs")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
@@ -148,10 +150,30 @@ def is_address(text: str) -> bool:
     return found is not None and found[1].lower() in (*SCHEMES, "file")
 
 
+def refuse_secrets(text: str) -> None:
+    """Refuses addresses like `s3://KEY:SECRET@bucket/log`, which messages and files would show.
+
+    Raises:
+      UserError: there is more than a bucket; it is not repeated.
+    """
+    # pathlib shortens // to /.
+    found = re.match(r"(s3|gs):/+([^/]*)", text, re.IGNORECASE)
+    if found is not None and re.search("[:@]", found[2]):
+        scheme = found[1].lower()
+        raise UserError(
+            f"expected an address like {scheme}://BUCKET/KEY, found : or @ in the place of the bucket "
+            f"(not shown, as it may be a secret); give credentials as the store's own tools take them, "
+            f"for example in environment variables"
+        )
+
+
 def place_of(path: "str | os.PathLike[str] | StorePath") -> Place:
     """The place that a text stands for: the address of a store, a `file://` address, or a path.
 
     What is a place already stays as it is.
+
+    Raises:
+      UserError: the address may have a secret in it, or is one of another machine.
 
     Examples:
       >>> place_of("file:///data/log")
@@ -164,8 +186,14 @@ def place_of(path: "str | os.PathLike[str] | StorePath") -> Place:
     text = os.fspath(path)
     if not is_address(text):
         return Path(text).expanduser()
+    refuse_secrets(text)
     scheme, rest = text.split("://", 1)
     authority, _, key = rest.partition("/")
     if scheme.lower() == "file":
+        if authority.lower() not in ("", "localhost"):
+            raise UserError(
+                f"{text}: expected file:// and a path that begins with /, found {authority} before the "
+                f"path; give the path without file://"
+            )
         return Path("/" + urllib.parse.unquote(key))
     return StorePath(scheme.lower(), authority, key.strip("/"))

@@ -152,6 +152,28 @@ def test_every_key_refuses_them(key, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", CONFIG, "--train.output_dir"],
+        ["train", "--config", CONFIG, "--io.data_paths"],
+        ["train", "--config"],
+        ["evaluate", "--config", CONFIG, "--output"],
+        ["inspect"],
+        ["serve"],
+    ],
+)
+@pytest.mark.parametrize(
+    "address",
+    ["s3://KEY:hidden@bucket/run", "GS://hidden@b", "s3:/KEY:hid/den@b", "s3://b:hidden/x"],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(words, address):
+    with pytest.raises(UserError, match="://BUCKET/KEY, found : or @") as caught:
+        module_of(words[0]).main([*words[1:], address])
+    assert "hid" not in str(caught.value)
+    assert "KEY:" not in str(caught.value)
+
+
 def test_keys_of_paths_are_among_them():
     assert {"io.data_paths", "io.cache", "loss.catalogue", "train.output_dir"} <= set(text_keys())
 

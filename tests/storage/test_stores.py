@@ -240,6 +240,13 @@ def test_places(text, place):
     assert place_of(text) == place
 
 
+def test_a_file_of_another_machine_is_refused():
+    for text in ("file://data/log", "file://node:80/log"):
+        with pytest.raises(UserError, match=f"{text}: expected file:// and a path"):
+            place_of(text)
+    assert place_of("file://localhost/data/log") == Path("/data/log")
+
+
 def test_an_address_reads_back():
     for text in ("s3://b/k", "hdfs:///logs/a", "gs://b"):
         assert str(place_of(text)) == text

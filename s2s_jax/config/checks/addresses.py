@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from s2s_jax.config.plain import Dataclass
 from s2s_jax.errors import UserError
-from s2s_serve.storage.address import SCHEMES, is_address
+from s2s_serve.storage.address import SCHEMES, is_address, refuse_secrets
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.IGNORECASE)
 # pathlib shortens an address to `gs:/bucket`. With these names, it cannot be meant as a directory `gs:`.
@@ -44,6 +44,10 @@ def refuse_addresses(name: str, value: object, of_stores: bool = True) -> None:
     """
     if isinstance(value, str | PurePath):
         for piece in str(value).split(","):
+            try:
+                refuse_secrets(piece.strip())
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
             found = _ADDRESS.fullmatch(piece.strip())
             if not of_stores and is_address(piece.strip()):
                 continue
