@@ -107,6 +107,10 @@ def export(config: Config, request: Request) -> Exported:
     files = item_columns.read_files(request.titles, request.item_columns)
     version_dir.check_output(request.output)
     items = _items(config, request.catalogue, files)
+    if not saved.kinds and items.log is not None:
+        # Imported weights do not say which kinds of ids they were trained with, but their log does.
+        kinds = features.entry_kinds(items.log.files[0], config.decoded_features)
+        saved = saved._replace(kinds=kinds)
     with_index = index_file.is_wanted(request.index, items.size)
     if with_index:
         indexes.check_installed()

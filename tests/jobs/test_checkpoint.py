@@ -161,6 +161,11 @@ def test_other_commands_take_imported_weights(tmp_path, log):
     answers = model.recommend(tables[0], k=5)
     for rec, answer in zip(recs, answers[:10], strict=False):
         np.testing.assert_allclose(answer.scores, rec["scores"], atol=1e-5)
+    # Ids of the log are numbers, and texts would be hashed otherwise.
+    names = [feature.column_name for feature in config.features]
+    texts = {name: [[str(i)] for i in (3, 4)] for name in names}
+    with pytest.raises(s2s_serve.UserError, match="expected whole numbers"):
+        model.recommend([texts], k=5)
     # Numbers of parameters, under the names of the tower.
     dense = safetensors.numpy.load_file(tmp_path / "export/versions/1/dense.safetensors")
     np.testing.assert_array_equal(dense["proj.kernel"].T, tensors()["dense.proj.weight"])
