@@ -11,6 +11,7 @@ from types import FrameType
 
 from s2s_jax import signals
 from s2s_jax.errors import EXIT_STOPPED, Stopped, explain
+from s2s_jax.storage import lock
 
 
 def run_command(main: Callable[[list[str]], int]) -> None:
@@ -34,8 +35,10 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except (Exception, Stopped) as error:
         code = explain(error)
     if code == EXIT_STOPPED:
-        # All files are written, so other threads, such as a compilation, need not finish.
+        # All files are written, so other threads, such as a compilation, need not finish. But nobody
+        # should wait for their locks.
         sys.stderr.flush()
+        lock.release_all()
         os._exit(code)
     # Python resets signal handlers while it exits, so a late signal would change the exit code.
     atexit.register(_ignore_signals)

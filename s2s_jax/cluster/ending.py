@@ -13,6 +13,7 @@ import jax
 from jax._src import distributed
 
 from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
+from s2s_jax.storage import lock
 
 # A process that ends early sets this key in the store that all processes share.
 _ENDED = "s2s_jax/ended"
@@ -46,6 +47,7 @@ def ending_together() -> Iterator[None]:
         finally:
             sys.stderr.flush()
             _notify_others()
+            lock.release_all()
             os._exit(code)
 
 
@@ -93,6 +95,7 @@ def watch_others() -> None:
                     )
                 )
                 _wait_for_others_to_check()
+                lock.release_all()
                 os._exit(EXIT_STOPPED)
 
     threading.Thread(target=watch, name="s2s-watch", daemon=True).start()

@@ -66,6 +66,10 @@ class _Owner:
     started: str
 
 
+# The locks of this process.
+_held: set["StoreLock"] = set()
+
+
 class StoreLock:
     """A lock that this process has."""
 
@@ -179,10 +183,21 @@ def held(
       MachineError: the store cannot be reached.
     """
     lock = StoreLock(path, in_use)
+    _held.add(lock)
     try:
         lock._take(check)
         yield lock
     finally:
+        lock._release()
+        _held.discard(lock)
+
+
+def release_all() -> None:
+    """Releases the locks of this process, for one that ends while other threads are at work.
+
+    What checks its lock before it writes notices; see `StoreLock.check`.
+    """
+    for lock in list(_held):
         lock._release()
 
 

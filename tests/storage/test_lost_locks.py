@@ -1,7 +1,12 @@
-"""Commands whose lock in a store another command took over: they write nothing that counts."""
+"""Locks in a store: of commands that lost them, which write nothing that counts, and of stopped ones."""
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -9,8 +14,10 @@ import orbax.checkpoint as ocp
 import pyarrow as pa
 import pytest
 import stores
+from places import REPO
 
-from s2s_jax.errors import UserError
+from s2s_jax.cluster import ending
+from s2s_jax.errors import EXIT_STOPPED, UserError
 from s2s_jax.exporting import version_dir
 from s2s_jax.ranking.part_directory import PartDirectory, Share
 from s2s_jax.ranking.parts import Parts
@@ -104,3 +111,63 @@ def test_a_checkpoint(top, monkeypatch):
         manager.close()
     assert "state" in names_in(top / "checkpoints/3")
     assert "_CHECKPOINT_METADATA" not in names_in(top / "checkpoints/3")
+
+
+def test_a_stopped_command_leaves_no_lock(top, server):
+    """A signal abandons the thread that has the lock, as in `recommend` and `export`."""
+    program = f"""
+        import os, signal, time
+        from s2s_jax import signals
+        from s2s_jax.cli.exit import run_command
+        from s2s_jax.errors import EXIT_STOPPED, Stopped
+        from s2s_jax.storage import lock
+        from s2s_serve.storage.address import place_of
+
+        lock._SETTLED = 0.01
+
+        def work():
+            path = place_of("{top}/.lock")
+            with lock.held(path, "in use"):
+                print(path.is_file(), flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+
+        def main(argv):
+            with signals.StopSignals() as stop:
+                try:
+                    with stop.at_once():
+                        stop.unless_stopped(work)
+                except Stopped:
+                    return EXIT_STOPPED
+
+        run_command(main)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": str(REPO)} | stores.environment(server),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (EXIT_STOPPED, "True\n"), ended.stderr
+    assert not (top / ".lock").exists()
+
+
+def test_a_process_that_ends_the_others_of_its_job_leaves_no_lock(top, monkeypatch):
+    monkeypatch.setattr(ending, "_ending", threading.Event())
+    monkeypatch.setattr(ending, "_count", lambda: 2)
+    monkeypatch.setattr(ending, "_notify_others", lambda: None)
+    left = []
+
+    def at_the_end(code):
+        left.append((top / ".lock").exists())
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", at_the_end)
+    with (
+        pytest.raises(SystemExit, match="2"),
+        lock.held(top / ".lock", "in use"),
+        ending.ending_together(),
+    ):
+        raise UserError("a mistake")
+    assert left == [False]
