@@ -31,6 +31,8 @@ _BEAT, _STALE = 20.0, 90.0
 _LOOK, _SETTLED = 2.0, 1.0
 # Seconds after which an attempt to remove the file is given up.
 _RELEASED = 10.0
+# Seconds after which a file that HDFS replaces is there again.
+_REPLACED = 1.0
 
 
 class StillOurs(Protocol):
@@ -203,9 +205,21 @@ def release_all() -> None:
 
 def _read(path: StorePath) -> _Owner | None:
     """The owner of a lock; None if there is none."""
+    text = _text(path)
+    if text is None and path.scheme == "hdfs":
+        # There, a file is replaced by removing it and then moving the new one to its place.
+        time.sleep(_REPLACED)
+        text = _text(path)
     try:
-        return _Owner(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return None if text is None else _Owner(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
+
+
+def _text(path: StorePath) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
         return None
 
 

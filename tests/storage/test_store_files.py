@@ -255,12 +255,15 @@ def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monk
     monkeypatch.setattr(lock, "_STALE", 20)
     monkeypatch.setattr(lock, "_LOOK", 0.1)
     monkeypatch.setattr(lock, "_SETTLED", 0.01)
+    monkeypatch.setattr(lock, "_REPLACED", 0.05)
     path = top / ".lock"
     with lock.held(path, "in use") as held:
-        began = json.loads(path.read_text())
+        with held._asking:
+            began = json.loads(path.read_text())
         with pytest.raises(UserError, match="in use"), lock.held(path, "in use"):
             pass
-        assert json.loads(path.read_text())["token"] == began["token"]
+        with held._asking:
+            assert json.loads(path.read_text())["token"] == began["token"]
         held.check()
         # Another process takes over, between two writes.
         other = began | {"token": "other", "host": "elsewhere", "place": "x"}
@@ -277,6 +280,35 @@ def test_a_lock_is_had_by_one_process_and_taken_over_when_that_is_gone(top, monk
         assert time.monotonic() - begun >= 0.6
     assert "elsewhere" in capsys.readouterr().err
     assert not path.exists()
+
+
+@pytest.mark.parametrize("begins_at", [1, 2])
+def test_a_lock_of_hdfs_that_is_away_for_a_moment_is_no_free_one(tmp_path, monkeypatch, begins_at):
+    """Its owner writes it again just now: it has removed the old one, and moves the new one there."""
+    stores.use_double_of_hdfs(tmp_path, monkeypatch)
+    for name, seconds in (("_LOOK", 0.01), ("_SETTLED", 0.01), ("_REPLACED", 0.2)):
+        monkeypatch.setattr(lock, name, seconds)
+    path = place_of("hdfs://node/run/.lock")
+    owner = {"token": "t", "beat": 3, "host": "h", "process": 1, "place": "x", "started": "1"}
+    path.write_text(json.dumps(owner))
+    read, reads = file_systems.read, []
+
+    def reading(asked):
+        reads.append(asked)
+        if len(reads) == begins_at:
+            (tmp_path / "run/.lock").unlink()
+            again = (path, json.dumps(owner | {"beat": 4}).encode())
+            threading.Timer(0.05, file_systems.write, again).start()
+        return read(asked)
+
+    monkeypatch.setattr(file_systems, "read", reading)
+    later = (path, json.dumps(owner | {"beat": 5}).encode())
+    beats = threading.Timer(0.4, file_systems.write, later)
+    beats.start()
+    with pytest.raises(UserError, match="in use"), lock.held(path, "in use"):
+        pass
+    beats.join()
+    assert json.loads((tmp_path / "run/.lock").read_text())["token"] == "t"
 
 
 def test_a_process_that_was_paused_finds_that_its_lock_is_lost_when_it_looks(top, monkeypatch):
