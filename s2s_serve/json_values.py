@@ -31,6 +31,15 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def is_plain(data_type: pa.DataType) -> bool:
+    """Whether all values of a type are in JSON as they are in Python."""
+    return not (
+        pa.types.is_binary(data_type)
+        or pa.types.is_large_binary(data_type)
+        or pa.types.is_temporal(data_type)
+    )
+
+
 def from_json(value: Any, data_type: pa.DataType) -> Any:
     r"""The value of an Arrow type that `to_json` wrote; other values than text as they are.
 
@@ -64,7 +73,7 @@ def from_json(value: Any, data_type: pa.DataType) -> Any:
 def _in_utc(time: datetime.datetime, aware: bool) -> datetime.datetime:
     """A time in UTC, with its zone or without."""
     if time.tzinfo is None:
-        time = time.replace(tzinfo=datetime.UTC)
+        return time.replace(tzinfo=datetime.UTC) if aware else time
     try:
         time = time.astimezone(datetime.UTC)
     except OverflowError as error:

@@ -71,7 +71,9 @@ def _of_model() -> Part:
         "/v1/recommend": {
             "post": {
                 "summary": "The best items for each history",
-                "description": "A body in Arrow is a table of histories with a column of lists for "
+                "description": "exclude, allow and where may have up to --max_rule_values ids and "
+                "values together, which is an option of the server. "
+                "A body in Arrow is a table of histories with a column of lists for "
                 "each column of the log; the other fields are then query parameters. "
                 f"With Accept: {ARROW}, the answer is a table with items, scores, unknown and by.",
                 "parameters": _rules(),

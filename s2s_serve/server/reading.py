@@ -135,12 +135,22 @@ def check_k(k: int, settings: Settings) -> None:
 
 
 def check_rules(rules: schema.Rules, settings: Settings) -> None:
-    """Refuses rules that no model can follow.
+    """Refuses rules that no model can follow, or that would keep the server from other requests.
 
     Raises:
-      RefusedError: k is too large, or an integer does not fit into 64 bits.
+      RefusedError: k is too large, there are too many ids or values, or an integer does not fit into 64
+        bits.
     """
     check_k(rules.k, settings)
+    size = len(rules.exclude or ()) + len(rules.allow or ())
+    # Each column takes time, also one without values.
+    size += sum(max(len(values), 1) for values in (rules.where or {}).values())
+    if size > settings.max_rule_values:
+        raise RefusedError(
+            400,
+            f"exclude, allow and where: expected at most {settings.max_rule_values} ids and values, "
+            f"found {size}",
+        )
     for name, values in (("exclude", rules.exclude), ("allow", rules.allow)):
         check_integers(name, values or ())
     for column, values in (rules.where or {}).items():
@@ -160,7 +170,15 @@ def item_ids(place: str, ids: Sequence[schema.Id] | None, item: pa.DataType) -> 
     """
     if ids is None:
         return None
-    return [item_id(f"{place}[{number}]", each, item) for number, each in enumerate(ids)]
+    if json_values.is_plain(item):
+        return list(ids)
+    found: list[Id] = []
+    for number, each in enumerate(ids):
+        try:
+            found.append(json_values.from_json(each, item))
+        except ValueError:
+            raise _no_time(f"{place}[{number}]", str(each)) from None
+    return found
 
 
 def item_id(place: str, each: schema.Id, item: pa.DataType) -> Id:

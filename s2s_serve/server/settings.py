@@ -35,6 +35,8 @@ class Settings:
     """Most histories of a request"""
     max_events: int = 10_000
     """Most events of a history. The model reads the newest ones"""
+    max_rule_values: int = 100_000
+    """Most ids and values of the rules of a request: of exclude, allow and where together"""
     max_k: int = 1000
     """Most items that a request can ask for"""
     search: Literal["auto", "exact", "index"] = "auto"
@@ -57,7 +59,7 @@ def check(settings: Settings) -> None:
         raise UserError(f"--port: expected 0 to 65535, found {settings.port}")
     for name in ("max_batch", "threads", "max_queue", "max_body", "max_histories", "max_events"):
         _check_positive(name, getattr(settings, name))
-    for name in ("max_k", "timeout", "poll"):
+    for name in ("max_rule_values", "max_k", "timeout", "poll"):
         _check_positive(name, getattr(settings, name))
 
 

@@ -285,7 +285,7 @@ def test_both_commands_have_the_same_options():
     code, shown, _ = command("serve", "--help", module="s2s_jax")
     assert code == 0
     assert set(re.findall(r"(--\w+) ", shown)) - {"--help"} == own
-    assert len(own) == 13
+    assert len(own) == 14
 
 
 def test_without_the_packages_of_the_server_the_command_says_what_to_install(tmp_path):

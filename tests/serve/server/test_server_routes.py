@@ -20,6 +20,7 @@ def app(tmp_path_factory):
     directory = tmp_path_factory.mktemp("export")
     publish(directory, 1)
     limits = {"max_histories": 4, "max_events": 6, "max_k": 50, "max_body": 1}
+    limits["max_rule_values"] = 20
     with server_process.app(directory, **limits) as made:
         yield made
 
@@ -192,11 +193,27 @@ MISTAKES = [
         {**ONE, "exclude": [2**64]},
         "exclude: expected integers of 64 bits, found 18446744073709551616",
     ),
+    (
+        {**ONE, "exclude": [1] * 8, "allow": [2] * 8, "where": {"genre": [3] * 4, "colour": []}},
+        "exclude, allow and where: expected at most 20 ids and values, found 21",
+    ),
+    ({**ONE, "exclude": [1] * 21}, "expected at most 20 ids and values, found 21"),
+    ({**ONE, "allow": ["x"] * 21}, "expected at most 20 ids and values, found 21"),
+    ({**ONE, "where": {"genre": [1] * 21}}, "expected at most 20 ids and values, found 21"),
     ({**ONE, "allow": [-(2**63) - 1]}, "allow: expected integers of 64 bits"),
     ({**ONE, "where": {"genre": [2**70]}}, "where.genre: expected integers of 64 bits"),
     ({**ONE, "where": {"colour": [1]}}, "where: expected genre, found colour"),
     ({**ONE, "where": [1]}, "where: expected object or null, found array"),
 ]
+
+
+def test_as_many_ids_in_rules_as_allowed_are_answered(app):
+    rules = {"exclude": [121] * 9, "allow": [121, 122] * 5, "where": {"genre": [1]}}
+    (result,) = post(app, "/v1/recommend", {**ONE, **rules}).json()["results"]
+    assert result["items"] == [122]
+    many = {"exclude": json.dumps([121] * 21)}
+    answer = post(app, "/v1/recommend", stream(pa.table({"item_id": [[120]]})), ARROW, params=many)
+    assert (answer.status_code, "at most 20" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(("body", "sentence"), MISTAKES, ids=lambda each: str(each)[:40])
