@@ -39,6 +39,23 @@ def current_version(directory: Place) -> int:
     return version
 
 
+def current_contents(directory: Place) -> tuple[int, str | None]:
+    """Return the number in `current.json`, and the checksum of the manifest of that version.
+
+    An export that was removed and made again begins with version 1, like the one before, and its manifest
+    differs. The checksum is None if there is no manifest.
+
+    Raises:
+      UserError: the directory has no export, or the store does not give it.
+    """
+    number = current_version(directory)
+    try:
+        data = (directory / "versions" / str(number) / manifests.NAME).read_bytes()
+    except OSError:
+        return number, None
+    return number, hashlib.sha256(data).hexdigest()
+
+
 def copied(directory: StorePath, version: int) -> Scratch:
     """Copies a version from a store to a temporary directory: an export with this version alone.
 

@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from s2s_serve.errors import MachineError, UserError
 from s2s_serve.server.loading import Served
 from s2s_serve.server.metrics import Metrics
+from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import Place, StorePath
-from s2s_serve.versions import CURRENT, current_version
+from s2s_serve.versions import CURRENT, current_contents
 
 # A version that could not be loaded is tried again after this many seconds, and then ever more rarely.
 _FIRST_RETRY = 5.0
@@ -42,6 +43,7 @@ class Versions:
         self._load = load
         self._ended = threading.Event()
         self._served: Served | None = None
+        self._contents: tuple[int, str | None] | None = None
         self.failure: str | None = None
         self.first: Future[int] = Future()
 
@@ -70,7 +72,7 @@ class Versions:
     def _run(self) -> None:
         seen = self._look()
         try:
-            self._change()
+            self._change(current_contents(self._directory))
         except BaseException as error:
             self._metrics.reloads.labels("failed").inc()
             self.first.set_exception(error)
@@ -86,12 +88,13 @@ class Versions:
             seen, tried = found, time.monotonic()
             self._try_to_change()
 
-    def _look(self) -> bytes | tuple[int, int, int] | None:
+    def _look(self) -> tuple[bytes | int, ...] | None:
         """What changes when current.json is replaced; None: it cannot be read."""
         current = self._directory / CURRENT
         try:
             if isinstance(current, StorePath):
-                return current.read_bytes()
+                # The time, because an export that was made again has the same text.
+                return current.read_bytes(), file_systems.changed_ns(current)
             found = os.stat(current)
         except (OSError, MachineError):
             return None
@@ -100,8 +103,9 @@ class Versions:
     def _try_to_change(self) -> None:
         """Changes to the newest version, or says why not and keeps the old one."""
         try:
-            if current_version(self._directory) != self.current().model.version:
-                self._change()
+            contents = current_contents(self._directory)
+            if contents != self._contents:
+                self._change(contents)
         except Exception as error:
             kept = self.current().model.version
             reason = (
@@ -115,20 +119,24 @@ class Versions:
         else:
             self.failure = None
 
-    def _change(self) -> None:
+    def _change(self, contents: tuple[int, str | None]) -> None:
+        """Loads the newest version.
+
+        Args:
+          contents: see `current_contents`; from before loading, so that what changes meanwhile is seen.
+        """
         began = time.monotonic()
         served = self._load(self._directory)
         before = self._served
         # One assignment: a call of the model sees the old version or the new one.
-        self._served = served
+        self._served, self._contents = served, contents
         self._metrics.version.set(served.model.version)
         self._metrics.reloads.labels("loaded").inc()
         if before is not None:
             seconds = time.monotonic() - began
-            _say(
-                f"version {served.model.version} answers now, instead of {before.model.version}; "
-                f"loaded in {seconds:.1f} s"
-            )
+            new, old = served.model.version, before.model.version
+            instead = f"instead of {old}" if new != old else "which was made again"
+            _say(f"version {new} answers now, {instead}; loaded in {seconds:.1f} s")
 
 
 def _say(sentence: str) -> None:

@@ -3,9 +3,12 @@
 import json
 import os
 import tempfile
+import time
 
 import pytest
+import server_process
 import stores
+from fake_model import served
 
 import s2s_serve
 from s2s_jax.errors import MachineError
@@ -85,3 +88,23 @@ def test_an_interrupted_version_does_not_count_and_is_removed(proxy, monkeypatch
         assert path.is_dir()
     assert not path.exists()
     assert not (output / "versions/3").exists()
+
+
+def test_a_server_loads_a_version_that_was_made_again_with_the_same_number(proxy):
+    top = place_of(f"s3://{stores.BUCKET}/again")
+    loads = []
+
+    def make(text):
+        (top / "versions/1" / manifest.NAME).write_text(text)
+        (top / "current.json").write_text('{"version": 1}')
+
+    def counted(directory):
+        loads.append((directory / "versions/1" / manifest.NAME).read_text())
+        return served()
+
+    make("one")
+    with server_process.app(top, load=counted, poll=0.05):
+        # moto's times are whole seconds, as those of S3.
+        time.sleep(1)
+        make("two")
+        server_process.until(lambda: loads == ["one", "two"])

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +88,36 @@ def test_a_broken_version_keeps_the_old_one_and_is_told(tmp_path, capsys):
     assert "current.json" in told[1]
     assert re.fullmatch(r"version 3 answers now, instead of 1; loaded in \d+\.\d s", told[2])
     assert len(told) == 4
+
+
+def test_an_export_that_was_made_again_is_loaded(tmp_path, capsys):
+    """Its version has the number of the one that was removed."""
+
+    def make(text):
+        version = tmp_path / "export/versions/1"
+        version.mkdir(parents=True)
+        (version / "manifest.json").write_text(text)
+        publish(tmp_path / "export", 1)
+
+    loads = []
+
+    def counted(directory):
+        loads.append((directory / "versions/1/manifest.json").read_text())
+        return served()
+
+    make("one")
+    with server_process.app(tmp_path / "export", load=counted) as app:
+        shutil.rmtree(tmp_path / "export")
+        until(lambda: app.versions.failure)
+        make("two")
+        until(lambda: loads == ["one", "two"])
+        until(lambda: app.versions.failure is None)
+        # The same version, whose number was written once more.
+        publish(tmp_path / "export", 1)
+        time.sleep(0.1)
+        assert loads == ["one", "two"]
+    told = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("version 1 answers now, which was made again; ") for line in told)
 
 
 def test_a_version_that_is_no_number_is_told_and_never_loaded(tmp_path):
