@@ -42,8 +42,8 @@ def current_version(directory: Place) -> int:
 def current_contents(directory: Place) -> tuple[int, str | None]:
     """Return the number in `current.json`, and the checksum of the manifest of that version.
 
-    An export that was removed and made again begins with version 1, like the one before, and its manifest
-    differs. The checksum is None if there is no manifest.
+    An export that was removed and made again begins with version 1, like the one before, but has
+    another manifest. The checksum is None if there is no manifest.
 
     Raises:
       UserError: the directory has no export, or the store does not give it.
