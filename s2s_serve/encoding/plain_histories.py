@@ -73,7 +73,7 @@ def to_rows(
     """
     names = column_names(features)
     if isinstance(histories, pa.Table):
-        rows = _rows_of_table(histories, names)
+        rows = _rows_of_table(histories, names, features, kinds)
     elif isinstance(histories, Mapping | str) or not isinstance(histories, Iterable):
         raise UserError(
             f"histories: expected a list of histories, found {_kind(histories)}; give [history]"
@@ -87,21 +87,56 @@ def to_rows(
             named = [f.name for f in readers if not isinstance(f, EventTime)]
             keys = [name, *(each for each in named if each not in names)]
             lists = [_entries(history, row, keys) for row, history in enumerate(listed)]
-            wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
-            leaf = _OF_KIND[wanted] if wanted in _OF_KIND else None
-            columns.append(_array(lists, name, leaf, called))
+            columns.append(_array(lists, name, _leaf_of(readers, kinds), called))
         rows = pa.record_batch(columns, names)
     _check(HistorySource(rows.schema, called), features, kinds)
     return rows
 
 
-def _rows_of_table(table: pa.Table, names: Sequence[str]) -> pa.RecordBatch:
+def _leaf_of(readers: Sequence[FeatureConfig], kinds: Mapping[str, str]) -> pa.DataType | None:
+    """The type of the ids of a column that some features read; None: it is not known."""
+    wanted = next((kinds[f.name] for f in readers if f.name in kinds), None)
+    return _OF_KIND[wanted] if wanted in _OF_KIND else None
+
+
+def _rows_of_table(
+    table: pa.Table,
+    names: Sequence[str],
+    features: Sequence[FeatureConfig],
+    kinds: Mapping[str, str],
+) -> pa.RecordBatch:
     for name in names:
         if table.schema.names.count(name) != 1:
             listed = ", ".join(table.schema.names) or "no columns"
             raise UserError(f"histories: expected one column {name}, found {listed}")
-    columns = [_one_array(table.column(name)) for name in names]
+    columns = []
+    for name in names:
+        column = _one_array(table.column(name))
+        leaf = _leaf_of([f for f in features if f.column_name == name], kinds)
+        wanted = _plain_lists(column.type, pa.int64() if leaf is None else leaf)
+        columns.append(column if wanted == column.type else column.cast(wanted))
     return pa.record_batch(columns, names)
+
+
+def _plain_lists(given: pa.DataType, leaf: pa.DataType) -> pa.DataType:
+    """The type of a column whose lists have any length, and whose ids have a type.
+
+    Lists without a single id have no type of ids, as other libraries write them.
+
+    Args:
+      given: the type of the column.
+      leaf: the type of ids where there are none.
+    """
+    if pa.types.is_null(given):
+        return pa.list_(leaf)
+    fixed = pa.types.is_fixed_size_list(given)
+    if not fixed and not arrow.is_list(given):
+        return given
+    inner = given.value_type
+    wanted = leaf if pa.types.is_null(inner) else _plain_lists(inner, leaf)
+    if not fixed and wanted == inner:
+        return given
+    return pa.large_list(wanted) if pa.types.is_large_list(given) else pa.list_(wanted)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

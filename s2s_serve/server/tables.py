@@ -45,6 +45,8 @@ def read(body: bytes, max_rows: int) -> pa.Table:
                         f"body: expected at most {max_rows} rows, found {rows} or more"
                     )
                 batch.validate(full=True)
+                for column in batch.columns:
+                    _check_lengths(column, len(body))
                 batches.append(batch)
             return pa.Table.from_batches(batches, reader.schema)
     except (
@@ -63,6 +65,8 @@ def read(body: bytes, max_rows: int) -> pa.Table:
 
 def longest(column: pa.ChunkedArray) -> int:
     """The number of entries of the longest list of a column."""
+    if pa.types.is_null(column.type):
+        return 0
     found = pc.max(pc.list_value_length(column)).as_py()
     return 0 if found is None else found
 
@@ -72,7 +76,7 @@ def _check_schema(given: pa.Schema) -> None:
         inner = _inner(field.type)
         # A bag has several ids for an event.
         leaf = None if inner is None else _inner(inner) or inner
-        if leaf is None or not _is_id(leaf):
+        if not pa.types.is_null(field.type) and (leaf is None or not _is_id(leaf)):
             kind = str(field.type)[:80]
             raise UnfitError(
                 f"{field.name[:80]}: expected lists of ids, or of lists of ids, found {kind}"
@@ -84,14 +88,28 @@ def _check_schema(given: pa.Schema) -> None:
         raise UnfitError("body: expected columns, found none")
 
 
+def _check_lengths(column: pa.Array, most: int) -> None:
+    """Refuses more entries than bytes: nulls and empty lists may take none, but will take memory."""
+    while _inner(column.type) is not None:
+        column = column.values
+        if len(column) > most:
+            raise UnfitError(
+                f"body: expected at most an entry for each of its {most} bytes, found {len(column)}"
+            )
+
+
 def _inner(kind: pa.DataType) -> pa.DataType | None:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
     return kind.value_type if is_list else None
 
 
 def _is_id(kind: pa.DataType) -> bool:
     return (
-        pa.types.is_integer(kind)
+        # Lists without a single id.
+        pa.types.is_null(kind)
+        or pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
         or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)

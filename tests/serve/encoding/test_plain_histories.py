@@ -102,6 +102,59 @@ def changed(**columns):
     return [HISTORIES[2] | columns]
 
 
+NONE = pa.null()
+PAIRS = [["a", "b"], None, ["b", None], ["c", "a"]]
+EMPTY = [[], [], None, []]
+
+
+@pytest.mark.parametrize(
+    ("column", "entries", "kind"),
+    [
+        ("tags", EMPTY, pa.list_(NONE)),
+        ("tags", EMPTY, pa.large_list(NONE)),
+        ("tags", EMPTY, pa.list_(pa.list_(NONE))),
+        ("tags", [None] * 4, NONE),
+        ("tags", [[None, None], [], [None, None], [None, None]], pa.list_(NONE)),
+        ("tags", [[[], None], [], [[], []], [[None], []]], pa.list_(pa.list_(NONE))),
+        ("at", EMPTY, pa.list_(NONE)),
+        ("price", EMPTY, pa.list_(NONE)),
+        ("item_id", EMPTY, pa.list_(NONE)),
+        ("item_id", PAIRS, pa.list_(pa.string(), 2)),
+        ("item_id", [[None, None], None, [None, None], [None, None]], pa.list_(NONE, 2)),
+        ("tags", [[[1], [2]], [], [[3], [None]], [[4], [5]]], pa.list_(pa.list_(pa.int64(), 1))),
+        ("tags", [[[1], [2]], None, [None, [3]], [[4], [5]]], pa.list_(pa.list_(pa.int8()), 2)),
+    ],
+)
+@pytest.mark.parametrize("begin", [0, 1])
+def test_columns_without_ids_and_lists_of_a_fixed_size_are_read_like_plain_ones(
+    column, entries, kind, begin
+):
+    names = ("item_id", "tags", "at", "price")
+    histories = [
+        {name: [] for name in names} | {"item_id": ["a", "b"], column: each} for each in entries
+    ]
+    table = pa.Table.from_pylist(
+        histories,
+        pa.schema(
+            {
+                "item_id": pa.list_(pa.string()),
+                "tags": pa.list_(pa.list_(pa.int64())),
+                "at": pa.list_(pa.int64()),
+                "price": pa.list_(pa.float64()),
+                column: kind,
+            }
+        ),
+    )
+    assert table.schema.field(column).type == kind
+    rows, expected = given(table.slice(begin)), given(histories[begin:])
+    for found, wanted in zip(
+        decoded(rows, HistorySource(rows.schema)),
+        decoded(expected, HistorySource(expected.schema)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("histories", "words"),
     [
