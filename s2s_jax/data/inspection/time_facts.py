@@ -49,7 +49,7 @@ class TimeFacts:
         self._is_number = True
         self._per_second = 1
         self._times = self._not_positive = 0
-        self._in_unit = dict.fromkeys(_UNITS, 0)
+        self._in_unit: dict[str, int] = dict.fromkeys(_UNITS, 0)
         self._first: int | None = None
         self._last: int | None = None
         self._rows = self._falling = self._reversed = self._rising = 0
