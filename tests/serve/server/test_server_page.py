@@ -184,6 +184,7 @@ def test_ids_of_64_bits_are_not_rounded(browser, tmp_path):
     asked = []
     table = pa.table({"item": pa.array([large]), "count": [1], "title": ["Large"]})
     served = Served(Large(), Catalogue(table))
+    publish(tmp_path, 1)
     with (
         server_process.app(tmp_path, load=lambda _: served) as app,
         server_process.in_thread(app.asgi) as address,
