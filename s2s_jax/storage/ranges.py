@@ -5,11 +5,12 @@ KB at a time. Its requests are local if a few large ranges are read first, at th
 """
 
 import bisect
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+
+from s2s_serve.storage.seekable_file import SeekableFile
 
 # Bytes of a request; more are asked for in several requests at the same time.
 _REQUEST = 2**23
@@ -57,7 +58,7 @@ def _read(source: pa.NativeFile, begin: int, end: int) -> bytes:
     return data
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(SeekableFile):
     """A file of which known ranges are in memory.
 
     Of the rest, 1 MiB is requested at a time, from the first byte on that is asked for.
@@ -70,7 +71,8 @@ class RangeFile(io.RawIOBase):
           source: the file.
           size: its size in bytes.
         """
-        self._source, self._size, self._at = source, size, 0
+        super().__init__(size)
+        self._source = source
         self._begins: list[int] = []
         self._parts: list[bytes] = []
 
@@ -80,34 +82,7 @@ class RangeFile(io.RawIOBase):
         self._begins.insert(place, begin)
         self._parts.insert(place, data)
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a place, and returns it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        end = self._size if size < 0 else min(self._at + size, self._size)
-        data = self._bytes(self._at, end)
-        self._at += len(data)
-        return data
-
     def _bytes(self, begin: int, end: int) -> bytes:
-        if end <= begin:
-            return b""
         place = bisect.bisect_right(self._begins, begin) - 1
         if place >= 0:
             first = self._begins[place]

@@ -1,13 +1,14 @@
 """A file of a store that is read through Arrow, with clear errors."""
 
-import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pyarrow as pa
 
+from s2s_serve.storage.seekable_file import SeekableFile
 
-class CheckedFile(io.RawIOBase):
+
+class CheckedFile(SeekableFile):
     """A file whose failing reads are told from contents that Arrow cannot make sense of.
 
     Arrow raises `OSError` for both.
@@ -20,35 +21,13 @@ class CheckedFile(io.RawIOBase):
           source: the file.
           asked: in what it gives, errors of the store become other ones.
         """
-        self._source, self._asked, self._at = source, asked, 0
         with asked():
-            self._size = source.size()
+            super().__init__(source.size())
+        self._source, self._asked = source, asked
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a place, and returns it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        left = max(self._size - self._at, 0)
-        wanted = left if size < 0 else min(size, left)
+    def _bytes(self, begin: int, end: int) -> bytes:
         with self._asked():
-            data = self._source.read_at(wanted, self._at)
-            if len(data) != wanted:
-                raise OSError(f"expected {wanted:,} bytes, found {len(data):,}")
-        self._at += wanted
+            data = self._source.read_at(end - begin, begin)
+            if len(data) != end - begin:
+                raise OSError(f"expected {end - begin:,} bytes, found {len(data):,}")
         return data
