@@ -48,19 +48,9 @@ def gcs_server(directory: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
-    # By itself, it answers one connection at a time, and pyarrow keeps several. Its dictionaries are for
-    # one request at a time.
-    program = """
-import http.server, runpy, threading
-http.server.HTTPServer = http.server.ThreadingHTTPServer
-from gcp_storage_emulator.server import Router
-one, handle = threading.Lock(), Router.handle
-def alone(router, method):
-    with one:
-        handle(router, method)
-Router.handle = alone
-runpy.run_module("gcp_storage_emulator", run_name="__main__")
-"""
+    # By itself, it answers one connection at a time, and pyarrow keeps several.
+    several = "import http.server as h, runpy; h.HTTPServer = h.ThreadingHTTPServer; "
+    program = f"{several}runpy.run_module('gcp_storage_emulator', run_name='__main__')"
     command = [sys.executable, "-c", program, *words, "--default-bucket", BUCKET]
     with (directory / "emulator.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
