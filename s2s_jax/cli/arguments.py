@@ -4,24 +4,13 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 
 from s2s_jax.config.checks.values import spell
-from s2s_serve.storage.address import Place, StorePath, place_of
-
-# The type of options whose files may also be in stores.
-PlaceOption = Annotated[
-    Place,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: place_of(words[0]),
-        is_instance=lambda value: isinstance(value, Path | StorePath),
-        str_from_instance=lambda place: [str(place)],
-    ),
-]
+from s2s_jax.storage.place_option import PlaceOption
+from s2s_serve.storage.address import StorePath
 
 
 class Argument(NamedTuple):

@@ -279,6 +279,20 @@ def copy_all(copies: Iterable[tuple[Path, StorePath]], to_store: bool) -> None:
             pass
 
 
+def move(path: StorePath, target: StorePath) -> None:
+    """Gives a file another name in its store, without sending its contents.
+
+    Raises:
+      MachineError: the store does not allow it. S3 does not for files of more than 5 GiB.
+    """
+    system, inner = connect(path), inner_path(path)
+    with _asked(target, "take"):
+        if path.scheme == "hdfs":
+            _move(system, inner, inner_path(target))
+        else:
+            system.move(inner, inner_path(target))
+
+
 def remove(path: StorePath, missing_ok: bool = False) -> None:
     """Removes a file.
 
@@ -333,7 +347,9 @@ def _send(system: fs.FileSystem, inner: str, blocks: Iterable[bytes]) -> int:
     # stream is before a signal can end this function.
     immortal: list[pa.NativeFile] = []
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
-    immortal.extend(map(system.open_output_stream, [inner]))
+    # By itself, pyarrow compresses what has a name like x.gz.
+    opened = functools.partial(system.open_output_stream, compression=None)
+    immortal.extend(map(opened, [inner]))
     (stream,) = immortal
     size = 0
     for block in blocks:

@@ -12,7 +12,7 @@ _PREFIX, _LOCK = "s2s-copies-", ".lock"
 
 
 class Scratch:
-    """A temporary directory in `TMPDIR` that is removed with this object, or when the process ends.
+    """A temporary directory that is removed with this object, or when the process ends.
 
     The file `NAME.lock` beside it is locked as long. So what a killed process left there is known, and
     removed by the next one.
@@ -21,13 +21,16 @@ class Scratch:
       path: the directory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, above: Path | None = None) -> None:
         """Makes the directory.
+
+        Args:
+          above: where; None: in `TMPDIR`.
 
         Raises:
           OSError: it cannot be made.
         """
-        above = Path(tempfile.gettempdir())
+        above = above or Path(tempfile.gettempdir())
         _remove_abandoned(above)
         self.path, lock = _make(above)
         self.remove = weakref.finalize(self, _remove, self.path, lock)

@@ -89,8 +89,7 @@ def test_every_option_of_every_command_refuses_them(command, tmp_path, monkeypat
     options = options_of(command)
     assert options
     for option in options:
-        # convert reads no log from a store.
-        known = option.may_be_in_store or (option.place in IN_STORES and command != "convert")
+        known = option.may_be_in_store or option.place in IN_STORES
         address = "abfss://bucket/a" if known else "gs://bucket/a"
         message = str(run(command, option, address))
         assert message.startswith(f"{option.place}: "), message
@@ -105,12 +104,14 @@ def test_what_may_be_in_a_store():
         f"{command} {option.place}"
         for command in EVERY
         for option in options_of(command)
-        if option.may_be_in_store or (option.place in IN_STORES and command != "convert")
+        if option.may_be_in_store or option.place in IN_STORES
     }
     assert found == {
         "catalogue --output",
         "checkpoint --output",
         "checkpoint RUN_DIR_OR_FILE",
+        "convert --output",
+        "convert FILE_OR_DIR …",
         "evaluate --output",
         "export --catalogue",
         "export --item_columns",
@@ -125,6 +126,7 @@ def test_what_may_be_in_a_store():
         "report --titles",
         "report RUN_DIR",
         "serve DIR",
+        "synthesize --output",
         "tables RUN_DIR",
     }
 

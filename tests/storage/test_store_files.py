@@ -68,7 +68,13 @@ def test_files_are_written_listed_and_removed(top):
 
 def test_a_directory_is_copied_there_and_back(top, tmp_path):
     large = os.urandom(2**24 + 5)
-    files = {"x/one": b"1", "x/y/large": large, "none": b""}
+    files = {
+        "x/one": b"1",
+        "x/y/large": large,
+        "none": b"",
+        "x/a.json.gz": b"zipped",
+        "b.zst": b"b",
+    }
     for name, data in files.items():
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(data)
@@ -120,8 +126,8 @@ class LosingSystem:
     def __getattr__(self, name):
         return getattr(self.disk, name)
 
-    def open_output_stream(self, path):
-        file = self.disk.open_output_stream(path)
+    def open_output_stream(self, path, compression):
+        file = self.disk.open_output_stream(path, compression)
 
         class Stream:
             written = 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.config import FeatureConfig
 from s2s_jax.config.settings import Decoding, Items, Logs, Split
@@ -10,6 +9,7 @@ from s2s_jax.data.encoding.held_out import training_cut
 from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.items.catalogue import Catalogue, collect, item_text, save
 from s2s_jax.errors import EXIT_DONE
+from s2s_jax.storage.place_option import PlaceOption
 
 # Number of most frequent items that are printed.
 _TOP = 5

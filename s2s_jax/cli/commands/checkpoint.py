@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse_with_overrides
 from s2s_jax.config import load
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.checkpoint import from_torch, to_torch
+from s2s_jax.storage.place_option import PlaceOption
 
 _Direction = Literal["to-torch", "from-torch"]
 

@@ -14,7 +14,6 @@ from typing import Literal
 from rich.table import Table
 
 from s2s_jax import signals
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster import hosts
@@ -29,6 +28,7 @@ from s2s_jax.errors import EXIT_DONE
 from s2s_jax.jobs.evaluate import Evaluated, Intervals, evaluate
 from s2s_jax.ranking.tally import BASELINES, below_neighbours
 from s2s_jax.runs.place import place_of_run
+from s2s_jax.storage.place_option import PlaceOption
 from s2s_jax.writing import replacing
 
 # The current names of arguments that had another name in earlier versions.

@@ -8,10 +8,10 @@ import dataclasses
 from typing import Literal
 
 from s2s_jax import signals
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped, explain
 from s2s_jax.jobs.export import Exported, Request, export
+from s2s_jax.storage.place_option import PlaceOption
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 
 from s2s_jax import signals
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import WithConfig, parse_with_config
 from s2s_jax.cluster.separate import take_place
 from s2s_jax.config import Config
@@ -18,6 +17,7 @@ from s2s_jax.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 from s2s_jax.jobs.recommend import Recommended, Request, recommend
 from s2s_jax.ranking.answers import By
 from s2s_jax.ranking.part_directory import ALONE, Share
+from s2s_jax.storage.place_option import PlaceOption
 
 # The current names of arguments that had another name in earlier versions.
 OLD_NAMES = {"out": "output"}

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import tyro
 
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.report import report
+from s2s_jax.storage.place_option import PlaceOption
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

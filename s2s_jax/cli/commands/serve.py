@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.parsing import parse
 from s2s_jax.errors import EXIT_DONE
+from s2s_jax.storage.place_option import PlaceOption
 from s2s_serve.server.command import serve
 from s2s_serve.server.settings import Settings
 

@@ -10,7 +10,6 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from s2s_jax.cli.arguments import PlaceOption
 from s2s_jax.cli.console import OutputConsole
 from s2s_jax.cli.parsing import parse
 from s2s_jax.cluster.mesh import all_devices
@@ -20,6 +19,7 @@ from s2s_jax.embedding.tables import TableSpec, table_specs
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.runs.checkpoints.files import complete_steps
 from s2s_jax.runs.checkpoints.saved_tables import SavedTables
+from s2s_jax.storage.place_option import PlaceOption
 from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
 

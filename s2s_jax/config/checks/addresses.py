@@ -6,7 +6,7 @@ directory named `az:`, and a run would train into it.
 
 import dataclasses
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from s2s_jax.config.plain import Dataclass
@@ -58,19 +58,18 @@ def refuse_addresses(name: str, value: object, of_stores: bool = True) -> None:
             refuse_addresses(name, each, of_stores)
 
 
-def refuse_addresses_in(settings: Dataclass, prefix: str, positional: Container[str] = ()) -> None:
+def refuse_addresses_in(settings: Dataclass, prefix: str) -> None:
     """Refuses addresses in the fields of a dataclass.
 
     Args:
       settings: the dataclass.
       prefix: prefix of the names of fields in commands.
-      positional: fields without the prefix.
 
     Raises:
       UserError: see `refuse_addresses`.
     """
     for field in dataclasses.fields(settings):
-        name = field.name if field.name in positional else prefix + field.name
+        name = prefix + field.name
         refuse_addresses(name, getattr(settings, field.name), name not in IN_STORES)
 
 

@@ -20,10 +20,12 @@ from s2s_jax.data.conversion.description import CsvFlags, Description
 from s2s_jax.data.conversion.outcome import Converted, counted
 from s2s_jax.data.conversion.progress import bar
 from s2s_jax.data.conversion.reading import merging, movielens, sources
+from s2s_jax.data.conversion.reading.fetching import local_copies
 from s2s_jax.data.conversion.rewriting import rewrite
 from s2s_jax.data.conversion.selection import Selection, parse
 from s2s_jax.data.conversion.settings import Settings, check_encoding, check_flags, check_numbers
 from s2s_jax.data.logs import orc_writer
+from s2s_jax.data.logs.log_directory import SORTING
 from s2s_jax.errors import UserError
 from s2s_serve.storage.address import is_address
 
@@ -46,10 +48,24 @@ def convert(settings: Settings) -> Converted:
     Raises:
       UserError: a setting is impossible, a source cannot be read, or the directory cannot be written
         or contains other ORC files. No file is then created or replaced.
+      MachineError: a store does not answer, or does not allow something.
     """
     _refuse_addresses(settings)
     check_numbers(settings)
-    found = _find(settings)
+    with local_copies(settings.paths, settings.output, settings.temp_dir) as copies:
+        there = dataclasses.replace(settings, paths=copies.paths)
+        done = _convert(there, copies.path_of(settings.output))
+    named = copies.with_addresses
+    return dataclasses.replace(
+        done,
+        skipped=tuple(map(named, done.skipped)),
+        notes=tuple(map(named, (*copies.notes, *done.notes))),
+    )
+
+
+def _convert(settings: Settings, out: Path | None) -> Converted:
+    """Converts sources of this machine; of those in a directory, files below `out` are left out."""
+    found = _find(settings, out)
     check_encoding(settings.encoding)
     times.check_formats(settings.time_format)
     layout = found.layout
@@ -75,18 +91,18 @@ def _refuse_addresses(settings: Settings) -> None:
             f"FILE_OR_DIR …: expected a path that all executors have, found the address "
             f"{addresses[0]}; let Spark read it, with --format table and 'parquet.`{addresses[0]}`'"
         )
-    refuse_addresses("FILE_OR_DIR …", settings.paths)
-    refuse_addresses_in(settings, "--", positional=("paths",))
+    refuse_addresses("FILE_OR_DIR …", settings.paths, of_stores=False)
+    refuse_addresses_in(dataclasses.replace(settings, paths=()), "--")
 
 
-def _find(settings: Settings) -> sources.Sources:
+def _find(settings: Settings, out: Path | None) -> sources.Sources:
     """The files or tables to convert."""
     chosen = None if settings.format == "auto" else settings.format
     if chosen == "table" and settings.engine != "spark":
         raise UserError("--format table: only Spark reads tables; give --engine spark, too")
     if chosen == "table":
         return sources.tables(settings.paths)
-    return sources.find(settings.paths, chosen, settings.output)
+    return sources.find(settings.paths, chosen, out)
 
 
 def _description(settings: Settings, found: sources.Sources) -> Description:
@@ -134,7 +150,9 @@ def _columns_found(settings: Settings, path: Path) -> tuple[Settings, list[str]]
 def _sort(settings: Settings, found: sources.Sources, description: Description) -> Converted:
     """Sorts the events of the sources by user and time, and writes them as rows."""
     with (
-        orc_writer.open_log(settings.output, settings.overwrite, settings.events_per_file) as log,
+        orc_writer.open_log(
+            settings.output, settings.overwrite, settings.events_per_file, settings.temp_dir
+        ) as log,
         _temp_dir(settings) as directory,
         _engine(settings, found, description, directory) as engine,
     ):
@@ -195,16 +213,19 @@ def _engine(
 
 @contextlib.contextmanager
 def _temp_dir(settings: Settings) -> Iterator[Path]:
-    parent = settings.temp_dir or settings.output
+    of_output = (
+        settings.output if isinstance(settings.output, Path) else Path(tempfile.gettempdir())
+    )
+    parent = settings.temp_dir or of_output
     with contextlib.suppress(OSError):
-        for left in parent.glob(f"{orc_writer.SORTING}*"):
+        for left in parent.glob(f"{SORTING}*"):
             print(
                 f"warning: {left} belongs to a conversion that is running or was killed; if it was "
                 f"killed, remove it",
                 file=sys.stderr,
             )
     try:
-        made = tempfile.TemporaryDirectory(prefix=orc_writer.SORTING, dir=parent)
+        made = tempfile.TemporaryDirectory(prefix=SORTING, dir=parent)
     except OSError as error:
         raise UserError(f"--temp_dir: {parent} cannot be written ({error})") from error
     with made as name:

@@ -1,7 +1,8 @@
 """What a conversion wrote, and what it left out."""
 
 import dataclasses
-from pathlib import Path
+
+from s2s_serve.storage.address import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class Converted:
       notes: notes about the files that were read, a sentence each.
     """
 
-    paths: list[Path]
+    paths: list[Place]
     rows: int
     events: int
     skipped: tuple[str, ...]

@@ -9,6 +9,7 @@ import tyro
 
 from s2s_jax.data.conversion.reading.sources import Layout
 from s2s_jax.errors import UserError
+from s2s_jax.storage.place_option import PlaceOption
 
 _CSV, _EVENTS = ("csv",), ("csv", "parquet", "jsonl", "table")
 # The layouts for which each flag has a meaning; other flags apply to all layouts.
@@ -39,9 +40,11 @@ class Settings:
     """
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_DIR …")]
-    """Files, directories and glob patterns. Events with equal times keep the order of the files"""
-    output: Path
-    """Directory for part-0.orc, part-1.orc …; created if it does not exist"""
+    """Files, directories and glob patterns, on this machine or in stores. Events with equal times keep
+    the order of the files"""
+    output: PlaceOption
+    """Directory for part-0.orc, part-1.orc …, on this machine or in a store; created if it does not
+    exist"""
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What reads and sorts the events. duckdb: this machine; spark: the cluster that Spark is configured
     for, or a local Spark. Both write the same log"""
@@ -96,8 +99,8 @@ class Settings:
     """Memory for sorting, such as 4GB; None: 80% of the machine's memory, or what Spark is configured to
     take"""
     temp_dir: Path | None = None
-    """Directory for temporary files, which take as much space as one or two copies of all events; None:
-    --output"""
+    """Directory for temporary files, which take as much space as one or two copies of all events, and
+    one more if these are in a store. None: TMPDIR for what is in stores, else --output"""
 
 
 def check_numbers(settings: Settings) -> None:

@@ -7,12 +7,7 @@ Shapes: N rows of a table.
 # pyright: reportAttributeAccessIssue=false
 
 import contextlib
-import errno
-import fcntl
 import io
-import os
-import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.orc
 
+from s2s_jax.data.logs.log_directory import LogDirectory, log_directory
 from s2s_jax.errors import UserError
 from s2s_serve.encoding.arrow import is_list, list_lengths
+from s2s_serve.storage.address import Place
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 # More stripes let training shuffle better, but stripes of 200,000 to 800,000 positions are the fastest
 # to read, and the ORC writer cannot end a stripe whose compressed columns are too short.
 _STRIPES_OF_A_LOG = 160
-# Prefix of the names of directories in which events are sorted.
-SORTING = ".sorting_"
 _LARGE_STRIPE, _SMALL_STRIPE = 250_000, 16_000
 
 
@@ -44,7 +39,10 @@ def stripe_positions(positions: int) -> int:
 
 @contextlib.contextmanager
 def open_log(
-    out: Path, overwrite: bool, positions_per_file: int | None = None
+    out: Place,
+    overwrite: bool,
+    positions_per_file: int | None = None,
+    temp_dir: Path | None = None,
 ) -> Iterator["LogWriter"]:
     """A log to write to; its files appear at the end of the `with` block, unless the block raises.
 
@@ -53,48 +51,44 @@ def open_log(
       overwrite: whether to replace existing part-N.orc files, once everything is written.
       positions_per_file: a file ends when it has this many positions; None: only `LogWriter.end_file`
         ends a file.
+      temp_dir: a directory of this machine for the file that is being written, if `out` is in a store;
+        None: `TMPDIR`.
 
     Raises:
       UserError: the directory cannot be written or holds other ORC files. Messages refer to the flags
-        `--output` and `--overwrite`.
+        `--output`, `--overwrite` and `--temp_dir`.
+      MachineError: the store does not take a file. Those that it took are removed if it answers.
     """
+    directory = log_directory(out, temp_dir)
     try:
-        made = not out.exists()
-        earlier = _prepare(out, overwrite)
-        with _locked(out):
-            _remove_leftovers(out)
-            log = LogWriter(out, positions_per_file)
+        with directory.reserved(overwrite):
+            log = LogWriter(directory, positions_per_file)
             try:
                 yield log
                 log.end_file()
-                deferring_signals(lambda: log.show(instead_of=earlier))
+                deferring_signals(log.show)
             except BaseException:
                 log.discard()
-                if made:
-                    with contextlib.suppress(OSError):
-                        out.rmdir()
                 raise
     except OSError as error:
-        raise UserError(f"--output: {out} cannot be written ({error})") from error
+        raise UserError(directory.not_written(error)) from error
 
 
 class LogWriter:
     """Writes the files part-0.orc, part-1.orc … of one log.
 
-    Until `show`, the names of the files begin with a dot, so readers skip them.
-
     Attributes:
-      paths: the final paths of the files.
+      paths: the final places of the files.
       rows: rows written so far.
       positions: positions written so far: for each row its longest list, or 1 if no column has lists.
       positions_per_stripe: a stripe ends when it has this many positions; may be changed.
     """
 
-    def __init__(self, out: Path, positions_per_file: int | None):
-        self.paths: list[Path] = []
+    def __init__(self, directory: LogDirectory, positions_per_file: int | None):
+        self.paths: list[Place] = []
         self.rows = self.positions = 0
         self.positions_per_stripe = _LARGE_STRIPE
-        self._out = out
+        self._directory = directory
         self._positions_per_file = positions_per_file
         self._schema: pa.Schema | None = None
         self._writer: pyarrow.orc.ORCWriter | None = None
@@ -133,22 +127,17 @@ class LogWriter:
     def end_file(self) -> None:
         """Ends the current file, if there is one; the next rows go into a new file."""
         self._end_stripe()
-        self._close()
-        self._in_file = 0
+        self._end_file()
 
-    def show(self, instead_of: list[Path]) -> None:
-        """Removes the files of an earlier log, then gives all new files their final names."""
-        for path in instead_of:
-            path.unlink()
-        for path in self.paths:
-            _hidden(path).rename(path)
+    def show(self) -> None:
+        """Replaces the files of an earlier log by those that are written."""
+        self._directory.show([path.name for path in self.paths])
 
     def discard(self) -> None:
         """Removes the files."""
         with contextlib.suppress(OSError, pa.ArrowException):
             self._close()
-        for path in self.paths:
-            _hidden(path).unlink(missing_ok=True)
+        self._directory.discard([path.name for path in self.paths])
 
     def _end_stripe(self) -> None:
         if self._waiting:
@@ -166,8 +155,7 @@ class LogWriter:
                 self._write_stripe(table.slice(0, half))
                 self._write_stripe(table.slice(half))
                 return
-            self._close()
-            self._in_file = 0
+            self._end_file()
         try:
             if self._writer is None:
                 self._open(entries)
@@ -182,16 +170,22 @@ class LogWriter:
             ) from error
 
     def _open(self, entries: int) -> None:
-        path = self._out / f"part-{len(self.paths)}.orc"
-        self.paths.append(path)
+        name = f"part-{len(self.paths)}.orc"
+        self.paths.append(self._directory.place_of(name))
         # If a write has more list entries than batch_size, pyarrow grows its memory entry by entry, each
         # time with a copy; 300,000 entries take a minute. It also ends the stripe after each write that
         # exceeds stripe_size, so here each write becomes one stripe.
         self._batch_size = entries + entries // 4
-        self._sink = _Sink(_hidden(path))
+        self._sink = _Sink(self._directory.unfinished(name))
         self._writer = pyarrow.orc.ORCWriter(
             self._sink, compression="zstd", stripe_size=1, batch_size=self._batch_size
         )
+
+    def _end_file(self) -> None:
+        if self._writer is not None:
+            self._close()
+            self._directory.ended(self.paths[-1].name)
+        self._in_file = 0
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
@@ -199,57 +193,6 @@ class LogWriter:
             assert self._sink is not None
             writer.close()
             self._sink.end()
-
-
-def _prepare(out: Path, overwrite: bool) -> list[Path]:
-    """Creates the directory and returns the files of an earlier log that will be replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--output: expected a directory, found the file {out}; give another name")
-    out.mkdir(parents=True, exist_ok=True)
-    there = sorted(p for p in out.rglob("*.orc") if p.name[0] not in "._")
-    own = [p for p in there if p.parent == out and re.fullmatch(r"part-\d+\.orc", p.name)]
-    others = [p for p in there if p not in own]
-    if own and not overwrite:
-        raise UserError(
-            f"--output: {out} already holds {own[0].name}, which new files would mix with; "
-            f"give another directory or --overwrite True"
-        )
-    if others:
-        raise UserError(
-            f"--output: {out} holds {others[0].relative_to(out)}, which new files would mix with; "
-            f"give another directory"
-        )
-    return own
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Prevents other processes from writing a log to the directory at the same time."""
-    directory = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"--output: another program is writing a log to {out}; wait for it, or give another "
-                f"directory"
-            ) from error
-        except OSError as error:
-            # Some network file systems have no locks.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
-                raise
-        yield
-    finally:
-        os.close(directory)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes files that a killed process left in the directory."""
-    for path in out.iterdir():
-        if re.fullmatch(r"\.part-\d+\.orc", path.name):
-            path.unlink()
-        elif path.name.startswith(SORTING) and path.is_dir():
-            shutil.rmtree(path)
 
 
 def deferring_signals(work: Callable[[], None]) -> None:
@@ -310,10 +253,6 @@ class _Sink(io.RawIOBase):
         """Raises the error of earlier writes, if there was one."""
         if self.error is not None:
             raise self.error
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}")
 
 
 def _columns(schema: pa.Schema) -> str:

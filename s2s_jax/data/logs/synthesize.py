@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,9 @@ import pyarrow.compute as pc
 from s2s_jax.config import refuse_addresses_in
 from s2s_jax.data.logs import orc_writer
 from s2s_jax.errors import UserError
+from s2s_jax.storage.place_option import PlaceOption
 from s2s_jax.writing import replacing
+from s2s_serve.storage.address import Place
 
 _BEHAVIORS = ("pv", "cart", "fav", "buy")
 _CART_SHARE, _FAV_SHARE = 0.06, 0.03
@@ -53,8 +54,9 @@ class Settings:
     settings give the same files.
     """
 
-    output: Path
-    """Directory for part-0.orc, part-1.orc … and titles.csv; created if it does not exist"""
+    output: PlaceOption
+    """Directory for part-0.orc, part-1.orc … and titles.csv, on this machine or in a store; created if
+    it does not exist"""
     users: int = 2000
     """Number of users; each is one row of the log"""
     items: int = 2000
@@ -77,7 +79,7 @@ class Settings:
     """Replace existing part-N.orc files and titles.csv in the directory"""
 
 
-def synthesize(settings: Settings) -> list[Path]:
+def synthesize(settings: Settings) -> list[Place]:
     """Writes the log.
 
     Columns: `user_id` int64; `item_id` and `cate_id` list<list<int64>>; `behavior_id` (pv, cart, fav,
@@ -251,7 +253,7 @@ def _nest(values: pa.Array, starts_U: np.ndarray) -> pa.ListArray:
 # ------------------------------------------------------------------------------------- the files
 
 
-def _write_titles(path: Path, shop: _Shop) -> None:
+def _write_titles(path: Place, shop: _Shop) -> None:
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["item_id", "title"])
@@ -262,7 +264,7 @@ def _write_titles(path: Path, shop: _Shop) -> None:
             rows.writerows((item, f"{name} {number}") for number, item in enumerate(ids, 1))
 
 
-def write_files(settings: Settings) -> Iterator[tuple[Path, int]]:
+def write_files(settings: Settings) -> Iterator[tuple[Place, int]]:
     """Writes the files and yields each with its number of events; files appear once all are written.
 
     Raises:

@@ -16,7 +16,6 @@ from conversions import events, run, write_csv
 
 from s2s_jax.data.conversion.convert import convert
 from s2s_jax.data.conversion.settings import Settings
-from s2s_jax.data.logs import orc_writer
 from s2s_jax.errors import UserError
 
 
@@ -101,7 +100,7 @@ def test_a_signal_while_files_get_their_names(tmp_path, monkeypatch):
     def raise_it(*_: object) -> None:
         raise Told
 
-    monkeypatch.setattr(orc_writer.Path, "rename", slow)
+    monkeypatch.setattr(Path, "rename", slow)
     before = signal.signal(signal.SIGTERM, raise_it)
     try:
         with pytest.raises(Told):

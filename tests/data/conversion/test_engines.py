@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet
 import pytest
+import stores
 from conversions import events, run, write_csv, write_jsonl, write_parquet
 from places import REPO
 
@@ -18,6 +19,7 @@ from s2s_jax.cli.commands.convert import main
 from s2s_jax.data.conversion.convert import convert
 from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import UserError
+from s2s_serve.storage.address import place_of
 
 # PySpark starts Java by a fork, after which the child does nothing but begin another program.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
@@ -55,6 +57,20 @@ def both(tmp_path: Path, *paths: str | Path, **changes) -> dict:
     assert done["duckdb"] == done["spark"]
     assert same_files(tmp_path / "duckdb", tmp_path / "spark")
     return rows_of(tmp_path / "spark")
+
+
+@pytest.mark.slow
+def test_both_engines_write_the_same_files_to_a_store(tmp_path, monkeypatch, spark):
+    (tmp_path / "hdfs").mkdir()
+    stores.use_double_of_hdfs(tmp_path / "hdfs", monkeypatch)
+    source = write_csv(tmp_path / "a.csv", random_events(300, seed=5))
+    for engine in ("duckdb", "spark"):
+        out = place_of(f"hdfs://node/{engine}")
+        done = convert(
+            Settings(paths=(str(source),), output=out, engine=engine, events_per_file=99)
+        )
+        assert [str(path) for path in done.paths] == [f"{out}/part-{n}.orc" for n in range(3)]
+    assert same_files(tmp_path / "hdfs/duckdb", tmp_path / "hdfs/spark")
 
 
 def rows_of(log: Path) -> dict:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from s2s_jax.data.conversion.reading import movielens
 from s2s_jax.data.logs.files import walk
 from s2s_jax.errors import UserError
+from s2s_serve.storage.address import Place
 
 Layout = Literal["csv", "parquet", "jsonl", "movielens", "orc", "table"]
 
@@ -45,7 +46,7 @@ class Sources(NamedTuple):
     tables: tuple[str, ...] = ()
 
 
-def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
+def find(paths: Sequence[str], layout: Layout | None, out: Path | None) -> Sources:
     """The files at `paths`.
 
     In a directory, these are the files whose names end as the layout requires, sorted, at any depth. If
@@ -56,7 +57,7 @@ def find(paths: Sequence[str], layout: Layout | None, out: Path) -> Sources:
     Args:
       paths: files, directories and glob patterns.
       layout: the layout of the files; None: found from their names.
-      out: the directory to which the log is written.
+      out: the directory to which the log is written; None: it is in a store.
 
     Raises:
       UserError: no path is given, nothing is found, a file is given twice, the format is unclear, or a
@@ -116,7 +117,7 @@ def partition_values(path: Path) -> dict[str, str | None]:
     return values
 
 
-def count(paths: Sequence[Path], noun: str) -> str:
+def count(paths: Sequence[Place], noun: str) -> str:
     """The number of paths and the first of them, as the subject of a sentence."""
     if len(paths) == 1:
         return f"1 {noun} ({paths[0]}) is"
@@ -137,12 +138,16 @@ def _expand(text: str) -> list[Path]:
     return [Path(name) for name in found]
 
 
-def _below(directory: Path, layout: Layout | None, out: Path, notes: list[str]) -> list[Path]:
+def _below(
+    directory: Path, layout: Layout | None, out: Path | None, notes: list[str]
+) -> list[Path]:
     _refuse_table(directory)
     circles: list[Path] = []
     everything = sorted(walk(directory, circles))
     inside = [path for path in everything if not _hidden(path, directory)]
-    inside = _each_once(_without_output(inside, directory, out, notes), notes)
+    if out is not None:
+        inside = _without_output(inside, directory, out, notes)
+    inside = _each_once(inside, notes)
     _refuse_inner_tables(directory, everything)
     if layout is None:
         found = [path for path in inside if _layout_of(path) is not None]

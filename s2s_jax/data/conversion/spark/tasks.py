@@ -23,7 +23,7 @@ from s2s_jax.data.conversion.grouping import Grouping, Tally
 from s2s_jax.data.conversion.reading import sql
 from s2s_jax.data.conversion.reading.database import Database
 from s2s_jax.data.conversion.reading.scans import scan_file
-from s2s_jax.data.logs.orc_writer import SORTING
+from s2s_jax.data.logs.log_directory import SORTING
 from s2s_jax.errors import UserError
 
 Task = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
