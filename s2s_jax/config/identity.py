@@ -149,6 +149,7 @@ KEYS: dict[str, Concern | Free] = {
     "loss.negatives": _OBJECTIVE,
     "loss.catalogue": Free("checkpoints name its contents"),
     "loss.num_negatives": _OBJECTIVE,
+    "loss.hard_negatives": _OBJECTIVE,
     # But it may not change from stream to another value, or back; see `of_run`.
     "loss.log_q": _OBJECTIVE,
     "loss.label_smoothing": _OBJECTIVE,

@@ -254,6 +254,10 @@ class LossConfig:
     num_negatives: int = 1024
     """Items that each device samples in each step for mixed and uniform. If there are no more items
     than this, each item is used once"""
+    hard_negatives: int | None = None
+    """Number of sampled items that a step keeps on each device: those most similar to any prediction, in
+    the model's own ranking. With full, of all items. The others cost one comparison without gradients.
+    None: all"""
     log_q: Literal["none", "catalogue", "stream"] = "none"
     """Correct for the frequency of negatives, by subtracting from a candidate's logit the logarithm of
     how often it is a negative. Without the correction, in_batch and mixed favor rare items, because

@@ -79,9 +79,12 @@ def step_flops(settings: StepSettings, sequences: Sequences, devices: int, items
         drawn = items if loss.negatives == "full" else min(loss.num_negatives, items)
     shown = sum(f.emb_dim for f in features if f.name in settings.items.shown)
     of_loss = 6 * drawn * shown * width
+    kept = drawn if loss.hard_negatives is None else min(loss.hard_negatives, drawn)
     for distance in range(1, loss.next_events + 1):
         pairs = rows * (model.seq_len - distance)
-        of_loss += 6 * pairs * (pairs * sharing + drawn) * width
+        of_loss += 6 * pairs * (pairs * sharing + kept) * width
+        if loss.hard_negatives is not None:
+            of_loss += 2 * pairs * drawn * width
     return dense + attention + of_loss
 
 

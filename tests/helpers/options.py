@@ -125,6 +125,7 @@ FACTORS: dict[str, tuple] = {
     "loss.negative_scope": ("global", "local"),
     "loss.negatives": ("in_batch", "mixed", "uniform", "full"),
     "loss.num_negatives": (7, 4096),
+    "loss.hard_negatives": (None, 5),
     "loss.label_smoothing": (0.0, 0.1),
     "loss.next_events": (1, 3),
     "loss.objective": ("softmax", "gbce"),

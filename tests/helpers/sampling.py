@@ -60,6 +60,8 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
     if config.loss.log_q == "stream":
         p_of = stream_shares(batches)
     losses, weights = [], []
+    if config.loss.hard_negatives is not None:
+        items = _hardest(config.loss, preds, item, length, items, known, vectors)
     queries = [(b, p) for b in range(len(length)) for p in range(length[b])]
     for d, b, p in ((d, b, p) for d in range(1, config.loss.next_events + 1) for b, p in queries):
         pairs = [(c, r) for c, r in queries if r + d < length[c]]
@@ -84,6 +86,17 @@ def expected_loss(config, functions, state, batch, mesh, items, batches=()):
         losses.append(_of_pair(config.loss, logits, len(items) / (len(known) - 1)))
         weights.append(config.loss.later_weight ** (d - 1))
     return np.average(losses, weights=weights)
+
+
+def _hardest(config, preds, item, length, items, known, vectors):
+    """The items that are most similar to a prediction whose next event is about another item."""
+    top = dict.fromkeys(items, -np.inf)
+    queries = [(b, p) for b in range(len(length)) for p in range(length[b] - 1)]
+    for i in items:
+        for b, p in queries:
+            if item[b, p + 1] != known[i]:
+                top[i] = max(top[i], preds[b, p] @ vectors[i])
+    return sorted(items, key=lambda i: -top[i])[: config.hard_negatives]
 
 
 def _of_pair(config, logits, rate):

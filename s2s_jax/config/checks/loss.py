@@ -17,6 +17,7 @@ def check_loss(config: Config) -> None:
         loss.log_q,
     )
     _check_objective(loss)
+    _check_hard_negatives(loss)
     _check_pairs(config)
     require(
         0 <= loss.label_smoothing < 1,
@@ -91,6 +92,20 @@ def _check_objective(loss: LossConfig) -> None:
         "0 with loss.objective gbce, which has no softmax to smooth",
         loss.label_smoothing,
     )
+
+
+def _check_hard_negatives(loss: LossConfig) -> None:
+    number = loss.hard_negatives
+    if number is None:
+        return
+    path = "loss.hard_negatives"
+    require(number >= 1, path, "None or at least 1", number)
+    for is_possible, reason in (
+        (loss.negatives != "in_batch", "with loss.negatives in_batch, which samples no items"),
+        (loss.objective == "softmax", "with loss.objective gbce, which needs uniform negatives"),
+        (not loss.corrects, "with loss.log_q, which assumes that items are drawn at random"),
+    ):
+        require(is_possible, path, f"None {reason}", number)
 
 
 def check_initial_items(config: Config) -> None:

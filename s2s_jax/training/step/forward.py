@@ -15,6 +15,7 @@ from s2s_jax.cluster.mesh import DATA_AXIS
 from s2s_jax.embedding.lookup import Arrays
 from s2s_jax.embedding.sharded import ShardedTables, present
 from s2s_jax.model.binary_loss import positive_weight
+from s2s_jax.model.hard_negatives import hardest
 from s2s_jax.model.linear import compute_dtype
 from s2s_jax.model.loss import (
     Events,
@@ -145,6 +146,11 @@ class Forward:
             share = batch[UNIFORM_SHARE].reshape(())
             weight = positive_weight(config.calibration, len(sampled.vectors_CE), share)
             return binary_loss(config, pairs, sampled, weight, dtype)
+        if config.hard_negatives is not None:
+            assert sampled is not None, "negatives are sampled"
+            # With all items, all devices choose the same.
+            alike = DATA_AXIS if config.negatives == "full" else None
+            sampled = hardest(config, pairs, sampled, alike)
         scope = DATA_AXIS if config.negative_scope == "global" else None
         sampled, log_q_N = with_log_q(pairs, sampled, batch, scope)
         return softmax_loss(config, pairs, scope, sampled, log_q_N, dtype)

@@ -42,7 +42,8 @@ def log(tmp_path_factory):
             },
             True,
         ),
-        ({"negatives": "full"}, False),
+        ({"negatives": "full", "hard_negatives": 9}, False),
+        pytest.param({"negatives": "full"}, False, marks=pytest.mark.slow),
         pytest.param({"negatives": "uniform", "num_negatives": 40}, False, marks=pytest.mark.slow),
         # "mixed" also covers in-batch negatives.
         pytest.param({"log_q": "catalogue"}, False, marks=pytest.mark.slow),
@@ -52,7 +53,7 @@ def log(tmp_path_factory):
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["gbce", "mixed", "full", "uniform", "in_batch", "mixed-stream"],
+    ids=["gbce", "mixed", "hard", "full", "uniform", "in_batch", "mixed-stream"],
 )
 def test_a_step_against_numpy(log, tmp_path, loss, grows):
     config = configured(log, tmp_path, grows, **loss)
@@ -96,9 +97,11 @@ def test_a_step_against_numpy(log, tmp_path, loss, grows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("negatives", [pytest.param("mixed", marks=pytest.mark.slow), "full"])
-def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives):
-    config = configured(log, tmp_path, negatives=negatives, num_negatives=24)
+@pytest.mark.parametrize(
+    ("negatives", "hard"), [("mixed", None), ("full", None), ("full", 9), ("uniform", 100)]
+)
+def test_devices_and_accumulation_do_not_change_the_gradients(log, tmp_path, negatives, hard):
+    config = configured(log, tmp_path, negatives=negatives, num_negatives=24, hard_negatives=hard)
     results = []
     for devices, microbatches in ((1, 1), (1, 4), (2, 2)):
         mesh = make_mesh(jax.devices()[:devices])
