@@ -214,7 +214,10 @@ def _start(
     if items is not None:
         fitting = slice(plan.make_room(job.settings.items.item.table_name, len(items[0])))
     state = stop.unless_stopped(job.functions(plan).init)
-    assert state is not None, "a signal raises `Stopped` here"
+    if state is None:
+        # A signal has raised `Stopped` before, a caller has not.
+        stop.check()
+    assert state is not None, "nothing else stops it"
     if items is not None:
         ids, rows_ID = items[0][fitting], items[1][fitting]
         state = with_item_rows(job.settings, job.mesh, plan, state, ids, rows_ID)

@@ -17,6 +17,7 @@ from jobs_of import assert_same_run, job, one_device
 
 import s2s_jax as s2s
 from s2s_jax.cli.commands.train import run
+from s2s_jax.jobs import train as jobs
 from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.run_dir import locked
 from s2s_jax.signals import Stop
@@ -109,7 +110,12 @@ def straight(log, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "when",
-    [pytest.param("in a step", marks=pytest.mark.slow), "while it saves", "before the first step"],
+    [
+        pytest.param("in a step", marks=pytest.mark.slow),
+        "while it saves",
+        "before the first step",
+        "while the model is made",
+    ],
 )
 def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, when):
     config = job(log, tmp_path / "run", train_steps=20)
@@ -117,6 +123,7 @@ def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, 
         "in a step": (Loop, "_take_step", 7, 7),
         "while it saves": (Checkpoints, "save", 1, 10),
         "before the first step": (Loop, "run", 1, 0),
+        "while the model is made": (jobs, "initial_items", 1, 0),
     }[when]
     function, calls = getattr(of, name), []
     stops = []
@@ -140,7 +147,8 @@ def test_an_interrupt_saves_and_is_raised(straight, log, tmp_path, monkeypatch, 
         patched.setattr(sys.modules[s2s.train.__module__], "Stop", recorded_stop)
         with pytest.raises(KeyboardInterrupt):
             s2s.train(config, devices=one())
-    steps = s2s.Run(tmp_path / "run").steps
+    began = (tmp_path / "run/config.json").exists()
+    steps = s2s.Run(tmp_path / "run").steps if began else []
     # The step that was under way when the interrupt was seen is still taken.
     assert (steps or [0])[-1] in (step, step + 1)
     s2s.train(config, devices=one())
