@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import jax
 from jax._src import distributed
 
 from s2s_jax.errors import EXIT_STOPPED, LostHostError, NotFiniteError, Stopped, UserError, explain
+from s2s_jax.signals import Stop
 from s2s_jax.storage import lock
 
 # A process that ends early sets this key in the store that all processes share.
@@ -21,6 +23,8 @@ _ENDED = "s2s_jax/ended"
 _CHECK_INTERVAL = 1
 # Seconds for which process 0, which holds the store, stays so that the others can check the key.
 _GRACE_PERIOD = 4
+# Milliseconds that a process which is done waits for the others. A lost one is noticed much earlier.
+_LEAVING_MS = 24 * 3_600_000
 # Set when this process ends.
 _ending = threading.Event()
 
@@ -41,7 +45,11 @@ def ending_together() -> Iterator[None]:
         _ending.set()
         code = 1
         try:
-            code = explain(_explained(error))
+            if isinstance(error, BrokenPipeError):
+                # The reader of stdout wants no more, see `run_command`.
+                code = 128 + signal.SIGPIPE
+            else:
+                code = explain(_explained(error))
         except Exception:
             traceback.print_exc()
         finally:
@@ -112,10 +120,20 @@ def _explained(error: BaseException) -> BaseException:
 
 
 def leave() -> None:
-    """Disconnects from the other processes at the end of a job, after waiting for them."""
+    """Disconnects from the other processes at the end of a job, after waiting for them.
+
+    They may have work left, such as files that only host 0 writes. If one of them fails or is stopped
+    meanwhile, this process ends with it.
+    """
+    client = distributed.global_state.client
+    if _count() == 1 or client is None:
+        return
+    with ending_together():
+        # JAX's own wait in `shutdown` gives up after minutes, and aborts if a process fails meanwhile.
+        # In another thread, because Python handles no signals in this one while it waits.
+        Stop().unless_stopped(lambda: client.wait_at_barrier("s2s_jax/leaving", _LEAVING_MS))
     _ending.set()
-    if _count() > 1:
-        jax.distributed.shutdown()
+    jax.distributed.shutdown()
 
 
 def first_line(error: BaseException) -> str:

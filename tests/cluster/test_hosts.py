@@ -1,6 +1,7 @@
 """Jobs of several real processes: `jax.distributed` with CPU devices on this machine."""
 
 import dataclasses
+import errno
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -19,7 +21,7 @@ import small
 from jobs_of import assert_same_run, job, learned, wait_for_line
 from places import HELPERS, REPO
 
-from s2s_jax.cluster import hosts
+from s2s_jax.cluster import ending, hosts
 from s2s_jax.cluster.joining import join
 from s2s_jax.cluster.mesh import make_mesh
 from s2s_jax.cluster.place import COORDINATOR, HOST, NUM_HOSTS
@@ -47,6 +49,29 @@ def main(_):
 run_command(main)
 """
 
+# Host 0 is still at work when the others wait for it. JAX's own wait at the end takes 4 s at most.
+LEAVER = """
+import os, sys, time
+import jax
+from s2s_jax.cli.exit import run_command
+from s2s_jax.cluster.ending import ending_together, leave
+from s2s_jax.cluster.joining import join
+from s2s_jax.errors import UserError
+connect = jax.distributed.initialize
+jax.distributed.initialize = lambda *a, **k: connect(*a, **k, shutdown_timeout_seconds=4)
+def main(arguments):
+    join()
+    with ending_together():
+        if os.environ["S2S_JAX_HOST"] == "0":
+            time.sleep(float(arguments[0]))
+            if arguments[1] == "fail":
+                raise UserError("--output: expected a directory")
+        print("leaves", file=sys.stderr, flush=True)
+    leave()
+    return 0
+run_command(main)
+"""
+
 
 def start(
     config: Config,
@@ -56,12 +81,26 @@ def start(
     pause: float = 0.0,
     directories: tuple[Path, ...] = (),
 ):
-    """Starts processes 0 to `count` - 1, with `devices` devices each, in `directories` or this one."""
+    """Starts processes that train, 0 to `count` - 1; see `start_program`."""
+    path = scratch / f"config-{time.monotonic_ns()}.pickle"
+    path.write_bytes(pickle.dumps(config))
+    return start_program([RUNNER, str(path), str(pause)], count, devices, directories)
+
+
+def start_program(
+    program: list[str], count: int, devices: int, directories: tuple[Path, ...] = ()
+) -> list[subprocess.Popen]:
+    """Starts processes 0 to `count` - 1, with `devices` devices each, in `directories` or this one.
+
+    Args:
+      program: Python code and its arguments.
+      count: the number of processes.
+      devices: the number of devices of each.
+      directories: their working directories.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    path = scratch / f"config-{port}.pickle"
-    path.write_bytes(pickle.dumps(config))
     processes = []
     for host in range(count):
         env = os.environ | {
@@ -71,7 +110,7 @@ def start(
             NUM_HOSTS: str(count),
             HOST: str(host),
         }
-        command = [sys.executable, "-c", RUNNER, str(path), str(pause)]
+        command = [sys.executable, "-c", *program]
         processes.append(
             subprocess.Popen(
                 command,
@@ -215,6 +254,35 @@ def test_an_early_mistake_on_one_host_ends_all_soon(log, tmp_path, guilty):
     words = f"host {guilty} of the job has ended|another host of the job is gone"
     assert re.search(words, ended[1 - guilty][1]), ended
     assert not any("Traceback" in output for _, output in ended), ended
+
+
+@pytest.mark.slow
+def test_a_host_that_is_done_waits_for_one_that_works_long():
+    ended = finish(start_program([LEAVER, "12", "succeed"], 2, 1))
+    assert [code for code, _ in ended] == [EXIT_DONE, EXIT_DONE], ended
+
+
+@pytest.mark.slow
+def test_a_host_that_is_done_ends_with_one_that_fails():
+    ended = finish(start_program([LEAVER, "8", "fail"], 2, 1))
+    assert [code for code, _ in ended] == [EXIT_USER_ERROR, EXIT_STOPPED], ended
+    assert ended[0][1].splitlines()[-1] == "error: --output: expected a directory"
+    assert "error: host 0 of the job has ended, and so does host 1" in ended[1][1]
+    assert len(ended[1][1].splitlines()) == 2, ended
+
+
+def test_a_reader_of_stdout_who_wants_no_more_ends_a_host_silently(monkeypatch, capfd):
+    def leave_process(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(ending, "_ending", threading.Event())
+    monkeypatch.setattr(ending, "_count", lambda: 2)
+    monkeypatch.setattr(ending, "_notify_others", lambda: None)
+    monkeypatch.setattr(os, "_exit", leave_process)
+    with pytest.raises(SystemExit) as ended, ending.ending_together():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert ended.value.code == 128 + signal.SIGPIPE
+    assert capfd.readouterr().err == ""
 
 
 def test_hosts_leave_what_they_do_together_before_the_same_item(monkeypatch):

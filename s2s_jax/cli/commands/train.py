@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
         return EXIT_DONE
     _, config = given
     keep_freed_memory()
-    code = run(config)
+    # After training, only host 0 prints a summary; the others must know if it fails there.
+    with ending_together():
+        code = run(config)
     leave()
     return code
 
