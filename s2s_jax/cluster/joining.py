@@ -44,6 +44,8 @@ def join() -> None:
     _bypass_proxies(name)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from the handler of the command, and nothing here uses it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with _bounded(place):
             jax.distributed.initialize(

@@ -271,6 +271,18 @@ def test_a_host_that_is_done_ends_with_one_that_fails():
     assert len(ended[1][1].splitlines()) == 2, ended
 
 
+@pytest.mark.slow
+def test_a_signal_ends_a_host_that_is_done_and_the_others():
+    processes = start_program([LEAVER, "60", "succeed"], 2, 1)
+    assert processes[1].stderr.readline() == "leaves\n"
+    begin = time.monotonic()
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert time.monotonic() - begin < 30
+    assert [code for code, _ in ended] == [EXIT_STOPPED, EXIT_STOPPED], ended
+    assert ended[1][1] == "stopped by SIGTERM; start again\n"
+
+
 def test_a_reader_of_stdout_who_wants_no_more_ends_a_host_silently(monkeypatch, capfd):
     def leave_process(code):
         raise SystemExit(code)
