@@ -65,12 +65,19 @@ def for_help(config: Config) -> Any:
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         if section.name in NAMED:
-            named = [(each.name, _section(each)) for each in part]
+            names = _names([each.name for each in part])
+            named = zip(names, map(_section, part), strict=True)
             part = _made([_Field(name, type(each), each) for name, each in named], "")
         else:
             part = _section(part)
         fields.append(_Field(section.name, type(part), part))
     return _made(fields, inspect.getdoc(Config) or "")
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """Names as on a command line: their numbers, if some differ only in - and _."""
+    different = len({name.replace("-", "_") for name in names}) == len(names)
+    return list(names) if different else [str(number) for number in range(len(names))]
 
 
 def _section(part: Any) -> Any:

@@ -145,12 +145,33 @@ def _names(config: Config) -> Iterable[tuple[str, int, str]]:
 def _by_number(config: Config, key: str) -> str:
     """`key` with the name of a feature or table replaced by its number."""
     if not re.match(rf"({'|'.join(NAMED)})\.\d+\.", key):
-        for section, number, name in _names(config):
-            # Hyphens in given keys have become underscores.
-            prefix = f"{section}.{name.replace('-', '_')}."
-            if key.startswith(prefix):
-                return f"{section}.{number}.{key.removeprefix(prefix)}"
+        found = [each for each in _names(config) if key.startswith(_prefix(each))]
+        if found:
+            # A name may begin with another one and a dot.
+            named = max(found, key=lambda each: len(each[2]))
+            _refuse_alike(key, named, found)
+            section, number, _ = named
+            return f"{section}.{number}.{key.removeprefix(_prefix(named))}"
     return key
+
+
+def _prefix(named: tuple[str, int, str]) -> str:
+    """What keys of a feature or a table begin with. Hyphens in given keys have become underscores."""
+    section, _, name = named
+    return f"{section}.{name.replace('-', '_')}."
+
+
+def _refuse_alike(
+    key: str, named: tuple[str, int, str], found: Iterable[tuple[str, int, str]]
+) -> None:
+    """Refuses a key that belongs to two features or tables."""
+    for other in found:
+        if other != named and _prefix(other) == _prefix(named):
+            section, number, name = named
+            raise UserError(
+                f"{key}: expected one of {section}, found two whose names differ only in - and _ "
+                f"({name} and {other[2]}); give the number of one, such as {section}.{number}."
+            )
 
 
 def _hints(config: Config) -> dict[str, object]:
@@ -158,7 +179,7 @@ def _hints(config: Config) -> dict[str, object]:
     hints = _hints_of(config, "")
     for section, number, name in _names(config):
         numbered = f"{section}.{number}."
-        named = f"{section}.{name.replace('-', '_')}."
+        named = _prefix((section, number, name))
         hints |= {
             named + key.removeprefix(numbered): hint
             for key, hint in list(hints.items())

@@ -141,7 +141,7 @@ def recommend(config: Config, request: Request, mesh: Mesh | None = None) -> Rec
             index,
             items.catalogue.item,
             users,
-            request.top_k,
+            min(request.top_k, max(len(items.catalogue.item), 1)),
             tells_by=request.short_history > 0,
         )
         # A command that may skip nothing does not use what another has skipped.

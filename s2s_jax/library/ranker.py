@@ -137,7 +137,7 @@ class Ranker:
             [[] for _ in range(rows.num_rows)], [[] for _ in range(rows.num_rows)]
         )
         batches = self._batches(rows, with_empty=short_history > 0)
-        for batch, answers in answerer.answers(batches, k):
+        for batch, answers in answerer.answers(batches, min(k, max(len(self._catalogue.item), 1))):
             best = answers.lists
             there_UK = best.index_UK[: batch.users] >= 0
             items = self._catalogue.item.take(pa.array(best.index_UK[: batch.users][there_UK]))

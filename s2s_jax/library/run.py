@@ -194,8 +194,8 @@ class Run:
         Raises:
           UserError: a history cannot be read, the checkpoint does not exist, or the log cannot be read.
         """
-        if k < 1:
-            raise UserError(f"k: expected at least 1, found {k}")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"k: expected a whole number of at least 1, found {k}")
         if by not in ("model", "neighbours"):
             raise UserError(f"by: expected model or neighbours, found {by}")
         if short_history < 0:

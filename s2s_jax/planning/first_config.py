@@ -11,6 +11,8 @@ from s2s_jax.config import load
 from s2s_jax.config.settings import Reading
 from s2s_jax.data.batching.batch_fill import with_packing
 from s2s_jax.data.encoding.indexing import index_files
+from s2s_jax.data.inspection.assumptions import Assumptions
+from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import UserError
 from s2s_jax.planning import config_file, promise, rules, trial
 from s2s_jax.planning.log_summary import LogSummary, absolute, read_index, summarize
@@ -59,6 +61,8 @@ def make(settings: Settings) -> list[str]:
     machine = this_machine()
     output_dir = str(Path("runs") / settings.output.stem)
     plan = rules.plan(log, machine, output_dir, settings.budget_minutes)
+    for warning in odd_facts(Assumptions.of(plan.config), index):
+        _say(warning)
     _say(f"trying {trial.STEPS} steps on this machine ({machine.text})")
     measured = trial.run(plan, log.item.distinct)
     steps_per_epoch = _steps_per_epoch(plan, machine)

@@ -60,6 +60,8 @@ class LogSummary:
       columns: the other columns of lists that can be features, in the order of the log.
       times: sentences about the columns of times, which are not in `columns`.
       unusable: columns of lists that cannot be features, each with the reason.
+      returning: the share of rows whose last event is about an item that the row had before, among rows
+        of at least two events.
     """
 
     paths: str
@@ -71,6 +73,7 @@ class LogSummary:
     columns: tuple[ColumnSummary, ...]
     times: tuple[str, ...] = ()
     unusable: tuple[tuple[str, str], ...] = ()
+    returning: float = 0.0
 
 
 def read_index(names: Sequence[str]) -> FileIndex:
@@ -127,6 +130,7 @@ def summarize(
         columns=tuple(summaries.values()),
         times=tuple(reading.time_sentences()),
         unusable=tuple(reading.unusable.items()),
+        returning=reading.returning_rows / max(reading.long_rows, 1),
     )
 
 
@@ -136,6 +140,8 @@ class _Reading:
     def __init__(self, index: FileIndex, item: str):
         self._index, self._item = index, item
         self.lengths: Counter[int] = Counter()
+        # Rows of at least two events, and those of them that end with an item that they had before.
+        self.long_rows = self.returning_rows = 0
         self.unusable: dict[str, str] = {}
         schema = index.files[0].schema
         # Times are only talked about, so a file without them is no mistake.
@@ -208,6 +214,7 @@ class _Reading:
                 )
             )
         )
+        self._count_returning(items)
         for name in list(self.tallies):
             entries = items if name == self._item else entries_of(arrays[name])
             if not _agree(entries, items):
@@ -221,6 +228,16 @@ class _Reading:
         for name, facts in self._times.items():
             facts.add(arrays[name])
             self._count_ends(name, entries_of(arrays[name]))
+
+    def _count_returning(self, items: Entries) -> None:
+        lengths_N, hash_P = items.lengths_N, items.hash_P
+        row_P = np.repeat(np.arange(len(lengths_N)), lengths_N)
+        last_P = hash_P[np.cumsum(lengths_N)[row_P] - 1]
+        # Padding and events without an item have hash 0.
+        same_P = (hash_P == last_P) & (last_P != 0)
+        same_N = np.bincount(row_P, same_P, minlength=len(lengths_N))
+        self.returning_rows += int((same_N > 1).sum())
+        self.long_rows += int((lengths_N > 1).sum())
 
     def _count_ends(self, name: str, times: Entries) -> None:
         last_N = np.cumsum(times.lengths_N)[times.lengths_N > 1] - 1

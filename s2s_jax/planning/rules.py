@@ -62,6 +62,10 @@ POSITIONS = {"cpu": 1_600, "gpu": 6_400}
 # Rows with more events than this on average have long histories.
 LONG_MEAN = 50
 
+# Above the first, items that a user already had are ranked and recommended. Without them, a perfect
+# model could not reach more than half. Above the second, the config file mentions them.
+MOST_RETURNING, MENTIONED_RETURNING = 0.5, 0.05
+
 # With all items as negatives, every step encodes all of them (docs/howto/negatives_and_log_q.md).
 MOST_FULL = {"cpu": 20_000, "gpu": 50_000}
 NUM_NEGATIVES = 4_096
@@ -397,6 +401,17 @@ def choose_evaluation(
         f"training. {log.lengths.usable:.0%} of the rows have at least two more."
     )
     settings = EvalConfig(split=LastEvents(events=2))
+    if log.returning >= MOST_RETURNING:
+        why["eval.filter_seen"] = (
+            f"Items that a user already had are ranked and recommended, too: {log.returning:.0%} of the "
+            f"rows end with such an item."
+        )
+        settings = dataclasses.replace(settings, filter_seen=False)
+    elif log.returning >= MENTIONED_RETURNING:
+        why["eval.filter_seen"] = (
+            f"Items that a user already had are never recommended. {log.returning:.0%} of the rows end "
+            f"with such an item, which counts as missed; to rank them, give False."
+        )
     if not counts:
         why["eval.every_steps"] = (
             "Never: counting the items of this log before training would take too long. Check the "

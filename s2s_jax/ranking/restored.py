@@ -43,19 +43,22 @@ class Saved(NamedTuple):
     def with_weight(self, config: Config) -> Config:
         """Return a configuration with the weight of this checkpoint, if `eval.neighbours` is auto.
 
+        Imported weights, which are those of step 0, are used by themselves.
+
         Raises:
           UserError: it is auto, but training chose no weight.
         """
         if config.eval.neighbours != "auto":
             return config
-        if self.chosen_weight is None:
+        weight = 0.0 if self.step == 0 else self.chosen_weight
+        if weight is None:
             raise UserError(
                 f"eval.neighbours: expected a number, because no evaluation up to step {self.step} of "
                 f"{self.run_dir} chose a weight (training with eval.neighbours auto writes it to "
                 f"metrics.jsonl), found auto; give a number, such as 1, and compare numbers with s2s "
                 f"evaluate --split validation"
             )
-        settings = dataclasses.replace(config.eval, neighbours=self.chosen_weight)
+        settings = dataclasses.replace(config.eval, neighbours=weight)
         return dataclasses.replace(config, eval=settings)
 
 

@@ -4,6 +4,7 @@ Shapes: P lines.
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ class SavedEvaluation(NamedTuple):
       metrics: the metrics of `ranking.tally.Evaluation`.
       intervals: the intervals of `ranking.tally.Evaluation`.
       checkpoint: the fingerprint of the checkpoint; None if unknown.
+      conditions: what the metrics depend on, in words; where it differs from the run's configuration,
+        that is said, too.
     """
 
     name: str
@@ -38,6 +41,7 @@ class SavedEvaluation(NamedTuple):
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     checkpoint: str | None = None
+    conditions: tuple[str, ...] = ()
 
 
 class Record(NamedTuple):
@@ -83,7 +87,7 @@ def read_record(run_dir: Place, settings: EvalConfig) -> Record:
     best_step = Evaluations(settings, evaluations).best_step
     name = f"eval/{settings.metric}"
     best = [line for line in evaluations if line["step"] == best_step and name in line]
-    saved, others = _saved(run_dir)
+    saved, others = _saved(run_dir, settings)
     training = [line for line in lines if "loss" in line]
     return Record(
         run_dir=run_dir,
@@ -114,13 +118,13 @@ def _numbers(line: dict[str, Any]) -> Line:
     return {key: value for key, value in line.items() if type(value) in (int, float)}
 
 
-def _saved(run_dir: Place) -> tuple[list[SavedEvaluation], list[str]]:
+def _saved(run_dir: Place, settings: EvalConfig) -> tuple[list[SavedEvaluation], list[str]]:
     """`Record.saved` and `Record.others`."""
     newest: dict[str, SavedEvaluation] = {}
     others = []
     for path in sorted(run_dir.glob("evaluation_*.json"), key=_age, reverse=True):
         try:
-            found = _parse(path)
+            found = _parse(path, settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             others.append(f"{path.name} (cannot be read)")
             continue
@@ -149,7 +153,7 @@ def _is_of_another_run(run_dir: Place, found: SavedEvaluation) -> bool:
     return found.checkpoint != checkpoint_fingerprint(run_dir, found.step)
 
 
-def _parse(path: Place) -> SavedEvaluation:
+def _parse(path: Place, settings: EvalConfig) -> SavedEvaluation:
     content = json.loads(path.read_text())
     intervals = {
         str(name): (float(low), float(high))
@@ -159,5 +163,26 @@ def _parse(path: Place) -> SavedEvaluation:
     # Older files have no fingerprint.
     checkpoint = content["checkpoint"] if "checkpoint" in content else None
     return SavedEvaluation(
-        path.name, int(content["step"]), str(content["split"]), metrics, intervals, checkpoint
+        path.name,
+        int(content["step"]),
+        str(content["split"]),
+        metrics,
+        intervals,
+        checkpoint,
+        tuple(_conditions(content, settings)),
     )
+
+
+def _conditions(content: Mapping[str, Any], settings: EvalConfig) -> Iterator[str]:
+    """See `SavedEvaluation.conditions`; older files know less."""
+    for name in ("filter_seen", "untrained", "neighbours"):
+        if name in content:
+            own = getattr(settings, name)
+            differs = content[name] != own and own != "auto"
+            note = f" (the configuration of the run has {own})" if differs else ""
+            yield f"eval.{name} {content[name]}{note}"
+    if "known_of_target" in content:
+        known = ", ".join(map(str, content["known_of_target"]))
+        yield f"time-aware ({known} of the target known)" if known else "time-blind"
+    if content.get("true_time"):
+        yield "true time of the history"

@@ -214,7 +214,8 @@ def _evaluation(found: SavedEvaluation) -> str:
                 ]
             )
     means = table(("metric", "value", "95% interval", *_BASELINES.values()), rows)
-    return f"<h3>{escaped(heading)}</h3>\n{means}{_slices(values)}"
+    conditions = _quiet(f"{', '.join(found.conditions)}.") if found.conditions else ""
+    return f"<h3>{escaped(heading)}</h3>\n{conditions}{means}{_slices(values)}"
 
 
 def _slices(values: Mapping[str, float]) -> str:

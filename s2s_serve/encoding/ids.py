@@ -114,11 +114,14 @@ def to_words(values: pa.Array, feature: FeatureConfig) -> np.ndarray:
     ids_T = _hashed(values, feature)
     if feature.hash_type is not None:
         ids_T = hashing.to_positive_ids(ids_T)
-    ids_T = ids_T.view(np.uint64)
-    reserved_T = ids_T == _RESERVED
-    if reserved_T.any():
-        ids_T = np.where(reserved_T, _REPLACEMENT, ids_T)
+    ids_T = without_reserved(ids_T.view(np.uint64))
     return np.ascontiguousarray(ids_T).astype("<u8", copy=False).view("<i4").reshape(-1, 2)
+
+
+def without_reserved(ids_T: np.ndarray) -> np.ndarray:
+    """uint64 `[T]` ids, with another one instead of the one that means no id (-1)."""
+    reserved_T = ids_T == _RESERVED
+    return np.where(reserved_T, _REPLACEMENT, ids_T) if reserved_T.any() else ids_T
 
 
 def _hashed(values: pa.Array, feature: FeatureConfig) -> np.ndarray:

@@ -80,6 +80,12 @@ def test_a_row(config, capsys, monkeypatch, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "mine.py"]
 
 
+def test_times_of_the_model_are_described(config, capsys):
+    lines = printed(capsys, config, "--model.time_bias", "gaps", "--rows", "0")
+    (row,) = (line for line in lines if line[0] == "time")
+    assert row[3:] == ["A x B x L", "time of each event, in seconds"]
+
+
 def test_long_rows_are_shown_by_their_ends(config, capsys):
     lines = printed(capsys, config, "--rows", "3", "--positions", "4")
     begin = lines.index(["Microbatch 0, row 2: 8 positions"])

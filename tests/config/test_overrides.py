@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers.golden import REPO
 
+from s2s_jax.cli.main import main as command
 from s2s_jax.config import Constant, Cosine, FeatureConfig, Linear, TableConfig, load
 from s2s_jax.errors import UserError
 
@@ -31,6 +32,36 @@ def test_names_may_have_hyphens_and_dots(tmp_path):
     )
     config = load(path, ["--tables.a-b.c.capacity", "99", "--features.a-b.c.emb_dim", "3"])
     assert (config.table("a-b.c").capacity, config.feature("a-b.c").emb_dim) == (99, 3)
+
+
+NAMES = """
+from s2s_jax.config import *
+features = tuple(FeatureConfig(name=n, hash_bucket_size=0) for n in {names})
+loss = LossConfig(item_feature={names}[0], target_features=None)
+def get_config():
+    return Config(features=features, loss=loss, train=TrainConfig(train_steps=1))
+"""
+
+
+def test_a_name_may_begin_with_another_one(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(NAMES.format(names=["item", "item.category"]))
+    config = load(path, ["--features.item.category.emb_dim", "16", "--features.item.emb_dim", "3"])
+    assert [feature.emb_dim for feature in config.features] == [3, 16]
+    config = load(path, ["--tables.item.category.lr_ratio", "2"])
+    assert [table.lr_ratio for table in config.tables] == [1, 2]
+
+
+def test_names_that_differ_only_in_hyphens_go_by_number(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(NAMES.format(names=["a-b", "a_b"]))
+    for given in ("a-b", "a_b"):
+        with pytest.raises(UserError, match=r"features\.a_b\.emb_dim: .*\(a-b and a_b\)"):
+            load(path, [f"--features.{given}.emb_dim", "16"])
+    config = load(path, ["--features.1.emb_dim", "16"])
+    assert [feature.emb_dim for feature in config.features][1] == 16
+    assert command(["config", str(path), "--help"]) == 0
+    assert "--features.1.emb_dim" in capsys.readouterr().out
 
 
 def test_every_table_has_settings():

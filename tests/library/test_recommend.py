@@ -222,6 +222,21 @@ def test_repeated_calls_compile_nothing(trained, log, monkeypatch):
         run.recommend(rows, 4 * K + 3)
 
 
+@pytest.mark.slow
+def test_more_items_than_there_are_cost_nothing(trained, log, tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    run = s2s.Run(trained.train.output_dir, devices=jax.devices()[:1])
+    items = len(of_config.collect(trained).item)
+    # So large a list would not fit into memory.
+    for k in (10**12, np.int64(2**62)):
+        found = run.recommend(s2s.read_log(log).head(2).to_pylist(), k, keep_seen=True)
+        assert [len(listed) for listed in found.items] == [items] * 2
+    request = Request(input=str(log), output=tmp_path / "x.parquet", top_k=10**12, keep_seen=True)
+    recommend(trained, request, mesh)
+    listed = pq.read_table(tmp_path / "x.parquet")["items"]
+    assert max(map(len, listed)) == items
+
+
 @pytest.mark.parametrize(
     ("histories", "k", "words"),
     [
@@ -229,7 +244,8 @@ def test_repeated_calls_compile_nothing(trained, log, monkeypatch):
         ([{"item_id": [1, 2], "behavior_id": [1], "tags": [[1], [1]]}], 5, "disagree in length"),
         ([{"item_id": ["a"], "behavior_id": [1], "tags": [[1]]}], 5, "expected whole numbers"),
         ([{"item_id": [1], "behavior_id": [1], "tags": [[1, 2, 3, 4]]}], 5, "holds 4 ids"),
-        ([], 0, "k: expected at least 1"),
+        ([], 0, "k: expected a whole number of at least 1, found 0"),
+        ([], 3.0, "k: expected a whole number of at least 1, found 3.0"),
     ],
 )
 def test_mistakes_are_explained(trained, histories, k, words):

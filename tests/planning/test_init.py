@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import plans
+import pyarrow as pa
 import pytest
 from logs import write_log
 from places import REPO
@@ -51,6 +52,20 @@ def mistake(*arguments: str) -> str:
         front.main(["init", *arguments])
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_oddities_of_the_log_are_told(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trial, "run", told_enough)
+    ints = pa.list_(pa.int64())
+    newest_first = [{"item_id": [1, 2, 3, 4], "timestamp": [9, 8, 7, 6 - n]} for n in range(90)]
+    write_log(tmp_path / "log.orc", newest_first, {"item_id": ints, "timestamp": ints})
+    with pytest.raises(StopIteration):
+        front.main(["init", str(tmp_path / "log.orc"), "--output", str(tmp_path / "mine.py")])
+    assert "warning: events are stored newest first in 90 (100.0%)" in capsys.readouterr().err
+
+
+def told_enough(*_: object) -> None:
+    raise StopIteration
 
 
 def test_a_first_configuration_trains_and_evaluates_as_it_is(tiny, tmp_path, monkeypatch, capsys):

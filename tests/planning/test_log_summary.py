@@ -52,6 +52,18 @@ def summary_of(tmp_path, rows, kinds=None, item="item_id", stripe_rows=None, mos
     return summarize(read_index([str(tmp_path)]), str(tmp_path), item, most_events)
 
 
+@pytest.mark.parametrize("kind", [IDS, BAGS])
+def test_rows_that_end_with_an_item_that_they_had_before(tmp_path, kind):
+    items = [[1, 2, 1], [3, 3, 4], [5, 6], [7, 7], [8], [], [None, 9, None], [2, 1, 2, 2]]
+    if kind is BAGS:
+        items = [[[] if i is None else [i] for i in row] for row in items]
+    log = summary_of(
+        tmp_path, [{"item_id": row} for row in items], {"item_id": kind}, stripe_rows=3
+    )
+    # 1, 7 and 2 were there before; 8 and the empty row are too short.
+    assert log.returning == 3 / 6
+
+
 def test_counts_are_those_of_the_rows(tmp_path):
     rows = rows_of()
     log = summary_of(tmp_path, rows, KINDS, stripe_rows=40)

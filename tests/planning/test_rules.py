@@ -60,6 +60,24 @@ def test_movielens_gets_what_was_measured_on_it():
     assert measured.loss.num_negatives >= 3_416
 
 
+@pytest.mark.parametrize(
+    ("share", "filtered", "words"),
+    [
+        (0.0, True, None),
+        (0.04, True, None),
+        (0.2, True, "20%"),
+        (0.5, False, "50%"),
+        (1, False, "100%"),
+    ],
+)
+def test_users_who_return_to_items(share, filtered, words):
+    made = plan(plans.log(returning=share), plans.CPU, "runs/mine", None)
+    assert made.config.eval.filter_seen is filtered
+    assert ("eval.filter_seen" in made.why) is (words is not None)
+    if words is not None:
+        assert words in made.why["eval.filter_seen"]
+
+
 def test_short_histories_get_short_sequences_and_as_many_positions():
     made = config_of(plans.log(mean=8.4, most_have=12, longest=12, rows=20_000))
     assert made.model.seq_len == 16

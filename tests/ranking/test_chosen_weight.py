@@ -21,7 +21,7 @@ from s2s_jax.errors import UserError
 from s2s_jax.jobs.report import report
 from s2s_jax.jobs.train import train
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
-from s2s_jax.ranking.restored import restore
+from s2s_jax.ranking.restored import Saved, restore
 from s2s_jax.training.evaluations import chosen_weight
 
 USERS = 90
@@ -216,3 +216,11 @@ def test_of_equal_weights_the_smaller_is_chosen(trained, monkeypatch):
     metrics = found.evaluate(run.functions, run.state, "validation").metrics
     assert metrics["eval/neighbours_weight"] == 1.0
     assert metrics["eval/ndcg@10"] > metrics["eval/model_alone/ndcg@10"]
+
+
+def test_imported_weights_are_used_by_themselves(trained, tmp_path):
+    automatic = with_neighbours(trained, "auto")
+    imported = Saved(0, "", {}, {}, None, tmp_path)
+    assert imported.with_weight(automatic).eval.neighbours == 0
+    with pytest.raises(UserError, match="no evaluation up to step 1 of"):
+        imported._replace(step=1).with_weight(automatic)

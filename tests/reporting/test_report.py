@@ -568,6 +568,27 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
     assert len(read_record(tmp_path, EvalConfig()).saved) == 1
 
 
+def test_the_page_says_how_an_evaluation_ranked(tmp_path):
+    how = {"filter_seen": True, "untrained": "last", "neighbours": 0.5, "known_of_target": ["hour"]}
+    saved = {"step": 20, "split": "test", "metrics": {"eval/mrr": 0.5}, "intervals_95": {}}
+    (tmp_path / "evaluation_test_20.json").write_text(json.dumps(saved | how))
+    settings = EvalConfig(filter_seen=False, neighbours="auto")
+    (found,) = read_record(tmp_path, settings).saved
+    assert found.conditions == (
+        "eval.filter_seen True (the configuration of the run has False)",
+        "eval.untrained last",
+        "eval.neighbours 0.5",
+        "time-aware (hour of the target known)",
+    )
+    (found,) = read_record(tmp_path, EvalConfig(neighbours=2)).saved
+    assert "eval.filter_seen True" in found.conditions
+    assert "eval.neighbours 0.5 (the configuration of the run has 2)" in found.conditions
+    blind = {"known_of_target": [], "true_time": True}
+    (tmp_path / "evaluation_test_20.json").write_text(json.dumps(saved | blind))
+    (found,) = read_record(tmp_path, settings).saved
+    assert found.conditions == ("time-blind", "true time of the history")
+
+
 @pytest.mark.slow
 def test_users_are_ranked_as_in_an_evaluation(trained, log):
     run_dir = Path(trained.train.output_dir)

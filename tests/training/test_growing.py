@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -244,8 +245,12 @@ def test_inspect_tables_shows_the_tables_of_a_run(straight, log, capsys):
     low, high = id_keys.ids_of(keys[:, 0], keys[:, 1])
     known = set((low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))).tolist())
     item = next(i for row in items for (i,) in row if i % 2**64 in known)
-    assert inspect_tables.main([str(run_dir), "--look_up", "item_id", str(item), "7"]) == 0
+    asked = [str(item), "7", "-3", "-1"]
+    assert inspect_tables.main([str(run_dir), "--look_up", "item_id", *asked]) == 0
     output = capsys.readouterr().out
+    # Ids as the log has them, not cut off; -1 is kept as another number (docs/recis.md).
+    for text in (*asked[:3], str(0xD6E8FEB86659FD93 - 2**64)):
+        assert re.search(rf"(?m)^[^\d-]*{text} ", output), (text, output)
     row = np.flatnonzero((low == item % 2**32) & (high == (item >> 32) % 2**32))[0]
     assert f"{row:,}" in output
     assert "none" in output
@@ -260,7 +265,9 @@ def test_inspect_tables_lists_evicted_ids(evicting, capsys):
     for step in (10, 40):
         keys = np.asarray(saved_state(evicting, step)[0].maps["item_id"].keys_R2)
         low, high = id_keys.ids_of(*keys[(keys != id_keys.EMPTY).any(axis=1)].T)
-        kept.append({(int(h) << 32) + int(w) for w, h in zip(low, high, strict=True)})
+        # As the log has them, with a sign.
+        unsigned = [(int(h) << 32) + int(w) for w, h in zip(low, high, strict=True)]
+        kept.append({i - (i >> 63 << 64) for i in unsigned})
     assert [f"item_id\t{i}" for i in sorted(kept[0] - kept[1])] == listed
     assert len(listed) > 100
 
@@ -271,6 +278,8 @@ def test_inspect_tables_lists_evicted_ids(evicting, capsys):
         (["--step", "7"], ["--checkpoint", "10, 20, 30, 40", "found 7"]),
         (["--look_up", "behavior_id", "1"], ["item_id", "behavior_id"]),
         (["--look_up", "item_id", "x"], ["whole numbers", "x"]),
+        (["--evicted_since", "40"], ["--evicted_since", "before 40", "found 40"]),
+        (["--checkpoint", "20", "--evicted_since", "30"], ["before 20", "found 30"]),
     ],
 )
 def test_mistakes_with_inspect_tables_are_explained(straight, arguments, words):

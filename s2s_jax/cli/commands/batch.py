@@ -15,13 +15,20 @@ from s2s_jax.config import Config, FeatureConfig
 from s2s_jax.config.settings import Split
 from s2s_jax.errors import EXIT_DONE, UserError
 from s2s_jax.jobs.batch import NO_TARGET, ShownBatch, show_batch
-from s2s_jax.training.step.batches import ITEM_SHARE, NEGATIVES_SHARE, SEQUENCE, UNIFORM_SHARE
+from s2s_jax.training.step.batches import (
+    ITEM_SHARE,
+    NEGATIVES_SHARE,
+    SEQUENCE,
+    TIME,
+    UNIFORM_SHARE,
+)
 from s2s_serve.encoding.feature import NO_ID
 
 _NOTHING = "-"
 _HOLDS = {
     "length": "number of real positions in each row; padding follows them",
     SEQUENCE: "number of the packed sequence that each position belongs to; -1: padding",
+    TIME: "time of each event, in seconds",
     ITEM_SHARE: "share of all events that are of the item",
     NEGATIVES_SHARE: "share of all events that are of the sampled item",
     UNIFORM_SHARE: "probability that any one item is sampled uniformly",

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from s2s_jax.cli.console import OutputConsole
+from s2s_jax.cli.console import OutputConsole, wide_console
 from s2s_jax.cli.parsing import parse
 from s2s_jax.cluster.mesh import all_devices
 from s2s_jax.config import Config, load_json
@@ -22,6 +22,7 @@ from s2s_jax.runs.checkpoints.saved_tables import SavedTables
 from s2s_jax.storage.place_option import PlaceOption
 from s2s_jax.training.evaluations import chosen_step
 from s2s_jax.training.growth import GrowthPlan
+from s2s_serve.encoding.ids import without_reserved
 
 _PERCENTILES = (1, 50, 99)
 # Number of rows whose norms are computed at once.
@@ -60,11 +61,16 @@ def main(argv: list[str]) -> int:
     step = chosen_step(arguments.checkpoint, steps, arguments.run_dir, config.eval)
     saved = SavedTables(arguments.run_dir, step)
     specs = _specs(config, saved)
-    console = OutputConsole()
+    console = wide_console()
     if arguments.look_up:
         name, *texts = arguments.look_up
         _print_ids(console, saved, _growing(specs, name), [_parse(text) for text in texts])
     elif arguments.evicted_since is not None:
+        if arguments.evicted_since >= step:
+            raise UserError(
+                f"--evicted_since: expected a step before {step}, which --checkpoint names, found "
+                f"{arguments.evicted_since}; give an earlier one, or a later --checkpoint"
+            )
         _print_evicted(saved, SavedTables(arguments.run_dir, arguments.evicted_since), specs)
     else:
         _print_tables(console, saved, specs)
@@ -92,7 +98,9 @@ def _parse(text: str) -> int:
         number = 2**64
     if not -(2**63) <= number < 2**64:
         raise UserError(f"--look_up: expected 64-bit whole numbers, found {text}")
-    return number % 2**64
+    # As tables keep it, and as the log has it.
+    (kept,) = without_reserved(np.array([number % 2**64], np.uint64)).view(np.int64).tolist()
+    return kept
 
 
 def _print_tables(console: OutputConsole, saved: SavedTables, specs: dict[str, TableSpec]) -> None:
@@ -134,7 +142,7 @@ def _print_ids(console: OutputConsole, saved: SavedTables, spec: TableSpec, ids:
     of_table, values = saved.id_map(spec), saved.values(spec)
     table = Table(title=f"{saved.path}, table {spec.name}")
     for column in ("id", "row", "last used in step", "uses", "norm", "first values"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     row_of = {i: row for row, i in zip(*_ids(of_table.keys_R2), strict=True)}
     for i in ids:
         if i not in row_of:
@@ -149,12 +157,12 @@ def _print_ids(console: OutputConsole, saved: SavedTables, spec: TableSpec, ids:
 
 
 def _ids(keys_R2: Any) -> tuple[list[int], list[int]]:
-    """The rows that have an id, and their ids as unsigned numbers."""
+    """The rows that have an id, and their ids."""
     keys_R2 = np.asarray(keys_R2)
     (rows,) = np.nonzero((keys_R2 != id_keys.EMPTY).any(axis=1))
     low, high = id_keys.ids_of(keys_R2[rows, 0], keys_R2[rows, 1])
     ids = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
-    return rows.tolist(), ids.tolist()
+    return rows.tolist(), ids.view(np.int64).tolist()
 
 
 def _print_evicted(saved: SavedTables, earlier: SavedTables, specs: dict[str, TableSpec]) -> None:

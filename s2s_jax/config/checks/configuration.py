@@ -214,6 +214,14 @@ def _check_train(config: Config) -> None:
         raise UserError(
             "train.train_steps: expected this or train.train_epoch to end the run, found neither"
         )
+    of_paths = {
+        "train.output_dir": train.output_dir,
+        "io.cache": config.io.cache,
+        "loss.catalogue": config.loss.catalogue,
+    }
+    for key, path in of_paths.items():
+        # It would be the current directory.
+        require(path != "", key, "a path", path)
     if train.profile_steps is not None:
         first, last = train.profile_steps
         require(1 <= first <= last, "train.profile_steps", "first <= last", train.profile_steps)

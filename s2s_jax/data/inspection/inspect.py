@@ -129,6 +129,8 @@ class _Report:
         except UserError as error:
             _print_error(str(error))
             self._unreadable_files += 1
+            if self._learnable is not None:
+                self._learnable.add_unreadable(str(error))
             self._files.add_row(Text(str(path)), "-", "-", "-", "-", "unreadable")
             return
         for field in file.schema:

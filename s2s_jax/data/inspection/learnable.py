@@ -178,6 +178,8 @@ class Learnable:
     def _why(self) -> str:
         """The likely reason why there is nothing to learn from, and a remedy."""
         paths = self._assumptions.paths
+        if not self._rows.total() and not self._unreadable:
+            return f"io.data_paths: expected rows in {paths}, found none; name other files"
         if not self._rows.total():
             return (
                 f"io.data_paths: no stripe of {paths} can be read (of {len(self._unreadable):,}); the "

@@ -9,6 +9,7 @@ import of_config
 import pyarrow as pa
 import pytest
 from logs import write_log
+from places import REPO
 
 from s2s_jax.cli.commands.inspect import main as inspect
 from s2s_jax.config import Config, FeatureConfig, IOConfig, ModelConfig
@@ -100,6 +101,19 @@ def test_users_with_a_row_a_day_are_reported(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "Users: 50 in 150 rows (column user_id)" in output
     assert note in output
+
+
+def test_a_log_without_readable_rows_and_a_configuration(tmp_path, capsys):
+    settings = ["--config", str(REPO / "configs/quickstart.py")]
+    (tmp_path / "bad.orc").write_text("hello")
+    assert inspect([str(tmp_path), *settings]) == 2
+    out, errors = capsys.readouterr()
+    assert "bad.orc" in errors
+    assert "no stripe of" in out
+    (tmp_path / "bad.orc").unlink()
+    write_log(tmp_path / "empty.orc", [], {"item_id": pa.list_(pa.int64())})
+    assert inspect([str(tmp_path), *settings]) == 0
+    assert f"io.data_paths: expected rows in {tmp_path}, found none" in capsys.readouterr().out
 
 
 def test_users_of_one_row_are_no_news(tmp_path):
