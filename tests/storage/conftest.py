@@ -32,7 +32,9 @@ def emulator(tmp_path_factory):
         yield endpoint
 
 
-@pytest.fixture(params=["s3", pytest.param("gs", marks=pytest.mark.slow), "hdfs"])
+@pytest.fixture(
+    params=["s3", *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in ("gs", "hdfs"))]
+)
 def any_store(request, tmp_path, monkeypatch) -> StorePath:
     """An empty directory of a store, in which a lock is free at once."""
     monkeypatch.setattr(lock, "_SETTLED", 0.01)

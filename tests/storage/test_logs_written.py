@@ -115,6 +115,7 @@ def told_that_it_is_in_use(taken: lock.StoreLock, _check: object) -> None:
         raise UserError(taken._in_use)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_leaves_the_earlier_log(of_s3, source, proxy, monkeypatch, copies):
     monkeypatch.setattr(file_systems, "_ATTEMPTS", 1)
     monkeypatch.setattr(lock, "_RELEASED", 0.2)
@@ -139,6 +140,7 @@ def test_a_store_that_is_away_leaves_the_earlier_log(of_s3, source, proxy, monke
     assert names_in(of_s3) == ["part-0.orc"]
 
 
+@pytest.mark.slow
 def test_faults_of_the_store_change_nothing(of_s3, source, proxy, tmp_path):
     on_disk = written(source, tmp_path / "log", events_per_file=6)
     # (Half of an answer is an answer to a request that writes.)
