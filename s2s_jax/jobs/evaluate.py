@@ -10,6 +10,7 @@ from s2s_jax.config.settings import Decoding, Logs, Ranking, Split
 from s2s_jax.data.encoding import held_out
 from s2s_jax.data.encoding.held_out import SplitPart
 from s2s_jax.data.encoding.indexing import check_kinds, index_files
+from s2s_jax.data.logs.index import FileIndex
 from s2s_jax.ranking.evaluation import EvaluationSettings, Evaluator
 from s2s_jax.ranking.restored import restore
 from s2s_jax.ranking.tally import Evaluation
@@ -25,6 +26,7 @@ class Evaluated(NamedTuple):
       checkpoint: the fingerprint of the checkpoint.
       split: the events that were ranked: "test" or "validation".
       neighbours: the weight of counted neighbours; that of the checkpoint if `eval.neighbours` is auto.
+      index: the index of the log's files.
       evaluation: the metrics.
     """
 
@@ -32,6 +34,7 @@ class Evaluated(NamedTuple):
     checkpoint: str
     split: SplitPart
     neighbours: float
+    index: FileIndex
     evaluation: Evaluation
 
     def as_json(self, config: Config, intervals: Intervals) -> dict[str, Any]:
@@ -82,4 +85,4 @@ def evaluate(
     index = index_files(Logs.of(config), Decoding.of(config))
     check_kinds(index.files, run.kinds, "as the run was trained with", config.features)
     found = Evaluator(EvaluationSettings.of(config), mesh).evaluate(run.functions, run.state, split)
-    return Evaluated(run.step, run.fingerprint, split, Ranking.of(config).weight, found)
+    return Evaluated(run.step, run.fingerprint, split, Ranking.of(config).weight, index, found)

@@ -20,8 +20,6 @@ from s2s_jax.cluster import hosts
 from s2s_jax.cluster.ending import ending_together, leave
 from s2s_jax.cluster.joining import join
 from s2s_jax.config import Config
-from s2s_jax.config.settings import Decoding, Logs
-from s2s_jax.data.encoding.indexing import index_files
 from s2s_jax.data.inspection.assumptions import Assumptions
 from s2s_jax.data.inspection.first_look import odd_facts
 from s2s_jax.errors import EXIT_DONE
@@ -92,8 +90,7 @@ def _evaluate(argv: list[str]) -> None:
         finally:
             # If the file cannot be written, the result is at least printed.
             _print(config, done, intervals, f"{_time_awareness(config)}: {where}")
-        index = index_files(Logs.of(config), Decoding.of(config))
-        for warning in odd_facts(Assumptions.of(config), index):
+        for warning in odd_facts(Assumptions.of(config), done.index):
             print(warning, file=sys.stderr)
 
 
