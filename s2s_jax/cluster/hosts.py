@@ -28,6 +28,8 @@ T = TypeVar("T")
 _SENT_BYTES = 2**26
 # Milliseconds that processes wait for each other in the background.
 _MEETING_MS = 3_600_000
+# The numbers of the meetings of `wait_for_all`, the same in all processes.
+_meetings = itertools.count()
 
 
 def is_first() -> bool:
@@ -48,6 +50,9 @@ def wait_for_all(what: str) -> None:
       what: the name of the point in the program, for error messages.
     """
     if jax.process_count() > 1:
+        # The first time that devices meet, Gloo gives up after 30 s. So processes meet before, because
+        # one of them may wait for the lock of a run, or for a slow store.
+        meet_in_background(f"{what} {next(_meetings)}")
         multihost_utils.sync_global_devices(what)
 
 

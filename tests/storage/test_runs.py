@@ -38,6 +38,15 @@ from s2s_serve.storage.address import Place, place_of
 pytestmark = pytest.mark.slow
 TOP = f"s3://{stores.BUCKET}"
 USERS, STEPS = 90, 20
+# What the lock of a run says about a process of another machine.
+KILLED = {
+    "token": "a",
+    "beat": 3,
+    "host": "elsewhere",
+    "process": 77,
+    "place": "elsewhere b c",
+    "started": "5",
+}
 
 
 def config_of(log: object, run_dir: object) -> Config:
@@ -102,6 +111,9 @@ class Machine:
                     next_ = train.Reader.__next__
                     pause = float(os.environ["PAUSE"])
                     train.Reader.__next__ = lambda self: (time.sleep(pause), next_(self))[1]
+                    from s2s_jax.storage import lock
+                    # Longer than devices wait that never met, and shorter than 90 s.
+                    lock._STALE = 45.0
                     from test_runs import config_of
                     return config_of("{TOP}/log", "{TOP}/run")
                 """
@@ -310,7 +322,7 @@ def test_a_second_process_is_refused(machine):
 
 
 def test_two_processes_without_a_common_disk(tmp_path, proxy, straight):
-    """Each writes its part of a checkpoint; two continue it, and then one."""
+    """Each writes its part of a checkpoint; two continue it after a kill, and then one."""
     machines = []
     for name in ("zero", "one"):
         (tmp_path / name).mkdir()
@@ -335,7 +347,11 @@ def test_two_processes_without_a_common_disk(tmp_path, proxy, straight):
         ]
 
     for step, number in ((6, 2), (12, 2), (STEPS, 1)):
+        if step == 12:
+            # Host 0 of before was killed, on another machine. Host 1 waits with the new one.
+            (place_of(run_dir) / ".lock").write_text(json.dumps(KILLED))
         said = run(number, "train", "--train.train_steps", step)
+        assert ("locked by process 77 of elsewhere" in said[0]) == (step == 12)
         assert ("continuing from" in said[0]) == (step > 6)
         assert complete_steps(place_of(run_dir))[-1] == step
     run(2, "evaluate", "--checkpoint", 12, "--output", f"{TOP}/two.json")
