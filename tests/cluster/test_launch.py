@@ -323,6 +323,29 @@ def test_slurm_recommends_as_long_as_there_are_more_parts(submit, tmp_path):
     assert {note.split(": ")[1].split()[1] for note in notes} == {"s2s_jax.recommend"}
 
 
+# Replaces the interpreter: the calls for the progress that AWAY numbers fail, as if the store were away.
+NO_STORE = """#!/usr/bin/env bash
+if [[ $2 != s2s_jax.progress ]]; then exit 75; fi
+echo >>"$NOTES.asked"
+if [[ " $AWAY " == *" $(wc -l <"$NOTES.asked") "* ]]; then exit 2; fi
+printf '5\\tstep 5\\n'
+"""
+
+
+@pytest.mark.parametrize(("away", "saved"), [("2 3", "step 5"), ("2 3 4", "unknown")])
+def test_slurm_queues_again_while_the_store_is_away(submit, stand_in, tmp_path, away, saved):
+    start, stands = submit
+    stand_in.write_text(NO_STORE)
+    # Nobody waits here.
+    (stand_in.parent / "sleep").symlink_to("/bin/true")
+    process = start(AWAY=away)
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert f"saved: {saved}; queued again" in output
+    assert commands(tmp_path) == ["scontrol requeue 7"]
+    assert (stands / ".s2s_jax-7.starts").read_text() == "1\n"
+
+
 def test_slurm_hands_on_the_signal_and_keeps_a_cancelled_job_cancelled(submit, tmp_path):
     start, _ = submit
     for state, expected in (("RUNNING", ["scontrol requeue 7"]), ("COMPLETING", [])):
