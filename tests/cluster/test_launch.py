@@ -426,6 +426,13 @@ def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
     assert [int(code) for code in codes.split(",")] == [1, EXIT_USER_ERROR, EXIT_NOT_FINITE]
     names = set(re.findall(r"S2S_JAX_[A-Z_]+$", text, re.MULTILINE))
     assert names == {COORDINATOR, NUM_HOSTS, HOST}
+    # As the other launchers set it, so that a process whose driver fails does not train on its CPU.
+    (platforms,) = re.findall(r'name: JAX_PLATFORMS\s+value: "(.*)"', text)
+    for other in ("local.sh", "slurm.sbatch"):
+        assert (
+            f"JAX_PLATFORMS=${{JAX_PLATFORMS:-{platforms}}}"
+            in (REPO / "launch" / other).read_text()
+        )
     (port,) = re.findall(r"containerPort: (\d+)", text)
     assert re.search(rf'value: "s2s-jax-0\.s2s-jax:{port}"', text)
 
