@@ -18,7 +18,8 @@ cannot() {
 
 if [[ ${1:-} != inside ]]; then
   ((EUID == 0)) || cannot "must be root, to start SLURM's daemons"
-  if ! command -v slurmctld slurmd munged >/dev/null; then
+  # One after the other: `command -v` is content with any one of several.
+  if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
     command -v apt-get >/dev/null || cannot "no apt-get to install slurm-wlm and munge with"
     echo "== installing slurm-wlm and munge"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -435,6 +436,25 @@ def test_kubernetes_ends_the_job_at_codes_that_starting_again_does_not_mend():
         )
     (port,) = re.findall(r"containerPort: (\d+)", text)
     assert re.search(rf'value: "s2s-jax-0\.s2s-jax:{port}"', text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the script refuses others than root")
+@pytest.mark.parametrize("there", ["slurmctld", "slurmd", "munged", "slurmctld slurmd munged"])
+def test_slurm_is_installed_unless_all_of_it_is_there(tmp_path, there):
+    """With stand-ins; without namespaces, the script ends before it starts anything."""
+    notes = tmp_path / "notes"
+    stand_ins = dict.fromkeys(there.split(), "")
+    stand_ins |= {"apt-get": f'echo "$1" >>{notes}', "unshare": "exit 1"}
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    script = ["/bin/bash", REPO / "scripts/slurm_test.sh"]
+    done = subprocess.run(script, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 77
+    assert "no permission to make namespaces" in done.stderr
+    asked = notes.read_text().split() if notes.exists() else []
+    assert asked == ([] if len(there.split()) == 3 else ["update", "install"])
 
 
 @pytest.mark.slow
