@@ -80,13 +80,24 @@ def check_same(facts: Mapping[str, str]) -> None:
     if jax.process_count() == 1:
         return
     all_PF = _of_all(*(zlib.crc32(text.encode()) for text in facts.values()))
-    for number, name in enumerate(facts):
-        differs = np.nonzero(all_PF[:, number] != all_PF[0, number])[0]
-        if len(differs):
+    for name, all_P in zip(facts, all_PF.T, strict=True):
+        other = _first_other(all_P)
+        if other is not None:
             raise UserError(
-                f"{name}: host {differs[0]} does not see the same as host 0; start all hosts with the "
+                f"{name}: host {other} does not see the same as host 0; start all hosts with the "
                 f"same configuration and the same files"
             )
+
+
+def first_other(fact: str) -> int | None:
+    """Return, on all processes, the first that has another fact than host 0; None if there is none.
+
+    All processes must call it at the same point.
+
+    Args:
+      fact: the fact of this process.
+    """
+    return _first_other(_of_all(zlib.crc32(fact.encode()))[:, 0])
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -148,15 +159,20 @@ def in_lockstep(
         all_PF = _of_all(requested, fact)
         if all_PF[:, 0].any():
             raise Stopped((stop and stop.requested) or "a signal to another host")
-        differs = np.nonzero(all_PF[:, 1] != all_PF[0, 1])[0]
-        if len(differs):
+        other = _first_other(all_PF[:, 1])
+        if other is not None:
             raise UserError(
-                f"io.data_paths: host {differs[0]} reads other rows than host 0, so one of them could "
+                f"io.data_paths: host {other} reads other rows than host 0, so one of them could "
                 f"not read a stripe; check that all hosts can read the files, and start again"
             )
         if item is None:
             return
         yield item
+
+
+def _first_other(all_P: np.ndarray) -> int | None:
+    differs = np.nonzero(all_P != all_P[0])[0]
+    return int(differs[0]) if len(differs) else None
 
 
 def _sent(x: np.ndarray) -> np.ndarray:

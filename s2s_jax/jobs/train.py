@@ -36,6 +36,7 @@ from s2s_jax.runs.checkpoints.store import Checkpoints
 from s2s_jax.runs.metrics_file import read_lines
 from s2s_jax.runs.place import place_of_run
 from s2s_jax.runs.run_dir import locked, write_config
+from s2s_jax.runs.shared_dir import check_shared
 from s2s_jax.runs.writer import Writer
 from s2s_jax.signals import Stop
 from s2s_jax.storage.lock import StillOurs
@@ -89,6 +90,7 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
 
 
 def _checkpoints(run_dir: Place, settings: TrainConfig, still_ours: StillOurs) -> Checkpoints:
+    check_shared(run_dir)
     return Checkpoints(run_dir, settings.max_to_keep, still_ours=still_ours)
 
 
