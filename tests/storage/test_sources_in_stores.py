@@ -59,15 +59,12 @@ def test_a_directory_with_days(any_store, days, tmp_path):
     assert f"{any_store}/_raw/y.parquet" in note
 
 
+SLOW = ("day=*-01/*.parquet", "**/x.parquet", "day=2026-11-0?/x.*", "*/x.parquet")
+
+
 @pytest.mark.parametrize(
     "pattern",
-    [
-        "day=2026-11-0[12]",
-        "day=*-01/*.parquet",
-        "**/x.parquet",
-        "day=2026-11-0?/x.*",
-        "*/x.parquet",
-    ],
+    ["day=2026-11-0[12]", *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in SLOW)],
 )
 def test_patterns(of_s3, days, tmp_path, pattern):
     put(days, of_s3)
