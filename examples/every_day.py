@@ -8,6 +8,7 @@ convert`) and `config.py` (written by `s2s init`). Each day adds `logs/DAY/`, `r
 import datetime
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,8 @@ SHOP = Path(os.environ["SHOP"])
 FEATURES = ("item_id",)
 # The exit code of a command that was stopped and has saved its work.
 STOPPED = 75
+# Seconds that a command has to save its work when it is told to stop.
+SAVING = 600
 # A model that is worse than this share of the figure of the model before it is not exported.
 LEAST_SHARE = 0.9
 
@@ -26,7 +29,7 @@ LEAST_SHARE = 0.9
 @task(retries=20, retry_delay=datetime.timedelta(minutes=1))
 def s2s(*words: str) -> None:
     """Runs a command of s2s; Airflow starts it again only if that can help."""
-    code = subprocess.run(["s2s", *words]).returncode
+    code = code_of(["s2s", *words])
     # Killed, for example because the machine was given to someone else, or stopped.
     if code == STOPPED or code < 0:
         raise RuntimeError(
@@ -34,6 +37,32 @@ def s2s(*words: str) -> None:
         )
     if code:
         raise AirflowFailException(f"s2s {words[0]} ended with {code}; its last lines say why")
+
+
+def code_of(words: list[str]) -> int:
+    """The exit code of a command. If the task is stopped, tells the command so, and lets it save."""
+
+    def stop(*_: object) -> None:
+        # A second signal must not interrupt the saving.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise RuntimeError("Airflow stops the task; it continues when it is started again")
+
+    # In its own session: SIGTERM may also be sent to all processes at once, and a second one would end
+    # the command before it has saved.
+    command = subprocess.Popen(words, start_new_session=True)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return command.wait()
+    except BaseException:  # Also a timeout of the task, or Ctrl-C.
+        command.terminate()
+        try:
+            command.wait(SAVING)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @task

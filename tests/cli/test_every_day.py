@@ -4,17 +4,22 @@ import importlib.util
 import json
 import os
 import random
-import subprocess
+import signal
 import sys
+import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from places import REPO
+from server_process import until
 
 from s2s_jax.cli import main as cli
 
 DAY = "2026-11-28"
+# Part of a script: half a minute, in which signals are handled at once.
+SLEEPS = "for i in {1..600}; do sleep 0.05; done"
 
 
 class Fails(Exception):
@@ -65,19 +70,90 @@ def example(monkeypatch, tmp_path):
     return load
 
 
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Puts a script in the place of `s2s`."""
+
+    def write(script):
+        path = tmp_path / "bin" / "s2s"
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+    return write
+
+
+@pytest.fixture
+def of_airflow():
+    """Airflow's own handler of SIGTERM, which does nothing for a task that is a function."""
+
+    def handler(*_):
+        pass
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("code", "raised"), [(0, None), (75, RuntimeError), (-15, RuntimeError), (2, Fails), (3, Fails)]
 )
-def test_only_what_can_go_on_is_tried_again(example, monkeypatch, code, raised):
+def test_only_what_can_go_on_is_tried_again(example, command, code, raised):
     module = example()
-    monkeypatch.setattr(
-        subprocess, "run", lambda words: SimpleNamespace(returncode=code if words else None)
-    )
+    command(f"exit {code}" if code >= 0 else f"kill {code} $$")
     if raised is None:
         module.s2s("train")
     else:
         with pytest.raises(raised, match=f"s2s train ended with {code}"):
             module.s2s("train")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
+def test_a_command_saves_when_its_task_is_stopped(example, command, of_airflow, tmp_path, number):
+    """Airflow sends SIGTERM, perhaps twice, and its timeout of a task raises an exception."""
+
+    def times_out(*_):
+        raise TimeoutError("Airflow's timeout")
+
+    def stop():
+        until((tmp_path / "started").exists, 10)
+        os.kill(os.getpid(), number)
+        until((tmp_path / "told").exists, 10)
+        if number == signal.SIGTERM:
+            os.kill(os.getpid(), number)
+
+    command("trap 'touch told; sleep 0.3; touch saved; exit 75' TERM; touch started; " + SLEEPS)
+    module = example()
+    before = signal.signal(signal.SIGALRM, times_out)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    try:
+        with pytest.raises((RuntimeError, TimeoutError), match="Airflow"):
+            module.s2s("train")
+    finally:
+        stopping.join()
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) is of_airflow
+
+
+def test_a_command_that_does_not_stop_is_killed(
+    example, command, of_airflow, tmp_path, monkeypatch
+):
+    def stop():
+        until((tmp_path / "started").exists, 10)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command("trap '' TERM; echo $$ >number; touch started; " + SLEEPS)
+    module = example()
+    monkeypatch.setattr(module, "SAVING", 0.2)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(RuntimeError, match="Airflow stops the task"):
+        module.s2s("train")
+    stopping.join()
+    assert not (Path("/proc") / (tmp_path / "number").read_text().strip()).exists()
 
 
 def test_a_worse_model_is_not_exported(example, tmp_path):
