@@ -1,14 +1,18 @@
 """Events in a store, as `s2s convert` reads them: the same log and the same sentences as from a disk."""
 
+import glob
 import gzip
 from pathlib import Path
 
+import hypothesis
 import pytest
 from conversions import events, write_csv, write_jsonl, write_parquet
+from hypothesis import strategies as st
 
 from s2s_jax.cli.main import main
 from s2s_jax.data.conversion.convert import convert
 from s2s_jax.data.conversion.outcome import Converted
+from s2s_jax.data.conversion.reading.fetching import _matches
 from s2s_jax.data.conversion.settings import Settings
 from s2s_jax.errors import MachineError, UserError
 from s2s_serve.storage import file_systems
@@ -186,3 +190,28 @@ def test_a_full_disk(of_s3, tmp_path, monkeypatch):
     monkeypatch.setattr(file_systems, "download", full)
     found = refused(tmp_path, of_s3, temp_dir=tmp_path)
     assert found.startswith(f"--temp_dir: {tmp_path} cannot be written ([Errno 28] No space left")
+
+
+TREE = ("a/x.c", "a/b/x.c", "a/b/c/y", "b1/a/x.c", "b1/y", "x.c", "ab/b1/a/b/x.c")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    top = tmp_path_factory.mktemp("tree")
+    for name in TREE:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    return top
+
+
+PARTS = st.sampled_from(["*", "**", "a", "b*", "?", "[ab]", "[!a]*", "x.c", "*.c", "b1"])
+
+
+@hypothesis.given(patterns=st.lists(PARTS, min_size=1, max_size=4))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_patterns_are_those_of_glob(tree, patterns):
+    found = glob.glob("/".join(patterns), root_dir=tree, recursive=True)
+    below = {
+        name for name in TREE for path in found if f"{name}/".startswith(f"{path}/".lstrip("/"))
+    }
+    assert {name for name in TREE if _matches(name.split("/"), patterns)} == below
