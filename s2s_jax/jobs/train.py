@@ -243,7 +243,9 @@ def _continue(
     clock = _continued_clock(job, step, saved, all_steps)
     # Lines that could not be written to metrics.jsonl, for example because the disk was full.
     unwritten = saved["unwritten"] if "unwritten" in saved else []
-    lines = [*read_lines(place_of_run(job.train.output_dir)), *unwritten]
+    # Host 0 reads for all, because others may see an older copy of the file.
+    written = hosts.from_first(lambda: read_lines(place_of_run(job.train.output_dir)))
+    lines = [*written, *unwritten]
     before = [line for line in lines if line["step"] <= step]
     evaluations = Evaluations(job.eval, before)
     return Start(step, state, meters, plan, evaluations, clock, unwritten)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from s2s_jax.cluster import hosts
 from s2s_jax.config import Config
 from s2s_jax.errors import UserError
 from s2s_jax.runs.checkpoints.compatibility import check_config
@@ -151,7 +152,10 @@ def _opened(config: Config, run_dir: Place | None) -> Iterator[tuple[Checkpoints
 
 
 def _find(config: Config, checkpoint: str, checkpoints: Checkpoints, run_dir: Place) -> Saved:
-    step = chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
+    # Both depend on metrics.jsonl, of which other hosts may see an older copy.
+    step = hosts.from_first(
+        lambda: chosen_step(checkpoint, checkpoints.steps, run_dir, config.eval)
+    )
     plan = GrowthPlan(config.features, config.tables)
     progress = checkpoints.progress(step)
     plan.set_state(progress["growth"])
@@ -160,6 +164,6 @@ def _find(config: Config, checkpoint: str, checkpoints: Checkpoints, run_dir: Pl
     kinds = reader["kinds"] if "kinds" in reader else {}
     # Lines that could not be written to metrics.jsonl.
     unwritten = progress["unwritten"] if "unwritten" in progress else []
-    weight = chosen_weight([*read_lines(run_dir), *unwritten], step)
+    weight = hosts.from_first(lambda: chosen_weight([*read_lines(run_dir), *unwritten], step))
     fingerprint = checkpoints.fingerprint(step)
     return Saved(step, fingerprint, plan.capacities_now(), kinds, weight, run_dir)

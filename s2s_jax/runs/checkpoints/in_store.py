@@ -43,7 +43,8 @@ class StoreManager:
         """
         self._directory = run_dir / "checkpoints"
         self._kept, self._still_ours = kept, still_ours
-        self._steps = complete_steps(run_dir)
+        self._run_dir = run_dir
+        self.reload()
         several = jax.process_count() > 1
         options = ocp.options.MultiprocessingOptions(primary_host=None if several else 0)
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -58,6 +59,10 @@ class StoreManager:
         )
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+
+    def reload(self) -> None:
+        """Looks again which checkpoints are complete."""
+        self._steps = complete_steps(self._run_dir)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""

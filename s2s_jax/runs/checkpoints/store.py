@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -30,6 +31,9 @@ from s2s_jax.storage.lock import StillOurs, always_ours
 from s2s_jax.writing import reason_of_failed_write
 from s2s_serve.storage.address import Place, StorePath
 
+# Network file systems may show an old list of checkpoints for a minute: the number of looks at it, and
+# seconds between two.
+_LOOKS, _LOOK = 36, 2.0
 # Part of the name of a directory that Orbax is still writing.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Parts of an array are stored separately, so that a table can be read part by part.
@@ -87,7 +91,8 @@ class Checkpoints:
           still_ours: see `run_dir.locked`.
 
         Raises:
-          UserError: the directory cannot be used.
+          UserError: the directory cannot be used, or hosts see other checkpoints there.
+          MachineError: the file system does not show all hosts the same checkpoints.
         """
         self._directory: Place = run_dir.resolve() / "checkpoints"
         if hosts.is_first() and not read_only:
@@ -108,6 +113,22 @@ class Checkpoints:
             else:
                 directory = run_dir.resolve() / "checkpoints"
                 self._manager = _manager(directory, self._kept, read_only)
+            self._agree_on_steps(MachineError if not read_only else UserError)
+
+    def _agree_on_steps(self, error: type[UserError]) -> None:
+        """Waits until all hosts see the same checkpoints, from which they will choose one."""
+        for _ in range(_LOOKS):
+            other = hosts.first_other(str(self.steps))
+            if other is None:
+                return
+            time.sleep(_LOOK)
+            self._manager.reload()
+        listed = ", ".join(map(str, self.steps)) or "none"
+        raise error(
+            f"train.output_dir: host {other} sees other checkpoints in {self._directory} than host 0 "
+            f"(host {jax.process_index()} sees {listed}); give all hosts the same directory or, if they "
+            f"have it, wait until its file system shows them the same, and start again"
+        )
 
     @property
     def newest_step(self) -> int | None:
