@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -162,6 +163,7 @@ class Checkpoints:
         Raises:
           UserError: this checkpoint, or the previous one, cannot be written.
         """
+        assert jax.process_count() == 1 or sys.exception() is None, "see `_meet_unless_failed`"
         self._kept.evaluations = {} if evaluations is None else evaluations
         # Otherwise a failure of the previous save would be taken for a failure of this one.
         self.wait()
@@ -341,12 +343,23 @@ def _manager(directory: Path, kept: NewestAndBest, read_only: bool) -> ocp.Check
                 read_only=read_only,
                 preservation_policy=kept,
                 enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet_unless_failed),
             ),
         )
     except OSError as error:
         raise UserError(
             f"train.output_dir: {directory} cannot be used ({error}); nothing in it was changed"
         ) from error
+
+
+def _meet_unless_failed(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other hosts, unless the work of this thread has failed.
+
+    After a failed write, too, Orbax waits until all hosts are done before it reports the error. But the
+    others wait elsewhere, for this host to finish writing, so all would wait for 20 minutes.
+    """
+    if sys.exception() is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _remove_unfinished(directory: Place) -> None:
