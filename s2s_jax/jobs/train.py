@@ -72,7 +72,7 @@ def train(config: Config, mesh: Mesh | None = None, stop: Stop | None = None) ->
 
     Raises:
       UserError: the log cannot be read, or the run in the directory cannot be continued; all completed
-        steps are saved.
+        steps are saved, or only those up to the newest checkpoint if other processes have no such error.
       NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good step.
       Stopped: a stop was requested before there was anything new to save.
     """

@@ -83,7 +83,8 @@ class Loop:
 
         Raises:
           UserError: a batch cannot be read, a table is full, there is nothing to learn from, or
-            something cannot be written. What was trained is saved if possible.
+            something cannot be written. What was trained is saved if possible. If only one of several
+            processes has the error, this is not possible.
           NotFiniteError: the loss or the gradient is not finite; nothing is saved after the last good
             step.
         """
@@ -92,7 +93,8 @@ class Loop:
             with contextlib.closing(self._profile), jax.transfer_guard("disallow"):
                 self._take_steps()
         except (UserError, OSError):
-            # Other processes do not know about the error, so they would not save together with this one.
+            # Other processes do not know about the error, so they would not save together with this one:
+            # they have begun the next step, which has replaced the state and waits for this process.
             if self._stop.alone and not self._job.checkpoints.failed:
                 with contextlib.suppress(UserError):  # The lines may still be impossible to write.
                     self._metrics.read_last()
