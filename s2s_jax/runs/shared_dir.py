@@ -27,6 +27,8 @@ def check_shared(run_dir: Place) -> None:
     """
     if jax.process_count() == 1:
         return
+    # Host 0 may have waited for the lock of the run, longer than hosts wait in what follows.
+    hosts.wait_for_all("run directory locked")
     path = run_dir / _NAME
 
     def write() -> str:
