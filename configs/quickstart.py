@@ -3,7 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from s2s_jax.config import Config, FeatureConfig, ModelConfig, TrainConfig, load_file
+from s2s_jax.config import (
+    Config,
+    EvalConfig,
+    FeatureConfig,
+    LastEvents,
+    ModelConfig,
+    TrainConfig,
+    load_file,
+)
 
 
 def get_config() -> Config:
@@ -29,4 +37,7 @@ def get_config() -> Config:
         train=TrainConfig(
             output_dir="runs/quickstart", train_steps=400, log_steps=10, save_steps=100
         ),
+        # Training does not use the last two events of a user; the last one tests the model. In this log,
+        # users return to items, so items of the history are ranked, too.
+        eval=EvalConfig(split=LastEvents(events=2), filter_seen=False),
     )

@@ -111,7 +111,7 @@ def _about(settings: Settings, log: LogSummary, machine: Machine, found: list[st
         f"have at most {lengths.most_have:,}, and the longest has {lengths.longest:,}.{sampled}",
         f"What to expect on the machine that it was written on ({machine.text}): {' '.join(found)}",
         f"Use it with s2s train, s2s evaluate and s2s recommend, as --config "
-        f"{settings.output.name}. Every setting may be changed here, or on the command line.",
+        f"{settings.output}. Every setting may be changed here, or on the command line.",
     ]
 
 

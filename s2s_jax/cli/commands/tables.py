@@ -65,6 +65,12 @@ def main(argv: list[str]) -> int:
     if arguments.look_up:
         name, *texts = arguments.look_up
         _print_ids(console, saved, _growing(specs, name), [_parse(text) for text in texts])
+        hashed = {f.hash_type for f in config.features if f.table_name == name} - {None}
+        if hashed:
+            console.print(
+                f"The ids of this table are {' or '.join(sorted(hashed))} hashes; an id of the log must "
+                f"be hashed before it can be found"
+            )
     elif arguments.evicted_since is not None:
         if arguments.evicted_since >= step:
             raise UserError(
