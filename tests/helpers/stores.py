@@ -48,10 +48,8 @@ def gcs_server(directory: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
-    # By itself, it answers one connection at a time, and pyarrow keeps several.
-    several = "import http.server as h, runpy; h.HTTPServer = h.ThreadingHTTPServer; "
-    program = f"{several}runpy.run_module('gcp_storage_emulator', run_name='__main__')"
-    command = [sys.executable, "-c", program, *words, "--default-bucket", BUCKET]
+    program = str(Path(__file__).with_name("gcs_emulator.py"))
+    command = [sys.executable, program, *words, "--default-bucket", BUCKET]
     with (directory / "emulator.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
         try:

@@ -150,11 +150,18 @@ def test_sentences_have_addresses(of_s3, tmp_path):
     (tmp_path / "bad/table/_delta_log").mkdir(parents=True)
     (tmp_path / "bad/table/_delta_log/0.json").write_text("{}")
     write_parquet(tmp_path / "bad/table/a.parquet", events(user_id=[1]))
+    for directory in ("table/day=1", "ice/data", "ice/metadata"):
+        (tmp_path / "bad" / directory).mkdir(parents=True)
+    write_parquet(tmp_path / "bad/table/day=1/b.parquet", events(user_id=[1]))
+    write_parquet(tmp_path / "bad/ice/data/b.parquet", events(user_id=[1]))
+    (tmp_path / "bad/ice/metadata/v1.metadata.json").write_text("{}")
     (tmp_path / "bad/x.parquet").write_bytes(b"not Parquet")
     put(tmp_path / "bad", of_s3)
     assert refused(tmp_path, of_s3 / "a.csv").startswith(f"{of_s3}/a.csv: row 2, column user_id")
     assert refused(tmp_path, of_s3 / "x.parquet").startswith(f"{of_s3}/x.parquet")
     assert refused(tmp_path, of_s3 / "table").startswith(f"{of_s3}/table is a Delta table")
+    assert refused(tmp_path, of_s3 / "table/day=1").startswith(f"{of_s3}/table is a Delta table")
+    assert refused(tmp_path, of_s3 / "ice/data").startswith(f"{of_s3}/ice is an Iceberg table")
     for name in ("never", "never/*.csv"):
         assert refused(tmp_path, of_s3 / name).startswith(f"{of_s3}/{name} does not exist")
     assert "twice" in refused(tmp_path, of_s3 / "a.csv", of_s3 / "a.csv")

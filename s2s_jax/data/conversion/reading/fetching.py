@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from s2s_jax.data.conversion.progress import bar
-from s2s_jax.data.conversion.reading.sources import count
+from s2s_jax.data.conversion.reading.sources import TABLE_SIGNS, count
 from s2s_jax.errors import UserError
 from s2s_serve.storage import file_systems
 from s2s_serve.storage.address import Place, StorePath, is_address, place_of
@@ -121,12 +121,27 @@ def _copy(text: str, output: Place, above: Path, notes: list[str]) -> str:
             raise UserError(f"{place} does not exist; give files or directories with events")
         result = str(Path(glob.escape(str(_local(above, top))), *rest))
         place = top
+    _note_tables(place, above)
     everything = [file.path for file in files]
     own = [path for path in everything if _is_output(path, output, place)]
     if own:
         notes.append(f"{count(own, 'file')} left out, being in --output")
     _fetch(place, {path: _local(above, path) for path in sorted({*everything} - {*own})})
     return result
+
+
+def _note_tables(place: StorePath, above: Path) -> None:
+    """Makes empty files for those above a directory that tell that it is in a table."""
+    directory = place
+    while directory.key:
+        directory = directory.parent
+        for sign in TABLE_SIGNS:
+            inside, _, pattern = sign.rpartition("/")
+            found = next((directory / inside if inside else directory).glob(pattern), None)
+            if found is not None:
+                copy = _local(above, found)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.touch()
 
 
 def _fetch(top: StorePath, copies: Mapping[StorePath, Path]) -> None:

@@ -24,7 +24,11 @@ _SUFFIXES: dict[Layout, tuple[str, ...]] = {
 }
 _COMPRESSIONS = (".gz", ".zst")
 # Names in the directories of tables whose files may contain rows that were deleted or replaced.
-_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+TABLE_SIGNS = {
+    "_delta_log": "a Delta",
+    ".hoodie": "a Hudi",
+    "metadata/*.metadata.json": "an Iceberg",
+}
 _HIVE_CHANGES = re.compile(r"(delta|delete_delta)_\d+(_\d+)+")
 # Hive's name for the directory of rows without a value.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -200,7 +204,7 @@ def _each_once(files: list[Path], notes: list[str]) -> list[Path]:
 def _refuse_table(directory: Path) -> None:
     """Refuses a directory that is, or is in, a table whose files may hold deleted rows."""
     for place in (directory.absolute(), *directory.absolute().parents):
-        for sign, kind in _TABLES.items():
+        for sign, kind in TABLE_SIGNS.items():
             if next(place.glob(sign), None) is not None:
                 _refuse_kind(place, kind)
 
@@ -208,17 +212,17 @@ def _refuse_table(directory: Path) -> None:
 def _refuse_inner_tables(directory: Path, files: Sequence[Path]) -> None:
     for path in files:
         for place in path.parents[: len(path.relative_to(directory).parts) - 1]:
-            if place.name in _TABLES:
-                _refuse_kind(place.parent, _TABLES[place.name])
+            if place.name in TABLE_SIGNS:
+                _refuse_kind(place.parent, TABLE_SIGNS[place.name])
             if _HIVE_CHANGES.fullmatch(place.name):
-                _refuse_kind(place.parent, "Hive transaction")
+                _refuse_kind(place.parent, "a Hive transaction")
         if path.name.endswith(".metadata.json") and path.parent.name == "metadata":
-            _refuse_kind(path.parent.parent, "Iceberg")
+            _refuse_kind(path.parent.parent, "an Iceberg")
 
 
 def _refuse_kind(place: Path, kind: str) -> None:
     raise UserError(
-        f"{place} is a {kind} table, whose files may contain deleted or replaced rows; write its "
+        f"{place} is {kind} table, whose files may contain deleted or replaced rows; write its "
         f"current rows to plain Parquet files with a tool that reads such tables, and give these files"
     )
 
