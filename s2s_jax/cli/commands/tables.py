@@ -65,7 +65,8 @@ def main(argv: list[str]) -> int:
     if arguments.look_up:
         name, *texts = arguments.look_up
         _print_ids(console, saved, _growing(specs, name), [_parse(text) for text in texts])
-        hashed = {f.hash_type for f in config.features if f.table_name == name} - {None}
+        of_table = (f.hash_type for f in config.features if f.table_name == name)
+        hashed = {hash_type for hash_type in of_table if hash_type is not None}
         if hashed:
             console.print(
                 f"The ids of this table are {' or '.join(sorted(hashed))} hashes; an id of the log must "
