@@ -31,7 +31,7 @@ from s2s_jax.training.step.batches import ITEM_SHARE, unpack
 from s2s_jax.training.step.settings import StepSettings
 
 # Number of configurations that cover every value of every option.
-FEW = 6
+FEW = 7
 PARTS = 8
 
 

@@ -569,14 +569,14 @@ def test_evaluations_of_weights_that_are_no_longer_there_are_not_shown(tmp_path)
 
 
 def test_the_page_says_how_an_evaluation_ranked(tmp_path):
-    how = {"filter_seen": True, "untrained": "last", "neighbours": 0.5, "known_of_target": ["hour"]}
+    how = {"filter_seen": True, "untrained": "keep", "neighbours": 0.5, "known_of_target": ["hour"]}
     saved = {"step": 20, "split": "test", "metrics": {"eval/mrr": 0.5}, "intervals_95": {}}
     (tmp_path / "evaluation_test_20.json").write_text(json.dumps(saved | how))
     settings = EvalConfig(filter_seen=False, neighbours="auto")
     (found,) = read_record(tmp_path, settings).saved
     assert found.conditions == (
         "eval.filter_seen True (the configuration of the run has False)",
-        "eval.untrained last",
+        "eval.untrained keep",
         "eval.neighbours 0.5",
         "time-aware (hour of the target known)",
     )

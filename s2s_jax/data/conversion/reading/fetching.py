@@ -179,6 +179,9 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """Whether the names on the way to a file, or to a directory above it, match patterns of `glob`."""
     if not patterns:
         return True
+    if patterns == ["**"]:
+        # Of a directory, not of a file.
+        return bool(names)
     if patterns[0] == "**":
         return any(_matches(names[i:], patterns[1:]) for i in range(len(names) + 1))
     if not names or (names[0].startswith(".") and not patterns[0].startswith(".")):
