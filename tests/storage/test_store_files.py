@@ -22,12 +22,6 @@ from s2s_serve.storage import file_systems, scratch
 from s2s_serve.storage.address import StorePath, place_of
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    with stores.gcs_server(tmp_path_factory.mktemp("emulator")) as endpoint:
-        yield endpoint
-
-
 @pytest.fixture(params=["s3", "gs", "hdfs"])
 def top(request, tmp_path, monkeypatch) -> StorePath:
     """An empty directory of a store."""
