@@ -96,6 +96,18 @@ def test_several_sources_of_both_kinds_keep_their_order(of_s3, tmp_path):
     assert converted(tmp_path / "5", *reversed(both), time_column="timestamp")[1].events == 3
 
 
+def test_a_pattern_may_name_what_directories_leave_out(of_s3, tmp_path):
+    rows = events(user_id=[1, 2])
+    for name in ("a.csv", "_b.csv", "x/_new/c.csv"):
+        write_csv(tmp_path / "there" / name, rows)
+    put(tmp_path / "there", of_s3)
+    for pattern in ("*.csv", "*/_new/*.csv"):
+        expected, known = converted(tmp_path / "1", tmp_path / "there" / pattern, overwrite=True)
+        found, done = converted(tmp_path / "2", f"{of_s3}/{pattern}", overwrite=True)
+        assert found == expected
+        assert (done.events, done.notes) == (known.events, known.notes) == (known.events, ())
+
+
 def test_other_formats(of_s3, tmp_path):
     rows = events(user_id=["a", "b", "a"], item_id=[1, 2, 3], timestamp=[3, 2, 1])
     (tmp_path / "lines").mkdir()

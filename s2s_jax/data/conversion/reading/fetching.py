@@ -9,7 +9,7 @@ import dataclasses
 import fnmatch
 import glob
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from s2s_jax.data.conversion.progress import bar
@@ -110,7 +110,7 @@ def _copy(text: str, output: Place, above: Path, notes: list[str]) -> str:
     files = file_systems.files_below(place)
     if files is not None:
         # It exists, so it is no pattern, even if it looks like one.
-        result = str(_local(above, place))
+        result, top, is_pattern = str(_local(above, place)), place, False
     else:
         names = place.key.split("/")
         fixed = next((i for i, name in enumerate(names) if glob.has_magic(name)), len(names))
@@ -120,14 +120,20 @@ def _copy(text: str, output: Place, above: Path, notes: list[str]) -> str:
         if not files:
             raise UserError(f"{place} does not exist; give files or directories with events")
         result = str(Path(glob.escape(str(_local(above, top))), *rest))
-        place = top
-    _note_tables(place, above)
+        is_pattern = True
+    _note_tables(top, above)
     everything = [file.path for file in files]
-    own = [path for path in everything if _is_output(path, output, place)]
+    own = [path for path in everything if _is_output(path, output, top)]
     if own:
         notes.append(f"{count(own, 'file')} left out, being in --output")
-    _fetch(place, {path: _local(above, path) for path in sorted({*everything} - {*own})})
+    copies = {path: _local(above, path) for path in sorted({*everything} - {*own})}
+    # A pattern may name files that are left out of directories.
+    _fetch(copies, lambda path: not is_pattern and _is_hidden(path.parts_below(top)))
     return result
+
+
+def _is_hidden(names: Sequence[str]) -> bool:
+    return any(name[:1] in (".", "_") for name in names if name)
 
 
 def _note_tables(place: StorePath, above: Path) -> None:
@@ -136,20 +142,22 @@ def _note_tables(place: StorePath, above: Path) -> None:
     while directory.key:
         directory = directory.parent
         for sign in TABLE_SIGNS:
+            # Directories above may have any number of files, so they are not listed.
             inside, _, pattern = sign.rpartition("/")
-            found = next((directory / inside if inside else directory).glob(pattern), None)
-            if found is not None:
-                copy = _local(above, found)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.touch()
+            found = directory / (inside or pattern)
+            if not found.exists() or (inside and not list(found.glob(pattern))):
+                continue
+            copy = _local(above, found / pattern.replace("*", "x") if inside else found)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.touch()
 
 
-def _fetch(top: StorePath, copies: Mapping[StorePath, Path]) -> None:
-    """Copies files below a directory; of files that are not read, only the names."""
+def _fetch(copies: Mapping[StorePath, Path], is_hidden: Callable[[StorePath], bool]) -> None:
+    """Copies files; of those that are not read, only the names."""
     wanted = []
     for path, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if any(name[:1] in (".", "_") for name in path.parts_below(top)):
+        if is_hidden(path):
             # They tell what a directory is.
             copy.touch()
         elif not copy.exists() or copy.stat().st_size == 0:
